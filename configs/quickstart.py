@@ -1,0 +1,74 @@
+"""The whole loop on a laptop CPU: M0 → M1 → M2 → M3 in the arithmetic world.
+
+    stepjax run --config=configs/quickstart.py --workdir=/tmp/quickstart
+
+Nothing is downloaded. M0 is a small random model.
+"""
+
+from stepjax import config
+
+
+def get_config():
+    """Returns the settings that differ from the default."""
+    c = config.default()
+    c.iterations = 2
+    c.data.world = "arithmetic"
+    c.data.questions = (3000, 3000)
+    c.data.ift_count = 250  # few on purpose: M1 is a better judge than solver
+    c.data.eft_count = 8000
+    c.data.heldout_count = 300
+    c.data.test_count = 500
+
+    c.model.hidden_size = 64
+    c.model.num_layers = 3
+    c.model.num_heads = 2
+    c.model.num_kv_heads = 2
+    c.model.head_dim = 32
+    c.model.intermediate_size = 192
+    c.model.embedding_std = 0.5
+    c.model.init_std = 0.05
+
+    c.train.row_length = 64
+    c.train.checkpoint_every = 500
+    rate = {"b2": 0.98, "weight_decay": 0.05}
+    c.sft.verdict_weight = 3.0
+    c.sft.phases = (
+        config.phase(
+            name="judge",
+            ift=0.0,
+            eft=1.0,
+            epochs=0,
+            steps=1800,
+            stop_loss=0.008,
+            optimizer=config.optimizer(4e-3, warmup_steps=50, **rate),
+        ),
+        config.phase(
+            name="mixed",
+            ift=0.6,
+            eft=0.4,
+            epochs=0,
+            steps=800,
+            optimizer=config.optimizer(4e-3, "cosine", **rate),
+        ),
+    )
+
+    c.search.width = 5
+    c.search.temperature = 1.0
+    c.search.top_p = 1.0
+    c.search.on_tie = "append"  # a sure model's candidates all agree
+    c.search.max_step_tokens = 12
+    c.search.context_tokens = 64
+    c.search.slots = 128
+    c.judge.score = "consistent"
+    c.judge.max_tokens = 20
+    c.judge.context_tokens = 64
+    c.judge.rows = 2
+    c.pairs.best_beats_all = True
+
+    c.dpo.beta = 0.3
+    c.dpo.nll_weight = 1.0
+    c.dpo.optimizer = config.optimizer(5e-4, warmup_steps=10, b2=0.98)
+
+    c.eval.max_tokens = 48
+    c.eval.search_count = 250
+    return c

@@ -1,0 +1,63 @@
+"""stepjax: process-based self-rewarding language models in JAX (arXiv 2503.03746).
+
+    base M0 --SFT--> M1 --search and judge--> pairs --step-wise DPO--> M2 --> ... --> Mn
+
+One file per stage of the method, in the order in which it runs, then the plumbing:
+
+    losses.py      step_logps, step_dpo_loss, ...: imports jax and nothing else
+    forest.py      packs sequences and whole search trajectories into rows
+    prompts.py     templates, step format, verdicts, boxed answers
+    records.py     rows of IFT, EFT and benchmark data; JSONL in and out
+    encode.py      records to token ids and masks
+    sources.py     public data sets to records
+    sft.py         M0 to M1
+    search.py      step-by-step search: propose, judge, keep the best, go back
+    judge.py       the model compares candidate steps in pairs
+    pairs.py       trajectories to preference data
+    dpo.py         Mi to Mi+1
+    iterate.py     the loop from M0 to Mn over a run directory
+    evaluate.py    accuracy on benchmarks, accuracy of the judge
+    answers.py     answers: extraction and equivalence
+    worlds/        built-in worlds to run the whole method in: arithmetic
+    config.py      default(): every knob once
+    main.py        the command line
+    lm/            model.py       one decoder for all model families
+                   attention.py   attention over forests and shared caches
+                   generate.py    sampling of steps on the device
+                   stops.py       stop strings as an automaton over token ids
+                   tokenizer.py   text to ids and back
+                   weights.py     Hugging Face directories in and out
+                   sharding.py    meshes, logical axes
+                   train.py       train state and training step
+                   checkpoint.py  arrays with checksums, finished stages
+
+`import stepjax` loads nothing, `from stepjax import step_dpo_loss` loads jax only.
+Everything but the losses needs the extra `train`: pip install "stepjax[train]".
+"""
+
+__version__ = "0.1.0"
+
+# The public names; all are in losses.py.
+__all__ = [
+    "sft_loss",
+    "step_dpo",
+    "step_dpo_loss",
+    "step_dpo_metrics",
+    "step_logps",
+    "step_logps_from_hidden",
+    "token_logps_from_hidden",
+]
+
+
+def __getattr__(name):
+    """Loads losses.py when a public name is first asked for (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from stepjax import losses
+
+    return getattr(losses, name)
+
+
+def __dir__():
+    """Lists the public names before they are loaded, too."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,162 @@
+"""Every setting of a run, once, with its unit and where it comes from.
+
+Files in ``configs/`` call `default` and set only what differs. Unknown names and
+wrong types are errors. "paper" is arXiv 2503.03746.
+"""
+
+import ml_collections
+
+
+def default() -> ml_collections.ConfigDict:
+    """Returns the settings of the paper where it states them, locked.
+
+    A run needs, on top: ``model`` (shape or ``init``), and ``data``.
+    """
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # every draw of a run is folded from it
+    c.iterations = 3  # step-DPO rounds: M1 → M(1 + iterations); paper: 3
+
+    c.model = model = ml_collections.ConfigDict()
+    model.init = "random"  # "random", or "hf:DIR" for a Hugging Face directory
+    model.dtype = "float32"  # compute type; "bfloat16" on accelerators
+    model.remat = "none"  # "full" recomputes each block in the backward pass
+    # Shape of a random model; an hf: directory brings its own.
+    model.vocab_size = 0  # 0: the tokenizer's, rounded up to a multiple of 8
+    model.hidden_size = 64
+    model.num_layers = 2
+    model.num_heads = 2
+    model.num_kv_heads = 2
+    model.head_dim = 32
+    model.intermediate_size = 192
+    model.rope_theta = 10000.0
+    model.rms_norm_eps = 1e-6
+    model.qkv_bias = True  # True: Qwen2, False: Llama
+    model.tie_embeddings = False
+    model.embedding_std = 0.02  # of a random embedding
+    model.init_std = 0.02  # of every other random matrix
+
+    c.tokenizer = ""  # folder or tokenizer.json; "" takes the hf: directory's or world's
+
+    c.prompts = text = ml_collections.ConfigDict()
+    text.solve = ""  # template with {problem}; "" takes the world's or stepjax.prompts
+    text.judge = ""  # template with {problem}, {steps}, {a}, {b}
+    text.step = "Step {n}: "  # marker of a step (paper, appendix)
+    text.verdict = "[[{side}]]"  # (paper, appendix)
+
+    c.data = data = ml_collections.ConfigDict()
+    data.world = ""  # "arithmetic": made on the spot; "": the files below
+    data.questions = (400, 800, 1200)  # new questions an iteration (paper)
+    data.operations = 3  # arithmetic: steps of a problem
+    data.ift_count = 0  # IFT rows, 0 all; arithmetic: how many to make
+    data.eft_count = 0  # EFT problems (two rows each), 0 all; arithmetic: likewise
+    data.heldout_count = 0  # EFT problems kept to measure the judge (paper: 500 rows)
+    data.test_count = 0  # test problems, 0 all
+    data.ift = ""  # file of IFT rows
+    data.ift_format = "jsonl"  # "jsonl" (records.Solution) or "gsm8k"
+    data.eft = ""  # file of EFT rows
+    data.eft_format = "jsonl"  # "jsonl" (records.Comparison) or "prm800k"
+    data.question_file = ""  # file of questions; those in IFT or EFT are passed over
+    data.question_format = "jsonl"  # "jsonl" (records.Question) or "gsm8k"
+    data.test = ""  # file of test problems
+    data.test_format = "jsonl"  # "jsonl" (records.Problem) or "gsm8k"
+
+    c.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = -1  # replicas; -1: what the other axes leave
+    mesh.fsdp = 1  # ways that parameters and optimizer state are split
+    mesh.tensor = 1  # ways that heads, feed-forward and vocabulary are split
+
+    c.train = train = ml_collections.ConfigDict()
+    train.row_length = 1024  # tokens of a forest row; longer examples are dropped
+    train.micro_batches = 1  # parts of a batch whose gradients are summed
+    train.checkpoint_every = 200  # updates between two saved training states; 0 none
+    train.log_every = 20  # updates a line of metrics
+
+    c.sft = sft = ml_collections.ConfigDict()
+    sft.phases = (phase(),)  # paper: one phase, IFT and EFT mixed
+    sft.verdict_weight = 1.0  # loss weight of the verdict's tokens
+
+    c.search = search = ml_collections.ConfigDict()
+    search.width = 6  # candidates a step, w (paper)
+    search.temperature = 0.5  # (paper)
+    search.top_p = 0.95  # (paper)
+    search.max_expansions = 20  # a problem, going back included (paper: 20 iterations)
+    search.on_tie = "back"  # "back" (paper), or "append" the most frequent, no pair
+    search.max_step_tokens = 256  # tokens of a step
+    search.context_tokens = 2048  # tokens of prompt and steps
+    search.slots = 32  # problems in flight
+
+    c.judge = judge = ml_collections.ConfigDict()
+    judge.mode = "generate"  # (paper), or "logprob"
+    judge.score = "sum"  # reading of equation 2: "sum", "consistent", "single"
+    judge.temperature = 0.0  # of the explanation
+    judge.top_p = 1.0
+    judge.max_tokens = 512  # of explanation and verdict
+    judge.context_tokens = 2560  # tokens of instructions, question and steps
+    judge.rows = 30  # judgments of a problem that share a read of its context
+
+    c.pairs = pairs = ml_collections.ConfigDict()
+    pairs.best_beats_all = False  # keep a pair only if the best won all its calls
+
+    c.dpo = dpo = ml_collections.ConfigDict()
+    dpo.beta = 0.1  # the paper does not state it
+    dpo.label_smoothing = 0.0
+    dpo.nll_weight = 0.0  # of the chosen step's mean token loss (paper: none)
+    dpo.reference = "precomputed"  # or "live"
+    dpo.batch_size = 32  # pairs (paper)
+    dpo.epochs = 1  # (paper)
+    dpo.optimizer = optimizer(learning_rate=5e-7)  # (paper)
+
+    c.eval = ml_collections.ConfigDict()
+    c.eval.max_tokens = 2048  # of a greedy solution
+    c.eval.search_count = 0  # test problems for the search evaluation; 0 all
+    c.lock()
+    return c
+
+
+def optimizer(
+    learning_rate: float,
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    final_fraction: float = 0.1,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+) -> ml_collections.ConfigDict:
+    """Returns AdamW's settings; see `stepjax.lm.train.OptimizerOptions`."""
+    return ml_collections.ConfigDict(locals())
+
+
+def phase(
+    name: str = "mixed",
+    ift: float = 1.0,
+    eft: float = 1.0,
+    epochs: int = 3,
+    steps: int = 0,
+    stop_loss: float = 0.0,
+    batch_size: int = 32,
+    optimizer: ml_collections.ConfigDict = optimizer(learning_rate=1e-6),  # noqa: B008
+) -> ml_collections.ConfigDict:
+    """Returns one phase of SFT; see `stepjax.sft.Phase`. Defaults: the paper's."""
+    return ml_collections.ConfigDict(locals())
+
+
+def to_dict(value):
+    """Returns settings as plain JSON values."""
+    if isinstance(value, ml_collections.ConfigDict):
+        return {name: to_dict(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_dict(item) for item in value]
+    return value
+
+
+def from_dict(values: dict) -> ml_collections.ConfigDict:
+    """Returns the settings of a config.json."""
+    config = default()
+    phases = values["sft"].pop("phases")
+    values["data"]["questions"] = tuple(values["data"]["questions"])
+    config.update(values)
+    config.sft.phases = tuple(
+        phase(**p | {"optimizer": optimizer(**p["optimizer"])}) for p in phases
+    )
+    return config

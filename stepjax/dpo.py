@@ -1,0 +1,196 @@
+"""Mi → M(i+1): step-wise DPO on the pairs that Mi made (paper, section 3.4).
+
+All pairs of a solution share one forest row: the problem and the kept steps are the
+trunk, each rejected step a branch, so the context is computed once. Only the tokens
+of the two steps of a pair are scored. The reference is the model at the start of the
+iteration, precomputed as log-probabilities or run live; it is never part of the
+trained state.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from stepjax import forest, losses
+from stepjax.lm import sharding, train
+
+REFERENCES = ("precomputed", "live")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of the loss.
+
+    Attributes:
+      beta: strength of the reference (the paper does not state it).
+      label_smoothing: share of preferences taken to be wrong.
+      nll_weight: weight of the chosen step's mean token loss; the paper has none.
+      reference: one of `REFERENCES`.
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    nll_weight: float = 0.0
+    reference: str = "precomputed"
+
+    def __post_init__(self):
+        if self.reference not in REFERENCES:
+            raise ValueError(
+                f"dpo.reference={self.reference!r}; expected one of {REFERENCES}."
+            )
+
+
+class Batch(NamedTuple):
+    """Pairs of one update; a leading axis of micro-batches comes on top.
+
+    Attributes:
+      rows: forest rows; pair p has segments 2 p (chosen) and 2 p + 1 (rejected).
+      lengths: tokens of each segment, [2 P] float32; 0 marks padding.
+      reference: log-probability of each segment under the reference, [2 P] float32;
+        zeros when the reference is live.
+    """
+
+    rows: forest.Rows
+    lengths: np.ndarray
+    reference: np.ndarray
+
+
+def pair_logps(model, params, batch: Batch) -> jax.Array:
+    """Returns log pi(s | c) of every segment, [2 P] float32."""
+    logps = train.scored_logps(model, params, batch.rows)
+    return train.segment_sums(logps, batch.rows, batch.lengths.shape[0])
+
+
+def loss(params, reference, batch: Batch, *, model, options: Options):
+    """Returns (sum of the pairs' losses, (pairs, sums of the metrics)).
+
+    Args:
+      params: the policy.
+      reference: parameters of the reference, or None when it is precomputed.
+      batch: one micro-batch.
+      model: the decoder.
+      options: settings.
+    """
+    policy = pair_logps(model, params, batch)
+    if reference is None:
+        anchor = batch.reference
+    else:
+        anchor = jax.lax.stop_gradient(pair_logps(model, reference, batch))
+    four = policy[0::2], policy[1::2], anchor[0::2], anchor[1::2]
+    real = batch.lengths[0::2] > 0  # [P]
+    value = losses.step_dpo_loss(
+        *four, beta=options.beta, label_smoothing=options.label_smoothing
+    )
+    nll = -policy[0::2] / jnp.maximum(batch.lengths[0::2], 1.0)
+    metrics = jax.vmap(
+        lambda *pair: losses.step_dpo_metrics(
+            *(x[None] for x in pair), beta=options.beta
+        )
+    )(*four)
+    metrics |= {"dpo_loss": value, "nll": nll}
+    value = value + options.nll_weight * nll
+    sums = {name: jnp.where(real, x, 0.0).sum() for name, x in metrics.items()}
+    return jnp.where(real, value, 0.0).sum(), (real.sum().astype(jnp.float32), sums)
+
+
+def make_batches(
+    pairs: Sequence[forest.IdPair],
+    *,
+    mesh: Mesh,
+    batch_size: int,
+    micro_batches: int,
+    row_length: int,
+    epochs: int,
+    seed: int,
+) -> list[Batch]:
+    """Lays all updates out as host batches of one shape, [M, ...] each.
+
+    Trajectories are shuffled, not single pairs, so that the pairs of a solution stay
+    together and share their context.
+
+    Args:
+      pairs: the preferences; those of one solution stand together.
+      mesh: devices.
+      batch_size: pairs an update.
+      micro_batches: parts of a batch whose gradients are summed.
+      row_length: tokens of a row.
+      epochs: passes over the pairs.
+      seed: of the shuffling.
+    """
+    if not pairs:
+        return []
+    groups = forest.group_by_trunk(pairs, row_length)
+    updates: list[list[int]] = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(groups))
+        flat = [i for g in order for i in groups[g]]
+        at = range(0, len(flat), batch_size)
+        updates += [flat[start : start + batch_size] for start in at]
+    share = -(-batch_size // micro_batches)
+    planned = []
+    for update in updates:
+        parts = [update[i * share : (i + 1) * share] for i in range(micro_batches)]
+        planned.append([_trees([pairs[i] for i in part], row_length) for part in parts])
+    filled = [
+        (forest.fill(trees, row_length), trees) for parts in planned for trees in parts
+    ]
+    rows = forest.bucket(
+        max(len(f) for f, _ in filled), sharding.row_multiple(mesh)
+    )
+    scored = forest.bucket(
+        max(sum(len(t[i].scored) for i in row) for f, t in filled for row in f), 8
+    )
+    return [
+        jax.tree.map(
+            lambda *x: np.stack(x),
+            *[_batch(trees, row_length, rows, scored, share) for trees in parts],
+        )
+        for parts in planned
+    ]
+
+
+def _trees(pairs: Sequence[forest.IdPair], row_length: int) -> list[forest.Tree]:
+    trees, segment = [], 0
+    for group in forest.group_by_trunk(pairs, row_length) if pairs else []:
+        trees.append(forest.trajectory_tree([pairs[i] for i in group], segment))
+        segment += 2 * len(group)
+    return trees
+
+
+def _batch(trees, row_length: int, rows: int, scored: int, pairs: int) -> Batch:
+    packed = forest.pack(trees, row_length, rows=rows, scored=scored)
+    real = packed.weight > 0
+    lengths = np.bincount(packed.segment[real], minlength=2 * pairs)
+    lengths = lengths.astype(np.float32)
+    return Batch(packed, lengths, np.zeros_like(lengths))
+
+
+def with_reference(
+    model, params, batches: Sequence[Batch], mesh: Mesh, on_batch=lambda done: None
+) -> list[Batch]:
+    """Returns the batches with the reference's log-probabilities filled in.
+
+    Args:
+      model: the decoder.
+      params: the reference.
+      batches: from `make_batches`.
+      mesh: devices.
+      on_batch: called with the number of batches done.
+    """
+
+    @jax.jit
+    def logps(params, batch):
+        return jax.lax.map(functools.partial(pair_logps, model, params), batch)
+
+    result = []
+    for done, batch in enumerate(batches, 1):
+        values = np.asarray(logps(params, train.put_batch(mesh, batch)))
+        result.append(batch._replace(reference=values))
+        on_batch(done)
+    return result

@@ -1,0 +1,120 @@
+"""Records → token ids, the same way in training, searching and judging.
+
+Every sequence is a chain of pieces that each begin at the start of a line: a prompt,
+then one piece a step, and for the judge the parts of its template between them. A
+piece is encoded as it continues after a newline, so the ids of a sequence grow
+without ever changing, caches can be extended, and a sampled step's own ids can stand
+wherever the text of a step stands. EOS ends a final step and a verdict, nothing else.
+"""
+
+import functools
+from collections.abc import Sequence
+
+from stepjax import prompts
+from stepjax.lm.tokenizer import Tokenizer
+from stepjax.prompts import Templates
+from stepjax.records import Comparison, Solution
+
+
+class Codec:
+    """A tokenizer with the templates of a run.
+
+    Attributes:
+      tokenizer: the tokenizer.
+      templates: the prompt texts.
+      newline: ids of a newline at the end of a line.
+      stop_ids: ids that end a sequence.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, templates: Templates):
+        """Checks the templates and prepares the fixed pieces.
+
+        Raises:
+          ValueError: for bad templates, or pieces that the tokenizer cannot encode
+            line by line.
+        """
+        prompts.check_templates(templates)
+        self.tokenizer, self.templates = tokenizer, templates
+        self.stop_ids = frozenset(tokenizer.stop_ids)
+        line = tokenizer.encode_line("a")
+        self.newline = tokenizer.encode_line("a\n")[len(line) :]
+        self._line = functools.lru_cache(maxsize=65536)(self._encode_line)
+
+    def _encode_line(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode_line(text)) if text else ()
+
+    def solve_prompt(self, problem: str) -> tuple[int, ...]:
+        """Returns the ids that the solution of a problem follows."""
+        text = prompts.solve_prompt(self.templates, problem)
+        return tuple(self.tokenizer.encode_prompt(text))
+
+    def step(self, text: str) -> tuple[int, ...]:
+        """Returns the ids of a step: with its newline, or bare when it is final."""
+        final = prompts.boxed(text) is not None
+        return self._line(text if final else text + "\n")
+
+    def solution(self, row: Solution) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+        """Returns the prompt's ids and each step's; the last one ends with EOS."""
+        prompts.check_steps(self.templates, row.steps)
+        steps = [self.step(text) for text in row.steps]
+        steps[-1] = steps[-1] + (self.tokenizer.eos_id,)
+        return self.solve_prompt(row.problem), steps
+
+    def judge_context(
+        self, problem: str, steps: Sequence[Sequence[int]]
+    ) -> tuple[int, ...]:
+        """Returns the ids shared by all judgments of a step; grows with the steps."""
+        head = prompts.judge_pieces(self.templates, problem).head
+        ids = list(self.tokenizer.encode_prompt(head))
+        for step in steps:
+            ids.extend(self._as_line(step))
+        return tuple(ids)
+
+    def judge_question(self, a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+        """Returns the ids after the shared context, for one ordered pair of steps."""
+        pieces = prompts.judge_pieces(self.templates, "")
+        parts = (
+            self._line(pieces.before_a),
+            self._as_line(a),
+            self._line(pieces.between),
+            self._as_line(b),
+            self._line(pieces.tail),
+        )
+        return sum(parts, ())
+
+    def comparison(self, row: Comparison) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns the ids of an EFT row: prompt, and response (ends with EOS)."""
+        prompts.check_steps(self.templates, row.steps)
+        context = self.judge_context(row.problem, [self.step(s) for s in row.steps])
+        question = self.judge_question(self.step(row.a), self.step(row.b))
+        response = self._line(row.explanation + self.verdict_text(row.verdict))
+        return context + question, (*response, self.tokenizer.eos_id)
+
+    def verdict_text(self, side: str) -> str:
+        """Returns the text of a verdict, e.g. "[[A]]"."""
+        return self.templates.verdict.replace("{side}", side)
+
+    def verdict(self, side: str) -> tuple[int, ...]:
+        """Returns the ids of a bare verdict."""
+        return self._line(self.verdict_text(side))
+
+    def verdict_tokens(self, response: Sequence[int]) -> int:
+        """Returns how many of a response's last ids cover its verdict and EOS."""
+        need, count = len(self.verdict_text("A").encode()), 1
+        while need > 0 and count < len(response):
+            count += 1
+            need -= len(self.tokenizer.token_bytes[response[-count]])
+        return count
+
+    def strip(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Returns ids without a stop id at the end."""
+        return tuple(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Returns the text of a step for people: no EOS, no newline at the end."""
+        return self.tokenizer.decode(self.strip(ids)).rstrip("\n")
+
+    def _as_line(self, step: Sequence[int]) -> tuple[int, ...]:
+        ids = self.strip(step)
+        ends = self.tokenizer.token_bytes[ids[-1]].endswith(b"\n") if ids else False
+        return ids if ends else (*ids, *self.newline)

@@ -1,0 +1,194 @@
+"""How good a model is: greedy accuracy, judge accuracy, test-time search.
+
+The only stage, with data preparation, that sees gold answers.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from stepjax import answers, prompts
+from stepjax.encode import Codec
+from stepjax.judge import Judge, Request, hash_id
+from stepjax.lm import stops
+from stepjax.lm.generate import Slots
+from stepjax.records import Comparison, Problem
+from stepjax.search import State
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Returns the 95 % Wilson interval of a rate (E. B. Wilson, 1927).
+
+    Args:
+      right: successes.
+      total: trials; 0 gives (0, 1).
+    """
+    if not total:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    rate = right / total
+    middle = rate + z * z / (2 * total)
+    spread = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total**2))
+    scale = 1 + z * z / total
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def accuracy(items: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Returns accuracy with its interval over items with a bool "right"."""
+    right, total = sum(bool(item["right"]) for item in items), len(items)
+    low, high = wilson(right, total)
+    rate = right / total if total else 0.0
+    return {"accuracy": rate, "low": low, "high": high, "count": total}
+
+
+def greedy(
+    slots: Slots,
+    codec: Codec,
+    problems: Sequence[Problem],
+    *,
+    max_tokens: int,
+    on_done: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Solves every problem with greedy decoding.
+
+    Args:
+      slots: context caches.
+      codec: tokenizer and templates.
+      problems: with gold answers.
+      max_tokens: most tokens of a solution.
+      on_done: called with the number of problems just done.
+
+    Returns:
+      {"metrics": accuracy, steps_per_solution, tokens_per_step, finished_rate,
+      "items": one for each problem}.
+    """
+    tokenizer = codec.tokenizer
+    table = stops.compile_stops(tokenizer.token_bytes, (), tokenizer.stop_ids)
+    table = jax.numpy.asarray(table)
+    count, items = len(slots.held), []
+    for at in range(0, len(problems), count):
+        batch = problems[at : at + count]
+        ids = [codec.solve_prompt(problem.problem) for problem in batch]
+        slots.hold({slot: prompt[:-1] for slot, prompt in enumerate(ids)})
+        fed = [[prompt[-1:]] for prompt in ids] + [[()]] * (count - len(batch))
+        out = slots.sample(
+            None,
+            fed,
+            np.zeros((count, 1, 1), np.uint32),
+            seed=0,
+            temperature=0.0,
+            top_p=1.0,
+            stops=table,
+            vocab=tokenizer.vocab_size,
+            budget=max_tokens,
+            capacity=max_tokens,
+        )
+        for slot, problem in enumerate(batch):
+            made = out.tokens[slot, 0, : out.count[slot, 0]].tolist()
+            items.append(_graded(problem, codec.text(made), len(made), codec))
+            items[-1]["finished"] = bool(out.stopped[slot, 0])
+        on_done(len(batch))
+    steps = sum(item["steps"] for item in items)
+    metrics = accuracy(items) | {
+        "steps_per_solution": steps / max(len(items), 1),
+        "tokens_per_step": sum(item["tokens"] for item in items) / max(steps, 1),
+        "finished_rate": sum(i["finished"] for i in items) / max(len(items), 1),
+    }
+    return {"metrics": metrics, "items": items}
+
+
+def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str, Any]:
+    try:
+        steps = len(prompts.split_steps(codec.templates, text))
+    except ValueError:
+        steps = 0
+    prediction = answers.extract(text)
+    return {
+        "id": problem.id,
+        "answer": problem.answer,
+        "prediction": prediction,
+        "right": answers.equivalent(prediction, problem.answer),
+        "steps": steps,
+        "tokens": tokens,
+        "text": text,
+    }
+
+
+def judge_accuracy(
+    judge: Judge,
+    codec: Codec,
+    rows: Sequence[Comparison],
+    *,
+    slots: int,
+    on_done: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Asks the judge every held-out comparison, in the order of the row.
+
+    An unparsed verdict is wrong.
+
+    Args:
+      judge: from `judge.make_judge`.
+      codec: tokenizer and templates.
+      rows: comparisons with gold verdicts.
+      slots: rows asked at once, at most the judge's slots.
+      on_done: called with the number of rows just done.
+
+    Returns:
+      {"metrics": accuracy, unparsed_rate, "items": one for each row}.
+    """
+    items = []
+    for at in range(0, len(rows), slots):
+        batch = rows[at : at + slots]
+        requests = [
+            Request(
+                slot,
+                row.id,
+                row.problem,
+                tuple(codec.step(text) for text in row.steps),
+                (codec.step(row.a), codec.step(row.b)),
+                (0, hash_id(row.id), len(row.steps) + 1, 0),
+            )
+            for slot, row in enumerate(batch)
+        ]
+        for row, (verdict,) in zip(
+            batch, judge(requests, [[(0, 1)]] * len(batch)), strict=True
+        ):
+            items.append(
+                {
+                    "id": row.id,
+                    "answer": row.verdict,
+                    "prediction": verdict.winner,
+                    "right": verdict.winner == row.verdict,
+                    "response": verdict.response,
+                }
+            )
+        on_done(len(batch))
+    unparsed = sum(item["prediction"] is None for item in items)
+    metrics = accuracy(items) | {"unparsed_rate": unparsed / max(len(items), 1)}
+    return {"metrics": metrics, "items": items}
+
+
+def searched(
+    states: Iterable[State], problems: Sequence[Problem], codec: Codec
+) -> dict[str, Any]:
+    """Grades closed searches as answers (test-time search).
+
+    Args:
+      states: one closed search for each problem, in any order.
+      problems: with gold answers.
+      codec: tokenizer and templates.
+
+    Returns:
+      {"metrics": accuracy, "items": one for each problem}.
+    """
+    gold = {problem.id: problem for problem in problems}
+    items = []
+    for state in sorted(states, key=lambda s: list(gold).index(s.question.id)):
+        text = "\n".join(step.text for step in state.steps)
+        tokens = sum(len(step.ids) for step in state.steps)
+        items.append(_graded(gold[state.question.id], text, tokens, codec))
+        items[-1]["status"] = state.status
+    return {"metrics": accuracy(items), "items": items}

@@ -1,0 +1,705 @@
+"""The loop M0 → M1 → … → Mn over a run directory of finished stages.
+
+Each stage writes its result and then a manifest: the digests of its inputs, of every
+array and file, counts, seed, versions and seconds. The same command after a kill
+finds the finished stages, checks that nothing under them changed, and goes on: at the
+last saved state of a training, at the last closed problem of a search.
+
+    DIR/config.json  data/  tokenizer/  metrics.jsonl  tensorboard/  eval/M1.json ...
+    DIR/M1/{params,manifest.json,search.jsonl,pairs.jsonl,search.json}  M2/ ...
+
+The search and DPO stages read questions without answers: no gold reaches them.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+import stepjax
+from stepjax import config as configs
+from stepjax import dpo, evaluate, prepare, records, search, sft
+from stepjax import judge as judging
+from stepjax import pairs as preferences
+from stepjax.encode import Codec
+from stepjax.lm import checkpoint, generate, sharding, tokenizer, train, weights
+from stepjax.lm import model as lm
+from stepjax.monitor import Monitor
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file.
+
+    Raises:
+      ValueError: when it is missing.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; expected the result of an earlier stage.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
+    """Runs the whole loop, or what is left of it, and returns the final table.
+
+    Args:
+      config: the settings, see `stepjax.config`.
+      workdir: the run directory; made when missing, continued when it is there.
+    """
+    this = Run(config, workdir)
+    this.sft()
+    for number in range(1, config.iterations + 1):
+        this.evaluate(number)
+        this.search(number)
+        this.dpo(number)
+    this.evaluate(config.iterations + 1)
+    return this.table()
+
+
+class Run:
+    """A run directory with its settings; every method is one stage."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: str | os.PathLike):
+        """Claims the directory, prepares the data, and makes every early check.
+
+        Raises:
+          ValueError: for settings or data that cannot work, or a directory of another
+            configuration.
+        """
+        self.config = config.copy_and_resolve_references()
+        self.workdir = pathlib.Path(workdir)
+        self._claim()
+        self.monitor = Monitor(self.workdir)
+        self.phases = [_phase(p) for p in config.sft.phases]
+        if not self.phases:
+            raise ValueError("sft.phases is empty; expected at least one phase.")
+        self.dpo_options = dpo.Options(
+            **{
+                name: config.dpo[name]
+                for name in ("beta", "label_smoothing", "nll_weight", "reference")
+            }
+        )
+        self.prepare()
+        ids = tokenizer.load(self.workdir / "tokenizer")
+        self.codec = Codec(ids, prepare.templates(config))
+        self.model = lm.Decoder(prepare.model_config(config, ids.vocab_size))
+        self._check()
+        self.mesh = sharding.make_mesh(**config.mesh)
+
+    def _claim(self) -> None:
+        """Writes config.json, or checks that it is the same."""
+        path = self.workdir / "config.json"
+        mine = configs.to_dict(self.config)
+        if path.exists():
+            theirs = checkpoint.read_json(path)
+            different = _difference(theirs, mine)
+            if different:
+                raise ValueError(
+                    f"{self.workdir} belongs to another configuration ({different}); "
+                    "expected the same one. Use another --workdir, or the settings "
+                    "of its config.json."
+                )
+        elif self.workdir.is_dir() and any(self.workdir.iterdir()):
+            raise ValueError(
+                f"{self.workdir} is not empty and has no config.json; expected a new "
+                "folder or one of an earlier run. Use another --workdir."
+            )
+        else:
+            checkpoint.write_json(path, mine)
+
+    def _check(self) -> None:
+        files = {
+            f"questions_{n}": self.read(f"questions_{n}", records.Question)
+            for n in range(1, self.config.iterations + 1)
+        }
+        files["test"] = self.read("test", records.Problem)
+        prepare.check_budgets(self.config, self.codec, files)
+        self._sft_sources()
+
+    # Stages and manifests.
+
+    def directory(self, number: int) -> pathlib.Path:
+        """Returns the folder of model number `number`."""
+        return self.workdir / f"M{number}"
+
+    def _done(self, path: pathlib.Path, inputs: dict[str, str]) -> dict | None:
+        """Returns a stage's manifest when it is finished, after checking its inputs."""
+        if not path.exists():
+            return None
+        manifest = checkpoint.read_json(path)
+        for name, digest in inputs.items():
+            if manifest["inputs"].get(name) != digest:
+                raise ValueError(
+                    f"{path}: {name} is not what this stage was made from. Delete "
+                    f"{path.parent} and later models, and run the same command again."
+                )
+        for name, digest in manifest["files"].items():
+            if file_digest(path.parent / name) != digest:
+                raise ValueError(
+                    f"{path.parent / name} has changed since it was written; expected "
+                    f"SHA-256 {digest}. Delete {path} and run the same command again."
+                )
+        return manifest
+
+    def _commit(
+        self,
+        path: pathlib.Path,
+        stage: str,
+        began: float,
+        inputs: dict[str, str],
+        files: Iterable[str] = (),
+        **extra: Any,
+    ) -> dict[str, Any]:
+        """Writes the manifest of a finished stage: the last thing it does."""
+        names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+        versions = {name: importlib.metadata.version(name) for name in names}
+        manifest = {
+            "stage": stage,
+            "inputs": inputs,
+            "files": {name: file_digest(path.parent / name) for name in files},
+            "config": file_digest(self.workdir / "config.json"),
+            "seed": self.config.seed,
+            "seconds": time.monotonic() - began,
+            "versions": versions | {"stepjax": stepjax.__version__},
+            **extra,
+        }
+        checkpoint.write_json(path, manifest)
+        return manifest
+
+    def _data(self, name: str) -> dict[str, str]:
+        path = self.workdir / "data" / f"{name}.jsonl"
+        return {name: file_digest(path)}
+
+    def _model_input(self, number: int) -> dict[str, str]:
+        return {f"M{number}": file_digest(self.directory(number) / "manifest.json")}
+
+    def read(self, name: str, record_type: type) -> list:
+        """Returns the rows of one of the run's data files."""
+        return records.read_jsonl(self.workdir / "data" / f"{name}.jsonl", record_type)
+
+    def prepare(self) -> None:
+        """Writes the data files and the tokenizer, once."""
+        folder = self.workdir / "data"
+        if self._done(folder / "manifest.json", {}):
+            return
+        began = time.monotonic()
+        texts = prepare.templates(self.config)
+        prepare.make_tokenizer(self.config, self.workdir / "tokenizer")
+        counts = prepare.make_data(self.config, texts, folder)
+        files = [f"{name}.jsonl" for name in counts]
+        self._commit(
+            folder / "manifest.json", "prepare", began, {}, files, counts=counts
+        )
+
+    def params(self, number: int) -> Any:
+        """Returns the parameters of M`number`, in their shardings.
+
+        Raises:
+          ValueError: when the model does not exist or is damaged.
+        """
+        if number == 0:
+            return self._initial_params()
+        path = self.directory(number) / "manifest.json"
+        if not path.exists():
+            raise ValueError(
+                f"{self.directory(number)} is not finished; expected an earlier stage "
+                "to have made it. Run `stepjax run` on the same --workdir."
+            )
+        shapes = lm.abstract_params(self.model)
+        like = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            lm.unboxed(shapes),
+            sharding.param_shardings(self.mesh, shapes),
+        )
+        digests = checkpoint.read_json(path)["arrays"]
+        return checkpoint.load_tree(self.directory(number) / "params", like, digests)
+
+    def _initial_params(self) -> Any:
+        init = self.config.model.init
+        if init == "random":
+            return train.init_params(self.model, self.mesh, self.config.seed)
+        loaded = weights.load_hf(init.removeprefix("hf:"), self.model.config)
+        shapes = lm.abstract_params(self.model)
+        return jax.device_put(loaded, sharding.param_shardings(self.mesh, shapes))
+
+    def _save_model(
+        self, number: int, stage: str, began: float, params, inputs, **extra
+    ) -> None:
+        folder = self.directory(number)
+        arrays = checkpoint.save_tree(folder / "params", params)
+        self._commit(
+            folder / "manifest.json", stage, began, inputs, arrays=arrays, **extra
+        )
+
+    # M0 → M1.
+
+    def _sft_sources(self) -> tuple[dict[str, list], list[str]]:
+        length = self.config.train.row_length
+        weight = self.config.sft.verdict_weight
+        ift, eft = (
+            self.read(name, kind)
+            for name, kind in (("ift", records.Solution), ("eft", records.Comparison))
+        )
+        trees = {
+            "ift": [sft.solution_tree(self.codec, row) for row in ift],
+            "eft": [sft.comparison_tree(self.codec, row, weight) for row in eft],
+        }
+        dropped = []
+        for name, rows in (("ift", ift), ("eft", eft)):
+            ids = [row.id for row in rows]
+            trees[name], lost = sft.fitting(trees[name], ids, length, name)
+            dropped += lost
+        sizes = {name: len(t) for name, t in trees.items()}
+        for phase in self.phases:
+            sft.phase_steps(phase, sizes)
+        return trees, dropped
+
+    def sft(self) -> None:
+        """Makes M1 from M0 by supervised fine-tuning."""
+        inputs = self._data("ift") | self._data("eft")
+        folder, config = self.directory(1), self.config
+        if self._done(folder / "manifest.json", inputs):
+            return
+        began = time.monotonic()
+        trees, dropped = self._sft_sources()
+        if dropped:
+            self.monitor.say(
+                f"sft: {len(dropped)} rows are longer than train.row_length="
+                f"{config.train.row_length} and are left out (first: {dropped[0]})"
+            )
+        sizes = {name: len(t) for name, t in trees.items()}
+        params, updates = self.params(0), {}
+        loss = functools.partial(sft.loss, model=self.model)
+        for number, phase in enumerate(self.phases):
+            params, updates[phase.name] = self._fit(
+                f"sft/{phase.name}",
+                1,
+                loss,
+                params,
+                None,
+                sft.make_batches(
+                    phase,
+                    number,
+                    trees,
+                    mesh=self.mesh,
+                    row_length=config.train.row_length,
+                    micro_batches=config.train.micro_batches,
+                    seed=config.seed,
+                ),
+                sft.phase_steps(phase, sizes),
+                phase.optimizer,
+                folder / "train" / f"phase_{number}",
+                stop_loss=phase.stop_loss,
+                last=number + 1 < len(self.phases),
+            )
+        counts = sizes | {"dropped": len(dropped), "updates": updates}
+        self._save_model(1, "sft", began, params, inputs, counts=counts)
+        checkpoint.TrainSaver(folder / "train", 0).clear()
+
+    def _fit(
+        self,
+        name,
+        number,
+        loss,
+        params,
+        reference,
+        batch_at,
+        steps,
+        options,
+        folder,
+        *,
+        stop_loss=0.0,
+        last=False,
+    ):
+        """Trains with a progress bar and metrics; returns (params, updates)."""
+        optimizer = train.make_optimizer(options, steps)
+        state = train.TrainState(params, jax.jit(optimizer.init)(params))
+        every = self.config.train.checkpoint_every
+        saver = checkpoint.TrainSaver(folder, every, last=last)
+        state, done, over = saver.restore(state)
+        self.monitor.restart(name, f"M{number}", done)
+        with self.monitor.progress(f"M{number} {name}", steps, "update", done) as move:
+            shown = done
+
+            def on_log(now: int, metrics: dict[str, float]) -> None:
+                nonlocal shown
+                self.monitor.log(name, f"M{number}", now, metrics)
+                move(now - shown, f"loss {metrics['loss']:.4f}")
+                shown = now
+
+            state, done = train.fit(
+                train.make_update(loss, optimizer),
+                state,
+                reference,
+                batch_at,
+                steps,
+                saver=saver,
+                done=done,
+                finished=over,
+                on_log=on_log,
+                log_every=self.config.train.log_every,
+                stop_loss=stop_loss,
+            )
+        return state.params, done
+
+    # What Mi makes: searches and pairs.
+
+    def _slots(self, params, capacity: int) -> generate.Slots:
+        count = self.config.search.slots
+        return generate.Slots(self.model, params, self.mesh, count, capacity)
+
+    def _judge(self, params, rows: int) -> judging.Judge:
+        judge = self.config.judge
+        return judging.make_judge(
+            self._slots(params, judge.context_tokens),
+            self.codec,
+            mode=judge.mode,
+            score=judge.score,
+            max_tokens=judge.max_tokens,
+            temperature=judge.temperature,
+            top_p=judge.top_p,
+            rows=rows,
+            seed=self.config.seed,
+        )
+
+    def _searches(self, params, questions, iteration: int) -> Iterable[search.State]:
+        options = self.config.search
+        propose = search.make_proposer(
+            self._slots(params, options.context_tokens),
+            self.codec,
+            width=options.width,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            max_step_tokens=options.max_step_tokens,
+            iteration=iteration,
+            seed=self.config.seed,
+        )
+
+        def fits(state: search.State) -> bool:
+            held = len(search.context_ids(self.codec, state))
+            steps = [step.ids for step in state.steps]
+            judged = len(self.codec.judge_context(state.question.problem, steps))
+            return (
+                held + options.max_step_tokens <= options.context_tokens
+                and judged <= self.config.judge.context_tokens
+            )
+
+        return search.step_search(
+            questions,
+            propose,
+            self._judge(params, self.config.judge.rows),
+            slots=options.slots,
+            iteration=iteration,
+            score=self.config.judge.score,
+            on_tie=options.on_tie,
+            max_expansions=options.max_expansions,
+            fits=fits,
+        )
+
+    def search(self, number: int) -> None:
+        """Lets M`number` search the questions of its iteration and makes its pairs."""
+        questions = self.read(f"questions_{number}", records.Question)
+        inputs = self._model_input(number) | self._data(f"questions_{number}")
+        folder = self.directory(number)
+        if self._done(folder / "search.json", inputs):
+            return
+        began = time.monotonic()
+        params = self.params(number)
+        journal = _Journal(folder / "search.partial.jsonl", inputs)
+        todo = [q for q in questions if q.id not in journal.states]
+        name = f"M{number} search"
+        done = len(questions) - len(todo)
+        with self.monitor.progress(name, len(questions), "problem", done) as move:
+            for state in self._searches(params, todo, number):
+                journal.add(state)
+                move(1)
+        states = [journal.states[q.id] for q in questions]
+        rows = [
+            pair
+            for state in states
+            for pair in preferences.pairs_of(
+                state,
+                self.codec,
+                model=f"M{number}",
+                iteration=number,
+                seed=self.config.seed,
+                best_beats_all=self.config.pairs.best_beats_all,
+            )
+        ]
+        records.write_jsonl(
+            folder / "search.jsonl", map(preferences.trajectory_row, states)
+        )
+        records.write_jsonl(folder / "pairs.jsonl", rows)
+        counts = preferences.summary(states) | {"pairs": len(rows)}
+        files = ["search.jsonl", "pairs.jsonl"]
+        self._commit(
+            folder / "search.json", "search", began, inputs, files, counts=counts
+        )
+        self.monitor.restart("search", f"M{number}")
+        self.monitor.log("search", f"M{number}", number, counts)
+        journal.path.unlink()
+
+    # Mi → M(i+1).
+
+    def dpo(self, number: int) -> None:
+        """Makes M`number + 1` by step-DPO on the pairs that M`number` made."""
+        source, folder = self.directory(number), self.directory(number + 1)
+        inputs = self._model_input(number)
+        inputs["pairs"] = file_digest(source / "pairs.jsonl")
+        if self._done(folder / "manifest.json", inputs):
+            return
+        began, config = time.monotonic(), self.config
+        rows = records.read_jsonl(source / "pairs.jsonl", preferences.Pair)
+        ids = [row.ids() for row in rows]
+        length = config.train.row_length
+        kept = [p for p in ids if sum(map(len, dataclasses.astuple(p))) <= length]
+        if len(kept) < len(ids):
+            self.monitor.say(
+                f"dpo: {len(ids) - len(kept)} of {len(ids)} pairs are longer than "
+                f"train.row_length={length} and are left out"
+            )
+        params = self.params(number)
+        counts = {"pairs": len(kept), "dropped": len(ids) - len(kept), "updates": 0}
+        if not kept:
+            self.monitor.say(
+                f"dpo: M{number} made no preference pairs, so M{number + 1} is "
+                f"M{number}. Ask more questions, or raise search.temperature."
+            )
+            self._save_model(number + 1, "dpo", began, params, inputs, counts=counts)
+            return
+        batches = dpo.make_batches(
+            kept,
+            mesh=self.mesh,
+            batch_size=config.dpo.batch_size,
+            micro_batches=config.train.micro_batches,
+            row_length=length,
+            epochs=config.dpo.epochs,
+            seed=config.seed + number,
+        )
+        reference = None
+        if self.dpo_options.reference == "live":
+            reference = jax.tree.map(jnp.copy, params)
+        else:
+            name = f"M{number + 1} reference"
+            with self.monitor.progress(name, len(batches), "batch") as move:
+                batches = dpo.with_reference(
+                    self.model, params, batches, self.mesh, lambda done: move(1)
+                )
+        params, counts["updates"] = self._fit(
+            "dpo",
+            number + 1,
+            functools.partial(dpo.loss, model=self.model, options=self.dpo_options),
+            params,
+            reference,
+            lambda step: train.put_batch(self.mesh, batches[step]),
+            len(batches),
+            train.OptimizerOptions(**config.dpo.optimizer),
+            folder / "train",
+        )
+        self._save_model(number + 1, "dpo", began, params, inputs, counts=counts)
+        checkpoint.TrainSaver(folder / "train", 0).clear()
+
+    # Evaluation: the only stage here that reads gold answers.
+
+    def evaluate(
+        self,
+        number: int,
+        modes: Iterable[str] = ("greedy", "judge", "search"),
+        benchmark: str = "test",
+    ) -> dict[str, Any]:
+        """Measures M`number` and writes ``eval/``; returns mode → metrics.
+
+        Args:
+          number: of the model.
+          modes: of "greedy", "judge" and "search".
+          benchmark: "test" (the run's own), or the path of a file of problems.
+        """
+        config, result = self.config, {}
+        own = benchmark == "test"
+        path = self.workdir / "data" / "test.jsonl" if own else pathlib.Path(benchmark)
+        problems = records.read_jsonl(path, records.Problem)
+        if not own:
+            prepare.check_budgets(config, self.codec, {path.name: problems})
+        params = None
+        for mode in modes:
+            inputs = {"benchmark": file_digest(path)}
+            if mode == "judge":
+                inputs = self._data("heldout")
+            if number:
+                inputs |= self._model_input(number)
+            name = f"M{number}_{'heldout' if mode == 'judge' else path.stem}_{mode}"
+            target = self.workdir / "eval" / f"{name}.json"
+            manifest = self._done(target, inputs)
+            if manifest is None:
+                params = self.params(number) if params is None else params
+                began = time.monotonic()
+                made = getattr(self, f"_eval_{mode}")(number, params, problems)
+                target.parent.mkdir(exist_ok=True)
+                manifest = self._commit(target, f"eval/{mode}", began, inputs, **made)
+                self.monitor.restart(f"eval/{name}", f"M{number}")
+                self.monitor.log(
+                    f"eval/{name}", f"M{number}", number, made["metrics"]
+                )
+            result[mode] = manifest["metrics"]
+        return result
+
+    def _eval_greedy(self, number, params, problems):
+        slots = self._slots(params, self.config.search.context_tokens)
+        name = f"M{number} eval greedy"
+        with self.monitor.progress(name, len(problems), "problem") as move:
+            return evaluate.greedy(
+                slots,
+                self.codec,
+                problems,
+                max_tokens=self.config.eval.max_tokens,
+                on_done=move,
+            )
+
+    def _eval_judge(self, number, params, problems):
+        del problems
+        rows = self.read("heldout", records.Comparison)
+        name = f"M{number} eval judge"
+        with self.monitor.progress(name, len(rows), "row") as move:
+            return evaluate.judge_accuracy(
+                self._judge(params, 1),
+                self.codec,
+                rows,
+                slots=self.config.search.slots,
+                on_done=move,
+            )
+
+    def _eval_search(self, number, params, problems):
+        problems = problems[: self.config.eval.search_count or None]
+        questions = [records.Question(p.id, p.problem) for p in problems]
+        name, states = f"M{number} eval search", []
+        with self.monitor.progress(name, len(problems), "problem") as move:
+            for state in self._searches(params, questions, 0):
+                states.append(state)
+                move(1)
+        made = evaluate.searched(states, problems, self.codec)
+        made["metrics"] |= preferences.summary(states)
+        return made
+
+    # What a person gets.
+
+    def table(self) -> str:
+        """Prints one row for each model that was evaluated, and the stages' seconds."""
+        rows, seconds = [], []
+        for number in range(1, self.config.iterations + 2):
+            parts = {}
+            for mode, name in (
+                ("greedy", "test"),
+                ("judge", "heldout"),
+                ("search", "test"),
+            ):
+                path = self.workdir / "eval" / f"M{number}_{name}_{mode}.json"
+                if path.exists():
+                    parts[mode] = checkpoint.read_json(path)
+            path = self.directory(number) / "search.json"
+            if path.exists():
+                parts["made"] = checkpoint.read_json(path)
+            path = self.directory(number) / "manifest.json"
+            if path.exists():
+                parts["trained"] = checkpoint.read_json(path)
+            if parts:
+                rows.append(_table_row(f"M{number}", parts))
+                seconds.append(_seconds_row(f"M{number}", parts))
+        text = self.monitor.table(f"{self.workdir}, seed {self.config.seed}", rows)
+        return text + self.monitor.table("seconds", seconds)
+
+
+class _Journal:
+    """Closed searches of an unfinished stage, appended one by one."""
+
+    def __init__(self, path: pathlib.Path, inputs: dict[str, str]):
+        self.path = path
+        self.states: dict[str, search.State] = {}
+        head = json.dumps({"inputs": inputs}, sort_keys=True)
+        lines = path.read_text("utf-8").split("\n") if path.exists() else []
+        if lines[:1] == [head]:
+            for line in lines[1:-1]:  # what follows the last newline was torn by a kill
+                state = preferences.trajectory_from_row(json.loads(line))
+                self.states[state.question.id] = state
+        self._file = open(path, "w", encoding="utf-8")
+        self._file.write(head + "\n")
+        for state in list(self.states.values()):
+            self.add(state)
+
+    def add(self, state: search.State) -> None:
+        """Keeps a closed search."""
+        self.states[state.question.id] = state
+        row = json.dumps(preferences.trajectory_row(state), ensure_ascii=False)
+        self._file.write(row + "\n")
+        self._file.flush()
+
+
+def _phase(settings: ml_collections.ConfigDict) -> sft.Phase:
+    values = settings.to_dict()
+    values["optimizer"] = train.OptimizerOptions(**values["optimizer"])
+    return sft.Phase(**values)
+
+
+def _difference(theirs: Any, mine: Any, at: str = "") -> str:
+    """Returns the first difference of two JSON values in words, or ""."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for key in sorted(theirs.keys() | mine.keys()):
+            found = _difference(theirs.get(key), mine.get(key), f"{at}.{key}".strip("."))
+            if found:
+                return found
+        return ""
+    return "" if theirs == mine else f"{at} was {theirs!r}, now {mine!r}"
+
+
+def _rate(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _interval(metrics: dict[str, float]) -> str:
+    low, high = _rate(metrics["low"]), _rate(metrics["high"])
+    return f"{_rate(metrics['accuracy'])} [{low}, {high}]"
+
+
+def _table_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
+    """Returns one row of the final table; "-" where a stage did not run."""
+    missing = "-"
+    greedy = parts.get("greedy", {}).get("metrics")
+    judged = parts.get("judge", {}).get("metrics")
+    found = parts.get("search", {}).get("metrics")
+    made = parts.get("made", {}).get("counts")
+    return {
+        "model": name,
+        "greedy % [95 %]": _interval(greedy) if greedy else missing,
+        "search %": _rate(found["accuracy"]) if found else missing,
+        "judge %": _rate(judged["accuracy"]) if judged else missing,
+        "questions": str(made["questions"]) if made else missing,
+        "pairs": str(made["pairs"]) if made else missing,
+        "tie %": _rate(found["tie_rate"]) if found else missing,
+        "flip %": _rate(found["flip_rate"]) if found else missing,
+        "unparsed %": _rate(found["unparsed_rate"]) if found else missing,
+        "steps": f"{greedy['steps_per_solution']:.2f}" if greedy else missing,
+        "tokens/step": f"{greedy['tokens_per_step']:.1f}" if greedy else missing,
+    }
+
+
+def _seconds_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
+    """Returns the seconds of the stages that made and measured a model."""
+    titles = {
+        "trained": "train",
+        "made": "search questions",
+        "greedy": "eval greedy",
+        "judge": "eval judge",
+        "search": "eval search",
+    }
+    return {"model": name} | {
+        title: f"{parts[key]['seconds']:.1f}" if key in parts else "-"
+        for key, title in titles.items()
+    }

@@ -1,0 +1,248 @@
+"""Pairwise step judging by the model itself: verdicts, win counts, best and worst.
+
+Paper (arXiv 2503.03746, section 3.3 and equation 2): every candidate step is
+compared with every other one by the same model as a judge, which explains and then
+ends with [[A]] or [[B]]; Score_i counts the comparisons that i wins.
+
+Readings of equation 2 (`score`): ``sum`` judges all ordered pairs and the winner of
+each call scores (position-symmetric, 0 ... 2 (n - 1)); ``consistent`` lets a win
+count only when both orders agree (0 ... n - 1); ``single`` asks one order a pair,
+drawn by key. A verdict that cannot be parsed counts for nobody.
+
+Two modes: ``generate`` writes the explanation and then the verdict, as in the paper;
+``logprob`` compares the log-probabilities of the two verdicts right after the
+question, without an explanation.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from stepjax import prompts
+from stepjax.encode import Codec
+from stepjax.lm import stops
+from stepjax.lm.generate import Slots
+
+SCORES = ("sum", "consistent", "single")
+MODES = ("generate", "logprob")
+
+
+class Verdict(NamedTuple):
+    """One call of the judge: candidate `a` shown first, `b` second.
+
+    Attributes:
+      a: index of the candidate shown as A.
+      b: index of the candidate shown as B.
+      winner: "A", "B", or None when unparsed.
+      response: what the judge wrote; in logprob mode the log-odds of A.
+    """
+
+    a: int
+    b: int
+    winner: str | None
+    response: str = ""
+
+
+class Request(NamedTuple):
+    """What to judge for one problem: ids of its steps so far and its candidates."""
+
+    slot: int
+    problem_id: str
+    problem: str
+    steps: tuple[tuple[int, ...], ...]
+    candidates: tuple[tuple[int, ...], ...]
+    path: tuple[int, ...]
+
+
+Judge = Callable[..., list[list[Verdict]]]
+
+
+def hash_id(text: str) -> int:
+    """Returns a stable 32-bit integer of a problem id, for key paths."""
+    return zlib.crc32(text.encode())
+
+
+def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[tuple]:
+    """Returns the calls to make for `count` distinct candidates.
+
+    Args:
+      count: number of candidates.
+      score: one of `SCORES`.
+      seed: integers that draw the order of each pair in ``single``.
+
+    Returns:
+      Pairs (shown as A, shown as B).
+    """
+    both = [(i, j) for i in range(count) for j in range(count) if i != j]
+    if score != "single":
+        return both
+    once = [(i, j) for i, j in both if i < j]
+    swap = np.random.default_rng(list(seed)).random(len(once)) < 0.5
+    return [(j, i) if s else (i, j) for (i, j), s in zip(once, swap, strict=True)]
+
+
+def win_counts(count: int, verdicts: Sequence[Verdict], score: str) -> list[int]:
+    """Returns Score_i of each candidate (equation 2, read as `score` says).
+
+    Args:
+      count: number of candidates.
+      verdicts: the judge's calls.
+      score: one of `SCORES`.
+
+    Raises:
+      ValueError: for an unknown reading.
+    """
+    if score not in SCORES:
+        raise ValueError(f"score={score!r}; expected one of {SCORES}.")
+    wins = np.zeros((count, count), int)  # [winner, loser] calls won
+    for verdict in verdicts:
+        if verdict.winner == "A":
+            wins[verdict.a, verdict.b] += 1
+        elif verdict.winner == "B":
+            wins[verdict.b, verdict.a] += 1
+    if score == "consistent":
+        wins = wins == 2
+    return [int(n) for n in wins.sum(1)]
+
+
+def position_flips(verdicts: Sequence[Verdict]) -> tuple[int, int]:
+    """Returns (pairs whose winner depends on the order, pairs parsed both ways)."""
+    winner = {}
+    for v in verdicts:
+        if v.winner is not None:
+            winner[v.a, v.b] = v.a if v.winner == "A" else v.b
+    both = [(i, j) for i, j in winner if i < j and (j, i) in winner]
+    return sum(winner[i, j] != winner[j, i] for i, j in both), len(both)
+
+
+def make_judge(
+    slots: Slots,
+    codec: Codec,
+    *,
+    mode: str,
+    score: str,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    rows: int,
+    seed: int,
+) -> Judge:
+    """Returns the model as its own judge.
+
+    Args:
+      slots: context caches of the judge, one slot a problem.
+      codec: tokenizer and templates.
+      mode: one of `MODES`.
+      score: one of `SCORES`; which orders are asked.
+      max_tokens: most tokens of an explanation with its verdict.
+      temperature: of the explanation; 0 is greedy.
+      top_p: of the explanation.
+      rows: judgments of one problem that share a read of its context.
+      seed: base seed.
+
+    Returns:
+      ``judge(requests, calls=None)``: the verdicts of each request (at most one a
+      slot); `calls` names the ordered pairs to ask of each, by default those of
+      `ordered_pairs`.
+    """
+    if mode not in MODES:
+        raise ValueError(f"judge.mode={mode!r}; expected one of {MODES}.")
+    sides = tuple(codec.verdict_text(side) for side in "AB")
+    stop_ids = codec.tokenizer.stop_ids
+    table = jax.numpy.asarray(
+        stops.compile_stops(codec.tokenizer.token_bytes, sides, stop_ids)
+    )
+    groups_a_call = len(slots.held)
+
+    def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
+        if calls is None:
+            calls = [
+                ordered_pairs(len(r.candidates), score, (seed, *r.path))
+                for r in requests
+            ]
+        asked = {r.slot: r for r, pairs in zip(requests, calls, strict=True) if pairs}
+        slots.hold(
+            {s: codec.judge_context(r.problem, r.steps) for s, r in asked.items()}
+        )
+        groups = [
+            (number, pairs[at : at + rows])
+            for number, pairs in enumerate(calls)
+            for at in range(0, len(pairs), rows)
+        ]
+        verdicts: list[list[Verdict]] = [[] for _ in requests]
+        for at in range(0, len(groups), groups_a_call):
+            batch = groups[at : at + groups_a_call]
+            for (number, pairs), answers in zip(
+                batch, ask(requests, batch), strict=True
+            ):
+                verdicts[number] += [
+                    Verdict(a, b, *answer)
+                    for (a, b), answer in zip(pairs, answers, strict=False)
+                ]
+        return verdicts
+
+    def ask(requests, batch):
+        chosen = [requests[number].slot for number, _ in batch]
+        questions = [
+            [
+                codec.judge_question(
+                    requests[number].candidates[a], requests[number].candidates[b]
+                )
+                for a, b in pairs
+            ]
+            for number, pairs in batch
+        ]
+        if mode == "logprob":
+            return compare(chosen, questions)
+        return write(requests, batch, chosen, questions)
+
+    def write(requests, batch, chosen, questions):
+        paths = np.zeros((len(batch), rows, 7), np.uint32)
+        for g, (number, pairs) in enumerate(batch):
+            path = requests[number].path
+            for w, (a, b) in enumerate(pairs):
+                paths[g, w] = (*path, a, b, 1)[:7]
+        padded = [q + [()] * (rows - len(q)) for q in questions]
+        out = slots.sample(
+            chosen,
+            padded,
+            paths,
+            seed=seed,
+            temperature=temperature,
+            top_p=top_p,
+            stops=table,
+            vocab=codec.tokenizer.vocab_size,
+            budget=max_tokens,
+            capacity=max_tokens,
+            group_multiple=groups_a_call,
+        )
+        answers = []
+        for g, group in enumerate(questions):
+            texts = [
+                codec.text(out.tokens[g, w, : out.count[g, w]].tolist())
+                for w in range(len(group))
+            ]
+            answers.append(
+                [(prompts.parse_verdict(codec.templates, t), t) for t in texts]
+            )
+        return answers
+
+    def compare(chosen, questions):
+        verdicts = [codec.verdict(side) for side in "AB"]
+        scored = np.zeros((len(questions), 2 * rows), np.int32)
+        padded = []
+        for g, group in enumerate(questions):
+            padded.append([q + v for q in group for v in verdicts])
+            scored[g, : 2 * len(group)] = [len(v) for _ in group for v in verdicts]
+            padded[-1] += [()] * (2 * rows - len(padded[-1]))
+        logps = slots.score(chosen, padded, scored, group_multiple=groups_a_call)
+        answers = []
+        for g, group in enumerate(questions):
+            odds = logps[g, : 2 * len(group) : 2] - logps[g, 1 : 2 * len(group) : 2]
+            answers.append([("A" if o > 0 else "B", f"{o:.6f}") for o in odds])
+        return answers
+
+    return judge

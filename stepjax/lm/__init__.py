@@ -1,0 +1,1 @@
+"""Language-model plumbing: tokenizers, stop tables, models and their training."""

@@ -1,0 +1,159 @@
+"""Parameters and training states on disk, with a digest of every array.
+
+Orbax writes the arrays (to a temporary name, then renamed). Beside them a small JSON
+file is written last: it names the digest of every array, and only what has one is
+ever loaded, after its digests were checked.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+
+def array_digests(tree: Any) -> dict[str, str]:
+    """Returns path → SHA-256 of dtype, shape and bytes of every array of a tree."""
+    digests = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(np.asarray(leaf))
+        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+        digests[jax.tree_util.keystr(path)] = digest.hexdigest()
+    return digests
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes JSON atomically: a temporary file, fsync, rename."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file."""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def save_tree(path: str | os.PathLike, tree: Any) -> dict[str, str]:
+    """Saves a tree of arrays as a directory, replacing what is there.
+
+    Returns:
+      Its digests, to be kept by the caller and given to `load_tree`.
+    """
+    path = pathlib.Path(path).absolute()
+    if path.exists():
+        shutil.rmtree(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ocp.save(path, tree)
+    return array_digests(tree)
+
+
+def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> Any:
+    """Loads a tree of arrays in the shapes, types and shardings of another.
+
+    Args:
+      path: directory of `save_tree`.
+      like: tree of arrays or ShapeDtypeStructs with shardings.
+      digests: what `save_tree` returned.
+
+    Raises:
+      ValueError: when it cannot be read or an array's digest differs.
+    """
+    path = pathlib.Path(path).absolute()
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    )
+    try:
+        tree = ocp.load(path, abstract)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}). "
+            "Delete the folder that holds it and run the same command again."
+        ) from error
+    found = array_digests(tree)
+    wrong = sorted(k for k in digests.keys() | found.keys() if digests.get(k) != found.get(k))
+    if wrong:
+        raise ValueError(
+            f"{path}: array {wrong[0]} is not the one that was saved ({len(wrong)} "
+            "differ). Delete the folder that holds it and run the same command again."
+        )
+    return tree
+
+
+class TrainSaver:
+    """Keeps training states of one stage; falls back past a damaged one."""
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        every: int,
+        *,
+        last: bool = False,
+        keep: int = 2,
+    ):
+        """Names the folder and the interval.
+
+        Args:
+          directory: where states are kept while the stage runs.
+          every: updates between two saves; 0 never saves.
+          last: also save when training is over (another phase follows).
+          keep: how many of the last states to keep.
+        """
+        self.directory = pathlib.Path(directory)
+        self.every, self.last, self.keep = every, last, keep
+        self._last = 0
+
+    def _commits(self) -> list[pathlib.Path]:
+        return sorted(self.directory.glob("step_*.json"))
+
+    def restore(self, state: Any) -> tuple[Any, int, bool]:
+        """Returns (state, updates done, finished): the newest whole one, or the given."""
+        for commit in reversed(self._commits()):
+            try:
+                record = read_json(commit)
+                tree = load_tree(commit.with_suffix(""), state, record["digests"])
+            except ValueError as error:
+                logging.warning("skipping a damaged training state: %s", error)
+                continue
+            self._last = record["step"]
+            return tree, record["step"], record["finished"]
+        return state, 0, False
+
+    def maybe_save(self, state: Any, step: int, *, over: bool, pending: bool) -> None:
+        """Saves at the first log boundary after `every` updates, and at the end.
+
+        Args:
+          state: what to save.
+          step: updates done.
+          over: training has ended here.
+          pending: metrics of an unfinished log period wait; it is not saved inside.
+        """
+        due = step - self._last >= self.every and not pending
+        if not self.every or not (due and not over or self.last and over):
+            return
+        path = self.directory / f"step_{step:08d}"
+        digests = save_tree(path, state)
+        record = {"step": step, "finished": over, "digests": digests}
+        write_json(path.with_suffix(".json"), record)
+        self._last = step
+        for old in self._commits()[: -self.keep]:
+            old.unlink()
+            shutil.rmtree(old.with_suffix(""), ignore_errors=True)
+
+    def clear(self) -> None:
+        """Deletes all states, once the stage's result is committed."""
+        shutil.rmtree(self.directory, ignore_errors=True)

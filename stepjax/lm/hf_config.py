@@ -1,0 +1,213 @@
+"""The config.json of Qwen2 and Llama models, read and written.
+
+Everything a model's shape depends on is read from the file; what the decoder does
+not compute is refused and never guessed.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from stepjax.lm.model import ModelConfig
+
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+_LLAMA3_KEYS = (
+    "factor",
+    "high_freq_factor",
+    "low_freq_factor",
+    "original_max_position_embeddings",
+)
+
+
+def fitting_model_type(config: ModelConfig) -> str:
+    """Returns the model type with these biases, "qwen2" or "llama"."""
+    return "qwen2" if config.qkv_bias else "llama"
+
+
+def config_from_hf(
+    directory: str | os.PathLike, *, dtype: str = "float32", remat: str = "none"
+) -> ModelConfig:
+    """Reads the config.json of a Qwen2 or Llama model.
+
+    Both spellings of the rotary positions are read: ``rope_theta`` with
+    ``rope_scaling``, and ``rope_parameters``. Keys that older files leave out mean
+    what transformers takes them to mean: heads of ``hidden_size`` /
+    ``num_attention_heads``, as many key/value heads as heads and a ``rope_theta`` of
+    10000 (Llama only), embeddings not tied. A Llama with ``attention_bias`` is read as
+    biases on queries, keys and values; `stepjax.lm.weights.load_hf` refuses the bias on
+    the output that usually comes with it.
+
+    Args:
+      directory: holds config.json.
+      dtype: compute type of the decoder, see `ModelConfig`.
+      remat: rematerialisation of the decoder, see `ModelConfig`.
+
+    Returns:
+      The config.
+
+    Raises:
+      ValueError: for a file that is missing or not JSON, for a missing or mistyped
+        value, and for anything the decoder does not compute.
+    """
+    path = pathlib.Path(directory) / "config.json"
+    data = read_json(path)
+    family = data.get("model_type")
+    if family not in ARCHITECTURES:
+        raise _unsupported(path, "model_type", family, "'qwen2' or 'llama'")
+    quantized = data.get("quantization_config")
+    if quantized is not None:
+        raise _unsupported(path, "quantization_config", quantized, "none")
+    if data.get("hidden_act", "silu") != "silu":
+        raise _unsupported(path, "hidden_act", data["hidden_act"], "'silu'")
+    if family == "llama" and data.get("mlp_bias"):
+        raise _unsupported(path, "mlp_bias", data["mlp_bias"], "false")
+    if family == "qwen2" and data.get("use_sliding_window"):
+        found = data["use_sliding_window"]
+        raise _unsupported(path, "use_sliding_window", found, "false")
+    layer_types = data.get("layer_types") or ()
+    if set(layer_types) - {"full_attention"}:
+        raise _unsupported(path, "layer_types", layer_types, "'full_attention' only")
+    qkv_bias = family == "qwen2" or bool(data.get("attention_bias"))
+    tied = data.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise _unsupported(path, "tie_word_embeddings", tied, "true or false")
+    width = _positive(path, data, "hidden_size")
+    heads = _positive(path, data, "num_attention_heads")
+    if data.get("head_dim") is None and width % heads:
+        raise _unsupported(
+            path, "hidden_size", width, f"a multiple of num_attention_heads={heads}"
+        )
+    default_kv_heads = heads if family == "llama" else None
+    theta, scaling = _rope(path, data, 10000.0 if family == "llama" else None)
+    std = float(_positive(path, data, "initializer_range", 0.02, float))
+    return ModelConfig(
+        vocab_size=_positive(path, data, "vocab_size"),
+        hidden_size=width,
+        num_layers=_positive(path, data, "num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=_positive(path, data, "num_key_value_heads", default_kv_heads),
+        head_dim=_positive(path, data, "head_dim", width // heads),
+        intermediate_size=_positive(path, data, "intermediate_size"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rms_norm_eps=float(_positive(path, data, "rms_norm_eps", kind=float)),
+        qkv_bias=qkv_bias,
+        tie_embeddings=tied,
+        dtype=dtype,
+        remat=remat,
+        embedding_std=std,
+        init_std=std,
+    )
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object; ValueError with the path when that fails."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"{path}: {error.strerror}; expected a Hugging Face model directory."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); download it again.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: {data!r}; expected a JSON object.")
+    return data
+
+
+def _unsupported(path, key, found, expected) -> ValueError:
+    return ValueError(
+        f"{path}: {key}={found!r} is not supported; expected {expected}. Use a "
+        "Qwen2/Qwen2.5 or Llama checkpoint that has it."
+    )
+
+
+def _positive(path, data, key, default=None, kind=int):
+    """Returns a positive number of config.json; None counts as absent."""
+    value = data.get(key)
+    value = default if value is None else value
+    allowed = (int, float) if kind is float else int
+    if isinstance(value, bool) or not isinstance(value, allowed) or value <= 0:
+        word = "number" if kind is float else "integer"
+        raise ValueError(
+            f"{path}: {key}={value!r}; expected a positive {word}. Take the "
+            "config.json that belongs to the weights."
+        )
+    return value
+
+
+def _rope(path, data, default_theta):
+    """Returns rope_theta and the rope_scaling items, None for plain positions."""
+    rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
+    key = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
+    if not isinstance(rope, dict) or any(isinstance(v, dict) for v in rope.values()):
+        raise _unsupported(path, key, rope, "one flat object for all layers")
+    either = {**data, **rope}
+    theta = float(_positive(path, either, "rope_theta", default_theta, float))
+    part = either.get("partial_rotary_factor")
+    if part not in (None, 1):
+        raise _unsupported(path, "partial_rotary_factor", part, "1.0")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise _unsupported(path, f"{key} type", kind, "'default' or 'llama3'")
+    items = {k: _positive(path, rope, k, kind=float) for k in _LLAMA3_KEYS}
+    return theta, tuple(sorted({**items, "rope_type": kind}.items()))
+
+
+def config_to_hf(
+    config: ModelConfig,
+    *,
+    stop_ids: Sequence[int],
+    bos_id: int | None,
+    dtype: str,
+    beside: str | os.PathLike | None,
+) -> dict[str, Any]:
+    """Returns the config.json of a model, in keys that every transformers reads.
+
+    ``max_position_embeddings``, which the decoder has no use for, is what `beside`
+    says, else what Llama 3's scaling reaches, else left to transformers' default.
+
+    Args:
+      config: the decoder's config.
+      stop_ids: token ids that end a generation, the end-of-sequence id first.
+      bos_id: beginning-of-sequence id or None.
+      dtype: type of the saved weights, a name of torch.
+      beside: directory whose config.json, when there is one, is of the same model.
+    """
+    family = fitting_model_type(config)
+    scaling = dict(config.rope_scaling) if config.rope_scaling else None
+    data = {
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+        "bos_token_id": bos_id,
+        "eos_token_id": stop_ids[0] if stop_ids else None,
+        "torch_dtype": dtype,
+    }
+    if family == "llama":
+        data |= {"attention_bias": False, "mlp_bias": False}
+    else:
+        data["use_sliding_window"] = False
+    source = None if beside is None else pathlib.Path(beside) / "config.json"
+    key = "max_position_embeddings"
+    if source is not None and source.is_file():
+        data[key] = _positive(source, read_json(source), key)
+    elif scaling and "factor" in scaling:
+        data[key] = int(scaling["factor"] * scaling[f"original_{key}"])
+    return data

@@ -1,0 +1,317 @@
+"""Text to token ids and back: a thin layer over the tokenizers of ``transformers``.
+
+Token ids are the truth in this library, so this module decides in one place each: when
+a BOS token is added (``encode_prompt``), how text that continues after a newline is
+encoded (``encode_line``), and which bytes a token stands for (``token_bytes``).
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+_END_OF_SEQUENCE = ("</s>", "<|im_end|>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A loaded tokenizer; make one with ``load``.
+
+    Attributes:
+      directory: folder that its files are in.
+      vocab_size: largest token id + 1.
+      eos_id: id that ends a final answer.
+      bos_id: id that begins every prompt, or None when this tokenizer adds none.
+      stop_ids: ids that end a generation: eos_id, then the further ones of the
+        generation_config.json in the folder.
+      pad_id: some valid id to fill rows with; masks never depend on it.
+      token_bytes: the exact bytes of each id, ``len(token_bytes) == vocab_size``.
+        Special tokens and unused ids stand for no bytes.
+    """
+
+    directory: Path
+    vocab_size: int
+    eos_id: int
+    bos_id: int | None
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    token_bytes: tuple[bytes, ...] = field(repr=False)
+    _backend: PreTrainedTokenizerFast = field(repr=False)
+    _bare: bool = field(repr=False)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Encodes the text that a sequence begins with.
+
+        The only place that adds a BOS token: once, if this tokenizer's own default
+        adds one and the text does not begin with it already. Texts of special tokens
+        (``<|im_start|>``) become their ids.
+
+        Args:
+          text: the whole prompt, chat markup included.
+
+        Returns:
+          Token ids.
+        """
+        ids = _encode(self._backend, text)
+        if self.bos_id is None or ids[:1] == [self.bos_id]:
+            return ids
+        return [self.bos_id, *ids]
+
+    def encode_line(self, text: str) -> list[int]:
+        r"""Encodes text as it continues after a newline.
+
+        The ids are those that follow when the text is encoded together with a newline
+        in front: ``encode("...\n" + text) == encode("...\n") + encode_line(text)``.
+
+        Args:
+          text: what stands after the newline; "" gives [].
+
+        Returns:
+          Token ids, without BOS.
+
+        Raises:
+          ValueError: if the newline and the text do not come apart, as with text that
+            begins with a newline of its own.
+        """
+        newline = _encode(self._backend, "\n")
+        joint = _encode(self._backend, "\n" + text)
+        if joint[: len(newline)] != newline:
+            raise ValueError(
+                f"text {text[:40]!r} fuses with the newline before it; expected the "
+                f"ids {newline} of the newline first, got {joint[: len(newline) + 1]}: "
+                "begin the text with a letter or a digit"
+            )
+        return joint[len(newline) :]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decodes ids by joining their bytes.
+
+        Args:
+          ids: token ids; special tokens decode to nothing.
+
+        Returns:
+          The text; bytes that are no UTF-8 (a character cut in the middle) come out
+          as U+FFFD. Decoding more ids never changes the text before such a cut.
+
+        Raises:
+          ValueError: for an id outside of the vocabulary.
+        """
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(
+                    f"token id {token} is outside of the vocabulary; expected "
+                    f"0 <= id < {self.vocab_size}: padded ids must not be sampled"
+                )
+        joined = b"".join(self.token_bytes[token] for token in ids)
+        return joined.decode("utf-8", errors="replace")
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the tokenizer's files to a folder that ``load`` reads back.
+
+        Args:
+          directory: target folder, made if missing; files there are overwritten.
+        """
+        target = Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        if self._bare:
+            self._backend.save_pretrained(target)
+        for name in ["generation_config.json"] if self._bare else _FILES:
+            source = self.directory / name
+            if source.is_file() and source.resolve() != (target / name).resolve():
+                shutil.copyfile(source, target / name)
+
+
+def load(path: str | Path) -> Tokenizer:
+    """Loads a tokenizer from files on this machine; never asks the network.
+
+    Args:
+      path: a Hugging Face folder (``tokenizer.json``, or ``tokenizer.model`` with
+        ``tokenizer_config.json``), or one bare ``tokenizer.json`` file. Without a
+        ``tokenizer_config.json`` the end-of-sequence token is looked for by its usual
+        names.
+
+    Returns:
+      The tokenizer.
+
+    Raises:
+      ValueError: if there is nothing to load, no end-of-sequence token is known, or the
+        vocabulary is neither byte-level BPE nor of the sentencepiece kind.
+    """
+    path = Path(path)
+    config = path / "tokenizer_config.json"
+    file = path if path.is_file() else path / "tokenizer.json"
+    bare = file.is_file() and not config.is_file()
+    if bare:
+        backend = _read(PreTrainedTokenizerFast, file, tokenizer_file=str(file))
+    elif config.is_file() and (file.is_file() or (path / "tokenizer.model").is_file()):
+        backend = _read(
+            AutoTokenizer.from_pretrained, path, str(path), local_files_only=True
+        )
+    else:
+        raise ValueError(
+            f"{path}: no tokenizer here; expected a tokenizer.json file, a folder with "
+            "one, or a folder with tokenizer.model and tokenizer_config.json"
+        )
+    if not backend.is_fast or not _encode(backend, "a"):
+        raise ValueError(
+            f"{path}: loaded as {type(backend).__name__}, which is not backed by a "
+            "working tokenizer.json; convert it to a tokenizer.json first"
+        )
+
+    eos_id = _eos_id(backend, path)
+    token_bytes = _token_bytes(backend, path)
+    stops = [eos_id, *_generation_stops(file.parent)]
+    return Tokenizer(
+        directory=file.parent,
+        vocab_size=len(token_bytes),
+        eos_id=eos_id,
+        bos_id=_bos_id(backend, path),
+        stop_ids=tuple(dict.fromkeys(stops)),
+        pad_id=eos_id if backend.pad_token_id is None else backend.pad_token_id,
+        token_bytes=token_bytes,
+        _backend=backend,
+        _bare=bare,
+    )
+
+
+def _read(loader, path: Path, *args, **kwargs) -> PreTrainedTokenizerFast:
+    """Calls a loader of transformers; whatever it raises becomes a ValueError."""
+    try:
+        return loader(*args, **kwargs)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ValueError(
+            f"{path}: can not be read as a tokenizer ({error}); expected the files as "
+            "transformers saves them"
+        ) from error
+
+
+def _encode(backend: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Ids of a text, nothing added."""
+    return backend(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _bos_id(backend: PreTrainedTokenizerFast, path: Path) -> int | None:
+    """The id that this tokenizer's default encoding puts first, if any."""
+    plain = _encode(backend, "a")
+    default = backend("a")["input_ids"]
+    begins = next(
+        (
+            begin
+            for begin in range(len(default))
+            if default[begin : begin + len(plain)] == plain
+        ),
+        None,
+    )
+    if begins not in (0, 1):
+        raise ValueError(
+            f"{path}: the default encoding of 'a' is {default}, without special tokens "
+            f"{plain}; expected at most one token (BOS) in front"
+        )
+    return default[0] if begins else None
+
+
+def _eos_id(backend: PreTrainedTokenizerFast, path: Path) -> int:
+    """The configured end-of-sequence id, else the first usual special token."""
+    if backend.eos_token_id is not None:
+        return backend.eos_token_id
+    # Ordinary vocabularies hold such texts, too: Qwen's has a word "</s>".
+    added = backend.backend_tokenizer.get_added_tokens_decoder()
+    special = {token.content: id for id, token in added.items() if token.special}
+    for name in _END_OF_SEQUENCE:
+        if name in special:
+            backend.eos_token = name  # so that saved files know it, too
+            return special[name]
+    raise ValueError(
+        f"{path}: no end-of-sequence token known; expected eos_token in "
+        f"tokenizer_config.json or a special token {', '.join(_END_OF_SEQUENCE)}"
+    )
+
+
+def _generation_stops(directory: Path) -> list[int]:
+    """The eos ids of generation_config.json, [] without that file."""
+    file = directory / "generation_config.json"
+    if not file.is_file():
+        return []
+    try:
+        ids = json.loads(file.read_text("utf-8")).get("eos_token_id")
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{file}: expected a JSON object ({error})") from error
+    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(type(token) is int for token in ids):
+        raise ValueError(f"{file}: eos_token_id is {ids}; expected integers")
+    return ids
+
+
+def _token_bytes(backend: PreTrainedTokenizerFast, path: Path) -> tuple[bytes, ...]:
+    """The bytes of every id from 0 to the largest."""
+    tokenizer = backend.backend_tokenizer
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
+    rules = b"".join(part.__getstate__() for part in parts if part is not None).decode()
+    if '"ByteLevel"' in rules:
+        to_bytes = _byte_level
+    elif "\u2581" in rules or '"Metaspace"' in rules:
+        to_bytes = _sentencepiece
+    else:
+        raise ValueError(
+            f"{path}: unknown kind of vocabulary; expected byte-level BPE or the "
+            "sentencepiece kind (with U+2581 for spaces)"
+        )
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    result = [b""] * (max(vocabulary.values()) + 1)
+    for piece, token in vocabulary.items():
+        result[token] = to_bytes(piece)
+    special = set(backend.all_special_ids)
+    for token, added in tokenizer.get_added_tokens_decoder().items():
+        result[token] = added.content.encode("utf-8")
+        if added.special:
+            special.add(token)
+    for token in special:
+        result[token] = b""
+    return tuple(result)
+
+
+def _sentencepiece(piece: str) -> bytes:
+    """Bytes of a sentencepiece piece: U+2581 is a space, <0x0A> is one byte."""
+    single = _BYTE_PIECE.fullmatch(piece)
+    if single:
+        return bytes.fromhex(single[1])
+    return piece.replace("\u2581", " ").encode("utf-8")
+
+
+def _byte_level(piece: str) -> bytes:
+    """Bytes of a byte-level piece: one character of the byte alphabet per byte."""
+    if all(character in _BYTE_OF for character in piece):
+        return bytes(_BYTE_OF[character] for character in piece)
+    return piece.encode("utf-8")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte that each character of byte-level vocabularies stands for.
+
+    Visible Latin-1 characters stand for themselves; the other bytes, in rising order,
+    are written as the characters from U+0100 on.
+    """
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in visible]
+    alphabet = {chr(byte): byte for byte in visible}
+    return alphabet | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()

@@ -1,0 +1,292 @@
+"""One training loop for SFT and step-DPO: pure updates, sums over micro-batches.
+
+An update takes a state and a batch and returns a state and metrics; the loop around
+it only feeds batches by number, logs, and saves. Batch number n is a function of the
+seed and n, so a run that was interrupted continues exactly.
+
+A batch is a pytree of arrays with a leading axis of micro-batches, [M, R, ...]: their
+gradients are summed and divided by the global count once.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from stepjax import forest, losses
+from stepjax.lm import checkpoint, sharding
+from stepjax.lm import model as lm
+
+LossFunction = Callable[..., tuple[jax.Array, tuple[jax.Array, dict]]]
+
+
+class TrainState(NamedTuple):
+    """What training changes; the reference is never part of it."""
+
+    params: Any
+    opt_state: Any
+
+
+class OptimizerOptions(NamedTuple):
+    """AdamW with a warm-up and a schedule.
+
+    Attributes:
+      learning_rate: peak.
+      schedule: "constant" or "cosine" (to `final_fraction` of the peak).
+      warmup_steps: linear from 0.
+      final_fraction: last learning rate over the peak, cosine only.
+      b1: AdamW's first decay.
+      b2: AdamW's second decay.
+      weight_decay: decoupled, on matrices and not on norms or biases.
+      clip_norm: largest global gradient norm.
+    """
+
+    learning_rate: float
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+def make_optimizer(options: OptimizerOptions, steps: int):
+    """Returns the optax transformation for a run of `steps` updates.
+
+    Raises:
+      ValueError: for an unknown schedule.
+    """
+    peak, warmup = options.learning_rate, options.warmup_steps
+    if options.schedule == "constant":
+        rate = optax.constant_schedule(peak)
+    elif options.schedule == "cosine":
+        left = max(steps - warmup, 1)
+        rate = optax.cosine_decay_schedule(peak, left, options.final_fraction)
+    else:
+        raise ValueError(
+            f"schedule={options.schedule!r}; expected 'constant' or 'cosine'."
+        )
+    if warmup:
+        rate = optax.join_schedules(
+            [optax.linear_schedule(peak / warmup, peak, warmup), rate], [warmup]
+        )
+    return optax.chain(
+        optax.clip_by_global_norm(options.clip_norm),
+        optax.adamw(
+            rate,
+            b1=options.b1,
+            b2=options.b2,
+            weight_decay=options.weight_decay,
+            mask=_decayed,
+        ),
+    )
+
+
+def _decayed(params):
+    def is_matrix(path, _):
+        name = jax.tree_util.keystr(path)
+        return not ("norm" in name or "bias" in name)
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def scored_logps(model: lm.Decoder, params: Any, rows: forest.Rows) -> jax.Array:
+    """Returns the log-probability of every scored token, [R, S] float32, 0 for padding.
+
+    Logits exist only for scored tokens, in float32, in chunks; each comes from the
+    hidden state of the token's parent.
+    """
+    hidden = model.apply(
+        {"params": params}, rows.tokens, rows.position, rows.subtree_end
+    )
+    parent = jnp.take_along_axis(rows.parent, rows.scored, 1)
+    parent = jnp.maximum(parent, 0)  # padding points at a root
+    at_parent = jnp.take_along_axis(hidden, parent[..., None], 1)  # [R, S, E]
+    targets = jnp.take_along_axis(rows.tokens, rows.scored, 1)
+    logps = losses.token_logps_from_hidden(
+        at_parent.reshape(-1, hidden.shape[-1]),
+        lm.unembedding(params).astype(hidden.dtype),
+        targets.reshape(-1),
+    )
+    return jnp.where(rows.weight > 0, logps.reshape(parent.shape), 0.0)
+
+
+def segment_sums(logps: jax.Array, rows: forest.Rows, segments: int) -> jax.Array:
+    """Returns the sum of log-probabilities of each segment, [segments] float32."""
+    values = jnp.where(rows.weight > 0, logps, 0.0)
+    return jax.ops.segment_sum(
+        values.reshape(-1), rows.segment.reshape(-1), num_segments=segments
+    )
+
+
+def init_params(model: lm.Decoder, mesh: Mesh, seed: int):
+    """Returns random parameters, created in their shardings."""
+    shardings = sharding.param_shardings(mesh, lm.abstract_params(model))
+    make = jax.jit(lambda key: lm.init(model, key), out_shardings=shardings)
+    return make(jax.random.key(seed))
+
+
+def state_shardings(params: Any, optimizer) -> TrainState:
+    """Returns where a state belongs: moments beside their parameter, counters whole.
+
+    Args:
+      params: parameters on a mesh (arrays or ShapeDtypeStructs with shardings).
+      optimizer: from `make_optimizer`.
+    """
+    where = jax.tree.map(lambda x: x.sharding, params)
+    whole = sharding.replicated(jax.tree.leaves(where)[0].mesh)
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda _, beside: beside,
+        jax.eval_shape(optimizer.init, params),
+        where,
+        transform_non_params=lambda _: whole,
+    )
+    return TrainState(where, opt_state)
+
+
+def init_state(params: Any, optimizer) -> TrainState:
+    """Returns the state before the first update, created in `state_shardings`."""
+    where = state_shardings(params, optimizer)
+    init = jax.jit(optimizer.init, out_shardings=where.opt_state)
+    return TrainState(params, init(params))
+
+
+def make_update(
+    loss: LossFunction, optimizer, where: TrainState | None = None
+) -> Callable:
+    """Returns the jitted ``update(state, reference, batch) -> (state, metrics)``.
+
+    Args:
+      loss: ``loss(params, reference, micro_batch)`` returns (sum, (count, sums)):
+        the loss summed over what counts, how much counts, and a dict of further sums
+        that are reported divided by the count.
+      optimizer: from `make_optimizer`.
+      where: `state_shardings`, which the new state keeps; None lets XLA choose,
+        which can move parameters and compile the second update once more.
+
+    The state is donated; the reference is a separate argument and is not.
+    """
+
+    def update(state: TrainState, reference, batch):
+        differentiate = jax.value_and_grad(loss, has_aux=True)
+
+        def add(total, micro):
+            (value, (count, sums)), gradient = differentiate(
+                state.params, reference, micro
+            )
+            return jax.tree.map(jnp.add, total, (value, count, sums, gradient)), None
+
+        first = jax.tree.map(lambda x: x[0], batch)
+        if jax.tree.leaves(batch)[0].shape[0] == 1:
+            (value, (count, sums)), gradient = differentiate(
+                state.params, reference, first
+            )
+            total = (value, count, sums, gradient)
+        else:
+            (value, (count, sums)), gradient = jax.eval_shape(
+                differentiate, state.params, reference, first
+            )
+            zeros = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), (value, count, sums, gradient)
+            )
+            total, _ = jax.lax.scan(add, zeros, batch)
+        value, count, sums, gradient = total
+        gradient = jax.tree.map(lambda g: g / count, gradient)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": value / count, "grad_norm": optax.global_norm(gradient)}
+        metrics |= {name: value / count for name, value in sums.items()}
+        return TrainState(params, opt_state), metrics
+
+    return jax.jit(update, donate_argnames=("state",), out_shardings=(where, None))
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """Places a host batch: rows split over the devices, the rest on every device.
+
+    Args:
+      mesh: from `sharding.make_mesh`.
+      batch: pytree of numpy arrays [M, R, ...]; leaves of a `forest.Rows` are split
+        over axis 1, everything else is replicated.
+    """
+    split = sharding.split_rows(mesh, axis=1)
+    whole = sharding.replicated(mesh)
+
+    def place(part):
+        where = split if isinstance(part, forest.Rows) else whole
+        return jax.device_put(part, where)
+
+    is_rows = lambda x: isinstance(x, forest.Rows)  # noqa: E731
+    return jax.tree.map(place, batch, is_leaf=is_rows)
+
+
+def fit(
+    update: Callable,
+    state: TrainState,
+    reference: Any,
+    batch_at: Callable[[int], Any],
+    steps: int,
+    *,
+    saver: checkpoint.TrainSaver,
+    done: int = 0,
+    finished: bool = False,
+    on_log: Callable[[int, dict[str, float]], None],
+    log_every: int = 20,
+    stop_loss: float = 0.0,
+) -> tuple[TrainState, int]:
+    """Runs updates until `steps`, or until the mean loss of a log period is low.
+
+    Args:
+      update: from `make_update`.
+      state: where to begin; replaced by a saved one when `saver` has any.
+      reference: passed to the loss.
+      batch_at: number → batch on device.
+      steps: most updates.
+      saver: keeps the state between updates.
+      done: updates that the given state has had (from `saver.restore`).
+      finished: the given state is the last one (likewise).
+      on_log: called with the updates done and the mean metrics of the period.
+      log_every: updates a log period.
+      stop_loss: stop after a period whose mean loss is below it; 0 never.
+
+    Returns:
+      (state, updates done).
+
+    Raises:
+      FloatingPointError: when a loss is not finite; nothing is saved after it.
+    """
+    period: list[dict] = []
+    while done < steps and not finished:
+        state, metrics = update(state, reference, batch_at(done))
+        done += 1
+        period.append(metrics)
+        if done % log_every == 0 or done == steps:
+            mean = _mean_metrics(period, done)
+            period = []
+            on_log(done, mean)
+            finished = mean["loss"] < stop_loss or done == steps
+        saver.maybe_save(state, done, over=finished, pending=bool(period))
+    return state, done
+
+
+def _mean_metrics(period: list[dict], done: int) -> dict[str, float]:
+    host = jax.device_get(period)
+    values = np.asarray([m["loss"] for m in host])
+    if not np.isfinite(values).all():
+        first = done - len(host) + int(np.flatnonzero(~np.isfinite(values))[0]) + 1
+        raise FloatingPointError(
+            f"the loss of update {first} is {values[~np.isfinite(values)][0]}; "
+            "expected a finite number. Lower the learning rate; the last saved state "
+            "is finite."
+        )
+    return {
+        name: float(math.fsum(float(m[name]) for m in host) / len(host))
+        for name in host[0]
+    }

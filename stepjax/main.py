@@ -1,0 +1,135 @@
+"""The command line: ``stepjax run | sft | search | dpo | eval | export``."""
+
+import pathlib
+import sys
+import traceback
+
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+_USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VALUE ...]
+
+  run      the whole loop M0 → M1 → ... ; the same command continues after a kill
+  sft      M0 → M1
+  search   what --model makes of its questions: search.jsonl and pairs.jsonl
+  dpo      --model → the next one
+  eval     measures --model; --mode=greedy|judge|search|all, --benchmark=FILE
+  export   writes --model to --out as a Hugging Face directory
+
+Commands on an existing --workdir take its own config.json when --config is left out.
+"""
+
+COMMANDS = ("run", "sft", "search", "dpo", "eval", "export")
+
+_config = config_flags.DEFINE_config_file("config", None, "Settings of the run.")
+_workdir = flags.DEFINE_string("workdir", None, "The run directory.")
+_model = flags.DEFINE_string("model", "M1", "Which model: M0, M1, ...")
+_mode = flags.DEFINE_enum(
+    "mode", "all", ("greedy", "judge", "search", "all"), "What to measure."
+)
+_benchmark = flags.DEFINE_string("benchmark", "test", "'test', or a file of problems.")
+_out = flags.DEFINE_string("out", None, "Where to export to.")
+
+
+def entry() -> None:
+    """Entry point of the ``stepjax`` command."""
+    sys.exit(main(sys.argv))
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command.
+
+    Args:
+      argv: program name and arguments.
+
+    Returns:
+      Exit status: 0; 1 for a failed run, 2 for wrong arguments, 130 after Ctrl-C.
+    """
+    if len(argv) < 2 or argv[1] not in COMMANDS:
+        asked = len(argv) > 1 and argv[1] in ("help", "-h", "--help", "-help")
+        print(_USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    try:
+        rest = flags.FLAGS([argv[0], *argv[2:]])[1:]
+        if rest:
+            raise flags.Error(f"unexpected arguments {rest}; options begin with --")
+        if not _workdir.value:
+            raise flags.Error("--workdir is missing; expected the run directory")
+        config = _settings()
+    except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as e:
+        print(f"stepjax: {_one_line(e)}", file=sys.stderr)
+        return 2
+    logging.set_verbosity(logging.WARNING)
+    try:
+        _run(argv[1], config)
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        print(f"stepjax: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stepjax: interrupted; the same command continues.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _settings() -> ml_collections.ConfigDict:
+    """Returns the settings of --config, or of the run directory."""
+    from stepjax.config import from_dict
+    from stepjax.lm.checkpoint import read_json
+
+    if _config.value is not None:
+        return _config.value
+    path = pathlib.Path(_workdir.value) / "config.json"
+    if not path.exists():
+        raise ValueError(f"--config is missing and {path} does not exist; give one")
+    return from_dict(read_json(path))
+
+
+def _run(command: str, config: ml_collections.ConfigDict) -> None:
+    from stepjax import iterate
+    from stepjax.lm import weights
+
+    if command == "run":
+        iterate.run(config, _workdir.value)
+        return
+    name = _model.value
+    if name[:1] != "M" or not name[1:].isdigit():
+        raise ValueError(f"--model={name!r}; expected M0, M1, ...")
+    number = int(name[1:])
+    run = iterate.Run(config, _workdir.value)
+    if command == "sft":
+        run.sft()
+    elif command == "search":
+        run.search(number)
+    elif command == "dpo":
+        run.dpo(number)
+    elif command == "eval":
+        every = ("greedy", "judge", "search")
+        modes = every if _mode.value == "all" else (_mode.value,)
+        for mode, metrics in run.evaluate(number, modes, _benchmark.value).items():
+            print(mode, {k: round(v, 4) for k, v in metrics.items()})
+    else:
+        if not _out.value:
+            raise ValueError("--out is missing; expected the folder to write")
+        tokenizer = run.codec.tokenizer
+        weights.save_hf(
+            run.params(number),
+            run.model.config,
+            _out.value,
+            tokenizer_directory=tokenizer.directory,
+            stop_ids=tokenizer.stop_ids,
+            bos_id=tokenizer.bos_id,
+        )
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    return f"{text} [{type(error).__name__}]"
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether stepjax itself raised the error, so that it needs no traceback."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return pathlib.Path(last).is_relative_to(pathlib.Path(__file__).parent)

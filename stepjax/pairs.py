@@ -1,0 +1,223 @@
+"""Closed searches → preference data PPD(Mi), and back to token ids.
+
+A row holds everything that made the preference: ids and texts, scores,
+multiplicities, every verdict in both orders, log-probabilities and the seed path, so
+that anyone can audit why a step was preferred. Pairs are trained from ids, never from
+re-tokenised text.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from stepjax import search
+from stepjax.encode import Codec
+from stepjax.forest import IdPair
+from stepjax.records import Question
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One preference between two next steps.
+
+    Attributes:
+      id: problem id, step and "/".
+      problem_id: id of the question.
+      problem: its text.
+      step: step number, from 1.
+      context_ids: prompt and steps before, as they were fed.
+      chosen_ids: the best candidate as it was sampled.
+      rejected_ids: the worst candidate as it was sampled.
+      chosen: its text.
+      rejected: its text.
+      scores: Score_i of every candidate.
+      counts: multiplicity of every candidate.
+      candidates: text of every candidate.
+      best: index of the chosen one.
+      worst: index of the rejected one.
+      verdicts: every call, [shown as A, shown as B, winner or null, response].
+      chosen_logp: log-probability under the model that sampled it.
+      rejected_logp: likewise.
+      model: who sampled and judged.
+      iteration: its number.
+      seed_path: seed, iteration, problem hash, step, attempt.
+    """
+
+    id: str
+    problem_id: str
+    problem: str
+    step: int
+    context_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen: str
+    rejected: str
+    scores: list[int]
+    counts: list[int]
+    candidates: list[str]
+    best: int
+    worst: int
+    verdicts: list[list[Any]]
+    chosen_logp: float
+    rejected_logp: float
+    model: str
+    iteration: int
+    seed_path: list[int]
+
+    def __post_init__(self):
+        for name in ("context_ids", "chosen_ids", "rejected_ids"):
+            ids = getattr(self, name)
+            if not ids or not all(type(i) is int and i >= 0 for i in ids):
+                raise ValueError(
+                    f"field {name!r} is {str(ids)[:60]}; expected a nonempty list of "
+                    "token ids"
+                )
+        if self.chosen_ids == self.rejected_ids:
+            raise ValueError("chosen_ids equal rejected_ids; expected two steps")
+
+    def ids(self) -> IdPair:
+        """Returns the token ids alone."""
+        return IdPair(
+            tuple(self.context_ids), tuple(self.chosen_ids), tuple(self.rejected_ids)
+        )
+
+
+def trajectory_row(state: search.State) -> dict[str, Any]:
+    """Returns a closed search as one JSON row (of search.jsonl)."""
+    row = dataclasses.asdict(state)
+    return {
+        "id": state.question.id,
+        "problem": state.question.problem,
+        "status": state.status,
+        "steps": row["steps"],
+        "pairs": row["pairs"],
+        "expansions": [
+            expansion | {"verdicts": [list(v) for v in expansion["verdicts"]]}
+            for expansion in row["expansions"]
+        ],
+    }
+
+
+def trajectory_from_row(row: dict[str, Any]) -> search.State:
+    """Returns the closed search that `trajectory_row` wrote."""
+
+    def candidate(item):
+        return search.Candidate(**item | {"ids": tuple(item["ids"])})
+
+    expansions = tuple(
+        search.Expansion(
+            **item
+            | {
+                "candidates": tuple(map(candidate, item["candidates"])),
+                "verdicts": tuple(search.Verdict(*v) for v in item["verdicts"]),
+                "scores": tuple(item["scores"]),
+            }
+        )
+        for item in row["expansions"]
+    )
+    return search.State(
+        Question(row["id"], row["problem"]),
+        tuple(map(candidate, row["steps"])),
+        tuple(row["pairs"]),
+        expansions,
+        row["status"],
+    )
+
+
+def pairs_of(
+    state: search.State,
+    codec: Codec,
+    *,
+    model: str,
+    iteration: int,
+    seed: int,
+    best_beats_all: bool = False,
+) -> list[Pair]:
+    """Returns the preference pairs of a closed search, one for each kept preference.
+
+    Args:
+      state: the closed search.
+      codec: tokenizer and templates.
+      model: name of the model that searched.
+      iteration: its number.
+      seed: base seed of the search.
+      best_beats_all: keep a pair only when no other candidate scored as high as the
+        best, and the best won against every other one that it met.
+    """
+    context = list(codec.solve_prompt(state.question.problem))
+    rows = []
+    for number, step in enumerate(state.steps):
+        index = state.pairs[number]
+        if index is not None:
+            e = state.expansions[index]
+            if not best_beats_all or _beats_all(e):
+                best, worst = e.candidates[e.best], e.candidates[e.worst]
+                path = dataclasses.replace(
+                    state,
+                    steps=state.steps[:number],
+                    expansions=state.expansions[:index],
+                ).key_path(iteration)
+                rows.append(
+                    Pair(
+                        id=f"{state.question.id}/{number + 1}",
+                        problem_id=state.question.id,
+                        problem=state.question.problem,
+                        step=number + 1,
+                        context_ids=list(context),
+                        chosen_ids=list(best.ids),
+                        rejected_ids=list(worst.ids),
+                        chosen=best.text,
+                        rejected=worst.text,
+                        scores=list(e.scores),
+                        counts=[c.count for c in e.candidates],
+                        candidates=[c.text for c in e.candidates],
+                        best=e.best,
+                        worst=e.worst,
+                        verdicts=[list(v) for v in e.verdicts],
+                        chosen_logp=best.logp,
+                        rejected_logp=worst.logp,
+                        model=model,
+                        iteration=iteration,
+                        seed_path=[seed, *path],
+                    )
+                )
+        context += step.ids
+    return rows
+
+
+def _beats_all(expansion: search.Expansion) -> bool:
+    """Whether every call with the best candidate was parsed and won by it."""
+    met = [v for v in expansion.verdicts if expansion.best in (v.a, v.b)]
+    won = [v for v in met if (v.winner == "A") == (v.a == expansion.best) and v.winner]
+    return len(met) == len(won) and len(met) > 0
+
+
+def summary(states: Sequence[search.State]) -> dict[str, float]:
+    """Returns counts and rates of closed searches.
+
+    tie_rate is over expansions with a candidate; flip_rate over pairs of candidates
+    with a parsed verdict in both orders; unparsed_rate over judge calls;
+    malformed_rate over samples.
+    """
+    from stepjax.judge import position_flips
+
+    expansions = [e for state in states for e in state.expansions]
+    proposed = [e for e in expansions if e.candidates]
+    verdicts = [v for e in expansions for v in e.verdicts]
+    flips = [position_flips(e.verdicts) for e in expansions]
+    samples = sum(e.malformed + sum(c.count for c in e.candidates) for e in expansions)
+    steps = [step for state in states for step in state.steps]
+    ratio = lambda part, whole: part / whole if whole else 0.0  # noqa: E731
+    return {
+        "questions": len(states),
+        "complete": sum(state.status == "complete" for state in states),
+        "expansions": len(expansions),
+        "judgments": len(verdicts),
+        "samples": samples,
+        "tie_rate": ratio(sum(e.action != "pair" for e in proposed), len(proposed)),
+        "flip_rate": ratio(sum(f for f, _ in flips), sum(n for _, n in flips)),
+        "unparsed_rate": ratio(sum(v.winner is None for v in verdicts), len(verdicts)),
+        "malformed_rate": ratio(sum(e.malformed for e in expansions), samples),
+        "steps_per_solution": ratio(len(steps), len(states)),
+        "tokens_per_step": ratio(sum(len(s.ids) for s in steps), len(steps)),
+    }

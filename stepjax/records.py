@@ -1,0 +1,237 @@
+"""The rows that stages exchange, and how they are read from and written to disk.
+
+A file of records is JSON lines: UTF-8, one object a line, lines divided by "\\n"
+only (texts may hold U+2028, which is not a line's end here).
+"""
+
+import dataclasses
+import json
+import os
+import reprlib
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A problem without its answer: all that the self-rewarding stages get to see.
+
+    Attributes:
+      id: name of the row, unique in its file.
+      problem: text of the problem.
+    """
+
+    id: str
+    problem: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A benchmark item.
+
+    Attributes:
+      id: name of the row, unique in its file.
+      problem: text of the problem.
+      answer: the gold answer, as the benchmark gives it.
+    """
+
+    id: str
+    problem: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    r"""One row of instruction fine-tuning data (IFT).
+
+    Attributes:
+      id: name of the row, unique in its file.
+      problem: text of the problem.
+      steps: texts of the steps, each from its marker ("Step 1: ...") on and without
+        a newline at its end; the last one holds a closed \boxed{}.
+      answer: the final answer.
+    """
+
+    id: str
+    problem: str
+    steps: tuple[str, ...]
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One row of evaluation fine-tuning data (EFT): two next steps, in one order.
+
+    Attributes:
+      id: name of the row, unique in its file.
+      problem: text of the problem.
+      steps: texts of the steps so far, each from its marker on; may be empty.
+      a: text of the next step that is shown first, from its marker on.
+      b: text of the next step that is shown second, from its marker on.
+      verdict: the better one, "A" or "B".
+      explanation: what the judge says before its verdict.
+
+    Raises:
+      ValueError: the verdict is neither "A" nor "B".
+    """
+
+    id: str
+    problem: str
+    steps: tuple[str, ...]
+    a: str
+    b: str
+    verdict: Literal["A", "B"]
+    explanation: str = ""
+
+    def __post_init__(self):
+        if self.verdict not in ("A", "B"):
+            raise ValueError(
+                f"field 'verdict' is {reprlib.repr(self.verdict)}; expected 'A' or 'B'"
+            )
+
+
+def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    r"""Reads the JSON objects of a file, one a line.
+
+    Args:
+      path: the file, UTF-8. Only "\n" ends a line.
+
+    Yields:
+      (place, object): where the object stands, as "PATH:LINE" with lines counted
+      from 1 (for messages), and the object.
+
+    Raises:
+      ValueError: "PATH: reason" when the file cannot be opened, "PATH:LINE: reason"
+        for an empty line, bytes that are not UTF-8, broken JSON, or JSON that is not
+        an object.
+    """
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}); "
+            "expected a file of JSON lines: check the path"
+        ) from error
+    with file:
+        for number, line in enumerate(file, 1):
+            place = f"{path}:{number}"
+            if not line.strip():
+                raise ValueError(
+                    f"{place}: empty line; expected one JSON object a line"
+                )
+            try:
+                value = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{place}: broken JSON ({error}); expected one JSON object, "
+                    "whole and in UTF-8: the file may be cut off or damaged"
+                ) from error
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"{place}: {reprlib.repr(value)} is no JSON object; "
+                    "expected one JSON object a line"
+                )
+            yield place, value
+
+
+def _record(value: dict[str, Any], record_type: type) -> Any:
+    """Makes one record of a JSON object, or raises ValueError("reason; expected")."""
+    fields = {field.name: field for field in dataclasses.fields(record_type)}
+    expected = f"expected the fields {', '.join(fields)} of {record_type.__name__}"
+    for name in value:
+        if name not in fields:
+            raise ValueError(f"unknown field {name!r}; {expected}")
+    hints = typing.get_type_hints(record_type)
+    arguments = {}
+    for name, field in fields.items():
+        if name not in value:
+            if field.default is dataclasses.MISSING:
+                raise ValueError(f"missing field {name!r}; {expected}")
+            continue
+        item = value[name]
+        found = f"field {name!r} is {reprlib.repr(item)}"
+        if hints[name] is str and not isinstance(item, str):
+            raise ValueError(f"{found}; expected a string")
+        if hints[name] == tuple[str, ...]:
+            if not isinstance(item, list) or not all(
+                isinstance(text, str) for text in item
+            ):
+                raise ValueError(f"{found}; expected a list of strings")
+            item = tuple(item)
+        arguments[name] = item
+    return record_type(**arguments)
+
+
+def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
+    r"""Reads a file of records, checking every row.
+
+    Args:
+      path: the file, UTF-8. Only "\n" ends a line.
+      record_type: the dataclass of its rows; its fields are str, tuple[str, ...]
+        (a JSON list of strings), or checked by the dataclass itself.
+
+    Returns:
+      The records, in the file's order; an empty file gives an empty list.
+
+    Raises:
+      ValueError: "PATH:LINE: reason; expected ..." (lines from 1) for an empty line,
+        broken JSON, a missing, unknown or mistyped field, a verdict other than "A"
+        or "B", or an id that an earlier line has; "PATH: reason; expected ..." when
+        the file cannot be opened.
+    """
+    records = []
+    places: dict[str, str] = {}
+    for place, value in read_objects(path):
+        try:
+            record = _record(value, record_type)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        if record.id in places:
+            raise ValueError(
+                f"{place}: id {record.id!r} stands at {places[record.id]} already; "
+                "expected every id once"
+            )
+        places[record.id] = place
+        records.append(record)
+    return records
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
+    r"""Writes rows as JSON lines, all of them or nothing.
+
+    The rows go to a temporary file in the same folder, which takes the place of
+    `path` once everything is on disk: a kill leaves the old file or the new one,
+    never a part.
+
+    Args:
+      path: the file to write; its folder must exist.
+      rows: dataclasses (keys in the order of their fields) or dicts (in their own).
+
+    Raises:
+      ValueError: "PATH:LINE: reason" when a row has no JSON or no UTF-8 form: NaN or
+        infinity, half of a surrogate pair, a value that is not JSON's. An earlier
+        file at `path` is left as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            for number, row in enumerate(rows, 1):
+                if dataclasses.is_dataclass(row):
+                    names = [field.name for field in dataclasses.fields(row)]
+                    row = {name: getattr(row, name) for name in names}
+                try:
+                    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+                    file.write(text.encode("utf-8") + b"\n")
+                except (ValueError, TypeError) as error:
+                    raise ValueError(
+                        f"{path}:{number}: row cannot be written ({error}); expected "
+                        "strings, finite numbers, lists and dicts of them"
+                    ) from error
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,194 @@
+"""M0 → M1: supervised fine-tuning on IFT and EFT data (paper, section 3.2).
+
+The loss is on the response tokens only. SFT is a list of phases, each with its own
+mixture and stop rule; the default is the paper's single phase, IFT and EFT mixed for
+three epochs.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from stepjax import forest
+from stepjax.encode import Codec
+from stepjax.lm import sharding, train
+from stepjax.records import Comparison, Solution
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One phase of SFT.
+
+    Attributes:
+      name: for people.
+      ift: share of IFT rows in a batch; 0 leaves them out.
+      eft: share of EFT rows in a batch; 0 leaves them out.
+      epochs: passes over all rows of the sources with a share, shuffled together
+        (the shares are then the data's own); 0 with `steps`.
+      steps: updates with batches of exactly the shares; 0 with `epochs`.
+      stop_loss: the phase ends when the mean loss of a log period is below it.
+      batch_size: sequences an update.
+      optimizer: learning rate and schedule.
+    """
+
+    name: str
+    ift: float
+    eft: float
+    epochs: int
+    steps: int
+    stop_loss: float
+    batch_size: int
+    optimizer: train.OptimizerOptions
+
+    def __post_init__(self):
+        if (self.epochs > 0) == (self.steps > 0):
+            raise ValueError(
+                f"sft phase {self.name!r} has epochs={self.epochs} and "
+                f"steps={self.steps}; expected exactly one of them above 0."
+            )
+        if min(self.ift, self.eft) < 0 or self.ift + self.eft <= 0:
+            raise ValueError(
+                f"sft phase {self.name!r} has shares ift={self.ift}, eft={self.eft}; "
+                "expected shares >= 0 with a sum above 0."
+            )
+
+
+def solution_tree(codec: Codec, row: Solution) -> forest.Tree:
+    """Returns an IFT row as a path, scored on its steps."""
+    prompt, steps = codec.solution(row)
+    response = sum(steps, ())
+    weights = [0.0] * len(prompt) + [1.0] * len(response)
+    return forest.path_tree(prompt + response, weights)
+
+
+def comparison_tree(
+    codec: Codec, row: Comparison, verdict_weight: float
+) -> forest.Tree:
+    """Returns an EFT row as a path, scored on explanation and verdict.
+
+    Args:
+      codec: tokenizer and templates.
+      row: the comparison.
+      verdict_weight: weight of the verdict's tokens (and EOS); the others have 1.
+    """
+    prompt, response = codec.comparison(row)
+    verdict = codec.verdict_tokens(response)
+    weights = [1.0] * (len(response) - verdict) + [verdict_weight] * verdict
+    return forest.path_tree(prompt + response, [0.0] * len(prompt) + weights)
+
+
+def fitting(
+    trees: Sequence[forest.Tree], ids: Sequence[str], row_length: int, name: str
+) -> tuple[list[forest.Tree], list[str]]:
+    """Returns the trees that fit a row, and the ids of those that do not.
+
+    Raises:
+      ValueError: when none fits.
+    """
+    kept = [tree for tree in trees if len(tree.tokens) <= row_length]
+    dropped = [
+        id for id, tree in zip(ids, trees, strict=True) if len(tree.tokens) > row_length
+    ]
+    if trees and not kept:
+        shortest = min(len(tree.tokens) for tree in trees)
+        raise ValueError(
+            f"the shortest {name} row has {shortest} tokens; expected at most "
+            f"train.row_length={row_length}. Raise train.row_length."
+        )
+    return kept, dropped
+
+
+def loss(params, reference, rows: forest.Rows, *, model):
+    """Returns (weighted sum of token losses, (sum of weights, no further sums))."""
+    del reference
+    logps = train.scored_logps(model, params, rows)
+    return -(rows.weight * logps).sum(), (rows.weight.sum(), {})
+
+
+def phase_steps(phase: Phase, sizes: dict[str, int]) -> int:
+    """Returns the updates of a phase.
+
+    Args:
+      phase: the phase.
+      sizes: rows of "ift" and "eft".
+
+    Raises:
+      ValueError: when a source with a share has no rows.
+    """
+    for name in ("ift", "eft"):
+        if getattr(phase, name) > 0 and not sizes[name]:
+            raise ValueError(
+                f"sft phase {phase.name!r} wants {name} rows and there are none; "
+                f"set its {name} share to 0 or provide data."
+            )
+    if phase.steps:
+        return phase.steps
+    total = sum(sizes[name] for name in sizes if getattr(phase, name) > 0)
+    return math.ceil(total * phase.epochs / phase.batch_size)
+
+
+def make_batches(
+    phase: Phase,
+    number: int,
+    sources: dict[str, Sequence[forest.Tree]],
+    *,
+    mesh: Mesh,
+    row_length: int,
+    micro_batches: int,
+    seed: int,
+):
+    """Returns a function of the update's number that gives its batch on device.
+
+    Args:
+      phase: the phase.
+      number: its position in the list of phases.
+      sources: trees of "ift" and "eft".
+      mesh: devices.
+      row_length: tokens of a row.
+      micro_batches: parts of a batch whose gradients are summed.
+      seed: base seed.
+    """
+
+    @functools.lru_cache(maxsize=8)
+    def shuffled(name: str, size: int, epoch: int) -> np.ndarray:
+        path = [seed, number, sum(map(ord, name)), epoch]
+        return np.random.default_rng(path).permutation(size)
+
+    def stream(name: str, trees, start: int, count: int) -> list[forest.Tree]:
+        size = len(trees)
+        at = range(start, start + count)
+        return [trees[shuffled(name, size, i // size)[i % size]] for i in at]
+
+    chosen = {name: t for name, t in sources.items() if getattr(phase, name) > 0}
+    together = [tree for trees in chosen.values() for tree in trees]
+    share = phase.ift / (phase.ift + phase.eft)
+    multiple = sharding.row_multiple(mesh)
+
+    def pick(step: int) -> list[forest.Tree]:
+        size = phase.batch_size
+        if phase.epochs:
+            end = min((step + 1) * size, len(together) * phase.epochs)
+            return stream("all", together, step * size, end - step * size)
+        # Largest-remainder shares: after n updates, round(n * size * share) IFT rows.
+        before, after = round(step * size * share), round((step + 1) * size * share)
+        ift = stream("ift", sources["ift"], before, after - before)
+        start, count = step * size - before, size - (after - before)
+        return ift + stream("eft", sources["eft"], start, count)
+
+    def batch_at(step: int) -> forest.Rows:
+        trees = pick(step)
+        parts = [trees[i::micro_batches] for i in range(micro_batches)]
+        rows = max(len(forest.fill(part, row_length)) for part in parts)
+        rows = forest.bucket(rows, multiple)
+        packed = [
+            forest.pack(part, row_length, rows=rows, scored=row_length)
+            for part in parts
+        ]
+        return train.put_batch(mesh, jax.tree.map(lambda *x: np.stack(x), *packed))
+
+    return batch_at

@@ -1,0 +1,112 @@
+"""What `import stepjax` and the losses load, seen in a fresh interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stepjax
+
+REFUSED = [
+    "flax",
+    "optax",
+    "orbax",
+    "transformers",
+    "tensorflow",
+    "tensorflow_datasets",
+    "ml_collections",
+    "sentencepiece",
+]
+
+HOOK = f"""
+import importlib.abc, json, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {REFUSED!r}:
+            raise ImportError("refused by the test: " + name)
+
+sys.meta_path.insert(0, Refuse())
+
+def loaded():
+    return set(sys.modules)
+
+def roots(modules):
+    first = {{name.split(".")[0] for name in modules}}
+    return sorted(first - set(sys.stdlib_module_names))
+"""
+
+
+def run(script):
+    """Runs `script` after the hook; what it prints last is JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", HOOK + script],
+        cwd=Path(stepjax.__file__).parent.parent,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_hook_refuses(name):
+    script = f"""
+try:
+    import {name}
+except ImportError as error:
+    print(json.dumps(str(error)))
+"""
+    assert run(script) == f"refused by the test: {name}"
+
+
+def test_import_stepjax_loads_nothing():
+    new = run(
+        """
+before = loaded()
+import stepjax
+print(json.dumps([sorted(loaded() - before), stepjax.__version__, dir(stepjax)]))
+"""
+    )
+    assert new[0] == ["stepjax"]  # not even a module of the standard library
+    assert new[1] == "0.1.0"
+    assert set(stepjax.__all__) <= set(new[2])
+
+
+def test_the_loss_loads_jax_only():
+    new = run(
+        """
+import jax, jax.numpy
+before = loaded()
+from stepjax import step_dpo_loss
+new = loaded() - before
+zero = jax.numpy.zeros(2)
+loss = step_dpo_loss(zero, zero, zero, zero)
+after = loaded() - before
+print(json.dumps([sorted(n for n in new if n.startswith("stepjax")), roots(new),
+                  roots(after), [round(float(x), 6) for x in loss]]))
+"""
+    )
+    assert new[0] == ["stepjax", "stepjax.losses"]
+    assert new[1] == ["stepjax"]  # beyond what jax itself had loaded
+    assert not set(new[2]) & set(REFUSED)
+    assert new[3] == [0.693147, 0.693147]
+
+
+def test_every_public_name_is_there():
+    from stepjax import losses
+
+    for name in stepjax.__all__:
+        assert getattr(stepjax, name) is getattr(losses, name)
+    assert {
+        name
+        for name, value in vars(losses).items()
+        if callable(value) and not name.startswith("_")
+    } == set(stepjax.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'step_ppo'"):
+        stepjax.step_ppo  # noqa: B018

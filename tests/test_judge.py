@@ -1,0 +1,416 @@
+"""The judge: readings of equation 2 by hand, and its calls over token ids."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepjax import judge as judging
+from stepjax.encode import Codec
+from stepjax.judge import (
+    Request,
+    Verdict,
+    make_judge,
+    ordered_pairs,
+    position_flips,
+    win_counts,
+)
+from stepjax.lm import generate, sharding, tokenizer
+from stepjax.lm import model as lm
+from stepjax.lm.generate import Samples
+from stepjax.worlds import arithmetic
+
+OPTIONS = {"max_tokens": 40, "temperature": 0.5, "top_p": 0.9, "seed": 11}
+
+
+@pytest.fixture(scope="session")
+def codec(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("world")
+    arithmetic.train_tokenizer(directory)
+    return Codec(tokenizer.load(directory), arithmetic.templates())
+
+
+def calls(text):
+    """Verdicts from a table like "01A 10B 12-": shown as A, shown as B, winner."""
+    return [
+        Verdict(int(a), int(b), None if winner == "-" else winner)
+        for a, b, winner in text.split()
+    ]
+
+
+# Equation 2.
+
+TABLES = [
+    # Everyone agrees: 0 beats all, 1 beats 2.
+    ("01A 02A 10B 12A 20B 21B", 3, [4, 2, 0], [2, 1, 0]),
+    # The first one shown always wins.
+    ("01A 02A 10A 12A 20A 21A", 3, [2, 2, 2], [0, 0, 0]),
+    # A circle: 0 beats 1 beats 2 beats 0, in both orders.
+    ("01A 02B 10B 12A 20A 21B", 3, [2, 2, 2], [1, 1, 1]),
+    # 0 and 1 flip; 2 loses to 0 both ways, to 1 once and is unparsed once.
+    ("01B 02A 10B 12A 20B 21-", 3, [3, 2, 0], [1, 0, 0]),
+    # A win and an unparsed call is no consistent win.
+    ("01A 10-", 2, [1, 0], [0, 0]),
+    ("01- 10-", 2, [0, 0], [0, 0]),
+    ("", 1, [0], [0]),
+    ("", 0, [], []),
+    # Four candidates, 3 best by sum, 0 best by consistency.
+    (
+        "01A 10B 02A 20B 03B 30A 12A 21A 13B 31B 23B 32B",
+        4,
+        [4, 2, 2, 4],
+        [2, 0, 0, 1],
+    ),
+]
+
+
+@pytest.mark.parametrize(("table", "count", "total", "consistent"), TABLES)
+def test_sum_and_consistent_scores_by_hand(table, count, total, consistent):
+    verdicts = calls(table)
+    assert win_counts(count, verdicts, "sum") == total
+    assert win_counts(count, verdicts, "consistent") == consistent
+    assert win_counts(count, verdicts[::-1], "sum") == total
+
+
+def test_single_scores_by_hand():
+    # One order a pair: 1 beats 0, 0 beats 2, 1 beats 2; 3 beats 0, others unparsed.
+    verdicts = calls("10A 02A 21B 03B 31- 23-")
+    assert win_counts(4, verdicts, "single") == [1, 2, 0, 1]
+
+
+def test_scores_are_plain_integers():
+    for score in judging.SCORES:
+        assert all(type(n) is int for n in win_counts(2, calls("01A 10B"), score))
+
+
+def test_unknown_reading_is_refused():
+    with pytest.raises(ValueError, match=r"score='median'.*'consistent'"):
+        win_counts(2, [], "median")
+
+
+@given(st.integers(0, 5), st.data())
+def test_each_parsed_call_scores_once(count, data):
+    pairs = ordered_pairs(count, "sum", ())
+    winners = data.draw(st.tuples(*(st.sampled_from(["A", "B", None]) for _ in pairs)))
+    verdicts = [Verdict(*p, w) for p, w in zip(pairs, winners, strict=True)]
+    total = win_counts(count, verdicts, "sum")
+    assert sum(total) == sum(w is not None for w in winners)
+    assert all(0 <= n <= 2 * (count - 1) for n in total)
+    consistent = win_counts(count, verdicts, "consistent")
+    assert all(2 * c <= n for c, n in zip(consistent, total, strict=True))
+    flipped, both = position_flips(verdicts)
+    assert sum(consistent) == both - flipped
+
+
+def test_position_flips_by_hand():
+    assert position_flips(calls("01A 10B 02A 20A 12B 21B")) == (2, 3)
+    assert position_flips(calls("01A 10A")) == (1, 1)
+    assert position_flips(calls("01B 10A")) == (0, 1)
+    assert position_flips(calls("01A 10- 02- 20- 12A")) == (0, 0)
+    assert position_flips([]) == (0, 0)
+
+
+# Which calls are made.
+
+
+@pytest.mark.parametrize("score", ["sum", "consistent"])
+def test_both_orders_of_every_pair_are_asked(score):
+    assert ordered_pairs(2, score, (1,)) == [(0, 1), (1, 0)]
+    pairs = ordered_pairs(6, score, (1,))
+    assert len(pairs) == len(set(pairs)) == 30
+    assert all(a != b and 0 <= a < 6 and 0 <= b < 6 for a, b in pairs)
+    assert ordered_pairs(1, score, (1,)) == ordered_pairs(0, score, (1,)) == []
+
+
+def test_single_order_is_drawn_by_seed():
+    drawn = [ordered_pairs(5, "single", (3, n, 1, 0)) for n in range(200)]
+    again = [ordered_pairs(5, "single", (3, n, 1, 0)) for n in range(200)]
+    assert drawn == again
+    for pairs in drawn:
+        assert len(pairs) == 10
+        assert {frozenset(pair) for pair in pairs} == {
+            frozenset((i, j)) for i in range(5) for j in range(i)
+        }
+    # Mixed: of 2000 fair draws, within five standard deviations of a half.
+    swapped = sum(a > b for pairs in drawn for a, b in pairs)
+    assert abs(swapped - 1000) < 5 * math.sqrt(500)
+    assert len({tuple(pairs) for pairs in drawn}) > 150
+    assert ordered_pairs(1, "single", (1,)) == []
+
+
+# Calls over token ids, with a fake in the place of the caches.
+
+SUM = "8*7+4*4+2*3+1"
+
+
+class FakeSlots:
+    """Stands in for `generate.Slots`; `respond(context text, question text)` answers.
+
+    A response is a text (generate) or the log-odds of A (logprob).
+    """
+
+    def __init__(self, codec, slots, respond):
+        self.codec, self.respond = codec, respond
+        self.held = [None] * slots
+        self.calls = []
+
+    def hold(self, wanted):
+        for slot, ids in wanted.items():
+            self.held[slot] = tuple(ids)
+
+    def _texts(self, groups, rows):
+        """(row place, context text, question text) of the rows in use."""
+        for g, (slot, group) in enumerate(zip(groups, rows, strict=True)):
+            context = self.codec.tokenizer.decode(self.held[slot])
+            for w, ids in enumerate(group):
+                if ids:
+                    yield g, w, context, self.codec.tokenizer.decode(ids)
+
+    def sample(self, groups, prompts, paths, *, stops, capacity, **options):
+        shape = paths.shape[:2]
+        assert all(len(group) == shape[1] for group in prompts)
+        tokens, count = np.zeros((*shape, capacity), int), np.zeros(shape, int)
+        stopped, used = np.zeros(shape, bool), []
+        for g, w, context, question in self._texts(groups, prompts):
+            state = 0
+            response = self.respond(context, question)
+            for token in self.codec.tokenizer.encode_line(response)[:capacity]:
+                tokens[g, w, count[g, w]] = token
+                count[g, w] += 1
+                state = stops[state, token]
+                if state == len(stops) - 1:
+                    stopped[g, w] = True
+                    break
+            used.append(tuple(paths[g, w].tolist()))
+        self.calls.append((list(groups), used, options | {"capacity": capacity}))
+        return Samples(tokens, count, stopped, np.zeros(tokens.shape))
+
+    def score(self, groups, rows, scored, *, group_multiple):
+        logps, used = np.zeros(scored.shape), []
+        verdicts = {self.codec.verdict(side): side for side in "AB"}
+        for g, w, context, _ in self._texts(groups, rows):
+            ids, size = rows[g][w], scored[g, w]
+            side = verdicts[tuple(ids[-size:])]
+            question = self.codec.tokenizer.decode(ids[:-size])
+            odds = self.respond(context, question)
+            logps[g, w] = -7 + odds / 2 * (1 if side == "A" else -1)
+            used.append((g, w))
+        self.calls.append((list(groups), used, {"group_multiple": group_multiple}))
+        return logps
+
+
+def request(codec, slot, steps, candidates, number):
+    return Request(
+        slot=slot,
+        problem_id=f"q-{slot}",
+        problem=SUM,
+        steps=tuple(map(codec.step, steps)),
+        candidates=tuple(map(codec.step, candidates)),
+        path=(1, 1000 + slot, len(steps) + 1, number),
+    )
+
+
+def requests_of_three_slots(codec):
+    """Three, one and two candidates; the slots are neither in order nor all."""
+    first = ["Step 1: 8*7+4=0", "Step 1: 8*7+4=5", "Step 1: 5*7+4=9"]
+    last = "Step 3: 2*3+1=7; \\boxed{7}", "Step 3: 2*3+1=1; \\boxed{1}"
+    done = ["Step 1: 8*7+4=0", "Step 2: 0*4+2=2"]
+    return [
+        request(codec, 2, [], first, 0),
+        request(codec, 0, done[:1], ["Step 2: 0*4+2=2"], 0),
+        request(codec, 3, done, last, 4),
+    ]
+
+
+def prefer_right(context, question):
+    """Explains and prefers the right step; never parsed when 5 is shown first."""
+    problem, *steps = context.strip("\n").split("\n")
+    a, _, b, _ = question.strip("\n").split("\n")
+    assert question == f"{a}\n(A)\n{b}\n(B)\n"
+    if a.endswith("=5"):
+        return "I can not tell"
+    right = [arithmetic.is_right(problem, steps, step) for step in (a, b)]
+    side = "A" if right[0] >= right[1] else "B"
+    return f"Check: {a[-1]} {b[-1]} [[{side}]] and then [[A]]"
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups"),
+    [
+        (1, [[2, 2, 2, 2], [2, 2, 3, 3]]),  # as many groups a call as slots
+        (2, [[2, 2, 2, 3]]),
+        (4, [[2, 2, 3]]),
+        (30, [[2, 3]]),
+    ],
+)
+def test_generated_verdicts_come_back_in_order(codec, rows, groups):
+    slots = FakeSlots(codec, 4, prefer_right)
+    judge = make_judge(slots, codec, mode="generate", score="sum", rows=rows, **OPTIONS)
+    requests = requests_of_three_slots(codec)
+    verdicts = judge(requests)
+    assert [[v[:3] for v in answers] for answers in verdicts] == [
+        [v[:3] for v in calls("01A 02A 10- 12- 20B 21A")],
+        [],
+        [v[:3] for v in calls("01A 10B")],
+    ]
+    # The response ends with the first verdict that is written, where sampling stops.
+    assert verdicts[0][0].response == "Check: 0 5 [[A]]"
+    assert verdicts[0][2].response == "I can not tell"
+    assert verdicts[0][4].response == "Check: 9 0 [[B]]"
+    # Contexts are shared, and only those that are asked about are computed.
+    assert slots.held[0] is None and slots.held[1] is None
+    assert slots.held[2] == codec.judge_context(SUM, [])
+    assert slots.held[3] == codec.judge_context(SUM, requests[2].steps)
+    assert [call[0] for call in slots.calls] == groups
+    for _, _, options in slots.calls:
+        assert options == {
+            "seed": 11,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "vocab": codec.tokenizer.vocab_size,
+            "budget": 40,
+            "capacity": 40,
+            "group_multiple": 4,
+        }
+
+
+def test_each_call_has_its_own_key_path(codec):
+    paths = {}
+    for rows in (1, 3):
+        slots = FakeSlots(codec, 4, prefer_right)
+        judge = make_judge(
+            slots, codec, mode="generate", score="sum", rows=rows, **OPTIONS
+        )
+        judge(requests_of_three_slots(codec))
+        paths[rows] = [path for call in slots.calls for path in call[1]]
+    # The row's place does not count; the last 1 parts them from those of proposals.
+    assert paths[1] == paths[3]
+    assert len(set(paths[1])) == 8
+    assert paths[1][:2] == [(1, 1002, 1, 0, 0, 1, 1), (1, 1002, 1, 0, 0, 2, 1)]
+    assert paths[1][7] == (1, 1003, 3, 4, 1, 0, 1)
+
+
+def test_response_that_is_cut_off_is_unparsed(codec):
+    slots = FakeSlots(codec, 4, prefer_right)
+    options = OPTIONS | {"max_tokens": 5}
+    judge = make_judge(slots, codec, mode="generate", score="sum", rows=2, **options)
+    verdicts = judge(requests_of_three_slots(codec))
+    assert [v.winner for answers in verdicts for v in answers] == [None] * 8
+    assert verdicts[0][0].response == "Check: 0 5"
+
+
+def test_calls_can_be_named_and_single_asks_one_order(codec):
+    slots = FakeSlots(codec, 4, prefer_right)
+    judge = make_judge(slots, codec, mode="generate", score="single", rows=2, **OPTIONS)
+    requests = requests_of_three_slots(codec)
+    named = judge(requests, [[(2, 0)], [], [(1, 0), (0, 1)]])
+    assert [[v[:3] for v in answers] for answers in named] == [
+        [v[:3] for v in calls("20B")],
+        [],
+        [v[:3] for v in calls("10B 01A")],
+    ]
+    single = judge(requests)
+    assert [[v[:2] for v in answers] for answers in single] == [
+        ordered_pairs(len(r.candidates), "single", (11, *r.path)) for r in requests
+    ]
+    assert [len(answers) for answers in single] == [3, 0, 1]
+    assert judge([]) == []
+
+
+@pytest.mark.parametrize("rows", [1, 2, 30])
+def test_log_odds_decide_in_logprob_mode(codec, rows):
+    def odds(context, question):
+        a, _, b, _ = question.strip("\n").split("\n")
+        return (int(b[11] == "5") - int(a[11] == "5")) * 2.5 + len(context) / 64 - 0.5
+
+    slots = FakeSlots(codec, 4, odds)
+    judge = make_judge(slots, codec, mode="logprob", score="sum", rows=rows, **OPTIONS)
+    requests = requests_of_three_slots(codec)
+    verdicts = judge(requests)
+    assert len(requests[0].steps) == 0  # the problem's line alone: 14 characters
+    offset = 14 / 64 - 0.5
+    expected = []
+    for (a, b), gap in zip(
+        ordered_pairs(3, "sum", ()), [0, 2.5, 0, 2.5, -2.5, -2.5], strict=True
+    ):
+        value = gap + offset
+        expected.append(Verdict(a, b, "A" if value > 0 else "B", f"{value:.6f}"))
+    assert verdicts[0] == expected
+    assert [v.winner for v in verdicts[0]] == ["B", "A", "B", "A", "B", "B"]
+    assert verdicts[1] == []
+    assert [v.winner for v in verdicts[2]] == ["A", "A"]  # 46 characters: above 0
+    # Two rows a judgment, one for each verdict.
+    assert sum(len(call[1]) for call in slots.calls) == 16
+
+
+def test_unknown_mode_is_refused(codec):
+    with pytest.raises(ValueError, match=r"judge.mode='vote'.*'logprob'"):
+        make_judge(
+            FakeSlots(codec, 1, None),
+            codec,
+            mode="vote",
+            score="sum",
+            rows=1,
+            **OPTIONS,
+        )
+
+
+# The judge with a real, random model: verdicts are what a plain forward says.
+
+
+def test_logprob_verdicts_equal_a_plain_forward_pass(codec):
+    config = lm.ModelConfig(
+        vocab_size=128,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+        embedding_std=1.0,
+        init_std=0.2,
+    )
+    model = lm.Decoder(config)
+    params = lm.init(model, jax.random.key(5))
+    mesh = jax.sharding.Mesh(
+        np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES
+    )
+    slots = generate.Slots(model, params, mesh, 4, 96)
+    judge = make_judge(slots, codec, mode="logprob", score="sum", rows=3, **OPTIONS)
+    requests = requests_of_three_slots(codec)
+
+    @jax.jit
+    def log_softmax(tokens):
+        position = jnp.arange(tokens.size)[None]
+        end = jnp.full((1, tokens.size), tokens.size)
+        hidden = model.apply({"params": params}, tokens[None], position, end)
+        return jax.nn.log_softmax(lm.logits(params, hidden[0]))
+
+    def logp(ids, size):
+        padded = np.zeros(160, np.int32)
+        padded[: len(ids)] = ids
+        table = log_softmax(padded)
+        places = range(len(ids) - size, len(ids))
+        return sum(float(table[at - 1, ids[at]]) for at in places)
+
+    verdicts = judge(requests)
+    assert [len(answers) for answers in verdicts] == [6, 0, 2]
+    for made, answers in zip(requests, verdicts, strict=True):
+        for verdict in answers:
+            prompt = codec.judge_context(made.problem, made.steps)
+            prompt += codec.judge_question(
+                made.candidates[verdict.a], made.candidates[verdict.b]
+            )
+            side_a, side_b = codec.verdict("A"), codec.verdict("B")
+            odds = logp(prompt + side_a, len(side_a)) - logp(
+                prompt + side_b, len(side_b)
+            )
+            assert float(verdict.response) == pytest.approx(odds, abs=2e-5)
+            assert verdict.winner == ("A" if odds > 0 else "B")
+            assert abs(odds) > 1e-3
+    winners = {v.winner for answers in verdicts for v in answers}
+    assert winners == {"A", "B"}
