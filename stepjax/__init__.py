@@ -10,6 +10,7 @@ One file per stage of the method, in the order in which it runs, then the plumbi
     records.py     rows of IFT, EFT and benchmark data; JSONL in and out
     encode.py      records to token ids and masks
     sources.py     public data sets to records
+    prepare.py     a run's data and tokenizer, and every check that can be made early
     sft.py         M0 to M1
     search.py      step-by-step search: propose, judge, keep the best, go back
     judge.py       the model compares candidate steps in pairs
@@ -18,6 +19,7 @@ One file per stage of the method, in the order in which it runs, then the plumbi
     iterate.py     the loop from M0 to Mn over a run directory
     evaluate.py    accuracy on benchmarks, accuracy of the judge
     answers.py     answers: extraction and equivalence
+    monitor.py     progress bars, metrics on disk, the final table
     worlds/        built-in worlds to run the whole method in: arithmetic
     config.py      default(): every knob once
     main.py        the command line
@@ -26,7 +28,7 @@ One file per stage of the method, in the order in which it runs, then the plumbi
                    generate.py    sampling of steps on the device
                    stops.py       stop strings as an automaton over token ids
                    tokenizer.py   text to ids and back
-                   weights.py     Hugging Face directories in and out
+                   weights.py     Hugging Face directories in and out; hf_config.py
                    sharding.py    meshes, logical axes
                    train.py       train state and training step
                    checkpoint.py  arrays with checksums, finished stages

@@ -35,7 +35,9 @@ def default() -> ml_collections.ConfigDict:
     model.embedding_std = 0.02  # of a random embedding
     model.init_std = 0.02  # of every other random matrix
 
-    c.tokenizer = ""  # folder or tokenizer.json; "" takes the hf: directory's or world's
+    c.tokenizer = (
+        ""  # folder or tokenizer.json; "" takes the hf: directory's or world's
+    )
 
     c.prompts = text = ml_collections.ConfigDict()
     text.solve = ""  # template with {problem}; "" takes the world's or stepjax.prompts

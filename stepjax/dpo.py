@@ -140,9 +140,7 @@ def make_batches(
     filled = [
         (forest.fill(trees, row_length), trees) for parts in planned for trees in parts
     ]
-    rows = forest.bucket(
-        max(len(f) for f, _ in filled), sharding.row_multiple(mesh)
-    )
+    rows = forest.bucket(max(len(f) for f, _ in filled), sharding.row_multiple(mesh))
     scored = forest.bucket(
         max(sum(len(t[i].scored) for i in row) for f, t in filled for row in f), 8
     )

@@ -56,8 +56,8 @@ class Codec:
     def solution(self, row: Solution) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
         """Returns the prompt's ids and each step's; the last one ends with EOS."""
         prompts.check_steps(self.templates, row.steps)
-        steps = [self.step(text) for text in row.steps]
-        steps[-1] = steps[-1] + (self.tokenizer.eos_id,)
+        steps = [self._line(text + "\n") for text in row.steps[:-1]]
+        steps.append((*self._line(row.steps[-1]), self.tokenizer.eos_id))
         return self.solve_prompt(row.problem), steps
 
     def judge_context(

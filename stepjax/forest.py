@@ -202,7 +202,8 @@ def group_by_trunk(pairs: Sequence[IdPair], row_length: int) -> list[list[int]]:
     groups: list[list[int]] = []
     trunks: list[tuple[int, ...]] = []
     sizes: list[int] = []
-    by_root: dict[tuple[int, ...], list[int]] = {}  # first tokens → group numbers
+    by_root: dict[tuple[int, ...], list[int]] = {}  # first context → group numbers
+    lengths: dict[int, None] = {}  # of those contexts, in growing order
     for i in sorted(range(len(pairs)), key=lambda i: len(pairs[i].context)):
         pair = pairs[i]
         alone = len(pair.context) + len(pair.chosen) + len(pair.rejected)
@@ -211,8 +212,8 @@ def group_by_trunk(pairs: Sequence[IdPair], row_length: int) -> list[list[int]]:
                 f"pair {i} has {alone} tokens; expected at most row_length="
                 f"{row_length}. Raise train.row_length or drop the pair."
             )
-        root = pair.context[:8]
-        for g in by_root.get(root, []):
+        near = (g for n in lengths for g in by_root.get(pair.context[:n], ()))
+        for g in near:
             start = len(trunks[g])
             both = pair.context + pair.chosen
             grown = sizes[g] + max(len(both) - start, 0) + len(pair.rejected)
@@ -223,7 +224,8 @@ def group_by_trunk(pairs: Sequence[IdPair], row_length: int) -> list[list[int]]:
                 sizes[g] = grown
                 break
         else:
-            by_root.setdefault(root, []).append(len(groups))
+            by_root.setdefault(pair.context, []).append(len(groups))
+            lengths[len(pair.context)] = None
             groups.append([i])
             trunks.append(pair.context + pair.chosen)
             sizes.append(alone)

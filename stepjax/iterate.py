@@ -13,9 +13,6 @@ The search and DPO stages read questions without answers: no gold reaches them.
 
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
-import json
 import os
 import pathlib
 import time
@@ -26,26 +23,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-import stepjax
-from stepjax import config as configs
-from stepjax import dpo, evaluate, prepare, records, search, sft
+from stepjax import dpo, evaluate, prepare, records, rundir, search, sft, summary
 from stepjax import judge as judging
 from stepjax import pairs as preferences
 from stepjax.encode import Codec
 from stepjax.lm import checkpoint, generate, sharding, tokenizer, train, weights
 from stepjax.lm import model as lm
 from stepjax.monitor import Monitor
-
-
-def file_digest(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file.
-
-    Raises:
-      ValueError: when it is missing.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; expected the result of an earlier stage.")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
@@ -56,6 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
       workdir: the run directory; made when missing, continued when it is there.
     """
     this = Run(config, workdir)
+    this.evaluate(0, ("greedy", "judge"))
     this.sft()
     for number in range(1, config.iterations + 1):
         this.evaluate(number)
@@ -76,9 +61,16 @@ class Run:
             configuration.
         """
         self.config = config.copy_and_resolve_references()
-        self.workdir = pathlib.Path(workdir)
-        self._claim()
-        self.monitor = Monitor(self.workdir)
+        self.dir = rundir.RunDirectory(self.config, workdir)
+        try:
+            self._begin()
+        except BaseException:
+            self.dir.give_back()
+            raise
+
+    def _begin(self) -> None:
+        config = self.config
+        self.monitor = Monitor(self.dir.path)
         self.phases = [_phase(p) for p in config.sft.phases]
         if not self.phases:
             raise ValueError("sft.phases is empty; expected at least one phase.")
@@ -89,114 +81,32 @@ class Run:
             }
         )
         self.prepare()
-        ids = tokenizer.load(self.workdir / "tokenizer")
+        ids = tokenizer.load(self.dir.path / "tokenizer")
         self.codec = Codec(ids, prepare.templates(config))
         self.model = lm.Decoder(prepare.model_config(config, ids.vocab_size))
         self._check()
         self.mesh = sharding.make_mesh(**config.mesh)
 
-    def _claim(self) -> None:
-        """Writes config.json, or checks that it is the same."""
-        path = self.workdir / "config.json"
-        mine = configs.to_dict(self.config)
-        if path.exists():
-            theirs = checkpoint.read_json(path)
-            different = _difference(theirs, mine)
-            if different:
-                raise ValueError(
-                    f"{self.workdir} belongs to another configuration ({different}); "
-                    "expected the same one. Use another --workdir, or the settings "
-                    "of its config.json."
-                )
-        elif self.workdir.is_dir() and any(self.workdir.iterdir()):
-            raise ValueError(
-                f"{self.workdir} is not empty and has no config.json; expected a new "
-                "folder or one of an earlier run. Use another --workdir."
-            )
-        else:
-            checkpoint.write_json(path, mine)
-
     def _check(self) -> None:
         files = {
-            f"questions_{n}": self.read(f"questions_{n}", records.Question)
+            f"questions_{n}": self.dir.read(f"questions_{n}", records.Question)
             for n in range(1, self.config.iterations + 1)
         }
-        files["test"] = self.read("test", records.Problem)
+        files["test"] = self.dir.read("test", records.Problem)
         prepare.check_budgets(self.config, self.codec, files)
         self._sft_sources()
 
-    # Stages and manifests.
-
-    def directory(self, number: int) -> pathlib.Path:
-        """Returns the folder of model number `number`."""
-        return self.workdir / f"M{number}"
-
-    def _done(self, path: pathlib.Path, inputs: dict[str, str]) -> dict | None:
-        """Returns a stage's manifest when it is finished, after checking its inputs."""
-        if not path.exists():
-            return None
-        manifest = checkpoint.read_json(path)
-        for name, digest in inputs.items():
-            if manifest["inputs"].get(name) != digest:
-                raise ValueError(
-                    f"{path}: {name} is not what this stage was made from. Delete "
-                    f"{path.parent} and later models, and run the same command again."
-                )
-        for name, digest in manifest["files"].items():
-            if file_digest(path.parent / name) != digest:
-                raise ValueError(
-                    f"{path.parent / name} has changed since it was written; expected "
-                    f"SHA-256 {digest}. Delete {path} and run the same command again."
-                )
-        return manifest
-
-    def _commit(
-        self,
-        path: pathlib.Path,
-        stage: str,
-        began: float,
-        inputs: dict[str, str],
-        files: Iterable[str] = (),
-        **extra: Any,
-    ) -> dict[str, Any]:
-        """Writes the manifest of a finished stage: the last thing it does."""
-        names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-        versions = {name: importlib.metadata.version(name) for name in names}
-        manifest = {
-            "stage": stage,
-            "inputs": inputs,
-            "files": {name: file_digest(path.parent / name) for name in files},
-            "config": file_digest(self.workdir / "config.json"),
-            "seed": self.config.seed,
-            "seconds": time.monotonic() - began,
-            "versions": versions | {"stepjax": stepjax.__version__},
-            **extra,
-        }
-        checkpoint.write_json(path, manifest)
-        return manifest
-
-    def _data(self, name: str) -> dict[str, str]:
-        path = self.workdir / "data" / f"{name}.jsonl"
-        return {name: file_digest(path)}
-
-    def _model_input(self, number: int) -> dict[str, str]:
-        return {f"M{number}": file_digest(self.directory(number) / "manifest.json")}
-
-    def read(self, name: str, record_type: type) -> list:
-        """Returns the rows of one of the run's data files."""
-        return records.read_jsonl(self.workdir / "data" / f"{name}.jsonl", record_type)
-
     def prepare(self) -> None:
         """Writes the data files and the tokenizer, once."""
-        folder = self.workdir / "data"
-        if self._done(folder / "manifest.json", {}):
+        folder = self.dir.path / "data"
+        if self.dir.done(folder / "manifest.json", {}):
             return
         began = time.monotonic()
         texts = prepare.templates(self.config)
-        prepare.make_tokenizer(self.config, self.workdir / "tokenizer")
+        prepare.make_tokenizer(self.config, self.dir.path / "tokenizer")
         counts = prepare.make_data(self.config, texts, folder)
         files = [f"{name}.jsonl" for name in counts]
-        self._commit(
+        self.dir.commit(
             folder / "manifest.json", "prepare", began, {}, files, counts=counts
         )
 
@@ -208,10 +118,10 @@ class Run:
         """
         if number == 0:
             return self._initial_params()
-        path = self.directory(number) / "manifest.json"
+        path = self.dir.model(number) / "manifest.json"
         if not path.exists():
             raise ValueError(
-                f"{self.directory(number)} is not finished; expected an earlier stage "
+                f"{self.dir.model(number)} is not finished; expected an earlier stage "
                 "to have made it. Run `stepjax run` on the same --workdir."
             )
         shapes = lm.abstract_params(self.model)
@@ -221,7 +131,7 @@ class Run:
             sharding.param_shardings(self.mesh, shapes),
         )
         digests = checkpoint.read_json(path)["arrays"]
-        return checkpoint.load_tree(self.directory(number) / "params", like, digests)
+        return checkpoint.load_tree(self.dir.model(number) / "params", like, digests)
 
     def _initial_params(self) -> Any:
         init = self.config.model.init
@@ -234,9 +144,9 @@ class Run:
     def _save_model(
         self, number: int, stage: str, began: float, params, inputs, **extra
     ) -> None:
-        folder = self.directory(number)
+        folder = self.dir.model(number)
         arrays = checkpoint.save_tree(folder / "params", params)
-        self._commit(
+        self.dir.commit(
             folder / "manifest.json", stage, began, inputs, arrays=arrays, **extra
         )
 
@@ -246,7 +156,7 @@ class Run:
         length = self.config.train.row_length
         weight = self.config.sft.verdict_weight
         ift, eft = (
-            self.read(name, kind)
+            self.dir.read(name, kind)
             for name, kind in (("ift", records.Solution), ("eft", records.Comparison))
         )
         trees = {
@@ -265,9 +175,9 @@ class Run:
 
     def sft(self) -> None:
         """Makes M1 from M0 by supervised fine-tuning."""
-        inputs = self._data("ift") | self._data("eft")
-        folder, config = self.directory(1), self.config
-        if self._done(folder / "manifest.json", inputs):
+        inputs = self.dir.data("ift") | self.dir.data("eft")
+        folder, config = self.dir.model(1), self.config
+        if self.dir.done(folder / "manifest.json", inputs):
             return
         began = time.monotonic()
         trees, dropped = self._sft_sources()
@@ -407,14 +317,14 @@ class Run:
 
     def search(self, number: int) -> None:
         """Lets M`number` search the questions of its iteration and makes its pairs."""
-        questions = self.read(f"questions_{number}", records.Question)
-        inputs = self._model_input(number) | self._data(f"questions_{number}")
-        folder = self.directory(number)
-        if self._done(folder / "search.json", inputs):
+        questions = self.dir.read(f"questions_{number}", records.Question)
+        inputs = self.dir.made_by(number) | self.dir.data(f"questions_{number}")
+        folder = self.dir.model(number)
+        if self.dir.done(folder / "search.json", inputs):
             return
         began = time.monotonic()
         params = self.params(number)
-        journal = _Journal(folder / "search.partial.jsonl", inputs)
+        journal = rundir.Journal(folder / "search.partial.jsonl", inputs)
         todo = [q for q in questions if q.id not in journal.states]
         name = f"M{number} search"
         done = len(questions) - len(todo)
@@ -441,7 +351,7 @@ class Run:
         records.write_jsonl(folder / "pairs.jsonl", rows)
         counts = preferences.summary(states) | {"pairs": len(rows)}
         files = ["search.jsonl", "pairs.jsonl"]
-        self._commit(
+        self.dir.commit(
             folder / "search.json", "search", began, inputs, files, counts=counts
         )
         self.monitor.restart("search", f"M{number}")
@@ -452,10 +362,10 @@ class Run:
 
     def dpo(self, number: int) -> None:
         """Makes M`number + 1` by step-DPO on the pairs that M`number` made."""
-        source, folder = self.directory(number), self.directory(number + 1)
-        inputs = self._model_input(number)
-        inputs["pairs"] = file_digest(source / "pairs.jsonl")
-        if self._done(folder / "manifest.json", inputs):
+        source, folder = self.dir.model(number), self.dir.model(number + 1)
+        inputs = self.dir.made_by(number)
+        inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
+        if self.dir.done(folder / "manifest.json", inputs):
             return
         began, config = time.monotonic(), self.config
         rows = records.read_jsonl(source / "pairs.jsonl", preferences.Pair)
@@ -525,30 +435,30 @@ class Run:
         """
         config, result = self.config, {}
         own = benchmark == "test"
-        path = self.workdir / "data" / "test.jsonl" if own else pathlib.Path(benchmark)
+        path = self.dir.path / "data" / "test.jsonl" if own else pathlib.Path(benchmark)
         problems = records.read_jsonl(path, records.Problem)
         if not own:
             prepare.check_budgets(config, self.codec, {path.name: problems})
         params = None
         for mode in modes:
-            inputs = {"benchmark": file_digest(path)}
+            inputs = {"benchmark": rundir.file_digest(path)}
             if mode == "judge":
-                inputs = self._data("heldout")
+                inputs = self.dir.data("heldout")
             if number:
-                inputs |= self._model_input(number)
+                inputs |= self.dir.made_by(number)
             name = f"M{number}_{'heldout' if mode == 'judge' else path.stem}_{mode}"
-            target = self.workdir / "eval" / f"{name}.json"
-            manifest = self._done(target, inputs)
+            target = self.dir.path / "eval" / f"{name}.json"
+            manifest = self.dir.done(target, inputs)
             if manifest is None:
                 params = self.params(number) if params is None else params
                 began = time.monotonic()
                 made = getattr(self, f"_eval_{mode}")(number, params, problems)
                 target.parent.mkdir(exist_ok=True)
-                manifest = self._commit(target, f"eval/{mode}", began, inputs, **made)
-                self.monitor.restart(f"eval/{name}", f"M{number}")
-                self.monitor.log(
-                    f"eval/{name}", f"M{number}", number, made["metrics"]
+                manifest = self.dir.commit(
+                    target, f"eval/{mode}", began, inputs, **made
                 )
+                self.monitor.restart(f"eval/{name}", f"M{number}")
+                self.monitor.log(f"eval/{name}", f"M{number}", number, made["metrics"])
             result[mode] = manifest["metrics"]
         return result
 
@@ -566,7 +476,7 @@ class Run:
 
     def _eval_judge(self, number, params, problems):
         del problems
-        rows = self.read("heldout", records.Comparison)
+        rows = self.dir.read("heldout", records.Comparison)
         name = f"M{number} eval judge"
         with self.monitor.progress(name, len(rows), "row") as move:
             return evaluate.judge_accuracy(
@@ -589,117 +499,15 @@ class Run:
         made["metrics"] |= preferences.summary(states)
         return made
 
-    # What a person gets.
-
     def table(self) -> str:
-        """Prints one row for each model that was evaluated, and the stages' seconds."""
-        rows, seconds = [], []
-        for number in range(1, self.config.iterations + 2):
-            parts = {}
-            for mode, name in (
-                ("greedy", "test"),
-                ("judge", "heldout"),
-                ("search", "test"),
-            ):
-                path = self.workdir / "eval" / f"M{number}_{name}_{mode}.json"
-                if path.exists():
-                    parts[mode] = checkpoint.read_json(path)
-            path = self.directory(number) / "search.json"
-            if path.exists():
-                parts["made"] = checkpoint.read_json(path)
-            path = self.directory(number) / "manifest.json"
-            if path.exists():
-                parts["trained"] = checkpoint.read_json(path)
-            if parts:
-                rows.append(_table_row(f"M{number}", parts))
-                seconds.append(_seconds_row(f"M{number}", parts))
-        text = self.monitor.table(f"{self.workdir}, seed {self.config.seed}", rows)
+        """Prints the final table and the stages' seconds; returns them as text."""
+        rows, seconds = summary.tables(self.dir.path, self.config.iterations + 1)
+        title = f"{self.dir.path}, seed {self.config.seed}"
+        text = self.monitor.table(title, rows)
         return text + self.monitor.table("seconds", seconds)
-
-
-class _Journal:
-    """Closed searches of an unfinished stage, appended one by one."""
-
-    def __init__(self, path: pathlib.Path, inputs: dict[str, str]):
-        self.path = path
-        self.states: dict[str, search.State] = {}
-        head = json.dumps({"inputs": inputs}, sort_keys=True)
-        lines = path.read_text("utf-8").split("\n") if path.exists() else []
-        if lines[:1] == [head]:
-            for line in lines[1:-1]:  # what follows the last newline was torn by a kill
-                state = preferences.trajectory_from_row(json.loads(line))
-                self.states[state.question.id] = state
-        self._file = open(path, "w", encoding="utf-8")
-        self._file.write(head + "\n")
-        for state in list(self.states.values()):
-            self.add(state)
-
-    def add(self, state: search.State) -> None:
-        """Keeps a closed search."""
-        self.states[state.question.id] = state
-        row = json.dumps(preferences.trajectory_row(state), ensure_ascii=False)
-        self._file.write(row + "\n")
-        self._file.flush()
 
 
 def _phase(settings: ml_collections.ConfigDict) -> sft.Phase:
     values = settings.to_dict()
     values["optimizer"] = train.OptimizerOptions(**values["optimizer"])
     return sft.Phase(**values)
-
-
-def _difference(theirs: Any, mine: Any, at: str = "") -> str:
-    """Returns the first difference of two JSON values in words, or ""."""
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        for key in sorted(theirs.keys() | mine.keys()):
-            found = _difference(theirs.get(key), mine.get(key), f"{at}.{key}".strip("."))
-            if found:
-                return found
-        return ""
-    return "" if theirs == mine else f"{at} was {theirs!r}, now {mine!r}"
-
-
-def _rate(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _interval(metrics: dict[str, float]) -> str:
-    low, high = _rate(metrics["low"]), _rate(metrics["high"])
-    return f"{_rate(metrics['accuracy'])} [{low}, {high}]"
-
-
-def _table_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
-    """Returns one row of the final table; "-" where a stage did not run."""
-    missing = "-"
-    greedy = parts.get("greedy", {}).get("metrics")
-    judged = parts.get("judge", {}).get("metrics")
-    found = parts.get("search", {}).get("metrics")
-    made = parts.get("made", {}).get("counts")
-    return {
-        "model": name,
-        "greedy % [95 %]": _interval(greedy) if greedy else missing,
-        "search %": _rate(found["accuracy"]) if found else missing,
-        "judge %": _rate(judged["accuracy"]) if judged else missing,
-        "questions": str(made["questions"]) if made else missing,
-        "pairs": str(made["pairs"]) if made else missing,
-        "tie %": _rate(found["tie_rate"]) if found else missing,
-        "flip %": _rate(found["flip_rate"]) if found else missing,
-        "unparsed %": _rate(found["unparsed_rate"]) if found else missing,
-        "steps": f"{greedy['steps_per_solution']:.2f}" if greedy else missing,
-        "tokens/step": f"{greedy['tokens_per_step']:.1f}" if greedy else missing,
-    }
-
-
-def _seconds_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
-    """Returns the seconds of the stages that made and measured a model."""
-    titles = {
-        "trained": "train",
-        "made": "search questions",
-        "greedy": "eval greedy",
-        "judge": "eval judge",
-        "search": "eval search",
-    }
-    return {"model": name} | {
-        title: f"{parts[key]['seconds']:.1f}" if key in parts else "-"
-        for key, title in titles.items()
-    }

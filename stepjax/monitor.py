@@ -130,5 +130,3 @@ class _Rate(progress.ProgressColumn):
         """Returns the rate as text."""
         speed = task.finished_speed or task.speed
         return f"{speed:.1f} {self.unit}/s" if speed else f"- {self.unit}/s"
-
-

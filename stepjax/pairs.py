@@ -67,7 +67,8 @@ class Pair:
     def __post_init__(self):
         for name in ("context_ids", "chosen_ids", "rejected_ids"):
             ids = getattr(self, name)
-            if not ids or not all(type(i) is int and i >= 0 for i in ids):
+            good = isinstance(ids, list) and ids
+            if not good or not all(type(i) is int and i >= 0 for i in ids):
                 raise ValueError(
                     f"field {name!r} is {str(ids)[:60]}; expected a nonempty list of "
                     "token ids"

@@ -101,7 +101,7 @@ def _from_files(config, texts: Templates, wanted: Sequence[int]) -> dict[str, li
     for name in ("ift", "eft", "question_file", "test"):
         if not data[name]:
             raise ValueError(
-                f"data.{name} is empty; expected the path of a file (or set data.world)."
+                f"data.{name} is empty; expected a file's path (or set data.world)."
             )
     if data.ift_format == "gsm8k":
         ift = sources.gsm8k_solutions(data.ift, texts)
@@ -113,7 +113,9 @@ def _from_files(config, texts: Templates, wanted: Sequence[int]) -> dict[str, li
     else:
         eft = records.read_jsonl(data.eft, records.Comparison)
     names = list(dict.fromkeys(row.problem for row in eft))
-    held = set(names[len(names) - data.heldout_count :]) if data.heldout_count else set()
+    held = (
+        set(names[len(names) - data.heldout_count :]) if data.heldout_count else set()
+    )
     train = set([n for n in names if n not in held][: data.eft_count or None])
     if data.question_format == "gsm8k":
         pool = sources.gsm8k_questions(data.question_file)
@@ -185,9 +187,7 @@ def make_tokenizer(
     return tokenizer.load(directory)
 
 
-def model_config(
-    config: ml_collections.ConfigDict, vocab_size: int
-) -> lm.ModelConfig:
+def model_config(config: ml_collections.ConfigDict, vocab_size: int) -> lm.ModelConfig:
     """Returns the decoder's configuration.
 
     Args:

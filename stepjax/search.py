@@ -151,7 +151,9 @@ def transition(
       ValueError: when the state is closed, or for an unknown `on_tie`.
     """
     if state.status != "running":
-        raise ValueError(f"problem {state.question.id!r} is {state.status}, not running.")
+        raise ValueError(
+            f"problem {state.question.id!r} is {state.status}, not running."
+        )
     if on_tie not in ON_TIE:
         raise ValueError(f"on_tie={on_tie!r}; expected one of {ON_TIE}.")
     candidates = proposal.candidates
@@ -315,7 +317,10 @@ def make_proposer(
         return {
             slot: read.proposal(
                 len(state.steps) + 1,
-                [out.tokens[slot, w, : out.count[slot, w]].tolist() for w in range(width)],
+                [
+                    out.tokens[slot, w, : out.count[slot, w]].tolist()
+                    for w in range(width)
+                ],
                 out.stopped[slot],
                 out.logps[slot],
             )
@@ -395,9 +400,7 @@ class StepReader:
             return None
         size = len(ids)
         if ids[-1] not in self.codec.stop_ids:
-            size = stops.cut_at_stop(
-                self.codec.tokenizer.token_bytes, ids, self.stops
-            )
+            size = stops.cut_at_stop(self.codec.tokenizer.token_bytes, ids, self.stops)
         marker = prompts.marker(self.codec.templates, number)
         text = self.codec.text(ids[:size])
         well_formed = text.startswith(marker) and text[len(marker) :].strip()

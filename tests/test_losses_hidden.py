@@ -131,30 +131,36 @@ def test_bfloat16_hidden_is_scored_and_its_gradient_summed_in_float32():
     assert error < 4e-3 * np.linalg.norm(exact)  # more than 1e-2 if summed in bfloat16
 
 
-def array_sizes(jaxpr):
-    """Sizes of all values that a jaxpr and the jaxprs inside it compute."""
+def computed(jaxpr):
+    """Types of all values that a jaxpr and the jaxprs inside it compute."""
     for equation in jaxpr.eqns:
-        yield from (math.prod(variable.aval.shape) for variable in equation.outvars)
+        yield from (variable.aval for variable in equation.outvars)
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from array_sizes(inner)
+                yield from computed(inner)
 
 
-def test_logits_of_all_tokens_never_exist():
+def test_logits_of_all_tokens_never_exist_and_those_of_a_chunk_are_float32():
     count, chunk, vocab = 256, 16, 512
-    hidden, unembedding = jnp.ones((count, WIDTH)), jnp.ones((vocab, WIDTH))
+    hidden = jnp.ones((count, WIDTH), jnp.bfloat16)
+    unembedding = jnp.ones((vocab, WIDTH), jnp.bfloat16)
     targets = jnp.zeros(count, int)
 
-    def largest(chunk):
+    def values(chunk):
         def total(*weights):
             return token_logps_from_hidden(*weights, targets, chunk=chunk).sum()
 
         jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1)))(hidden, unembedding)
-        return max(array_sizes(jaxpr.jaxpr))
+        return list(computed(jaxpr.jaxpr))
 
-    assert largest(chunk) == chunk * vocab  # no value is larger than a chunk of logits
-    assert largest(count) == count * vocab  # and the measure does see them
+    # No value is larger than a chunk of logits, in the backward pass either,
+    assert max(value.size for value in values(chunk)) == chunk * vocab
+    # and the measure does see the logits.
+    assert max(value.size for value in values(count)) == count * vocab
+    logits = [value for value in values(chunk) if value.shape == (chunk, vocab)]
+    assert len(logits) > 2
+    assert jnp.dtype(jnp.bfloat16) not in {value.dtype for value in logits}
 
 
 @pytest.mark.parametrize(("max_scored", "chunk"), [(3, 2), (5, 1024), (50, 2)])

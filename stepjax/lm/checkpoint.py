@@ -85,7 +85,9 @@ def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> An
             "Delete the folder that holds it and run the same command again."
         ) from error
     found = array_digests(tree)
-    wrong = sorted(k for k in digests.keys() | found.keys() if digests.get(k) != found.get(k))
+    wrong = sorted(
+        k for k in digests.keys() | found.keys() if digests.get(k) != found.get(k)
+    )
     if wrong:
         raise ValueError(
             f"{path}: array {wrong[0]} is not the one that was saved ({len(wrong)} "
@@ -121,7 +123,7 @@ class TrainSaver:
         return sorted(self.directory.glob("step_*.json"))
 
     def restore(self, state: Any) -> tuple[Any, int, bool]:
-        """Returns (state, updates done, finished): the newest whole one, or the given."""
+        """Returns the newest whole (state, updates done, finished), or the given."""
         for commit in reversed(self._commits()):
             try:
                 record = read_json(commit)

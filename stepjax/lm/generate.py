@@ -16,7 +16,7 @@ T prompt tokens of a row, N new tokens, V vocabulary.
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -410,7 +410,7 @@ class Slots:
         )
         self.contexts = make()
         self.held: list[list[int]] = [[] for _ in range(slots)]
-        self._sampled = None  # (base ids, prompts, tokens, suffix) of the last call
+        self._sampled = None  # (base ids, prompts, samples, suffix) of the last call
 
     def put(self, array):
         """Places a host array with its first axis split over the devices."""
@@ -444,16 +444,18 @@ class Slots:
     def _append_sampled(self, missing: dict[int, list[int]]) -> None:
         if self._sampled is None:
             return
-        base, prompts, tokens, suffix = self._sampled
+        base, prompts, out, suffix = self._sampled
         size = len(self.held)
         choice, lengths, counts = np.zeros((3, size), np.int32)
         for slot, ids in list(missing.items()):
             if self.held[slot] != base[slot]:
                 continue
-            fed = np.concatenate([prompts[slot], tokens[slot][:, :-1]], axis=1)
+            fed = np.concatenate([prompts[slot], out.tokens[slot][:, :-1]], axis=1)
             if len(ids) > fed.shape[1]:
                 continue
+            # A row's last sampled token may never have been fed.
             match = (fed[:, : len(ids)] == np.asarray(ids)).all(1)
+            match &= out.count[slot] >= len(ids)
             if match.any():
                 choice[slot] = int(match.argmax())
                 lengths[slot] = len(self.held[slot])
@@ -488,7 +490,9 @@ class Slots:
         )
 
     def _bucket(self, lengths: np.ndarray) -> int:
-        return min(self.capacity, forest.bucket(int(lengths.max(initial=1)), _CONTEXT_BUCKET))
+        return min(
+            self.capacity, forest.bucket(int(lengths.max(initial=1)), _CONTEXT_BUCKET)
+        )
 
     def sample(
         self,
@@ -547,7 +551,7 @@ class Slots:
         out = Samples(*(np.asarray(x)[:count] for x in out))
         if groups is None and rows.shape[-1] == 1:
             base = [list(ids) for ids in self.held]
-            self._sampled = (base, rows, out.tokens, suffix)
+            self._sampled = (base, rows, out, suffix)
         return out
 
     def score(

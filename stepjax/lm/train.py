@@ -245,7 +245,7 @@ def fit(
 
     Args:
       update: from `make_update`.
-      state: where to begin; replaced by a saved one when `saver` has any.
+      state: where to begin, new or restored; it is donated.
       reference: passed to the loss.
       batch_at: number → batch on device.
       steps: most updates.
@@ -260,7 +260,8 @@ def fit(
       (state, updates done).
 
     Raises:
-      FloatingPointError: when a loss is not finite; nothing is saved after it.
+      FloatingPointError: when a loss or another metric, the gradient's norm among
+        them, is not finite; nothing is saved after it.
     """
     period: list[dict] = []
     while done < steps and not finished:
@@ -278,14 +279,14 @@ def fit(
 
 def _mean_metrics(period: list[dict], done: int) -> dict[str, float]:
     host = jax.device_get(period)
-    values = np.asarray([m["loss"] for m in host])
-    if not np.isfinite(values).all():
-        first = done - len(host) + int(np.flatnonzero(~np.isfinite(values))[0]) + 1
-        raise FloatingPointError(
-            f"the loss of update {first} is {values[~np.isfinite(values)][0]}; "
-            "expected a finite number. Lower the learning rate; the last saved state "
-            "is finite."
-        )
+    for number, metrics in enumerate(host, done - len(host) + 1):
+        for name in sorted(metrics, key=lambda name: name != "loss"):  # the loss first
+            if not np.isfinite(metrics[name]):
+                raise FloatingPointError(
+                    f"the {name} of update {number} is {metrics[name]}; expected a "
+                    "finite number. Lower the learning rate; the last saved state is "
+                    "finite."
+                )
     return {
         name: float(math.fsum(float(m[name]) for m in host) / len(host))
         for name in host[0]

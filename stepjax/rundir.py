@@ -1,0 +1,172 @@
+"""A run is a directory of finished stages, each with a manifest written last."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import ml_collections
+
+import stepjax
+from stepjax import config as configs
+from stepjax import pairs as preferences
+from stepjax import records, search
+from stepjax.lm import checkpoint
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file.
+
+    Raises:
+      ValueError: when it is missing.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; expected the result of an earlier stage.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class RunDirectory:
+    """The folder of a run: its settings, its files, and which stages are finished.
+
+    Attributes:
+      path: the folder.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, path: str | os.PathLike):
+        """Claims the folder for these settings.
+
+        Raises:
+          ValueError: when it belongs to other settings, or is not a run's.
+        """
+        self.path, self._seed = pathlib.Path(path), config.seed
+        self._new = not (self.path / "config.json").exists()
+        self._claim(configs.to_dict(config))
+
+    def give_back(self) -> None:
+        """Empties the folder again when this claim of it came to nothing."""
+        if self._new:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def _claim(self, mine: dict) -> None:
+        """Writes config.json, or checks that it is the same."""
+        path = self.path / "config.json"
+        if path.exists():
+            theirs = checkpoint.read_json(path)
+            different = _difference(theirs, mine)
+            if different:
+                raise ValueError(
+                    f"{self.path} belongs to another configuration ({different}); "
+                    "expected the same one. Use another --workdir, or the settings "
+                    "of its config.json."
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise ValueError(
+                f"{self.path} is not empty and has no config.json; expected a new "
+                "folder or one of an earlier run. Use another --workdir."
+            )
+        else:
+            checkpoint.write_json(path, mine)
+
+    def model(self, number: int) -> pathlib.Path:
+        """Returns the folder of model number `number`."""
+        return self.path / f"M{number}"
+
+    def done(self, path: pathlib.Path, inputs: dict[str, str]) -> dict | None:
+        """Returns a stage's manifest when it is finished, after checking its inputs."""
+        if not path.exists():
+            return None
+        manifest = checkpoint.read_json(path)
+        for name, digest in inputs.items():
+            if manifest["inputs"].get(name) != digest:
+                raise ValueError(
+                    f"{path}: {name} is not what this stage was made from. Delete "
+                    f"{path.parent} and later models, and run the same command again."
+                )
+        for name, digest in manifest["files"].items():
+            if file_digest(path.parent / name) != digest:
+                raise ValueError(
+                    f"{path.parent / name} has changed since it was written; expected "
+                    f"SHA-256 {digest}. Delete {path} and run the same command again."
+                )
+        return manifest
+
+    def commit(
+        self,
+        path: pathlib.Path,
+        stage: str,
+        began: float,
+        inputs: dict[str, str],
+        files: Iterable[str] = (),
+        **extra: Any,
+    ) -> dict[str, Any]:
+        """Writes the manifest of a finished stage: the last thing it does."""
+        names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+        versions = {name: importlib.metadata.version(name) for name in names}
+        manifest = {
+            "stage": stage,
+            "inputs": inputs,
+            "files": {name: file_digest(path.parent / name) for name in files},
+            "config": file_digest(self.path / "config.json"),
+            "seed": self._seed,
+            "seconds": time.monotonic() - began,
+            "versions": versions | {"stepjax": stepjax.__version__},
+            **extra,
+        }
+        checkpoint.write_json(path, manifest)
+        return manifest
+
+    def data(self, name: str) -> dict[str, str]:
+        """Returns the name and digest of a data file, as a stage's input."""
+        path = self.path / "data" / f"{name}.jsonl"
+        return {name: file_digest(path)}
+
+    def made_by(self, number: int) -> dict[str, str]:
+        """Returns the name and digest of a finished model, as a stage's input."""
+        return {f"M{number}": file_digest(self.model(number) / "manifest.json")}
+
+    def read(self, name: str, record_type: type) -> list:
+        """Returns the rows of one of the run's data files."""
+        return records.read_jsonl(self.path / "data" / f"{name}.jsonl", record_type)
+
+
+class Journal:
+    """Closed searches of an unfinished stage, appended one by one."""
+
+    def __init__(self, path: pathlib.Path, inputs: dict[str, str]):
+        self.path = path
+        self.states: dict[str, search.State] = {}
+        head = json.dumps({"inputs": inputs}, sort_keys=True)
+        lines = path.read_text("utf-8").split("\n") if path.exists() else []
+        if lines[:1] == [head]:
+            for line in lines[1:-1]:  # what follows the last newline was torn by a kill
+                state = preferences.trajectory_from_row(json.loads(line))
+                self.states[state.question.id] = state
+        self._file = open(path, "w", encoding="utf-8")
+        self._file.write(head + "\n")
+        for state in list(self.states.values()):
+            self.add(state)
+
+    def add(self, state: search.State) -> None:
+        """Keeps a closed search."""
+        self.states[state.question.id] = state
+        row = json.dumps(preferences.trajectory_row(state), ensure_ascii=False)
+        self._file.write(row + "\n")
+        self._file.flush()
+
+
+def _difference(theirs: Any, mine: Any, at: str = "") -> str:
+    """Returns the first difference of two JSON values in words, or ""."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for key in sorted(theirs.keys() | mine.keys()):
+            found = _difference(
+                theirs.get(key), mine.get(key), f"{at}.{key}".strip(".")
+            )
+            if found:
+                return found
+        return ""
+    return "" if theirs == mine else f"{at} was {theirs!r}, now {mine!r}"
