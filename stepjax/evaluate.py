@@ -92,9 +92,10 @@ def greedy(
             items[-1]["finished"] = bool(out.stopped[slot, 0])
         on_done(len(batch))
     steps = sum(item["steps"] for item in items)
+    tokens = sum(item["tokens"] for item in items if item["steps"])
     metrics = accuracy(items) | {
         "steps_per_solution": steps / max(len(items), 1),
-        "tokens_per_step": sum(item["tokens"] for item in items) / max(steps, 1),
+        "tokens_per_step": tokens / steps if steps else 0.0,
         "finished_rate": sum(i["finished"] for i in items) / max(len(items), 1),
     }
     return {"metrics": metrics, "items": items}

@@ -71,9 +71,8 @@ class Run:
     def _begin(self) -> None:
         config = self.config
         self.monitor = Monitor(self.dir.path)
+        prepare.check_settings(config)
         self.phases = [_phase(p) for p in config.sft.phases]
-        if not self.phases:
-            raise ValueError("sft.phases is empty; expected at least one phase.")
         self.dpo_options = dpo.Options(
             **{
                 name: config.dpo[name]
@@ -86,6 +85,7 @@ class Run:
         self.model = lm.Decoder(prepare.model_config(config, ids.vocab_size))
         self._check()
         self.mesh = sharding.make_mesh(**config.mesh)
+        prepare.check_mesh(config, self.mesh, self.model)
 
     def _check(self) -> None:
         files = {
@@ -94,7 +94,8 @@ class Run:
         }
         files["test"] = self.dir.read("test", records.Problem)
         prepare.check_budgets(self.config, self.codec, files)
-        self._sft_sources()
+        if not (self.dir.model(1) / "manifest.json").exists():
+            self._sft_sources  # noqa: B018  reads and checks the rows
 
     def prepare(self) -> None:
         """Writes the data files and the tokenizer, once."""
@@ -106,6 +107,8 @@ class Run:
         prepare.make_tokenizer(self.config, self.dir.path / "tokenizer")
         counts = prepare.make_data(self.config, texts, folder)
         files = [f"{name}.jsonl" for name in counts]
+        others = sorted((self.dir.path / "tokenizer").iterdir())
+        files += [f"../tokenizer/{path.name}" for path in others]
         self.dir.commit(
             folder / "manifest.json", "prepare", began, {}, files, counts=counts
         )
@@ -152,6 +155,7 @@ class Run:
 
     # M0 → M1.
 
+    @functools.cached_property
     def _sft_sources(self) -> tuple[dict[str, list], list[str]]:
         length = self.config.train.row_length
         weight = self.config.sft.verdict_weight
@@ -180,7 +184,7 @@ class Run:
         if self.dir.done(folder / "manifest.json", inputs):
             return
         began = time.monotonic()
-        trees, dropped = self._sft_sources()
+        trees, dropped = self._sft_sources
         if dropped:
             self.monitor.say(
                 f"sft: {len(dropped)} rows are longer than train.row_length="
@@ -232,7 +236,8 @@ class Run:
     ):
         """Trains with a progress bar and metrics; returns (params, updates)."""
         optimizer = train.make_optimizer(options, steps)
-        state = train.TrainState(params, jax.jit(optimizer.init)(params))
+        state = train.init_state(params, optimizer)
+        where = train.state_shardings(params, optimizer)
         every = self.config.train.checkpoint_every
         saver = checkpoint.TrainSaver(folder, every, last=last)
         state, done, over = saver.restore(state)
@@ -247,7 +252,7 @@ class Run:
                 shown = now
 
             state, done = train.fit(
-                train.make_update(loss, optimizer),
+                train.make_update(loss, optimizer, where),
                 state,
                 reference,
                 batch_at,
@@ -351,11 +356,11 @@ class Run:
         records.write_jsonl(folder / "pairs.jsonl", rows)
         counts = preferences.summary(states) | {"pairs": len(rows)}
         files = ["search.jsonl", "pairs.jsonl"]
+        self.monitor.restart("search", f"M{number}")
+        self.monitor.log("search", f"M{number}", number, counts)
         self.dir.commit(
             folder / "search.json", "search", began, inputs, files, counts=counts
         )
-        self.monitor.restart("search", f"M{number}")
-        self.monitor.log("search", f"M{number}", number, counts)
         journal.path.unlink()
 
     # Mi → M(i+1).
@@ -364,6 +369,11 @@ class Run:
         """Makes M`number + 1` by step-DPO on the pairs that M`number` made."""
         source, folder = self.dir.model(number), self.dir.model(number + 1)
         inputs = self.dir.made_by(number)
+        if not self.dir.done(source / "search.json", inputs):
+            raise ValueError(
+                f"{source / 'search.json'} is missing; expected the finished search of "
+                f"M{number}. Run `stepjax search --model=M{number}` first."
+            )
         inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
         if self.dir.done(folder / "manifest.json", inputs):
             return
@@ -454,11 +464,11 @@ class Run:
                 began = time.monotonic()
                 made = getattr(self, f"_eval_{mode}")(number, params, problems)
                 target.parent.mkdir(exist_ok=True)
+                self.monitor.restart(f"eval/{name}", f"M{number}")
+                self.monitor.log(f"eval/{name}", f"M{number}", number, made["metrics"])
                 manifest = self.dir.commit(
                     target, f"eval/{mode}", began, inputs, **made
                 )
-                self.monitor.restart(f"eval/{name}", f"M{number}")
-                self.monitor.log(f"eval/{name}", f"M{number}", number, made["metrics"])
             result[mode] = manifest["metrics"]
         return result
 
@@ -476,16 +486,29 @@ class Run:
 
     def _eval_judge(self, number, params, problems):
         del problems
-        rows = self.dir.read("heldout", records.Comparison)
+        rows, long = [], []
+        for row in self.dir.read("heldout", records.Comparison):
+            steps = [self.codec.step(text) for text in row.steps]
+            size = len(self.codec.judge_context(row.problem, steps))
+            fits = size <= self.config.judge.context_tokens
+            (rows if fits else long).append(row)
+        if long:
+            self.monitor.say(
+                f"eval: {len(long)} of {len(rows) + len(long)} held-out rows are longer "
+                f"than judge.context_tokens={self.config.judge.context_tokens} and are "
+                "left out"
+            )
         name = f"M{number} eval judge"
         with self.monitor.progress(name, len(rows), "row") as move:
-            return evaluate.judge_accuracy(
+            made = evaluate.judge_accuracy(
                 self._judge(params, 1),
                 self.codec,
                 rows,
                 slots=self.config.search.slots,
                 on_done=move,
             )
+        made["metrics"]["left_out"] = len(long)
+        return made
 
     def _eval_search(self, number, params, problems):
         problems = problems[: self.config.eval.search_count or None]

@@ -94,10 +94,9 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
     if command == "run":
         iterate.run(config, _workdir.value)
         return
-    name = _model.value
-    if name[:1] != "M" or not name[1:].isdigit():
-        raise ValueError(f"--model={name!r}; expected M0, M1, ...")
-    number = int(name[1:])
+    number = _number(command, config)
+    if command == "export" and not _out.value:
+        raise ValueError("--out is missing; expected the folder to write")
     run = iterate.Run(config, _workdir.value)
     if command == "sft":
         run.sft()
@@ -111,8 +110,6 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
         for mode, metrics in run.evaluate(number, modes, _benchmark.value).items():
             print(mode, {k: round(v, 4) for k, v in metrics.items()})
     else:
-        if not _out.value:
-            raise ValueError("--out is missing; expected the folder to write")
         tokenizer = run.codec.tokenizer
         weights.save_hf(
             run.params(number),
@@ -122,6 +119,29 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
             stop_ids=tokenizer.stop_ids,
             bos_id=tokenizer.bos_id,
         )
+
+
+def _number(command: str, config: ml_collections.ConfigDict) -> int:
+    """Returns the number of --model, which must be there for the command."""
+    if command == "sft":
+        return 1
+    name = _model.value
+    if name[:1] != "M" or not (name[1:].isascii() and name[1:].isdigit()):
+        raise ValueError(f"--model={name!r}; expected M0, M1, ...")
+    number, last = int(name[1:]), config.iterations
+    low, high = (1, last) if command in ("search", "dpo") else (0, last + 1)
+    if not low <= number <= high:
+        raise ValueError(
+            f"--model={name}; expected M{low} to M{high} for `stepjax {command}` with "
+            f"iterations={last}."
+        )
+    manifest = pathlib.Path(_workdir.value) / name / "manifest.json"
+    if number and not manifest.exists():
+        raise ValueError(
+            f"--model={name}: {manifest} is missing; expected a finished model. Run "
+            "`stepjax run` on the same --workdir first."
+        )
+    return number
 
 
 def _one_line(error: Exception) -> str:

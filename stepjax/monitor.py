@@ -1,6 +1,7 @@
 """What a person sees of a run: progress bars, metrics on disk, the final table."""
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -24,16 +25,19 @@ class Monitor:
     """
 
     def __init__(self, workdir: pathlib.Path):
-        """Opens the run's files.
+        """Names the run's files.
 
         Args:
           workdir: the run directory.
         """
         self.path = workdir / "metrics.jsonl"
         self.console = rich_console.Console(file=sys.stderr, highlight=False)
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), write_to_disk=True
-        )
+        self._folder = workdir / "tensorboard"
+
+    @functools.cached_property
+    def _events(self) -> tensorboardX.SummaryWriter:
+        """The event file; a run with nothing left to do makes none."""
+        return tensorboardX.SummaryWriter(str(self._folder), write_to_disk=True)
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bars."""

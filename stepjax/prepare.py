@@ -5,16 +5,20 @@ Question files hold no answers. Everything that can be known to be wrong is refu
 here, before anything is compiled.
 """
 
+import operator
 import pathlib
 from collections.abc import Sequence
 
 import ml_collections
+from jax.sharding import Mesh
 
 from stepjax import prompts, records, sources
 from stepjax.encode import Codec
-from stepjax.lm import hf_config, tokenizer
+from stepjax.judge import MODES, SCORES
+from stepjax.lm import hf_config, sharding, tokenizer, train
 from stepjax.lm import model as lm
 from stepjax.prompts import Templates
+from stepjax.search import ON_TIE
 from stepjax.worlds import arithmetic
 
 WORLDS = ("", "arithmetic")
@@ -24,6 +28,76 @@ _FORMATS = {
     "question": ("jsonl", "gsm8k"),
     "test": ("jsonl", "gsm8k"),
 }
+_CHOICES = {
+    "search.on_tie": ON_TIE,
+    "judge.mode": MODES,
+    "judge.score": SCORES,
+}
+_LEAST = {
+    "iterations": 0,
+    "train.row_length": 1,
+    "train.micro_batches": 1,
+    "train.log_every": 1,
+    "search.width": 2,
+    "search.temperature": 0,
+    "search.max_expansions": 1,
+    "search.max_step_tokens": 1,
+    "search.slots": 1,
+    "judge.temperature": 0,
+    "judge.rows": 1,
+    "dpo.batch_size": 1,
+    "dpo.epochs": 1,
+    "eval.max_tokens": 1,
+}
+
+
+def check_settings(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a setting of an unknown name or out of its range."""
+
+    def found(name: str):
+        return operator.attrgetter(name)(config)
+
+    rules = [
+        (name, found(name), f"one of {known}", found(name) in known)
+        for name, known in _CHOICES.items()
+    ]
+    rules += [
+        (name, found(name), f"at least {least}", found(name) >= least)
+        for name, least in _LEAST.items()
+    ]
+    rules += [
+        (name, found(name), "above 0 and at most 1", 0 < found(name) <= 1)
+        for name in ("search.top_p", "judge.top_p")
+    ]
+    beta, smoothing = config.dpo.beta, config.dpo.label_smoothing
+    rules += [
+        ("dpo.beta", beta, "above 0", beta > 0),
+        ("dpo.label_smoothing", smoothing, "0 to below 0.5", 0 <= smoothing < 0.5),
+    ]
+    names = [phase.name for phase in config.sft.phases]
+    different = "at least one phase, and every name once"
+    rules += [
+        ("names of sft.phases", names, different, 0 < len(set(names)) == len(names))
+    ]
+    for phase in config.sft.phases:
+        name, size = f"batch_size of sft phase {phase.name!r}", phase.batch_size
+        rules.append((name, size, "at least 1", size > 0))
+    for name, value, expected, good in rules:
+        if not good:
+            raise ValueError(f"{name}={value!r}; expected {expected}.")
+    for options in (*(p.optimizer for p in config.sft.phases), config.dpo.optimizer):
+        train.make_optimizer(train.OptimizerOptions(**options), 1)
+
+
+def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, model: lm.Decoder):
+    """Raises ValueError when slots or parameters do not divide over the devices."""
+    multiple = sharding.row_multiple(mesh)
+    if config.search.slots % multiple:
+        raise ValueError(
+            f"search.slots={config.search.slots}; expected a multiple of the "
+            f"{multiple} data-parallel devices."
+        )
+    sharding.param_shardings(mesh, lm.abstract_params(model))
 
 
 def templates(config: ml_collections.ConfigDict) -> Templates:

@@ -64,13 +64,16 @@ class RunDirectory:
                     "expected the same one. Use another --workdir, or the settings "
                     "of its config.json."
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.exists() and not (self.path.is_dir() and self._is_empty()):
             raise ValueError(
                 f"{self.path} is not empty and has no config.json; expected a new "
                 "folder or one of an earlier run. Use another --workdir."
             )
         else:
             checkpoint.write_json(path, mine)
+
+    def _is_empty(self) -> bool:
+        return not any(self.path.iterdir())
 
     def model(self, number: int) -> pathlib.Path:
         """Returns the folder of model number `number`."""
@@ -85,13 +88,15 @@ class RunDirectory:
             if manifest["inputs"].get(name) != digest:
                 raise ValueError(
                     f"{path}: {name} is not what this stage was made from. Delete "
-                    f"{path.parent} and later models, and run the same command again."
+                    f"{_result(path)} and what was made from it, and run the same "
+                    "command again."
                 )
         for name, digest in manifest["files"].items():
             if file_digest(path.parent / name) != digest:
                 raise ValueError(
                     f"{path.parent / name} has changed since it was written; expected "
-                    f"SHA-256 {digest}. Delete {path} and run the same command again."
+                    f"SHA-256 {digest}. Put the file back, or delete {path} and what "
+                    "was made from it, and run the same command again."
                 )
         return manifest
 
@@ -157,6 +162,11 @@ class Journal:
         row = json.dumps(preferences.trajectory_row(state), ensure_ascii=False)
         self._file.write(row + "\n")
         self._file.flush()
+
+
+def _result(path: pathlib.Path) -> pathlib.Path:
+    """Returns what to delete so that the stage of a manifest runs again."""
+    return path.parent if path.name == "manifest.json" else path
 
 
 def _difference(theirs: Any, mine: Any, at: str = "") -> str:

@@ -183,11 +183,12 @@ def make_batches(
     def batch_at(step: int) -> forest.Rows:
         trees = pick(step)
         parts = [trees[i::micro_batches] for i in range(micro_batches)]
-        rows = max(len(forest.fill(part, row_length)) for part in parts)
-        rows = forest.bucket(rows, multiple)
+        packed = [forest.pack(part, row_length) for part in parts]
+        rows = forest.bucket(max(len(p.tokens) for p in packed), multiple)
+        most = max(p.scored.shape[1] for p in packed)
+        scored = min(forest.bucket(most, -(-row_length // 4)), row_length)
         packed = [
-            forest.pack(part, row_length, rows=rows, scored=row_length)
-            for part in parts
+            forest.pack(part, row_length, rows=rows, scored=scored) for part in parts
         ]
         return train.put_batch(mesh, jax.tree.map(lambda *x: np.stack(x), *packed))
 

@@ -10,7 +10,6 @@ from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepjax import judge as judging
 from stepjax.encode import Codec
 from stepjax.judge import (
     Request,
@@ -59,13 +58,8 @@ TABLES = [
     ("01- 10-", 2, [0, 0], [0, 0]),
     ("", 1, [0], [0]),
     ("", 0, [], []),
-    # Four candidates, 3 best by sum, 0 best by consistency.
-    (
-        "01A 10B 02A 20B 03B 30A 12A 21A 13B 31B 23B 32B",
-        4,
-        [4, 2, 2, 4],
-        [2, 0, 0, 1],
-    ),
+    # Four candidates: 0 and 3 are equal by sum, 0 is ahead by consistency.
+    ("01A 10B 02A 20B 03B 30A 13B 31B 23B 32B", 4, [4, 1, 1, 4], [2, 0, 0, 1]),
 ]
 
 
@@ -83,11 +77,6 @@ def test_single_scores_by_hand():
     assert win_counts(4, verdicts, "single") == [1, 2, 0, 1]
 
 
-def test_scores_are_plain_integers():
-    for score in judging.SCORES:
-        assert all(type(n) is int for n in win_counts(2, calls("01A 10B"), score))
-
-
 def test_unknown_reading_is_refused():
     with pytest.raises(ValueError, match=r"score='median'.*'consistent'"):
         win_counts(2, [], "median")
@@ -99,6 +88,7 @@ def test_each_parsed_call_scores_once(count, data):
     winners = data.draw(st.tuples(*(st.sampled_from(["A", "B", None]) for _ in pairs)))
     verdicts = [Verdict(*p, w) for p, w in zip(pairs, winners, strict=True)]
     total = win_counts(count, verdicts, "sum")
+    assert all(type(n) is int for n in total)
     assert sum(total) == sum(w is not None for w in winners)
     assert all(0 <= n <= 2 * (count - 1) for n in total)
     consistent = win_counts(count, verdicts, "consistent")
@@ -387,7 +377,7 @@ def test_logprob_verdicts_equal_a_plain_forward_pass(codec):
     def logp(ids, size):
         padded = np.zeros(160, np.int32)
         padded[: len(ids)] = ids
-        table = log_softmax(padded)
+        table = np.asarray(log_softmax(padded))
         places = range(len(ids) - size, len(ids))
         return sum(float(table[at - 1, ids[at]]) for at in places)
 

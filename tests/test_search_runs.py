@@ -250,7 +250,9 @@ class SolverSlots:
 
     def _row(self, slot, prompt, key):
         codec = self.codec
-        problem, *steps = codec.text([*self.held[slot], *prompt]).split("\n")
+        text = codec.tokenizer.decode([*self.held[slot], *prompt])
+        problem, *steps, end = text.split("\n")
+        assert end == "" and all(steps)  # whole lines, nothing fed twice
         rng = random.Random(str(key))
         text = arithmetic.solve(problem).steps[len(steps)]
         if rng.random() < 0.5:

@@ -108,16 +108,19 @@ def draw(
     Returns:
       [...] int32.
     """
-    greedy = jnp.argmax(logits, -1)
-    tempered = logits / jnp.maximum(temperature, 1e-6)
-    probabilities = jax.nn.softmax(tempered, -1)
-    kept = nucleus(probabilities, top_p)
-    cumulative = jnp.cumsum(jnp.where(kept, probabilities, 0), -1)
-    target = uniform[..., None] * cumulative[..., -1:]
-    beyond = kept & (cumulative > target)
-    # Rounding can leave nothing beyond the target; the most probable one is kept.
-    drawn = jnp.where(beyond.any(-1), jnp.argmax(beyond, -1), greedy)
-    return jnp.where(temperature == 0, greedy, drawn).astype(jnp.int32)
+    greedy = jnp.argmax(logits, -1).astype(jnp.int32)
+
+    def sampled():
+        probabilities = jax.nn.softmax(logits / temperature, -1)
+        kept = nucleus(probabilities, top_p)
+        cumulative = jnp.cumsum(jnp.where(kept, probabilities, 0), -1)
+        target = uniform[..., None] * cumulative[..., -1:]
+        beyond = kept & (cumulative > target)
+        # Rounding can leave nothing beyond the target; the most probable one is kept.
+        drawn = jnp.where(beyond.any(-1), jnp.argmax(beyond, -1), greedy)
+        return drawn.astype(jnp.int32)
+
+    return jax.lax.cond(temperature == 0, lambda: greedy, sampled)
 
 
 def empty_contexts(config: lm.ModelConfig, slots: int, capacity: int) -> lm.KeyValues:

@@ -1,0 +1,83 @@
+"""Every stage on real text, on a CPU: GSM8K solutions and PRM800K step ratings.
+
+    stepjax run --config=configs/gsm8k_cpu.py:DATA --workdir=/tmp/gsm8k \\
+        --config.tokenizer=TOKENIZER
+
+DATA is a folder with gsm8k/{train,test}.jsonl (openai/grade-school-math) and
+prm800k/phase1_train_rebuilt.jsonl (PRM800K, one labelled solution a line). TOKENIZER
+is a Hugging Face tokenizer.json or folder, e.g. Llama 2's.
+
+M0 is a small random model, trained here on GSM8K's train solutions (a line is a
+step) and on PRM800K's sibling steps rated +1 and -1. Its accuracy is near zero: a
+model of 2 million parameters does not solve these problems. What this shows is that
+every stage runs on real text with a real tokenizer.
+"""
+
+from stepjax import config
+
+
+def get_config(data: str = "data"):
+    """Returns the settings that differ from the default.
+
+    Args:
+      data: folder of the files named above.
+    """
+    c = config.default()
+    c.iterations = 1
+    c.data.ift = f"{data}/gsm8k/train.jsonl"
+    c.data.ift_format = "gsm8k"
+    c.data.ift_count = 6000  # the other 1473 rows are questions
+    c.data.eft = f"{data}/prm800k/phase1_train_rebuilt.jsonl"
+    c.data.eft_format = "prm800k"
+    c.data.heldout_count = 30
+    c.data.question_file = f"{data}/gsm8k/train.jsonl"
+    c.data.question_format = "gsm8k"
+    c.data.questions = (16,)
+    c.data.test = f"{data}/gsm8k/test.jsonl"
+    c.data.test_format = "gsm8k"
+    c.data.test_count = 64
+
+    c.model.hidden_size = 64
+    c.model.num_layers = 3
+    c.model.num_heads = 2
+    c.model.num_kv_heads = 1
+    c.model.head_dim = 32
+    c.model.intermediate_size = 192
+    c.model.tie_embeddings = True
+
+    c.train.row_length = 512
+    c.train.checkpoint_every = 100
+    rate = {"b2": 0.98, "weight_decay": 0.1}
+    c.sft.phases = (
+        config.phase(
+            name="solutions",
+            eft=0.0,
+            epochs=0,
+            steps=200,
+            batch_size=8,
+            optimizer=config.optimizer(3e-3, "cosine", 20, **rate),
+        ),
+        config.phase(
+            name="mixed",
+            epochs=0,
+            steps=50,
+            batch_size=8,
+            optimizer=config.optimizer(5e-4, "cosine", **rate),
+        ),
+    )
+
+    c.search.width = 3
+    c.search.temperature = 0.7
+    c.search.max_expansions = 6
+    c.search.max_step_tokens = 64
+    c.search.context_tokens = 768
+    c.search.slots = 8
+    c.search.on_tie = "append"  # a judge this weak often ties
+    c.judge.mode = "logprob"  # PRM800K's ratings come without explanations
+    c.judge.context_tokens = 768
+    c.judge.rows = 6
+    c.dpo.batch_size = 8
+    c.dpo.optimizer = config.optimizer(1e-4)
+    c.eval.max_tokens = 160
+    c.eval.search_count = 8
+    return c

@@ -1,0 +1,120 @@
+"""A whole run of seconds, shared by several test files.
+
+This file is a config as well: ``--config=tests/helpers.py``.
+"""
+
+import atexit
+import contextlib
+import functools
+import pathlib
+import shutil
+import sys
+import tempfile
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import flagsaver
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+
+from stepjax import config, iterate, main
+from stepjax.lm import sharding
+
+
+def get_config():
+    """Returns the settings of a tiny run: 2 iterations, sampled verdicts, few updates.
+
+    The judge is as good as a coin, which makes many preferences.
+    """
+    c = config.default()
+    c.iterations = 2
+    c.data.world = "arithmetic"
+    c.data.operations = 2
+    c.data.questions = (24, 24)
+    c.data.ift_count = 96
+    c.data.eft_count = 96
+    c.data.heldout_count = 6
+    c.data.test_count = 24
+
+    c.model.hidden_size = 16
+    c.model.num_kv_heads = 1
+    c.model.head_dim = 8
+    c.model.intermediate_size = 32
+    c.model.embedding_std = 0.5
+    c.model.init_std = 0.1
+
+    c.train.row_length = 64
+    c.train.checkpoint_every = 10
+    c.train.log_every = 5
+    rates = config.optimizer(1e-2, b2=0.98)
+    c.sft.phases = (
+        config.phase("first", 1.0, 0.0, 0, 40, batch_size=16, optimizer=rates),
+        config.phase("second", 0.5, 0.5, 0, 60, batch_size=16, optimizer=rates),
+    )
+    c.search.width = 4
+    c.search.temperature = 1.0
+    c.search.max_expansions = 6
+    c.search.on_tie = "append"
+    c.search.max_step_tokens = 12
+    c.search.context_tokens = 64
+    c.search.slots = 8
+    c.judge.temperature = 1.0
+    c.judge.max_tokens = 16
+    c.judge.context_tokens = 64
+    c.judge.rows = 4
+    c.dpo.batch_size = 8
+    c.dpo.optimizer = config.optimizer(1e-3)
+    c.eval.max_tokens = 32
+    c.eval.search_count = 8
+    return c
+
+
+def one_device_mesh(data=-1, fsdp=1, tensor=1):
+    """Stands in for `sharding.make_mesh`: the first of the suite's eight devices."""
+    devices = np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
+    return Mesh(devices, sharding.MESH_AXES)
+
+
+@contextlib.contextmanager
+def quick_compiles():
+    """One device, and programs compiled once for all runs of this session."""
+    options = {
+        "jax_compilation_cache_dir": str(session_folder() / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    compilation_cache.reset_cache()
+    for name, value in options.items():
+        jax.config.update(name, value)
+    with mock.patch.object(sharding, "make_mesh", one_device_mesh):
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@functools.cache
+def session_folder() -> pathlib.Path:
+    """Returns a folder that is deleted when Python ends."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="stepjax-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def finished_run() -> pathlib.Path:
+    """Returns the folder of a finished run of `get_config`; copy it to change it."""
+    folder = session_folder() / "run"
+    with quick_compiles():
+        iterate.run(get_config(), folder)
+    return folder
+
+
+def command(*arguments: str) -> int:
+    """Runs ``stepjax ARGUMENTS`` in this process and returns its exit status."""
+    argv = ["stepjax", *map(str, arguments)]
+    # The overrides of a config file are looked up in sys.argv.
+    with mock.patch.object(sys, "argv", argv), flagsaver.flagsaver():
+        return main.main(argv)
