@@ -14,7 +14,7 @@ from stepjax import answers, prompts
 from stepjax.encode import Codec
 from stepjax.judge import Judge, Request, hash_id
 from stepjax.lm import stops
-from stepjax.lm.generate import Slots
+from stepjax.lm.slots import Slots
 from stepjax.records import Comparison, Problem
 from stepjax.search import State
 

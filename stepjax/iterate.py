@@ -27,8 +27,9 @@ from stepjax import dpo, evaluate, prepare, records, rundir, search, sft, summar
 from stepjax import judge as judging
 from stepjax import pairs as preferences
 from stepjax.encode import Codec
-from stepjax.lm import checkpoint, generate, sharding, tokenizer, train, weights
+from stepjax.lm import checkpoint, sharding, tokenizer, train, weights
 from stepjax.lm import model as lm
+from stepjax.lm.slots import Slots
 from stepjax.monitor import Monitor
 
 
@@ -71,6 +72,7 @@ class Run:
     def _begin(self) -> None:
         config = self.config
         self.monitor = Monitor(self.dir.path)
+        self.mesh = sharding.make_mesh(**config.mesh)
         prepare.check_settings(config)
         self.phases = [_phase(p) for p in config.sft.phases]
         self.dpo_options = dpo.Options(
@@ -82,9 +84,8 @@ class Run:
         self.prepare()
         ids = tokenizer.load(self.dir.path / "tokenizer")
         self.codec = Codec(ids, prepare.templates(config))
-        self.model = lm.Decoder(prepare.model_config(config, ids.vocab_size))
+        self.model = lm.Decoder(prepare.model_config(config, ids.vocab_size), self.mesh)
         self._check()
-        self.mesh = sharding.make_mesh(**config.mesh)
         prepare.check_mesh(config, self.mesh, self.model)
 
     def _check(self) -> None:
@@ -268,9 +269,9 @@ class Run:
 
     # What Mi makes: searches and pairs.
 
-    def _slots(self, params, capacity: int) -> generate.Slots:
+    def _slots(self, params, capacity: int) -> Slots:
         count = self.config.search.slots
-        return generate.Slots(self.model, params, self.mesh, count, capacity)
+        return Slots(self.model, params, self.mesh, count, capacity)
 
     def _judge(self, params, rows: int) -> judging.Judge:
         judge = self.config.judge
@@ -494,9 +495,9 @@ class Run:
             (rows if fits else long).append(row)
         if long:
             self.monitor.say(
-                f"eval: {len(long)} of {len(rows) + len(long)} held-out rows are longer "
-                f"than judge.context_tokens={self.config.judge.context_tokens} and are "
-                "left out"
+                f"eval: {len(long)} of {len(rows) + len(long)} held-out rows exceed "
+                f"judge.context_tokens={self.config.judge.context_tokens} and are left "
+                "out"
             )
         name = f"M{number} eval judge"
         with self.monitor.progress(name, len(rows), "row") as move:

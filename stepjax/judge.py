@@ -24,7 +24,7 @@ import numpy as np
 from stepjax import prompts
 from stepjax.encode import Codec
 from stepjax.lm import stops
-from stepjax.lm.generate import Slots
+from stepjax.lm.slots import Slots
 
 SCORES = ("sum", "consistent", "single")
 MODES = ("generate", "logprob")
@@ -116,6 +116,11 @@ def position_flips(verdicts: Sequence[Verdict]) -> tuple[int, int]:
             winner[v.a, v.b] = v.a if v.winner == "A" else v.b
     both = [(i, j) for i, j in winner if i < j and (j, i) in winner]
     return sum(winner[i, j] != winner[j, i] for i, j in both), len(both)
+
+
+def _side(odds: float) -> str | None:
+    """The winner by the log-odds of A; none when they are even or not a number."""
+    return "A" if odds > 0 else "B" if odds < 0 else None
 
 
 def make_judge(
@@ -238,11 +243,17 @@ def make_judge(
             padded.append([q + v for q in group for v in verdicts])
             scored[g, : 2 * len(group)] = [len(v) for _ in group for v in verdicts]
             padded[-1] += [()] * (2 * rows - len(padded[-1]))
-        logps = slots.score(chosen, padded, scored, group_multiple=groups_a_call)
+        logps = slots.score(
+            chosen,
+            padded,
+            scored,
+            vocab=codec.tokenizer.vocab_size,
+            group_multiple=groups_a_call,
+        )
         answers = []
         for g, group in enumerate(questions):
             odds = logps[g, : 2 * len(group) : 2] - logps[g, 1 : 2 * len(group) : 2]
-            answers.append([("A" if o > 0 else "B", f"{o:.6f}") for o in odds])
+            answers.append([(_side(o), f"{o:.6f}") for o in odds])
         return answers
 
     return judge

@@ -26,7 +26,7 @@ from stepjax import prompts
 from stepjax.encode import Codec
 from stepjax.judge import Judge, Request, Verdict, hash_id, win_counts
 from stepjax.lm import stops
-from stepjax.lm.generate import Slots
+from stepjax.lm.slots import Slots
 from stepjax.records import Question
 
 ON_TIE = ("back", "append")

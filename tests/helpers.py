@@ -49,7 +49,7 @@ def get_config():
     c.train.log_every = 5
     rates = config.optimizer(1e-2, b2=0.98)
     c.sft.phases = (
-        config.phase("first", 1.0, 0.0, 0, 40, batch_size=16, optimizer=rates),
+        config.phase("first", 0.5, 0.5, 0, 40, batch_size=16, optimizer=rates),
         config.phase("second", 0.5, 0.5, 0, 60, batch_size=16, optimizer=rates),
     )
     c.search.width = 4
@@ -62,8 +62,9 @@ def get_config():
     c.judge.temperature = 1.0
     c.judge.max_tokens = 16
     c.judge.context_tokens = 64
-    c.judge.rows = 4
+    c.judge.rows = 1
     c.dpo.batch_size = 8
+    c.dpo.epochs = 2
     c.dpo.optimizer = config.optimizer(1e-3)
     c.eval.max_tokens = 32
     c.eval.search_count = 8
@@ -78,13 +79,14 @@ def one_device_mesh(data=-1, fsdp=1, tensor=1):
 
 @contextlib.contextmanager
 def quick_compiles():
-    """One device, and programs compiled once for all runs of this session."""
+    """One device, and programs compiled simply, and once for all runs of a session."""
     options = {
+        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(session_folder() / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    before = {name: getattr(jax.config, name) for name in options}
+    before = {name: jax.config.values[name] for name in options}
     compilation_cache.reset_cache()
     for name, value in options.items():
         jax.config.update(name, value)

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from stepjax.lm import generate, sharding
 from stepjax.lm import model as lm
+from stepjax.lm.slots import Slots
 
 PADDED, VOCAB = 48, 45  # rows of the embedding, and ids that exist
 NEW = 6
@@ -143,7 +144,7 @@ def step(slots, plain, contexts, temperature, round_number):
 def test_steps_behind_shared_contexts_equal_a_plain_forward(
     params, one_device, plain, counted
 ):
-    slots = generate.Slots(MODEL, params, one_device, 3, 60)
+    slots = Slots(MODEL, params, one_device, 3, 60)
     contexts = {0: some_ids(1, 5), 1: some_ids(2, 11), 2: some_ids(4, 2)}
     history = {slot: [list(ids)] for slot, ids in contexts.items()}
 
@@ -195,7 +196,7 @@ def test_steps_behind_shared_contexts_equal_a_plain_forward(
 
 
 def test_hold_computes_what_sampling_never_fed(params, one_device, plain):
-    slots = generate.Slots(MODEL, params, one_device, 3, 60)
+    slots = Slots(MODEL, params, one_device, 3, 60)
     contexts = {slot: some_ids(20 + slot, 7) for slot in range(3)}
     slots.hold({slot: ids[:-1] for slot, ids in contexts.items()})
     prompts = [[contexts[slot][-1:]] * 3 for slot in range(3)]
@@ -229,7 +230,7 @@ def judge_like(seed, slots):
 def test_ragged_prompts_behind_contexts_equal_a_plain_forward(
     params, one_device, plain
 ):
-    slots = generate.Slots(MODEL, params, one_device, 3, 60)
+    slots = Slots(MODEL, params, one_device, 3, 60)
     held = {0: some_ids(7, 30), 1: [], 2: some_ids(8, 13)}
     slots.hold(held)
     groups, prompts = judge_like(9, slots)
@@ -254,14 +255,16 @@ def test_ragged_prompts_behind_contexts_equal_a_plain_forward(
 
 
 def test_score_equals_log_softmax_of_a_plain_forward(params, one_device, plain):
-    slots = generate.Slots(MODEL, params, one_device, 3, 90)
+    slots = Slots(MODEL, params, one_device, 3, 90)
     held = {0: some_ids(10, 70), 1: some_ids(11, 1), 2: some_ids(12, 13)}
     slots.hold(held)
     groups, rows = judge_like(13, slots)
     scored = np.array(
         [[0, 4, 5, 0], [3, 1, 0, 0], [2, 4, 5, 1], [5, 0, 0, 0], [3, 5, 0, 1]]
     )
-    out = slots.score(groups, rows, scored, group_multiple=3)
+    out = slots.score(
+        groups, rows, scored, vocab=MODEL.config.vocab_size, group_multiple=3
+    )
     assert out.shape == (5, 4)
     for g, slot in enumerate(groups):
         for w, row in enumerate(rows[g]):
@@ -274,6 +277,6 @@ def test_score_equals_log_softmax_of_a_plain_forward(params, one_device, plain):
 
 
 def test_context_longer_than_the_capacity_is_refused(params, one_device):
-    slots = generate.Slots(MODEL, params, one_device, 3, 60)
+    slots = Slots(MODEL, params, one_device, 3, 60)
     with pytest.raises(ValueError, match="61 tokens; expected at most 60"):
         slots.hold({0: some_ids(1, 5), 1: some_ids(2, 61)})

@@ -9,6 +9,7 @@ from scipy import stats
 
 from stepjax.lm import generate, sharding
 from stepjax.lm import model as lm
+from stepjax.lm.slots import Slots
 from stepjax.lm.stops import compile_stops
 
 PADDED, VOCAB = 48, 45  # rows of the embedding, and ids that exist
@@ -17,6 +18,8 @@ MODEL = lm.Decoder(lm.ModelConfig(PADDED, 32, 2, 4, 2, 8, 48))
 TOKEN_BYTES = [bytes([40 + token]) for token in range(VOCAB)]
 # As many states as a table of one stop string of two bytes, so of the same shape.
 NO_STOPS = np.array([[0], [0], [2]]) + np.zeros((3, VOCAB), np.int32)
+nucleus, draw = jax.jit(generate.nucleus), jax.jit(generate.draw)
+row_keys = jax.jit(generate.row_keys)
 
 
 # The nucleus.
@@ -35,7 +38,7 @@ def test_nucleus_is_that_of_a_sort(size, top_p):
     rng = np.random.default_rng([size, round(1000 * top_p)])
     rows = [rng.dirichlet(np.full(size, a), 20) for a in (0.1, 1, 50)]
     probabilities = np.stack(rows).astype(np.float32)  # [3, 20, size]
-    kept = np.asarray(generate.nucleus(jnp.asarray(probabilities), top_p))
+    kept = np.asarray(nucleus(jnp.asarray(probabilities), top_p))
     assert kept.shape == probabilities.shape
     clear = 0
     for index in np.ndindex(3, 20):
@@ -53,11 +56,11 @@ def test_nucleus_of_everything():
     flat = rng.dirichlet(np.full(64, 5.0), (2, 3)).astype(np.float32)
     flat[..., 7] = 0.0
     flat /= flat.sum(-1, keepdims=True)
-    kept = np.asarray(generate.nucleus(jnp.asarray(flat), 1.0))
+    kept = np.asarray(nucleus(jnp.asarray(flat), 1.0))
     np.testing.assert_array_equal(kept, flat > 0)
     # Of a steep one, no more than rounding is left out.
     steep = np.asarray(jax.nn.softmax(jnp.asarray(rng.normal(0, 6, (8, 200)))))
-    kept = np.asarray(generate.nucleus(jnp.asarray(steep), 1.0))
+    kept = np.asarray(nucleus(jnp.asarray(steep), 1.0))
     assert np.where(kept, 0, steep).astype(np.float64).sum(-1).max() < 2e-6
     assert (
         steep.max(-1, where=~kept, initial=0) < steep.min(-1, where=kept, initial=1)
@@ -68,7 +71,7 @@ def test_nucleus_of_everything():
 def test_nucleus_of_one_hot(top_p):
     one_hot = np.zeros((3, 40), np.float32)
     one_hot[[0, 1, 2], [0, 17, 39]] = 1
-    kept = np.asarray(generate.nucleus(jnp.asarray(one_hot), top_p))
+    kept = np.asarray(nucleus(jnp.asarray(one_hot), top_p))
     np.testing.assert_array_equal(kept, one_hot == 1)
 
 
@@ -80,12 +83,10 @@ def test_nucleus_of_one_hot(top_p):
 def test_equal_probabilities_are_kept_together(top_p, kept):
     row = jnp.asarray([0.25, 0.25, 0.1875, 0.1875, 0.125], jnp.float32)
     expected = [digit == "1" for digit in kept.replace(" ", "")]
-    assert generate.nucleus(row, top_p).tolist() == expected
+    assert nucleus(row, top_p).tolist() == expected
     order = jnp.asarray([4, 2, 0, 3, 1])
-    assert generate.nucleus(row[order], top_p).tolist() == [
-        expected[index] for index in order
-    ]
-    assert generate.nucleus(jnp.full((2, 8), 0.125), top_p).all()
+    assert nucleus(row[order], top_p).tolist() == [expected[index] for index in order]
+    assert nucleus(jnp.full((2, 8), 0.125), top_p).all()
 
 
 # One draw.
@@ -98,7 +99,7 @@ def test_temperature_zero_is_argmax():
     logits[7, [3, 9]] = 50.0  # equal: the first
     uniform = rng.random(500).astype(np.float32)
     for top_p in (0.3, 1.0):
-        drawn = generate.draw(jnp.asarray(logits), jnp.asarray(uniform), 0.0, top_p)
+        drawn = draw(jnp.asarray(logits), jnp.asarray(uniform), 0.0, top_p)
         assert drawn.dtype == jnp.int32
         np.testing.assert_array_equal(drawn, logits.argmax(-1))
     assert drawn[7] == 3
@@ -110,9 +111,9 @@ def test_extreme_numbers_stay_inside_the_nucleus(uniform):
     logits = rng.normal(0, 2, (400, 50)).astype(np.float32)
     logits[:, [0, 49]] = -np.inf
     numbers = jnp.full(400, uniform, jnp.float32)
-    drawn = np.asarray(generate.draw(jnp.asarray(logits), numbers, 0.8, 0.7))
+    drawn = np.asarray(draw(jnp.asarray(logits), numbers, 0.8, 0.7))
     probabilities = jax.nn.softmax(jnp.asarray(logits) / 0.8)
-    kept = np.asarray(generate.nucleus(probabilities, 0.7))
+    kept = np.asarray(nucleus(probabilities, 0.7))
     assert kept[np.arange(400), drawn].all()
     first, last = kept.argmax(-1), 49 - kept[:, ::-1].argmax(-1)
     if uniform == 0.0:
@@ -144,10 +145,10 @@ def check_distribution(tokens, expected):
 def test_draws_follow_the_exact_nucleus_distribution():
     logits = np.random.default_rng(4).normal(0, 1.2, 32).astype(np.float32)
     paths = jnp.stack(jnp.indices((2, 10, 1000)), -1).astype(jnp.uint32)
-    keys = generate.row_keys(jnp.uint32(5), paths).reshape(-1)
-    uniform = jax.vmap(jax.random.uniform)(keys)
+    keys = row_keys(jnp.uint32(5), paths).reshape(-1)
+    uniform = jax.jit(jax.vmap(jax.random.uniform))(keys)
     rows = jnp.broadcast_to(logits, (20000, 32))
-    drawn = np.asarray(generate.draw(rows, uniform, 0.7, 0.9))
+    drawn = np.asarray(draw(rows, uniform, 0.7, 0.9))
     expected = exact_distribution(logits, 0.7, 0.9)
     check_distribution(drawn, expected)
     # The test would see another temperature.
@@ -159,7 +160,7 @@ def test_row_keys_are_folded_from_their_own_path():
     paths = np.random.default_rng(6).integers(0, 2**32, (4, 500, 5), np.uint32)
     paths[1] = paths[0]
     paths[1, :, 4] ^= 1  # another candidate
-    keys = generate.row_keys(jnp.uint32(9), jnp.asarray(paths))
+    keys = row_keys(jnp.uint32(9), jnp.asarray(paths))
     assert keys.shape == (4, 500)
     data = np.asarray(jax.random.key_data(keys)).reshape(2000, -1)
     assert len(np.unique(data, axis=0)) == 2000
@@ -167,7 +168,7 @@ def test_row_keys_are_folded_from_their_own_path():
     for number in paths[2, 3]:
         alone = jax.random.fold_in(alone, number)
     assert jax.random.key_data(alone).tolist() == data[1003].tolist()
-    other = generate.row_keys(jnp.uint32(10), jnp.asarray(paths[2, 3]))
+    other = row_keys(jnp.uint32(10), jnp.asarray(paths[2, 3]))
     assert jax.random.key_data(other).tolist() != data[1003].tolist()
 
 
@@ -203,7 +204,7 @@ CONTEXTS = [some_ids(seed, 4 + seed) for seed in range(3)]
 @pytest.fixture(scope="session")
 def slots(params, mesh):
     """Three slots that hold a context each, without its last id."""
-    slots = generate.Slots(MODEL, params, mesh, 3, 40)
+    slots = Slots(MODEL, params, mesh, 3, 40)
     slots.hold({slot: ids[:-1] for slot, ids in enumerate(CONTEXTS)})
     return slots
 
@@ -241,7 +242,7 @@ def test_same_keys_give_the_same_tokens_whatever_the_batch(slots, params, mesh):
     np.testing.assert_array_equal(swapped.tokens, every.tokens[:, [2, 0, 1]])
 
     # Another slot, other neighbours, another number of rows and groups.
-    elsewhere = generate.Slots(MODEL, params, mesh, 3, 40)
+    elsewhere = Slots(MODEL, params, mesh, 3, 40)
     elsewhere.hold({0: CONTEXTS[2][:-1], 2: CONTEXTS[1][:-1], 1: some_ids(9, 20)})
     prompts = [[ids[-1:]] * 4 for ids in (CONTEXTS[1], CONTEXTS[1], CONTEXTS[2])]
     paths = key_paths((99, 71, 72), (5, 2, 1, 0))
@@ -264,7 +265,7 @@ def test_rows_follow_the_exact_distribution(params, mesh):
     layers = jax.tree.map(jnp.zeros_like, params["layers"])
     embedding = jnp.broadcast_to(params["embedding"][:1], (PADDED, 32))
     constant = params | {"layers": layers, "embedding": embedding}
-    slots = generate.Slots(MODEL, constant, mesh, 3, 40)
+    slots = Slots(MODEL, constant, mesh, 3, 40)
     slots.hold({slot: ids[:-1] for slot, ids in enumerate(CONTEXTS)})
     rows, new = 104, 64
     compiled = generate.sample._cache_size()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from stepjax.lm import generate, sharding
 from stepjax.lm import model as lm
+from stepjax.lm import sharding
+from stepjax.lm.slots import Slots
 
 NEW = 6
 MODEL = lm.Decoder(lm.ModelConfig(48, 32, 2, 4, 2, 8, 48))
@@ -30,7 +31,7 @@ def some_ids(seed, count):
 
 def search_like(mesh, params):
     """Two steps of eight problems with the same draws on any mesh, and scores."""
-    slots = generate.Slots(MODEL, params, mesh, 8, 60)
+    slots = Slots(MODEL, params, mesh, 8, 60)
     contexts = {slot: some_ids(30 + slot, 3 + slot) for slot in range(8)}
     paths = np.stack(np.indices((8, 2)), -1).astype(np.uint32)
     made = []
@@ -55,7 +56,9 @@ def search_like(mesh, params):
     slots.hold({slot: ids[:-1] for slot, ids in contexts.items()})
     rows = [[some_ids(60 + g, n) for n in (2, 9)] for g in range(3)]
     scored = np.array([[1, 3], [0, 2], [1, 2]])
-    return made, slots.score([3, 0, 7], rows, scored, group_multiple=8)
+    return made, slots.score(
+        [3, 0, 7], rows, scored, vocab=MODEL.config.vocab_size, group_multiple=8
+    )
 
 
 @pytest.fixture(scope="session")
@@ -82,4 +85,4 @@ def test_one_device_and_eight_give_the_same_tokens(params, on_one_device, shape)
 
 def test_slots_must_divide_over_the_devices(params):
     with pytest.raises(ValueError, match="6 slots; expected a multiple of the 8"):
-        generate.Slots(MODEL, params, sharding.make_mesh(), 6, 60)
+        Slots(MODEL, params, sharding.make_mesh(), 6, 60)

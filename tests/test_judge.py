@@ -19,9 +19,10 @@ from stepjax.judge import (
     position_flips,
     win_counts,
 )
-from stepjax.lm import generate, sharding, tokenizer
 from stepjax.lm import model as lm
+from stepjax.lm import sharding, tokenizer
 from stepjax.lm.generate import Samples
+from stepjax.lm.slots import Slots
 from stepjax.worlds import arithmetic
 
 OPTIONS = {"max_tokens": 40, "temperature": 0.5, "top_p": 0.9, "seed": 11}
@@ -139,7 +140,7 @@ SUM = "8*7+4*4+2*3+1"
 
 
 class FakeSlots:
-    """Stands in for `generate.Slots`; `respond(context text, question text)` answers.
+    """Stands in for `slots.Slots`; `respond(context text, question text)` answers.
 
     A response is a text (generate) or the log-odds of A (logprob).
     """
@@ -180,7 +181,7 @@ class FakeSlots:
         self.calls.append((list(groups), used, options | {"capacity": capacity}))
         return Samples(tokens, count, stopped, np.zeros(tokens.shape))
 
-    def score(self, groups, rows, scored, *, group_multiple):
+    def score(self, groups, rows, scored, *, vocab, group_multiple):
         logps, used = np.zeros(scored.shape), []
         verdicts = {self.codec.verdict(side): side for side in "AB"}
         for g, w, context, _ in self._texts(groups, rows):
@@ -363,7 +364,7 @@ def test_logprob_verdicts_equal_a_plain_forward_pass(codec):
     mesh = jax.sharding.Mesh(
         np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES
     )
-    slots = generate.Slots(model, params, mesh, 4, 96)
+    slots = Slots(model, params, mesh, 4, 96)
     judge = make_judge(slots, codec, mode="logprob", score="sum", rows=3, **OPTIONS)
     requests = requests_of_three_slots(codec)
 

@@ -215,7 +215,7 @@ def codec(tmp_path_factory):
 
 
 class SolverSlots:
-    """Stands in for `generate.Slots`: solves the world's problems, often wrongly.
+    """Stands in for `slots.Slots`: solves the world's problems, often wrongly.
 
     What it samples depends on the held ids, the row's key path and the seed alone.
     """

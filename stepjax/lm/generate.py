@@ -5,29 +5,22 @@ group (candidate steps, or judgments of one problem) read the shared context and
 write only their own suffix. A chosen candidate's suffix is appended to the context
 by a gather; going back a step only shortens a length.
 
-The functions are pure and jitted; `Slots` at the end of the file is the one host
-object, which knows which token ids each slot holds. Temperature, top-p, keys, stop
-tables and budgets are traced: changing them compiles nothing.
+The functions are pure and jitted; `stepjax.lm.slots` keeps, on the host, which token
+ids each slot holds. Temperature, top-p, keys, stop tables and budgets are traced:
+changing them compiles nothing.
 
 Axis names: L layers, P slots, C context capacity, G groups, W rows of a group,
 T prompt tokens of a row, N new tokens, V vocabulary.
 """
 
 import functools
-import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 
-from stepjax import forest
 from stepjax.lm import model as lm
-from stepjax.lm import sharding
 
-_CONTEXT_BUCKET, _PROMPT_BUCKET = 64, 16  # lengths are compiled in multiples
 _HALVINGS = 30  # threshold of the nucleus to 2^-30 of the largest probability
 
 
@@ -75,7 +68,8 @@ def nucleus(probabilities: jax.Array, top_p: jax.Array) -> jax.Array:
 
     Args:
       probabilities: [..., V] float32, sum 1.
-      top_p: scalar in (0, 1].
+      top_p: scalar in (0, 1]; above 1 - 1e-6 it is taken as that, since sums of
+        float32 probabilities may never reach 1.
 
     Returns:
       [..., V] bool.
@@ -339,6 +333,7 @@ def score(
     rows,
     start,
     scored,
+    vocab,
     *,
     bucket: int,
     last: int,
@@ -354,6 +349,7 @@ def score(
       rows: [G, W, T] int32, left-padded, at least one token before the scored ones.
       start: first real index of each row, [G, W] int32.
       scored: how many of the last tokens count, [G, W] int32 <= last.
+      vocab: ids >= vocab (padding of the embedding) have no probability; scalar.
       bucket: context keys to read, at least every length.
       last: most scored tokens of a row.
 
@@ -371,243 +367,9 @@ def score(
     position = _positions(lengths, start, 0, length)
     hidden, _ = model.apply({"params": params}, rows, position, cached=cached)
     logits = lm.logits(params, hidden[:, :, length - 1 - last : length - 1])
+    logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab, logits, -jnp.inf)
     targets = rows[:, :, length - last :]
     logps = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     logps = logps - jax.nn.logsumexp(logits, -1)
     counts = jnp.arange(last) >= last - scored[..., None]
     return jnp.where(counts, logps, 0.0).sum(-1)
-
-
-class Slots:
-    """Context caches of P problems, and which token ids each of them holds.
-
-    Host state around the pure functions above: ``hold`` brings slots to given ids
-    with the least work (shorten, append the suffix just sampled, compute the rest).
-
-    Attributes:
-      held: token ids whose keys and values each slot holds.
-    """
-
-    def __init__(self, model, params, mesh: Mesh, slots: int, capacity: int):
-        """Allocates empty caches, split over the data-parallel axes.
-
-        Args:
-          model: the decoder.
-          params: its parameters.
-          mesh: from `sharding.make_mesh`.
-          slots: P, a multiple of the data-parallel devices.
-          capacity: C, most tokens of a context.
-        """
-        self.model, self.params, self.capacity = model, params, capacity
-        self._split = sharding.split_rows(mesh)
-        self._multiple = sharding.row_multiple(mesh)
-        if slots % self._multiple:
-            raise ValueError(
-                f"{slots} slots; expected a multiple of the {self._multiple} "
-                "data-parallel devices."
-            )
-        spread = sharding.split_rows(mesh, axis=1)
-        make = jax.jit(
-            lambda: empty_contexts(model.config, slots, capacity),
-            out_shardings=spread,
-        )
-        self.contexts = make()
-        self.held: list[list[int]] = [[] for _ in range(slots)]
-        self._sampled = None  # (base ids, prompts, samples, suffix) of the last call
-
-    def put(self, array):
-        """Places a host array with its first axis split over the devices."""
-        return jax.device_put(array, self._split)
-
-    def hold(self, wanted: dict[int, Sequence[int]]) -> None:
-        """Makes each given slot hold exactly the given ids.
-
-        Args:
-          wanted: slot → token ids.
-
-        Raises:
-          ValueError: when ids are longer than the capacity.
-        """
-        missing = {}
-        for slot, ids in wanted.items():
-            if len(ids) > self.capacity:
-                raise ValueError(
-                    f"a context of {len(ids)} tokens; expected at most "
-                    f"{self.capacity}. Raise the context budget."
-                )
-            held = self.held[slot]
-            keep = _common_prefix(held, ids)
-            del held[keep:]
-            if keep < len(ids):
-                missing[slot] = list(ids[keep:])
-        self._append_sampled(missing)
-        if missing:
-            self._compute(missing)
-
-    def _append_sampled(self, missing: dict[int, list[int]]) -> None:
-        if self._sampled is None:
-            return
-        base, prompts, out, suffix = self._sampled
-        size = len(self.held)
-        choice, lengths, counts = np.zeros((3, size), np.int32)
-        for slot, ids in list(missing.items()):
-            if self.held[slot] != base[slot]:
-                continue
-            fed = np.concatenate([prompts[slot], out.tokens[slot][:, :-1]], axis=1)
-            if len(ids) > fed.shape[1]:
-                continue
-            # A row's last sampled token may never have been fed.
-            match = (fed[:, : len(ids)] == np.asarray(ids)).all(1)
-            match &= out.count[slot] >= len(ids)
-            if match.any():
-                choice[slot] = int(match.argmax())
-                lengths[slot] = len(self.held[slot])
-                counts[slot] = len(ids)
-                self.held[slot] += ids
-                del missing[slot]
-        self._sampled = None
-        if counts.any():
-            self.contexts = append(
-                self.contexts, suffix, *map(self.put, (choice, lengths, counts))
-            )
-
-    def _compute(self, missing: dict[int, list[int]]) -> None:
-        half = -(-len(self.held) // 2)  # two shapes: a whole refill, or a partial one
-        groups = half if len(missing) <= half else len(self.held)
-        groups = -(-groups // self._multiple) * self._multiple
-        length = forest.bucket(max(map(len, missing.values())), _PROMPT_BUCKET)
-        slots = np.full(groups, len(self.held), np.int32)
-        tokens = np.zeros((groups, length), np.int32)
-        lengths, counts = np.zeros((2, groups), np.int32)
-        for row, (slot, ids) in enumerate(missing.items()):
-            slots[row], lengths[row] = slot, len(self.held[slot])
-            counts[row] = len(ids)
-            tokens[row, : len(ids)] = ids
-            self.held[slot] += ids
-        self.contexts = extend(
-            self.model,
-            self.params,
-            self.contexts,
-            *map(self.put, (slots, lengths, tokens, counts)),
-            bucket=self._bucket(lengths),
-        )
-
-    def _bucket(self, lengths: np.ndarray) -> int:
-        return min(
-            self.capacity, forest.bucket(int(lengths.max(initial=1)), _CONTEXT_BUCKET)
-        )
-
-    def sample(
-        self,
-        groups: Sequence[int] | None,
-        prompts: Sequence[Sequence[Sequence[int]]],
-        paths: np.ndarray,
-        *,
-        seed: int,
-        temperature: float,
-        top_p: float,
-        stops: jax.Array,
-        vocab: int,
-        budget: int,
-        capacity: int,
-        group_multiple: int = 1,
-    ) -> Samples:
-        """Samples behind the held contexts; see the function `sample`.
-
-        Args:
-          groups: slot of each group; None for one group a slot, in order, whose
-            suffixes `hold` may then append.
-          prompts: ids fed first, group by group, row by row; an empty row is unused.
-          paths: [G, W, n] uint32 key path of each row.
-          seed: see `sample`.
-          temperature: see `sample`.
-          top_p: see `sample`.
-          stops: stop table, on device.
-          vocab: see `sample`.
-          budget: see `sample`.
-          capacity: see `sample`.
-          group_multiple: the number of groups is padded to a bucket of this.
-
-        Returns:
-          `Samples` as numpy arrays of the given groups.
-        """
-        count, lengths, slots, rows, start, active = self._lay_out(
-            groups, prompts, group_multiple
-        )
-        padded = np.zeros((len(rows), *paths.shape[1:]), np.uint32)
-        padded[:count] = paths
-        out, suffix = sample(
-            self.model,
-            self.params,
-            self.contexts,
-            None if groups is None else self.put(slots),
-            *map(self.put, (lengths, rows, start, active, padded)),
-            np.uint32(seed),
-            np.float32(temperature),
-            np.float32(top_p),
-            stops,
-            np.int32(vocab),
-            np.int32(budget),
-            bucket=self._bucket(lengths),
-            capacity=capacity,
-        )
-        out = Samples(*(np.asarray(x)[:count] for x in out))
-        if groups is None and rows.shape[-1] == 1:
-            base = [list(ids) for ids in self.held]
-            self._sampled = (base, rows, out, suffix)
-        return out
-
-    def score(
-        self,
-        groups: Sequence[int],
-        rows: Sequence[Sequence[Sequence[int]]],
-        scored: np.ndarray,
-        *,
-        group_multiple: int = 1,
-    ) -> np.ndarray:
-        """Returns log-probabilities of the rows' last tokens, [G, W]; see `score`."""
-        count, lengths, slots, rows, start, _ = self._lay_out(
-            groups, rows, group_multiple
-        )
-        padded = np.zeros((len(rows), scored.shape[1]), np.int32)
-        padded[:count] = scored
-        out = score(
-            self.model,
-            self.params,
-            self.contexts,
-            *map(self.put, (slots, lengths, rows, start, padded)),
-            bucket=self._bucket(lengths),
-            last=int(padded.max()),
-        )
-        return np.asarray(out)[:count]
-
-    def _lay_out(self, groups, prompts, group_multiple):
-        """Lays ragged prompts out as [G, W, T], left-padded, G and T in buckets."""
-        count = len(prompts)
-        order = range(count) if groups is None else groups
-        multiple = math.lcm(group_multiple, self._multiple)
-        total = count if groups is None else forest.bucket(count, multiple)
-        width = len(prompts[0])
-        longest = max((len(row) for group in prompts for row in group), default=1)
-        length = 1 if longest <= 1 else forest.bucket(longest, _PROMPT_BUCKET)
-        rows = np.zeros((total, width, length), np.int32)
-        start = np.zeros((total, width), np.int32)
-        active = np.zeros((total, width), bool)
-        lengths, slots = np.zeros((2, total), np.int32)
-        for g, (slot, group) in enumerate(zip(order, prompts, strict=True)):
-            slots[g], lengths[g] = slot, len(self.held[slot])
-            for w, ids in enumerate(group):
-                if len(ids):
-                    rows[g, w, length - len(ids) :] = ids
-                    start[g, w] = length - len(ids)
-                    active[g, w] = True
-        return count, lengths, slots, rows, start, active
-
-
-def _common_prefix(held: Sequence[int], ids: Sequence[int]) -> int:
-    if held == ids[: len(held)]:
-        return len(held)
-    for index, (a, b) in enumerate(zip(held, ids, strict=False)):
-        if a != b:
-            return index
-    return min(len(held), len(ids))

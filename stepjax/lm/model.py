@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from stepjax.lm import attention
+from stepjax.lm import attention, sharding
 
 _UNROLLED = 4  # models of at most so many layers are unrolled: faster on a CPU
 
@@ -122,6 +122,7 @@ class Block(nn.Module):
     """One decoder block: attention and SwiGLU, both pre-normed and residual."""
 
     config: ModelConfig
+    mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
     def __call__(self, carry, context, shared):
@@ -163,6 +164,7 @@ class Block(nn.Module):
         hidden = hidden + _matmul(mixed, kernel.reshape(-1, config.hidden_size))
         normed = RMSNorm(config.rms_norm_eps, name="mlp_norm")(hidden)
         hidden = hidden + self._mlp(normed)
+        hidden = sharding.constrain(hidden, self.mesh, sharding.ROWS)
         return (hidden, suffix, layer + 1), None
 
     def _project(self, x, name, heads, axis):
@@ -200,9 +202,16 @@ def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Decoder(nn.Module):
-    """The decoder; see the module docstring."""
+    """The decoder; see the module docstring.
+
+    Attributes:
+      config: shape and numerics.
+      mesh: keeps activations of forest rows split by rows, so that parameters are
+        gathered layer by layer; None leaves their sharding to XLA.
+    """
 
     config: ModelConfig
+    mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -237,7 +246,10 @@ class Decoder(nn.Module):
                 _normal(config.init_std, "vocab", "embed"),
                 (config.vocab_size, config.hidden_size),
             )
-        hidden = embedding[tokens].astype(dtype)
+        mesh = self.mesh if cached is None else None
+        # Gathered over fsdp like every other parameter, then looked up.
+        hidden = sharding.constrain(embedding, mesh, "tensor")[tokens].astype(dtype)
+        hidden = sharding.constrain(hidden, mesh, sharding.ROWS)
         scaling = dict(config.rope_scaling) if config.rope_scaling else None
         frequency = attention.rope_frequencies(
             config.head_dim, config.rope_theta, scaling
@@ -261,7 +273,7 @@ class Decoder(nn.Module):
             length=config.num_layers,
             unroll=_UNROLLED if config.num_layers <= _UNROLLED else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, name="layers")
+        )(config, mesh, name="layers")
         carry = (hidden, suffix, jnp.zeros((), jnp.int32))
         (hidden, suffix, _), _ = layers(carry, context, shared)
         hidden = RMSNorm(config.rms_norm_eps, name="final_norm")(hidden)
@@ -305,7 +317,7 @@ def unboxed(boxed: Any) -> Any:
 def _init(model: Decoder, key: jax.Array):
     tokens = jnp.zeros((1, 2), jnp.int32)
     end = jnp.full((1, 2), 2, jnp.int32)
-    return model.init(key, tokens, tokens, end)["params"]
+    return Decoder(model.config).init(key, tokens, tokens, end)["params"]
 
 
 def init(model: Decoder, key: jax.Array):

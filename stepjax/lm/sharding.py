@@ -88,6 +88,20 @@ def split_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, ROWS))
 
 
+def constrain(x: jax.Array, mesh: Mesh | None, *axes) -> jax.Array:
+    """Returns x split over mesh axes inside a jitted function; as it is without a mesh.
+
+    Args:
+      x: any array.
+      mesh: from `make_mesh`, or None.
+      *axes: mesh axis, tuple of them, or None for each of the first axes of x.
+    """
+    if mesh is None:
+        return x
+    where = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.lax.with_sharding_constraint(x, where)
+
+
 def row_multiple(mesh: Mesh) -> int:
     """Returns what the number of rows of a batch must be a multiple of."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
