@@ -48,6 +48,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
         this.search(number)
         this.dpo(number)
     this.evaluate(config.iterations + 1)
+    this.monitor.close()
     return this.table()
 
 

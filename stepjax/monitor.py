@@ -39,6 +39,12 @@ class Monitor:
         """The event file; a run with nothing left to do makes none."""
         return tensorboardX.SummaryWriter(str(self._folder), write_to_disk=True)
 
+    def close(self) -> None:
+        """Brings the events that still wait in memory to disk."""
+        events = self.__dict__.pop("_events", None)
+        if events:
+            events.close()
+
     def say(self, text: str) -> None:
         """Prints a line above the progress bars."""
         self.console.print(text, markup=False)

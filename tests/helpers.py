@@ -6,6 +6,7 @@ This file is a config as well: ``--config=tests/helpers.py``.
 import atexit
 import contextlib
 import functools
+import hashlib
 import pathlib
 import shutil
 import sys
@@ -19,7 +20,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from stepjax import config, iterate, main
-from stepjax.lm import sharding
+from stepjax.lm import checkpoint, sharding
+from stepjax.monitor import Monitor
+
+make_mesh = sharding.make_mesh  # all eight devices, also where it is replaced
 
 
 def get_config():
@@ -112,6 +116,48 @@ def finished_run() -> pathlib.Path:
     with quick_compiles():
         iterate.run(get_config(), folder)
     return folder
+
+
+def copy_run(folder: pathlib.Path, *without: str, **changes) -> iterate.Run:
+    """Opens a copy of the finished run, less some files, with settings changed.
+
+    Args:
+      folder: where the copy goes.
+      without: glob patterns of what to leave out.
+      changes: setting (dots as "__") → value.
+    """
+    shutil.copytree(finished_run(), folder)
+    for path in [path for pattern in without for path in folder.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    settings = get_config()
+    settings.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    checkpoint.write_json(folder / "config.json", config.to_dict(settings))
+    return iterate.Run(settings, folder)
+
+
+def contents(folder: pathlib.Path) -> dict[str, str]:
+    """Returns relative path → SHA-256 of every file."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def assert_same_results(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Byte-identical searches and pairs, bitwise equal models, equal metrics."""
+    for number in (1, 2):
+        for name in (f"M{number}/search.jsonl", f"M{number}/pairs.jsonl"):
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for name in ("M1", "M2", "M3"):
+        a, b = (checkpoint.read_json(f / name / "manifest.json") for f in (one, other))
+        assert a["arrays"] == b["arrays"], name
+    for path in (one / "eval").iterdir():
+        a, b = (checkpoint.read_json(f / "eval" / path.name) for f in (one, other))
+        assert (a["metrics"], a["items"]) == (b["metrics"], b["items"]), path.name
+    assert Monitor(one).rows() == Monitor(other).rows()
 
 
 def command(*arguments: str) -> int:

@@ -4,26 +4,39 @@ One finished run (`helpers.finished_run`) is looked at by most tests; those that
 change it take a copy.
 """
 
+import ast
 import collections
-import hashlib
+import pathlib
 import shutil
 import struct
 
 import jax
 import numpy as np
 import pytest
-from helpers import finished_run, get_config, quick_compiles
+from helpers import (
+    assert_same_results,
+    contents,
+    copy_run,
+    finished_run,
+    get_config,
+    make_mesh,
+    quick_compiles,
+)
 from tensorboardX.proto import event_pb2
 
+import stepjax
+from stepjax import answers, evaluate, iterate, records, summary
 from stepjax import config as configs
-from stepjax import iterate, records, summary
-from stepjax.lm import checkpoint
+from stepjax.lm import checkpoint, sharding
 from stepjax.monitor import Monitor
+from stepjax.pairs import Pair
+from stepjax.worlds import arithmetic
 
 COLUMNS = [
     *("model", "greedy % [95 %]", "search %", "judge %", "questions", "pairs"),
     *("tie %", "flip %", "unparsed %", "steps", "tokens/step"),
 ]
+DPO = ("dpo", "M2")
 MADE = ("search.jsonl", "pairs.jsonl", "search.json")
 
 
@@ -38,50 +51,8 @@ def finished():
     return finished_run()
 
 
-@pytest.fixture
-def copy(finished, tmp_path):
-    """A finished run of its own, less the given files, with some settings changed."""
-
-    def make(*without, **changes):
-        folder = tmp_path / "run"
-        shutil.copytree(finished, folder)
-        for pattern in without:
-            for path in list(folder.glob(pattern)):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        config = get_config()
-        config.update_from_flattened_dict(changes)
-        checkpoint.write_json(folder / "config.json", configs.to_dict(config))
-        return folder, iterate.Run(config, folder)
-
-    return make
-
-
-def contents(folder):
-    """Relative path → SHA-256 of every file."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def arrays(folder, number):
+def model_arrays(folder, number):
     return checkpoint.read_json(folder / f"M{number}" / "manifest.json")["arrays"]
-
-
-def assert_same_results(one, other):
-    """Byte-identical pairs and searches, bitwise equal parameters, equal metrics."""
-    for number in (1, 2):
-        for name in MADE[:2]:
-            path = f"M{number}/{name}"
-            assert (one / path).read_bytes() == (other / path).read_bytes(), path
-    for number in (1, 2, 3):
-        assert arrays(one, number) == arrays(other, number), number
-    for path in (one / "eval").iterdir():
-        a, b = (checkpoint.read_json(f / "eval" / path.name) for f in (one, other))
-        assert (a["metrics"], a["items"]) == (b["metrics"], b["items"]), path.name
-    rows = [Monitor(f).rows() for f in (one, other)]
-    assert [r for r in rows[0]] == [r for r in rows[1]]
 
 
 # A finished run.
@@ -118,7 +89,7 @@ def test_metrics_stand_once_and_in_tensorboard(finished):
     assert steps["sft/first", "M1"] == list(range(5, 41, 5))
     assert steps["sft/second", "M1"] == list(range(5, 61, 5))
     for number in (1, 2):
-        pairs = len(records.read_jsonl(finished / f"M{number}/pairs.jsonl", Row))
+        pairs = len(records.read_jsonl(finished / f"M{number}/pairs.jsonl", Pair))
         counts = checkpoint.read_json(finished / f"M{number + 1}/manifest.json")
         updates = 2 * -(-pairs // 8)  # two epochs of batches of 8
         assert counts["counts"] == {"pairs": pairs, "dropped": 0, "updates": updates}
@@ -141,10 +112,6 @@ def test_metrics_stand_once_and_in_tensorboard(finished):
         for name in row.keys() - {"stage", "model", "step"}:
             tag = f"{row['stage']}/{row['model']}/{name}"
             assert events[tag, row["step"]] == pytest.approx(row[name], rel=1e-6)
-
-
-class Row:
-    """Any JSON row, by its id."""
 
 
 def test_the_final_table_has_a_row_a_model(finished):
@@ -187,3 +154,225 @@ def test_manifests_name_the_digests_of_what_they_used_and_made(finished):
     tokenizer = {f"../tokenizer/{p.name}" for p in finished.glob("tokenizer/*")}
     assert prepared.keys() == {f"{name}.jsonl" for name in data} | tokenizer
     assert prepared["../tokenizer/tokenizer.json"] == digest["tokenizer/tokenizer.json"]
+
+
+# The same command again, the same seed, another seed, other slots.
+
+
+def test_the_same_command_again_does_nothing(finished, monkeypatch):
+    before, table = contents(finished), []
+    monkeypatch.setattr(Monitor, "table", lambda *a: table.append(a[2]) or "")
+    for stage in ("_fit", "_searches", "_slots", "params"):
+        monkeypatch.setattr(iterate.Run, stage, refuse)
+    compiled = []
+
+    def note(name, seconds, **_):
+        compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        iterate.run(get_config(), finished)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert [row["model"] for row in table[0]] == ["M0", "M1", "M2", "M3"]
+    assert not [name for name in compiled if "compile" in name]
+    assert contents(finished) == before
+
+
+def refuse(*args, **kwargs):
+    raise AssertionError("must not be called")
+
+
+def test_a_second_run_with_the_same_seed_is_the_same(finished, tmp_path):
+    iterate.run(get_config(), tmp_path / "run")
+    assert_same_results(finished, tmp_path / "run")
+
+
+def search_again(folder, **changes):
+    """What M1 makes of its questions with some settings changed."""
+    copied = copy_run(folder, "M1/search*", "M1/pairs*", "M2", "M3", **changes)
+    copied.search(1)
+    return [(folder / "M1" / name).read_text() for name in MADE[:2]]
+
+
+def test_slots_do_not_change_a_search(finished, tmp_path):
+    expected = [(finished / "M1" / name).read_text() for name in MADE[:2]]
+    assert search_again(tmp_path / "a") == expected
+    assert search_again(tmp_path / "b", search__slots=3) == expected
+
+
+def test_another_seed_draws_other_steps(finished, tmp_path):
+    # The same M1 and questions, so that only the draws differ.
+    expected = [(finished / "M1" / name).read_text() for name in MADE[:2]]
+    found = search_again(tmp_path / "a", seed=1)
+    first, second = (text[1].splitlines() for text in (expected, found))
+    assert found[0] != expected[0] and 16 < len(second)
+    assert len(set(first) & set(second)) == 0
+
+
+def test_questions_of_an_iteration_are_new(finished):
+    split = {}
+    for path in (finished / "data").glob("*.jsonl"):
+        rows = [row for _, row in records.read_objects(path)]
+        split[path.stem] = {row["problem"] for row in rows}
+    assert len(split["questions_1"]) == len(split["questions_2"]) == 24
+    for name in ("ift", "eft", "heldout", "test", "questions_1"):
+        assert len(split[name]) > 5 and not split[name] & split["questions_2"]
+    asked = (finished / "M2/search.jsonl").read_text()
+    assert all(f'"problem": "{text}"' in asked for text in split["questions_2"])
+
+
+# Refused by name.
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("data/questions_2.jsonl", "has changed since it was written; expected SHA-"),
+        ("data/ift.jsonl", "has changed since it was written"),
+        ("tokenizer/tokenizer.json", "has changed since it was written"),
+        ("M1/search.jsonl", "Put the file back, or delete"),
+        ("M1/pairs.jsonl", "Put the file back, or delete"),
+    ],
+)
+def test_a_changed_file_is_refused(tmp_path, name, words):
+    folder = tmp_path / "run"
+    copy_run(folder)
+    damage(folder / name)
+    with pytest.raises(ValueError, match=pathlib.Path(name).name) as error:
+        iterate.run(get_config(), folder)
+    assert words in str(error.value)
+
+
+def test_dpo_alone_refuses_changed_or_unfinished_pairs(tmp_path):
+    run = copy_run(tmp_path / "a", "M2", "M3")
+    damage(tmp_path / "a/M1/pairs.jsonl")
+    with pytest.raises(ValueError, match="M1/pairs.jsonl has changed"):
+        run.dpo(1)
+    run = copy_run(tmp_path / "b", "M1/search.json", "M2", "M3")
+    with pytest.raises(ValueError, match="search.json is missing; expected the fin"):
+        run.dpo(1)
+    assert not (tmp_path / "a/M2").exists() and not (tmp_path / "b/M2").exists()
+
+
+def test_a_damaged_model_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    run = copy_run(folder, "M2/search*", "M3")
+    files = [p for p in (folder / "M2/params/state").rglob("d/*") if p.is_file()]
+    for path in files:
+        damage(path)
+    assert files
+    with pytest.raises(ValueError, match="M2/params.* Delete the folder") as error:
+        run.search(2)
+    assert "run the same command again" in str(error.value)
+    shutil.rmtree(folder / "M2/params")
+    with pytest.raises(ValueError, match="M2/params cannot be read"):
+        run.search(2)
+
+
+def test_a_model_remade_is_not_mixed_with_what_the_old_one_made(tmp_path):
+    folder = tmp_path / "run"
+    copy_run(folder)
+    manifest = checkpoint.read_json(folder / "M1/manifest.json")
+    checkpoint.write_json(folder / "M1/manifest.json", manifest | {"seconds": 1.5})
+    with pytest.raises(
+        ValueError, match="M1 is not what this stage was made from"
+    ) as e:
+        iterate.run(get_config(), folder)
+    assert f"Delete {folder}/eval/M1_test_greedy.json and what was" in str(e.value)
+
+
+# Gold stays with data preparation and evaluation.
+
+
+def test_search_and_dpo_never_see_gold(finished, tmp_path, monkeypatch):
+    for path in (finished / "data").glob("questions_*.jsonl"):
+        rows = [row for _, row in records.read_objects(path)]
+        assert len(rows) == 24 and all(row.keys() == {"id", "problem"} for row in rows)
+    folder = tmp_path / "run"
+    made = [f"M1/{name}" for name in (*MADE, "../M2", "../M3", "../eval")]
+    run = copy_run(folder, *made)
+    for name in ("ift", "eft", "heldout", "test"):
+        (folder / "data" / f"{name}.jsonl").unlink()
+    for module, names in {
+        arithmetic: ("solve", "solution", "is_right", "corrupt", "comparisons"),
+        answers: ("extract", "equivalent"),
+        evaluate: ("greedy", "judge_accuracy", "searched", "accuracy"),
+    }.items():
+        for name in names:
+            monkeypatch.setattr(module, name, refuse)
+    for number in (1, 2):
+        run.search(number)
+        run.dpo(number)
+        for name in MADE[:2]:
+            path = f"M{number}/{name}"
+            assert (folder / path).read_bytes() == (finished / path).read_bytes()
+        found, expected = (model_arrays(f, number + 1) for f in (folder, finished))
+        assert found == expected
+    with pytest.raises(ValueError, match="test.jsonl"):  # the poison works
+        run.evaluate(2)
+
+
+def imports(name):
+    """Modules of stepjax that a module imports, anywhere in its text."""
+    root = pathlib.Path(stepjax.__file__).parent
+    path = root.joinpath(*name.split(".")[1:])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            here = root.parent.joinpath(*node.module.split("."))
+            found |= names if here.is_dir() else {node.module}
+    return {name for name in found if name.startswith("stepjax.")}
+
+
+@pytest.mark.parametrize("name", ["search", "judge", "pairs", "dpo"])
+def test_nothing_that_knows_gold_is_imported(name):
+    known, todo = set(), [f"stepjax.{name}"]
+    while todo:
+        known.add(todo[-1])
+        todo += imports(todo.pop()) - known
+    gold = {"answers", "evaluate", "sources", "worlds.arithmetic", "prepare"}
+    assert {"stepjax.forest", "stepjax.lm.sharding"} <= known
+    assert not known & {f"stepjax.{name}" for name in gold}
+    reached = imports("stepjax.iterate") | imports("stepjax.evaluate")
+    assert {"stepjax.evaluate", "stepjax.answers"} <= reached  # the walk finds them
+
+
+# Devices.
+
+
+def test_eight_devices_make_the_same_as_one(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", make_mesh)
+    folder = tmp_path / "run"
+    run = copy_run(folder, "M1/search*", "M1/pairs*", "M2", "M3", "eval", "metrics*")
+    assert dict(run.mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    run.search(1)
+    run.dpo(1)
+    found, expected = (
+        [vars(row) for row in records.read_jsonl(f / "M1/pairs.jsonl", Pair)]
+        for f in (folder, finished)
+    )
+    for a, b in zip(found, expected, strict=True):
+        for name in ("chosen_logp", "rejected_logp"):
+            assert a.pop(name) == pytest.approx(b.pop(name), abs=1e-5)
+        assert a == b
+    rows = [
+        [row for row in Monitor(f).rows() if (row["stage"], row["model"]) == DPO]
+        for f in (folder, finished)
+    ]
+    assert len(rows[0]) == len(rows[1]) > 1
+    for a, b in zip(*rows, strict=True):
+        for name in ("loss", "dpo_loss", "nll", "rewards/margins"):
+            assert a[name] == pytest.approx(b[name], abs=1e-5), name
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)

@@ -226,7 +226,7 @@ def killed_at(step, batch_at):
     return batch
 
 
-def test_a_killed_run_ends_bitwise_like_an_unbroken_one(tmp_path):
+def test_a_killed_run_ends_bitwise_like_an_unbroken_one(tmp_path, capfd):
     mesh = sharding.make_mesh(2, 2, 2)
     options = train.OptimizerOptions(1e-2, "cosine", warmup_steps=2, weight_decay=0.1)
     optimizer = train.make_optimizer(options, 6)
@@ -280,6 +280,7 @@ def test_a_killed_run_ends_bitwise_like_an_unbroken_one(tmp_path):
     assert jax.tree.map(lambda x: x.sharding, resumed) == where
     assert where.params["embedding"].shard_shape((26, 20)) == (13, 10)
     assert update._cache_size() == 1
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
 def counting(losses, norms=None):

@@ -1,0 +1,279 @@
+"""Meshes: the same training on one device and on eight, and no needless copies."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from stepjax import dpo, forest, sft
+from stepjax.forest import IdPair
+from stepjax.lm import checkpoint, sharding, train
+from stepjax.lm import model as model_lib
+
+CONFIG = model_lib.ModelConfig(
+    vocab_size=26,
+    hidden_size=20,
+    num_layers=6,  # not unrolled, as in models of any size
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    intermediate_size=28,
+)
+OPTIONS = train.OptimizerOptions(1e-2, weight_decay=0.1)
+ROW = 24
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Compiling takes most of the time here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@functools.cache
+def mesh_of(data, fsdp, tensor):
+    if data * fsdp * tensor == 1:
+        return Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES)
+    return sharding.make_mesh(data, fsdp, tensor)
+
+
+def ids(rng, n):
+    return tuple(int(x) for x in rng.integers(0, CONFIG.vocab_size, n))
+
+
+@functools.cache
+def host_parameters(model):
+    """Random parameters, whole, on the host."""
+    rng = np.random.default_rng(3)
+
+    def draw(path, leaf):
+        noise = 0.4 * rng.normal(size=leaf.shape)
+        return np.asarray(1 + noise / 9 if "scale" in str(path) else noise, np.float32)
+
+    shapes = model_lib.unboxed(model_lib.abstract_params(model))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def parameters(model):
+    where = sharding.param_shardings(model.mesh, model_lib.abstract_params(model))
+    return jax.device_put(host_parameters(model), where)
+
+
+# --- where things are ----------------------------------------------------------------
+
+
+def test_a_mesh_uses_every_device_or_is_refused():
+    assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    shape = dict(sharding.make_mesh(-1, 2, 2).shape)
+    assert shape == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert sharding.row_multiple(sharding.make_mesh(2, 2, 2)) == 4
+    for sizes in [(3, 1, 1), (-1, 3, 1), (8, 2, 1), (-1, 0, 1), (-8, -1, 1)]:
+        message = f"mesh data={sizes[0]} x fsdp={sizes[1]} x tensor={sizes[2]} does not"
+        with pytest.raises(ValueError, match=f"{message} use the 8 devices exactly"):
+            sharding.make_mesh(*sizes)
+
+
+def test_parameters_are_created_in_their_shardings():
+    mesh = mesh_of(2, 2, 2)
+    params = train.init_params(model_lib.Decoder(CONFIG), mesh, seed=3)
+    expected = {
+        "embedding": (13, 10),
+        "final_norm": {"scale": (20,)},
+        "layers": {
+            "attention_norm": {"scale": (6, 20)},
+            "down": (6, 14, 10),
+            "gate": (6, 10, 14),
+            "key": (6, 10, 1, 6),
+            "key_bias": (6, 1, 6),
+            "mlp_norm": {"scale": (6, 20)},
+            "out": (6, 2, 6, 10),
+            "query": (6, 10, 2, 6),
+            "query_bias": (6, 2, 6),
+            "up": (6, 10, 14),
+            "value": (6, 10, 1, 6),
+            "value_bias": (6, 1, 6),
+        },
+        "unembedding": (13, 10),
+    }
+    parts = jax.tree.map(lambda x: x.addressable_shards[0].data.shape, params)
+    assert parts == expected
+    # And they are the same numbers as on one device.
+    alone = train.init_params(model_lib.Decoder(CONFIG), mesh_of(1, 1, 1), seed=3)
+    assert checkpoint.array_digests(params) == checkpoint.array_digests(alone)
+    # Moments lie beside their parameter, counters everywhere.
+    state = train.init_state(params, train.make_optimizer(OPTIONS, 5))
+    (adam,) = (s for s in jax.tree.leaves(state.opt_state, is_leaf=has_mu) if has_mu(s))
+    for moments in (adam.mu, adam.nu):
+        assert jax.tree.map(lambda x: x.sharding, moments) == jax.tree.map(
+            lambda x: x.sharding, params
+        )
+    assert adam.count.sharding.is_fully_replicated
+    assert len(adam.count.sharding.device_set) == 8
+
+
+def has_mu(x):
+    return hasattr(x, "mu")
+
+
+def test_an_axis_that_does_not_divide_is_refused():
+    boxed = model_lib.abstract_params(model_lib.Decoder(CONFIG))
+    message = "axis 'embed' of size 20 does not divide by mesh.fsdp=8; choose a mesh"
+    with pytest.raises(ValueError, match=message):
+        sharding.param_shardings(sharding.make_mesh(1, 8, 1), boxed)
+    with pytest.raises(ValueError, match="'vocab' of size 26 .* mesh.tensor=4"):
+        sharding.param_shardings(sharding.make_mesh(2, 1, 4), boxed)
+
+
+def test_rows_are_split_and_the_rest_is_whole():
+    mesh = mesh_of(2, 2, 2)
+    tree = forest.path_tree([1, 2, 3], [0, 1, 1])
+    rows = jax.tree.map(lambda x: x[None], forest.pack([tree] * 3, 3, rows=8))
+    batch = dpo.Batch(rows, np.ones((1, 6), np.float32), np.zeros((1, 6), np.float32))
+    placed = train.put_batch(mesh, batch)
+    for array in placed.rows:
+        assert array.sharding.spec == PartitionSpec(None, ("data", "fsdp"))
+        assert array.addressable_shards[0].data.shape[:2] == (1, 2)
+    assert placed.lengths.sharding.is_fully_replicated
+    np.testing.assert_array_equal(placed.rows.tokens, rows.tokens)
+
+
+# --- training ------------------------------------------------------------------------
+
+
+def sft_run(mesh):
+    """Losses of three SFT updates."""
+    rng = np.random.default_rng(1)
+    trees = []
+    for n in range(24):
+        weights = [0.0] * (2 + n % 3) + [1.0] * (12 + n % 5) + [2.0]
+        trees.append(forest.path_tree(ids(rng, len(weights)), weights))
+    phase = sft.Phase("main", 1.0, 0.0, 1, 0, 0.0, 8, OPTIONS)
+    batch_at = sft.make_batches(
+        phase,
+        0,
+        {"ift": trees, "eft": []},
+        mesh=mesh,
+        row_length=ROW,
+        micro_batches=1,
+        seed=0,
+    )
+    model = model_lib.Decoder(CONFIG, mesh)
+    loss = functools.partial(sft.loss, model=model)
+    return updates(model, loss, None, [batch_at(n) for n in range(3)])
+
+
+def dpo_run(mesh):
+    """Losses of three step-DPO updates on 20 pairs of 10 problems, live reference."""
+    rng = np.random.default_rng(2)
+    pairs = []
+    for n in range(10):
+        context = ids(rng, 4 + n % 4)
+        for _ in range(2):
+            pairs.append(IdPair(context, ids(rng, 2 + n % 3), ids(rng, 4 - n % 3)))
+            context += pairs[-1].chosen
+    found = dpo.make_batches(
+        pairs,
+        mesh=mesh,
+        batch_size=8,
+        micro_batches=1,
+        row_length=ROW,
+        epochs=1,
+        seed=0,
+    )
+    options = dpo.Options(beta=0.5, reference="live")
+    model = model_lib.Decoder(CONFIG, mesh)
+    loss = functools.partial(dpo.loss, model=model, options=options)
+    batches = [train.put_batch(mesh, batch) for batch in found]
+    return updates(model, loss, parameters(model), batches)
+
+
+def updates(model, loss, reference, batches):
+    optimizer = train.make_optimizer(OPTIONS, len(batches))
+    state = train.init_state(parameters(model), optimizer)
+    where = jax.tree.map(lambda x: x.sharding, state)
+    update = train.make_update(loss, optimizer, where)
+    found = []
+    for batch in batches:
+        state, metrics = update(state, reference, batch)
+        found.append(jax.tree.map(float, metrics))
+    # What is split stays split, and nothing is compiled twice.
+    assert jax.tree.map(lambda x: x.sharding, state) == where
+    assert update._cache_size() == 1
+    if reference is not None:  # it is still there, bit by bit
+        digests = checkpoint.array_digests(reference)
+        assert digests == checkpoint.array_digests(host_parameters(model))
+        moved = checkpoint.array_digests(state.params)
+        assert all(moved[name] != digests[name] for name in digests)
+    return found
+
+
+@functools.cache
+def on_one_device(run):
+    return run(mesh_of(1, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (4, 2, 1), (2, 2, 2)])
+@pytest.mark.parametrize("run", [sft_run, dpo_run])
+def test_eight_devices_give_the_losses_of_one(run, shape, capfd):
+    one, eight = on_one_device(run), run(mesh_of(*shape))
+    assert REMATERIALIZED not in capfd.readouterr().err
+    assert len(one) == 3
+    losses = [metrics["loss"] for metrics in one]
+    assert len({round(loss, 3) for loss in losses}) == 3  # they do move
+    for alone, together in zip(one, eight, strict=True):
+        assert alone.keys() == together.keys()
+        for name, value in alone.items():
+            assert together[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+# --- what the compiler makes of it ---------------------------------------------------
+
+REMATERIALIZED = "Involuntary full rematerialization"
+
+
+def test_a_complaint_of_the_compiler_is_seen(capfd):
+    """A control for the runs above: a look-up that XLA is known to complain about."""
+    mesh = mesh_of(2, 2, 2)
+
+    def put(shape, dtype, *axes):
+        where = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.device_put(np.zeros(shape, dtype), where)
+
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, None))
+    look_up = jax.jit(lambda table, row: table[row], out_shardings=rows)
+    table = put((26, 20), np.float32, "tensor", "fsdp")
+    look_up(table, put((8, 24), np.int32, ("data", "fsdp")))
+    assert REMATERIALIZED in capfd.readouterr().err
+
+
+def temporary_bytes(shape):
+    """What one device keeps besides the parameters for an SFT loss of 16 rows."""
+    mesh = mesh_of(*shape)
+    config = dataclasses.replace(CONFIG, hidden_size=16)
+    model = model_lib.Decoder(config, mesh)
+    boxed = model_lib.abstract_params(model)
+    params = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        model_lib.unboxed(boxed),
+        sharding.param_shardings(mesh, boxed),
+    )
+    tree = forest.path_tree([1] * 128, [0] * 64 + [1] * 64)
+    rows = forest.pack([tree] * 16, 128)
+    split = sharding.split_rows(mesh)
+    rows = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), rows
+    )
+    loss = functools.partial(sft.loss, model=model)
+    compiled = jax.jit(loss).lower(params, None, rows).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_parameter_shards_come_together_and_activations_do_not():
+    # With parameters split eight ways, a device still holds an eighth of the rows.
+    whole, split = temporary_bytes((8, 1, 1)), temporary_bytes((1, 8, 1))
+    print("BYTES", whole, split)
+    assert split < 1.1 * whole
