@@ -16,7 +16,7 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -274,10 +274,10 @@ class Run:
         count = self.config.search.slots
         return Slots(self.model, params, self.mesh, count, capacity)
 
-    def _judge(self, params, rows: int) -> judging.Judge:
+    def _judge(self, slots: Slots, rows: int) -> judging.Judge:
         judge = self.config.judge
         return judging.make_judge(
-            self._slots(params, judge.context_tokens),
+            slots,
             self.codec,
             mode=judge.mode,
             score=judge.score,
@@ -288,10 +288,15 @@ class Run:
             seed=self.config.seed,
         )
 
-    def _searches(self, params, questions, iteration: int) -> Iterable[search.State]:
+    def _searches(
+        self, params, questions, iteration: int, active=None, on_pause=None
+    ) -> Iterable[search.State]:
+        """Searches; the last two arguments are those of `search.step_search`."""
         options = self.config.search
+        solving = self._slots(params, options.context_tokens)
+        judged = self._slots(params, self.config.judge.context_tokens)
         propose = search.make_proposer(
-            self._slots(params, options.context_tokens),
+            solving,
             self.codec,
             width=options.width,
             temperature=options.temperature,
@@ -304,22 +309,31 @@ class Run:
         def fits(state: search.State) -> bool:
             held = len(search.context_ids(self.codec, state))
             steps = [step.ids for step in state.steps]
-            judged = len(self.codec.judge_context(state.question.problem, steps))
+            asked = len(self.codec.judge_context(state.question.problem, steps))
             return (
                 held + options.max_step_tokens <= options.context_tokens
-                and judged <= self.config.judge.context_tokens
+                and asked <= self.config.judge.context_tokens
             )
+
+        def pause(active: Mapping[int, search.State]) -> None:
+            # A run that goes on from here has empty caches; so does this one, so
+            # that both compute the same bits.
+            for slots in (solving, judged):
+                slots.hold({slot: () for slot in range(options.slots)})
+            on_pause(active)
 
         return search.step_search(
             questions,
             propose,
-            self._judge(params, self.config.judge.rows),
+            self._judge(judged, self.config.judge.rows),
             slots=options.slots,
             iteration=iteration,
             score=self.config.judge.score,
             on_tie=options.on_tie,
             max_expansions=options.max_expansions,
             fits=fits,
+            active=active,
+            on_pause=pause if on_pause else None,
         )
 
     def search(self, number: int) -> None:
@@ -332,14 +346,22 @@ class Run:
         began = time.monotonic()
         params = self.params(number)
         journal = rundir.Journal(folder / "search.partial.jsonl", inputs)
-        todo = [q for q in questions if q.id not in journal.states]
-        name = f"M{number} search"
-        done = len(questions) - len(todo)
+        begun = {state.question.id for state in journal.active.values()}
+        begun |= journal.closed.keys()
+        todo = [q for q in questions if q.id not in begun]
+        name, closed = f"M{number} search", []
+
+        def keep(active: Mapping[int, search.State]) -> None:
+            journal.add(closed, active)
+            closed.clear()
+
+        done = len(journal.closed)
         with self.monitor.progress(name, len(questions), "problem", done) as move:
-            for state in self._searches(params, todo, number):
-                journal.add(state)
+            for state in self._searches(params, todo, number, journal.active, keep):
+                closed.append(state)
                 move(1)
-        states = [journal.states[q.id] for q in questions]
+        found = journal.closed | {state.question.id: state for state in closed}
+        states = [found[q.id] for q in questions]
         rows = [
             pair
             for state in states
@@ -503,7 +525,7 @@ class Run:
         name = f"M{number} eval judge"
         with self.monitor.progress(name, len(rows), "row") as move:
             made = evaluate.judge_accuracy(
-                self._judge(params, 1),
+                self._judge(self._slots(params, self.config.judge.context_tokens), 1),
                 self.codec,
                 rows,
                 slots=self.config.search.slots,

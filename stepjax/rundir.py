@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -140,28 +140,49 @@ class RunDirectory:
 
 
 class Journal:
-    """Closed searches of an unfinished stage, appended one by one."""
+    """Where an unfinished search can go on: a line for each pause.
+
+    Attributes:
+      path: its file.
+      closed: id → closed search.
+      active: slot → search in flight at the last pause.
+    """
 
     def __init__(self, path: pathlib.Path, inputs: dict[str, str]):
+        """Reads what an earlier run left, if it worked on the same inputs."""
         self.path = path
-        self.states: dict[str, search.State] = {}
+        self.closed: dict[str, search.State] = {}
+        self.active: dict[int, search.State] = {}
         head = json.dumps({"inputs": inputs}, sort_keys=True)
         lines = path.read_text("utf-8").split("\n") if path.exists() else []
-        if lines[:1] == [head]:
-            for line in lines[1:-1]:  # what follows the last newline was torn by a kill
-                state = preferences.trajectory_from_row(json.loads(line))
-                self.states[state.question.id] = state
-        self._file = open(path, "w", encoding="utf-8")
-        self._file.write(head + "\n")
-        for state in list(self.states.values()):
-            self.add(state)
+        whole = lines[:-1] if lines[:1] == [head] else [head]  # the last one is torn
+        for line in whole[1:]:
+            row = json.loads(line)
+            states = map(preferences.trajectory_from_row, row["closed"])
+            self.closed |= {state.question.id: state for state in states}
+            self.active = {
+                slot: preferences.trajectory_from_row(item)
+                for slot, item in row["active"]
+            }
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in whole), "utf-8")
+        temporary.replace(path)
 
-    def add(self, state: search.State) -> None:
-        """Keeps a closed search."""
-        self.states[state.question.id] = state
-        row = json.dumps(preferences.trajectory_row(state), ensure_ascii=False)
-        self._file.write(row + "\n")
-        self._file.flush()
+    def add(
+        self, closed: Sequence[search.State], active: Mapping[int, search.State]
+    ) -> None:
+        """Keeps the searches closed since the last pause, and those in flight."""
+        self.closed |= {state.question.id: state for state in closed}
+        self.active = dict(active)
+        row = {
+            "closed": list(map(preferences.trajectory_row, closed)),
+            "active": [
+                [slot, preferences.trajectory_row(state)]
+                for slot, state in active.items()
+            ],
+        }
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _result(path: pathlib.Path) -> pathlib.Path:

@@ -202,6 +202,8 @@ def step_search(
     on_tie: str = "back",
     max_expansions: int = 20,
     fits: Callable[[State], bool] = lambda state: True,
+    active: Mapping[int, State] | None = None,
+    on_pause: Callable[[Mapping[int, State]], None] | None = None,
 ) -> Iterator[State]:
     """Searches all questions, `slots` at a time; yields each one when it closes.
 
@@ -219,14 +221,20 @@ def step_search(
       max_expansions: see `transition`.
       fits: whether a state leaves room for another step; otherwise it is closed
         with status "length".
+      active: slot → problem in flight, of a search that goes on; not in `questions`.
+      on_pause: called with the problems in flight, between two expansions, whenever
+        `slots` more problems were yielded: from there a search can go on.
 
     Yields:
       Closed states, in the order in which they close.
     """
     queue = collections.deque(questions)
-    active: dict[int, State] = {}
+    active, closed = dict(active or {}), 0
     refill_at = max(1, slots // 4)
     while queue or active:
+        if on_pause and closed >= slots:
+            on_pause(active)
+            closed = 0
         free = [s for s in range(slots) if s not in active]
         if queue and (len(free) >= refill_at or not active):
             for slot in free[: len(queue)]:
@@ -234,6 +242,7 @@ def step_search(
         for slot, state in list(active.items()):
             if not fits(state):
                 del active[slot]
+                closed += 1
                 yield dataclasses.replace(state, status="length")
         if not active:
             continue
@@ -262,6 +271,7 @@ def step_search(
             active[request.slot] = state
             if state.status != "running":
                 del active[request.slot]
+                closed += 1
                 yield state
 
 

@@ -56,10 +56,9 @@ def get_config():
         config.phase("first", 0.5, 0.5, 0, 40, batch_size=16, optimizer=rates),
         config.phase("second", 0.5, 0.5, 0, 60, batch_size=16, optimizer=rates),
     )
-    c.search.width = 4
+    c.search.width = 3
     c.search.temperature = 1.0
-    c.search.max_expansions = 6
-    c.search.on_tie = "append"
+    c.search.max_expansions = 8
     c.search.max_step_tokens = 12
     c.search.context_tokens = 64
     c.search.slots = 8

@@ -224,7 +224,7 @@ def test_batches_fill_the_mesh_and_split_into_parts():
     sources = {"ift": numbered(10, 0), "eft": []}
     mesh = sharding.make_mesh(4, 2)
     rows = batches(chosen, sources, micro_batches=2, mesh=mesh)(0)
-    assert rows.tokens.shape == (2, 8, 7) and rows.scored.shape == (2, 8, 7)
+    assert rows.tokens.shape == (2, 8, 7) and rows.scored.shape == (2, 8, 4)
     assert rows.tokens.addressable_shards[0].data.shape == (2, 1, 7)
     parts = [seen(jax.tree.map(lambda x, i=i: x[i], rows)) for i in (0, 1)]
     assert [len(part) for part in parts] == [5, 5]
