@@ -9,7 +9,7 @@ is a Hugging Face tokenizer.json or folder, e.g. Llama 2's.
 
 M0 is a small random model, trained here on GSM8K's train solutions (a line is a
 step) and on PRM800K's sibling steps rated +1 and -1. Its accuracy is near zero: a
-model of 2 million parameters does not solve these problems. What this shows is that
+model of 4.5 million parameters does not solve these problems. What this shows is that
 every stage runs on real text with a real tokenizer.
 """
 
@@ -37,12 +37,12 @@ def get_config(data: str = "data"):
     c.data.test_format = "gsm8k"
     c.data.test_count = 64
 
-    c.model.hidden_size = 64
-    c.model.num_layers = 3
-    c.model.num_heads = 2
-    c.model.num_kv_heads = 1
+    c.model.hidden_size = 128
+    c.model.num_layers = 2
+    c.model.num_heads = 4
+    c.model.num_kv_heads = 2
     c.model.head_dim = 32
-    c.model.intermediate_size = 192
+    c.model.intermediate_size = 384
     c.model.tie_embeddings = True
 
     c.train.row_length = 512
@@ -53,7 +53,7 @@ def get_config(data: str = "data"):
             name="solutions",
             eft=0.0,
             epochs=0,
-            steps=120,
+            steps=300,
             batch_size=8,
             optimizer=config.optimizer(3e-3, "cosine", 20, **rate),
         ),
@@ -74,6 +74,9 @@ def get_config(data: str = "data"):
     c.search.slots = 8
     c.search.on_tie = "append"  # a judge this weak often ties
     c.judge.mode = "logprob"  # PRM800K's ratings come without explanations
+    c.judge.score = (
+        "single"  # both orders would tie: so small a judge knows position only
+    )
     c.judge.context_tokens = 768
     c.judge.rows = 6
     c.dpo.batch_size = 8

@@ -17,21 +17,24 @@ One file per stage of the method, in the order in which it runs, then the plumbi
     pairs.py       trajectories to preference data
     dpo.py         Mi to Mi+1
     iterate.py     the loop from M0 to Mn over a run directory
+    rundir.py      finished stages and their manifests
     evaluate.py    accuracy on benchmarks, accuracy of the judge
     answers.py     answers: extraction and equivalence
-    monitor.py     progress bars, metrics on disk, the final table
+    monitor.py     progress bars, metrics on disk
+    summary.py     the final table
     worlds/        built-in worlds to run the whole method in: arithmetic
     config.py      default(): every knob once
     main.py        the command line
     lm/            model.py       one decoder for all model families
                    attention.py   attention over forests and shared caches
                    generate.py    sampling of steps on the device
+                   slots.py       which token ids each context cache holds
                    stops.py       stop strings as an automaton over token ids
                    tokenizer.py   text to ids and back
                    weights.py     Hugging Face directories in and out; hf_config.py
                    sharding.py    meshes, logical axes
                    train.py       train state and training step
-                   checkpoint.py  arrays with checksums, finished stages
+                   checkpoint.py  arrays with checksums
 
 `import stepjax` loads nothing, `from stepjax import step_dpo_loss` loads jax only.
 Everything but the losses needs the extra `train`: pip install "stepjax[train]".

@@ -125,8 +125,8 @@ def optimizer(
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
 ) -> ml_collections.ConfigDict:
-    """Returns AdamW's settings; see `stepjax.lm.train.OptimizerOptions`."""
-    return ml_collections.ConfigDict(locals())
+    """Returns AdamW's settings, locked; see `stepjax.lm.train.OptimizerOptions`."""
+    return ml_collections.ConfigDict(locals()).lock()
 
 
 def phase(
@@ -139,8 +139,12 @@ def phase(
     batch_size: int = 32,
     optimizer: ml_collections.ConfigDict = optimizer(learning_rate=1e-6),  # noqa: B008
 ) -> ml_collections.ConfigDict:
-    """Returns one phase of SFT; see `stepjax.sft.Phase`. Defaults: the paper's."""
-    return ml_collections.ConfigDict(locals())
+    """Returns a phase of SFT, locked; see `stepjax.sft.Phase`. Defaults: the paper's.
+
+    The optimizer's settings are copied, so that no two phases share them.
+    """
+    values = locals() | {"optimizer": ml_collections.ConfigDict(optimizer.to_dict())}
+    return ml_collections.ConfigDict(values).lock()
 
 
 def to_dict(value):

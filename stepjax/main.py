@@ -49,6 +49,8 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2 or argv[1] not in COMMANDS:
         asked = len(argv) > 1 and argv[1] in ("help", "-h", "--help", "-help")
         print(_USAGE, file=sys.stdout if asked else sys.stderr)
+        if len(argv) > 1 and not asked:
+            print(f"stepjax: unknown command {argv[1]!r}", file=sys.stderr)
         return 0 if asked else 2
     try:
         rest = flags.FLAGS([argv[0], *argv[2:]])[1:]
@@ -58,7 +60,7 @@ def main(argv: list[str]) -> int:
             raise flags.Error("--workdir is missing; expected the run directory")
         config = _settings()
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as e:
-        print(f"stepjax: {_one_line(e)}", file=sys.stderr)
+        print(f"stepjax: {_in_words(e)}", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.WARNING)
     try:
@@ -80,7 +82,7 @@ def _settings() -> ml_collections.ConfigDict:
     from stepjax.lm.checkpoint import read_json
 
     if _config.value is not None:
-        return _config.value
+        return _config.value.copy_and_resolve_references()  # raises if not loaded
     path = pathlib.Path(_workdir.value) / "config.json"
     if not path.exists():
         raise ValueError(f"--config is missing and {path} does not exist; give one")
@@ -144,9 +146,13 @@ def _number(command: str, config: ml_collections.ConfigDict) -> int:
     return number
 
 
-def _one_line(error: Exception) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-    return f"{text} [{type(error).__name__}]"
+def _in_words(error: Exception) -> str:
+    if isinstance(error, KeyError | AttributeError):
+        text = error
+        while isinstance(text, Exception):  # ml_collections wraps its messages
+            text = text.args[0]
+        return f"unknown setting: {text}"
+    return f"{error} [{type(error).__name__}]"
 
 
 def _is_ours(error: Exception) -> bool:

@@ -29,12 +29,19 @@ _FORMATS = {
     "test": ("jsonl", "gsm8k"),
 }
 _CHOICES = {
+    "data.world": WORLDS,
     "search.on_tie": ON_TIE,
     "judge.mode": MODES,
     "judge.score": SCORES,
 }
 _LEAST = {
+    "seed": 0,
     "iterations": 0,
+    "data.ift_count": 0,
+    "data.eft_count": 0,
+    "data.heldout_count": 0,
+    "data.test_count": 0,
+    "train.checkpoint_every": 0,
     "train.row_length": 1,
     "train.micro_batches": 1,
     "train.log_every": 1,
@@ -48,6 +55,7 @@ _LEAST = {
     "dpo.batch_size": 1,
     "dpo.epochs": 1,
     "eval.max_tokens": 1,
+    "eval.search_count": 0,
 }
 
 
@@ -71,6 +79,7 @@ def check_settings(config: ml_collections.ConfigDict) -> None:
     ]
     beta, smoothing = config.dpo.beta, config.dpo.label_smoothing
     rules += [
+        ("seed", config.seed, "below 2**32", config.seed < 2**32),
         ("dpo.beta", beta, "above 0", beta > 0),
         ("dpo.label_smoothing", smoothing, "0 to below 0.5", 0 <= smoothing < 0.5),
     ]
@@ -132,13 +141,12 @@ def make_data(
         a problem that stands in two splits.
     """
     data = config.data
-    if data.world not in WORLDS:
-        raise ValueError(f"data.world={data.world!r}; expected one of {WORLDS}.")
     wanted = data.questions[: config.iterations]
-    if len(wanted) < config.iterations:
+    numbers = all(type(count) is int and count > 0 for count in wanted)
+    if len(wanted) < config.iterations or not numbers:
         raise ValueError(
             f"data.questions={tuple(data.questions)} for iterations="
-            f"{config.iterations}; expected one number an iteration."
+            f"{config.iterations}; expected one number above 0 an iteration."
         )
     if data.world == "arithmetic":
         made = arithmetic.dataset(

@@ -1,0 +1,410 @@
+"""The command line, run in this process: what it refuses, and what it does."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from helpers import (
+    command,
+    contents,
+    copy_run,
+    finished_run,
+    get_config,
+    quick_compiles,
+)
+
+from stepjax import iterate, main, records
+from stepjax.lm import checkpoint, hf_config, weights
+from stepjax.worlds import arithmetic
+
+TINY = f"--config={pathlib.Path(__file__).with_name('helpers.py')}"
+
+
+@pytest.fixture
+def no_compilation():
+    """Fails a test in which XLA compiles.
+
+    JAX reports each compilation as the event "backend_compile_duration". Programs that
+    an earlier test compiled are forgotten first, as they would run without one.
+    """
+    jax.clear_caches()
+    compiled = []
+
+    def note(name, seconds, **_):
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(note)
+    assert not compiled
+
+
+def test_the_fixture_sees_a_compilation(no_compilation):
+    for _ in range(2):
+        jax.clear_caches()
+        jax.jit(lambda x: x * 3 + 41)(np.float32(0.5))
+    assert len(no_compilation) == 2
+    no_compilation.clear()
+
+
+def refused(capsys, status, arguments, *words):
+    """Asserts exit status and words on standard error; returns what it says."""
+    capsys.readouterr()
+    assert command(*arguments) == status
+    said = capsys.readouterr()
+    for word in words:
+        assert word in said.err
+    assert "Traceback" not in said.err or "config file" in said.err
+    assert not said.out
+    return said.err
+
+
+# Wrong arguments.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["usage: stepjax COMMAND"]),
+        (["train"], ["usage: stepjax COMMAND", "unknown command 'train'", "export"]),
+        (["--workdir={}"], ["unknown command '--workdir="]),
+        (["run", TINY], ["--workdir is missing; expected the run directory"]),
+        (["run", "--workdir={}"], ["--config is missing", "does not exist; give one"]),
+        (["run", TINY, "--workdir={}", "extra"], ["['extra']", "begin with --"]),
+        (["run", TINY, "--workdir={}", "--widht=4"], ["flag 'widht'"]),
+        (
+            ["run", "--config=nowhere.py", "--workdir={}"],
+            ["nowhere.py", "No such file"],
+        ),
+        (
+            ["run", TINY, "--workdir={}", "--config.serch.width=4"],
+            ["unknown setting: 'serch'", 'Did you mean "search" instead of "serch"?'],
+        ),
+        (
+            ["run", TINY, "--workdir={}", "--config.search.widht=4"],
+            ["unknown setting: 'widht'", 'Did you mean "width" instead of "widht"?'],
+        ),
+        (
+            ["run", TINY, "--workdir={}", "--config.search.width=four"],
+            ["flag --config.search.width=four: invalid literal for int()"],
+        ),
+        (["run", TINY, "--workdir={}", "--config.dpo.beta=x"], ["to float: 'x'"]),
+        (
+            ["eval", TINY, "--workdir={}", "--mode=all_of_it"],
+            ["greedy|judge|search|all"],
+        ),
+    ],
+)
+def test_wrong_arguments(tmp_path, capsys, no_compilation, arguments, words):
+    arguments = [text.replace("{}", str(tmp_path / "run")) for text in arguments]
+    refused(capsys, 2, arguments, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_is_no_error(capsys):
+    assert command("help") == command("--help") == 0
+    said = capsys.readouterr()
+    assert said.out.count("usage: stepjax COMMAND") == 2 and not said.err
+    for name in main.COMMANDS:
+        assert f"\n  {name} " in said.out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("c.search.widht = 4", ['Key "widht" does not exist', 'Did you mean "width"']),
+        ("c.search.width = '4'", ["'width'", "cannot be casted to type <class 'int'>"]),
+        ("c.sft.phases[0].epocs = 1", ['"epocs" does not exist', 'mean "epochs"']),
+        ("c.sft.phases = c.sft.phases[0]", ["'phases'", "<class 'tuple'>"]),
+    ],
+)
+def test_a_wrong_line_in_a_config_file(tmp_path, capsys, no_compilation, line, words):
+    path = write_config(tmp_path, line)
+    arguments = ["run", f"--config={path}", f"--workdir={tmp_path / 'run'}"]
+    refused(capsys, 2, arguments, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def write_config(folder, *lines):
+    text = "\n    ".join(["c = tiny()", *lines, "return c"])
+    head = "from helpers import get_config as tiny\nfrom stepjax import config\n\n"
+    path = folder / "settings.py"
+    path.write_text(f"{head}def get_config():\n    {text}\n", encoding="utf-8")
+    return path
+
+
+# Settings and data that cannot work; more of them in test_bad_input.py.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.search.on_tie=forward"], ["search.on_tie='forward'; expected one"]),
+        (["--config.judge.score=mean"], ["judge.score='mean'; expected one of ('sum'"]),
+        (["--config.judge.mode=guess"], ["judge.mode='guess'; expected one of ('gen"]),
+        (["--config.dpo.reference=old"], ["dpo.reference='old'; expected one of"]),
+        (
+            ["--config.dpo.optimizer.schedule=x"],
+            ["'x'; expected 'constant' or 'cosine'"],
+        ),
+        (["--config.seed=-1"], ["seed=-1; expected at least 0"]),
+        (
+            ["--config.data.questions=24"],
+            ["(24,) for iterations=2; expected one number"],
+        ),
+        (["--config.data.eft_count=0"], ["wants eft rows and there are none; set its"]),
+        (["--config.model.vocab_size=100"], ["has 128 ids", "vocabulary 100", "raise"]),
+        (
+            ["--config.search.slots=12"],
+            ["search.slots=12; expected a multiple of the 8"],
+        ),
+        (["--config.mesh.tensor=2"], ["'kv_heads' of size 1", "mesh.tensor=2; choose"]),
+        (["--config.mesh.fsdp=3"], ["fsdp=3", "8 devices exactly", "Set mesh.data=-1"]),
+        (
+            ["--config.judge.max_tokens=0"],
+            ["judge.max_tokens=0; expected at least the 1"],
+        ),
+        (["--config.search.context_tokens=12"], ["=12. Raise it or drop the problem."]),
+        (
+            ["--config.judge.context_tokens=5"],
+            ["expected at most judge.context_tokens=5"],
+        ),
+        (
+            ["--config.train.row_length=9"],
+            ["expected at most train.row_length=9. Raise"],
+        ),
+        (
+            ["--config.prompts.step=Part {n}: "],
+            ["'arith-ift-0'", "expected 'Part 1: '"],
+        ),
+        (["--config.tokenizer=nowhere"], ["nowhere: no tokenizer here; expected"]),
+        (["--config.model.init=hf:nowhere"], ["nowhere: no tokenizer here; expected"]),
+        (["--config.data.world="], ["config.tokenizer is empty; expected a folder"]),
+    ],
+)
+def test_settings_are_refused(tmp_path, capsys, no_compilation, arguments, words):
+    run = ["run", TINY, f"--workdir={tmp_path / 'run'}"]
+    said = refused(capsys, 1, run + arguments, *words)
+    assert said.startswith("stepjax: ") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_phase_of_epochs_and_steps(tmp_path, capsys, no_compilation):
+    path = write_config(tmp_path, "c.sft.phases = (config.phase('p', steps=9),)")
+    arguments = ["sft", f"--config={path}", f"--workdir={tmp_path / 'run'}"]
+    words = (
+        "sft phase 'p' has epochs=3 and steps=9; expected exactly one of them above 0"
+    )
+    refused(capsys, 1, arguments, words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["ift", "eft", "question_file", "test"])
+def test_files_that_are_missing_or_malformed(tmp_path, capsys, no_compilation, name):
+    arithmetic.train_tokenizer(tmp_path / "tokenizer")
+    arguments = ["run", TINY, f"--workdir={tmp_path / 'run'}", "--config.data.world="]
+    arguments.append(f"--config.tokenizer={tmp_path / 'tokenizer'}")
+    for each in ("ift", "eft", "question_file", "test"):
+        (tmp_path / each).touch()
+        arguments.append(f"--config.data.{each}={tmp_path / each}")
+    (tmp_path / name).write_text('{"id": "a", "problem": 5}\n')
+    place = f"{tmp_path / name}:1: "
+    refused(capsys, 1, arguments, place, "field 'problem' is 5; expected a string")
+    (tmp_path / name).unlink()
+    refused(
+        capsys, 1, arguments, f"{tmp_path / name}: cannot be read", "check the path"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_that_are_not_about_input_keep_their_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(iterate, "Run", lambda *a: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):
+        command("sft", TINY, f"--workdir={tmp_path / 'run'}")
+
+
+# Run directories.
+
+
+def test_a_folder_of_another_configuration(tmp_path, capsys, no_compilation):
+    iterate.Run(get_config(), tmp_path / "run")
+    before = contents(tmp_path / "run")
+    arguments = [
+        "run",
+        TINY,
+        f"--workdir={tmp_path / 'run'}",
+        "--config.search.width=4",
+    ]
+    words = "belongs to another configuration (search.width was 3, now 4); expected the"
+    refused(capsys, 1, arguments, words, "Use another --workdir")
+    assert contents(tmp_path / "run") == before
+
+
+def test_folders_that_are_no_runs(tmp_path, capsys, no_compilation):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("run", "file"):
+        arguments = ["run", TINY, f"--workdir={tmp_path / name}"]
+        refused(capsys, 1, arguments, f"{name} is not empty and has no config.json")
+    assert set(contents(tmp_path)) == {"run/thesis.tex", "file"}
+    (tmp_path / "empty").mkdir()
+    arguments = ["run", TINY, f"--workdir={tmp_path / 'empty'}", "--config.seed=-1"]
+    refused(capsys, 1, arguments, "seed=-1")
+    assert not list(tmp_path.glob("empty/*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        (
+            "eval",
+            ["--model=M9"],
+            "--model=M9; expected M0 to M3 for `stepjax eval` with",
+        ),
+        ("eval", ["--model=foo"], "--model='foo'; expected M0, M1, ..."),
+        ("eval", ["--model=M-1"], "--model='M-1'; expected M0, M1, ..."),
+        ("eval", ["--model=M\u0663"], "expected M0, M1, ..."),
+        (
+            "search",
+            ["--model=M0"],
+            "--model=M0; expected M1 to M2 for `stepjax search`",
+        ),
+        ("dpo", ["--model=M3"], "--model=M3; expected M1 to M2 for `stepjax dpo` with"),
+        (
+            "eval",
+            ["--model=M3"],
+            "M3/manifest.json is missing; expected a finished model",
+        ),
+        (
+            "dpo",
+            ["--model=M1"],
+            "M1/manifest.json is missing; expected a finished model",
+        ),
+        ("export", ["--model=M0"], "--out is missing; expected the folder to write"),
+    ],
+)
+def test_models_that_are_not_there(
+    tmp_path, capsys, no_compilation, name, arguments, words
+):
+    arguments = [name, TINY, f"--workdir={tmp_path / 'run'}", *arguments]
+    refused(capsys, 1, arguments, words)
+    assert not (tmp_path / "run").exists()
+
+
+# Commands on a finished run.
+
+
+@pytest.fixture(scope="module")
+def finished():
+    with quick_compiles():
+        yield finished_run()
+
+
+def test_run_and_eval_of_a_finished_run(finished, capsys, no_compilation):
+    before = contents(finished)
+    assert command("run", f"--workdir={finished}") == 0  # its own config.json
+    assert command("run", TINY, f"--workdir={finished}") == 0
+    assert command("eval", f"--workdir={finished}", "--model=M2") == 0
+    assert command("eval", f"--workdir={finished}", "--mode=judge") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("│ M2 ")]) == 4
+    for line, (model, name) in zip(
+        lines[-4:],
+        [(2, "test_greedy"), (2, "heldout_judge"), (2, "test_search")]
+        + [(1, "heldout_judge")],
+        strict=True,
+    ):
+        path = finished / "eval" / f"M{model}_{name}.json"
+        mode, _, values = line.partition(" ")
+        metrics = checkpoint.read_json(path)["metrics"]
+        assert mode == name.split("_")[1]
+        for key, value in metrics.items():
+            assert f"'{key}': {round(value, 4)}" in values
+    assert contents(finished) == before
+
+
+def test_one_stage_at_a_time_makes_the_same(finished, tmp_path):
+    folder = tmp_path / "run"
+    copy_run(folder, "M2/search*", "M2/pairs*", "M3", "eval/M3*")
+    arguments = [f"--workdir={folder}", "--model=M2"]
+    assert command("dpo", *arguments) == 1  # M2 has not searched
+    assert command("search", *arguments) == 0
+    assert command("dpo", *arguments) == 0
+    assert command("eval", f"--workdir={folder}", "--model=M3", "--mode=greedy") == 0
+    for name in ("M2/search.jsonl", "M2/pairs.jsonl"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
+    for name, key in (("M3/manifest", "arrays"), ("eval/M3_test_greedy", "items")):
+        a, b = (checkpoint.read_json(f / f"{name}.json") for f in (folder, finished))
+        assert a[key] == b[key] and len(a[key]) > 10
+
+
+def test_a_benchmark_of_ones_own(finished, tmp_path, capsys):
+    folder, path = tmp_path / "run", tmp_path / "mine.jsonl"
+    copy_run(folder)
+    problems = records.read_jsonl(finished / "data/test.jsonl", records.Problem)[2:5]
+    records.write_jsonl(path, problems)
+    arguments = ["eval", f"--workdir={folder}", "--model=M3", f"--benchmark={path}"]
+    assert command(*arguments, "--mode=greedy") == 0
+    made = checkpoint.read_json(folder / "eval/M3_mine_greedy.json")
+    whole = checkpoint.read_json(finished / "eval/M3_test_greedy.json")
+    assert made["items"] == whole["items"][2:5] and made["metrics"]["count"] == 3
+    records.write_jsonl(path, problems[:2])
+    words = f"Delete {folder}/eval/M3_mine_greedy.json and what was made from it"
+    refused(capsys, 1, [*arguments, "--mode=greedy"], "benchmark is not what", words)
+    path.write_text('{"id": "a"}\n')
+    refused(capsys, 1, arguments, f"{path}:1: missing field 'problem'")
+
+
+# Export.
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "M2"
+    assert command("export", f"--workdir={finished}", "--model=M2", f"--out={out}") == 0
+    return out
+
+
+def test_an_export_loads_back(finished, exported, capsys):
+    run = iterate.Run(get_config(), finished)
+    params = jax.tree.map(np.asarray, run.params(2))
+    loaded = weights.load_hf(exported, hf_config.config_from_hf(exported))
+    digests = checkpoint.array_digests(loaded)
+    assert digests == checkpoint.array_digests(params)
+    assert digests == checkpoint.read_json(finished / "M2/manifest.json")["arrays"]
+    before = contents(exported)
+    arguments = ["export", f"--workdir={finished}", "--model=M1", f"--out={exported}"]
+    refused(capsys, 1, arguments, "exists and is not empty; expected a new or an empty")
+    assert contents(exported) == before
+
+
+def test_transformers_loads_an_export(finished, exported):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    greedy = checkpoint.read_json(finished / "eval/M2_test_greedy.json")["items"]
+    problems = records.read_jsonl(finished / "data/test.jsonl", records.Problem)
+    for problem, item in list(zip(problems, greedy, strict=True))[:6]:
+        ids = tokenizer(f"{problem.problem}\n", return_tensors="pt").input_ids
+        with torch.no_grad():
+            made = model.generate(ids, max_new_tokens=32, do_sample=False)
+        new = made[0, ids.shape[1] :].tolist()
+        assert tokenizer.decode(new, skip_special_tokens=True) == item["text"]
+        assert len(new) == item["tokens"] > 5
+        assert item["finished"] == (new[-1] == tokenizer.eos_token_id)
+
+
+def test_a_run_starts_from_an_export(finished, exported, tmp_path):
+    arguments = [TINY, f"--workdir={tmp_path / 'run'}", "--model=M0"]
+    arguments += [f"--config.model.init=hf:{exported}", "--mode=greedy"]
+    assert command("eval", *arguments) == 0
+    path = "eval/M{}_test_greedy.json"
+    found = checkpoint.read_json(tmp_path / "run" / path.format(0))
+    expected = checkpoint.read_json(finished / path.format(2))
+    assert found["items"] == expected["items"] and len(found["items"]) == 24
+    assert found["metrics"] == expected["metrics"]
