@@ -183,7 +183,9 @@ class Run:
         """Makes M1 from M0 by supervised fine-tuning."""
         inputs = self.dir.data("ift") | self.dir.data("eft")
         folder, config = self.dir.model(1), self.config
+        saved = checkpoint.TrainSaver(folder / "train", 0)  # to go on after a kill
         if self.dir.done(folder / "manifest.json", inputs):
+            saved.clear()
             return
         began = time.monotonic()
         trees, dropped = self._sft_sources
@@ -219,7 +221,7 @@ class Run:
             )
         counts = sizes | {"dropped": len(dropped), "updates": updates}
         self._save_model(1, "sft", began, params, inputs, counts=counts)
-        checkpoint.TrainSaver(folder / "train", 0).clear()
+        saved.clear()
 
     def _fit(
         self,
@@ -341,11 +343,13 @@ class Run:
         questions = self.dir.read(f"questions_{number}", records.Question)
         inputs = self.dir.made_by(number) | self.dir.data(f"questions_{number}")
         folder = self.dir.model(number)
+        partial = folder / "search.partial.jsonl"
         if self.dir.done(folder / "search.json", inputs):
+            partial.unlink(missing_ok=True)
             return
         began = time.monotonic()
         params = self.params(number)
-        journal = rundir.Journal(folder / "search.partial.jsonl", inputs)
+        journal = rundir.Journal(partial, inputs)
         begun = {state.question.id for state in journal.active.values()}
         begun |= journal.closed.keys()
         todo = [q for q in questions if q.id not in begun]
@@ -385,7 +389,7 @@ class Run:
         self.dir.commit(
             folder / "search.json", "search", began, inputs, files, counts=counts
         )
-        journal.path.unlink()
+        partial.unlink()
 
     # Mi → M(i+1).
 
@@ -399,7 +403,9 @@ class Run:
                 f"M{number}. Run `stepjax search --model=M{number}` first."
             )
         inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
+        saved = checkpoint.TrainSaver(folder / "train", 0)  # to go on after a kill
         if self.dir.done(folder / "manifest.json", inputs):
+            saved.clear()
             return
         began, config = time.monotonic(), self.config
         rows = records.read_jsonl(source / "pairs.jsonl", preferences.Pair)
@@ -450,7 +456,7 @@ class Run:
             folder / "train",
         )
         self._save_model(number + 1, "dpo", began, params, inputs, counts=counts)
-        checkpoint.TrainSaver(folder / "train", 0).clear()
+        saved.clear()
 
     # Evaluation: the only stage here that reads gold answers.
 

@@ -23,6 +23,7 @@ from helpers import (
 
 import stepjax
 from stepjax import iterate, rundir, search
+from stepjax import pairs as preferences
 from stepjax.lm import checkpoint, train
 from stepjax.monitor import Monitor
 from stepjax.records import Question
@@ -130,11 +131,15 @@ def test_kills_at_every_stage(tmp_path):
     killed(folder, train, "put_batch", lambda count, args: count == 20)
     assert not journal.exists() and not (folder / "M2/manifest.json").exists()
 
+    # M2 is done; its training states have not been deleted.
+    killed(folder, checkpoint.TrainSaver, "clear", lambda count, args: count == 2)
+    assert (folder / "M2/manifest.json").exists() and (folder / "M2/train").exists()
+
     def search_of_m2(count, args):
         return args[1] == 2
 
     killed(folder, iterate.Run, "search", search_of_m2)
-    assert (folder / "M2/manifest.json").exists()
+    assert not (folder / "M2/train").exists()
     iterate.run(get_config(), folder)
     assert_same_results(finished_run(), folder)
     assert not list(folder.rglob("train")) and not list(folder.rglob("*partial*"))
@@ -167,6 +172,39 @@ def test_training_goes_on_before_a_damaged_state(tmp_path):
     assert found["arrays"] == expected["arrays"]
     steps = [row["step"] for row in Monitor(folder).rows() if row["stage"] == "dpo"]
     assert steps == [5, 10, 12]
+
+
+def test_at_a_pause_the_caches_are_those_of_a_run_that_goes_on(tmp_path, monkeypatch):
+    run = copy_run(tmp_path / "run", "M1/search*", "M1/pairs*", "M2", "M3")
+    make, add, caches, held = iterate.Run._slots, rundir.Journal.add, [], []
+
+    def make_slots(*args):
+        caches.append(make(*args))
+        return caches[-1]
+
+    def look(*args):
+        held.append([len(ids) for slots in caches for ids in slots.held])
+        add(*args)
+
+    monkeypatch.setattr(iterate.Run, "_slots", make_slots)
+    monkeypatch.setattr(rundir.Journal, "add", look)
+    run.search(1)
+    assert held == [[0] * 16] * 2  # eight slots to solve with and eight to judge
+    assert any(ids for slots in caches for ids in slots.held)
+
+
+def test_a_model_without_pairs_goes_on_unchanged(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    run = copy_run(folder, "M1/search*", "M1/pairs*", "M2", "M3")
+    monkeypatch.setattr(preferences, "pairs_of", lambda *args, **options: [])
+    run.search(1)
+    run.dpo(1)
+    made = checkpoint.read_json(folder / "M2/manifest.json")
+    before = checkpoint.read_json(folder / "M1/manifest.json")
+    assert made["arrays"] == before["arrays"] and len(made["arrays"]) > 10
+    assert made["counts"] == {"pairs": 0, "dropped": 0, "updates": 0}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "M1 made no preference pairs, so M2 is M1. Ask more questions" in said
 
 
 # A search with fakes.

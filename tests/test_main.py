@@ -140,54 +140,33 @@ def write_config(folder, *lines):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("setting", "words"),
     [
-        (["--config.search.on_tie=forward"], ["search.on_tie='forward'; expected one"]),
-        (["--config.judge.score=mean"], ["judge.score='mean'; expected one of ('sum'"]),
-        (["--config.judge.mode=guess"], ["judge.mode='guess'; expected one of ('gen"]),
-        (["--config.dpo.reference=old"], ["dpo.reference='old'; expected one of"]),
-        (
-            ["--config.dpo.optimizer.schedule=x"],
-            ["'x'; expected 'constant' or 'cosine'"],
-        ),
-        (["--config.seed=-1"], ["seed=-1; expected at least 0"]),
-        (
-            ["--config.data.questions=24"],
-            ["(24,) for iterations=2; expected one number"],
-        ),
-        (["--config.data.eft_count=0"], ["wants eft rows and there are none; set its"]),
-        (["--config.model.vocab_size=100"], ["has 128 ids", "vocabulary 100", "raise"]),
-        (
-            ["--config.search.slots=12"],
-            ["search.slots=12; expected a multiple of the 8"],
-        ),
-        (["--config.mesh.tensor=2"], ["'kv_heads' of size 1", "mesh.tensor=2; choose"]),
-        (["--config.mesh.fsdp=3"], ["fsdp=3", "8 devices exactly", "Set mesh.data=-1"]),
-        (
-            ["--config.judge.max_tokens=0"],
-            ["judge.max_tokens=0; expected at least the 1"],
-        ),
-        (["--config.search.context_tokens=12"], ["=12. Raise it or drop the problem."]),
-        (
-            ["--config.judge.context_tokens=5"],
-            ["expected at most judge.context_tokens=5"],
-        ),
-        (
-            ["--config.train.row_length=9"],
-            ["expected at most train.row_length=9. Raise"],
-        ),
-        (
-            ["--config.prompts.step=Part {n}: "],
-            ["'arith-ift-0'", "expected 'Part 1: '"],
-        ),
-        (["--config.tokenizer=nowhere"], ["nowhere: no tokenizer here; expected"]),
-        (["--config.model.init=hf:nowhere"], ["nowhere: no tokenizer here; expected"]),
-        (["--config.data.world="], ["config.tokenizer is empty; expected a folder"]),
+        ("search.on_tie=forward", "search.on_tie='forward'; expected one of ('back', "),
+        ("judge.score=mean", "judge.score='mean'; expected one of ('sum', "),
+        ("judge.mode=guess", "judge.mode='guess'; expected one of ('generate', "),
+        ("dpo.reference=old", "dpo.reference='old'; expected one of ('precomputed', "),
+        ("dpo.optimizer.schedule=x", "'x'; expected 'constant' or 'cosine'"),
+        ("seed=-1", "seed=-1; expected at least 0"),
+        ("data.questions=24", "(24,) for iterations=2; expected one number above 0"),
+        ("data.eft_count=0", "wants eft rows and there are none; set its eft share"),
+        ("model.vocab_size=100", "128 ids and the model's vocabulary 100; expected"),
+        ("search.slots=12", "search.slots=12; expected a multiple of the 8 data-par"),
+        ("mesh.tensor=2", "'kv_heads' of size 1 does not divide by mesh.tensor=2"),
+        ("mesh.fsdp=3", "does not use the 8 devices exactly; expected a product of 8"),
+        ("judge.max_tokens=0", "judge.max_tokens=0; expected at least the 1 tokens"),
+        ("search.context_tokens=12", "at most search.context_tokens=12. Raise it or"),
+        ("judge.context_tokens=5", "expected at most judge.context_tokens=5. Raise"),
+        ("train.row_length=9", "at most train.row_length=9. Raise train.row_length"),
+        ("prompts.step=Part {n}: ", "'arith-ift-0': step 1 begins 'Step 1: "),
+        ("tokenizer=nowhere", "nowhere: no tokenizer here; expected"),
+        ("model.init=hf:nowhere", "nowhere: no tokenizer here; expected"),
+        ("data.world=", "config.tokenizer is empty; expected a folder"),
     ],
 )
-def test_settings_are_refused(tmp_path, capsys, no_compilation, arguments, words):
-    run = ["run", TINY, f"--workdir={tmp_path / 'run'}"]
-    said = refused(capsys, 1, run + arguments, *words)
+def test_settings_are_refused(tmp_path, capsys, no_compilation, setting, words):
+    run = ["run", TINY, f"--workdir={tmp_path / 'run'}", f"--config.{setting}"]
+    said = refused(capsys, 1, run, words)
     assert said.startswith("stepjax: ") and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
