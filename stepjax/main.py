@@ -1,5 +1,6 @@
 """The command line: ``stepjax run | sft | search | dpo | eval | export``."""
 
+import os
 import pathlib
 import sys
 import traceback
@@ -34,6 +35,8 @@ _out = flags.DEFINE_string("out", None, "Where to export to.")
 
 def entry() -> None:
     """Entry point of the ``stepjax`` command."""
+    # Only tokenizers are used of transformers; it need not say that torch is missing.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.exit(main(sys.argv))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from stepjax import search
 from stepjax.encode import Codec
 from stepjax.forest import IdPair
+from stepjax.judge import position_flips
 from stepjax.records import Question
 
 
@@ -200,8 +201,6 @@ def summary(states: Sequence[search.State]) -> dict[str, float]:
     with a parsed verdict in both orders; unparsed_rate over judge calls;
     malformed_rate over samples.
     """
-    from stepjax.judge import position_flips
-
     expansions = [e for state in states for e in state.expansions]
     proposed = [e for e in expansions if e.candidates]
     verdicts = [v for e in expansions for v in e.verdicts]

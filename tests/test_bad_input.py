@@ -40,6 +40,7 @@ def nothing_compiled():
         if name == "/jax/core/compile/backend_compile_duration":
             compiled.append(seconds)
 
+    jax.clear_caches()  # so that programs of earlier tests cannot hide one
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield compiled
     jax.monitoring.unregister_event_duration_listener(listen)
