@@ -137,13 +137,10 @@ def make_batches(
     for update in updates:
         parts = [update[i * share : (i + 1) * share] for i in range(micro_batches)]
         planned.append([_trees([pairs[i] for i in part], row_length) for part in parts])
-    filled = [
-        (forest.fill(trees, row_length), trees) for parts in planned for trees in parts
-    ]
-    rows = forest.bucket(max(len(f) for f, _ in filled), sharding.row_multiple(mesh))
-    scored = forest.bucket(
-        max(sum(len(t[i].scored) for i in row) for f, t in filled for row in f), 8
-    )
+    sizes = [forest.size(trees, row_length) for parts in planned for trees in parts]
+    needed, most = np.max(sizes, axis=0).tolist()
+    rows = forest.bucket(needed, sharding.row_multiple(mesh))
+    scored = forest.bucket(most, 8)
     return [
         jax.tree.map(
             lambda *x: np.stack(x),

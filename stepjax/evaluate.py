@@ -185,11 +185,12 @@ def searched(
     Returns:
       {"metrics": accuracy, "items": one for each problem}.
     """
-    gold = {problem.id: problem for problem in problems}
+    found = {state.question.id: state for state in states}
     items = []
-    for state in sorted(states, key=lambda s: list(gold).index(s.question.id)):
+    for problem in problems:
+        state = found[problem.id]
         text = "\n".join(step.text for step in state.steps)
         tokens = sum(len(step.ids) for step in state.steps)
-        items.append(_graded(gold[state.question.id], text, tokens, codec))
+        items.append(_graded(problem, text, tokens, codec))
         items[-1]["status"] = state.status
     return {"metrics": accuracy(items), "items": items}

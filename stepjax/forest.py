@@ -272,6 +272,20 @@ def fill(trees: Sequence[Tree], row_length: int) -> list[list[int]]:
     return rows
 
 
+def size(trees: Sequence[Tree], row_length: int) -> tuple[int, int]:
+    """Returns the rows of a batch, and the most scored tokens of any of them.
+
+    Raises:
+      ValueError: when a tree is longer than `row_length`.
+    """
+    filled = fill(trees, row_length)
+    return len(filled), _most_scored(trees, filled)
+
+
+def _most_scored(trees: Sequence[Tree], filled: list[list[int]]) -> int:
+    return max((sum(len(trees[i].scored) for i in row) for row in filled), default=0)
+
+
 def pack(
     trees: Sequence[Tree],
     row_length: int,
@@ -291,12 +305,12 @@ def pack(
       ValueError: when a tree or the batch does not fit.
     """
     filled = fill(trees, row_length)
-    most = max((sum(len(trees[i].scored) for i in row) for row in filled), default=0)
-    rows = len(filled) if rows is None else rows
+    needed, most = len(filled), _most_scored(trees, filled)
+    rows = needed if rows is None else rows
     scored = max(most, 1) if scored is None else scored
-    if len(filled) > rows or most > scored:
+    if needed > rows or most > scored:
         raise ValueError(
-            f"the batch needs {len(filled)} rows and {most} scored tokens a row; "
+            f"the batch needs {needed} rows and {most} scored tokens a row; "
             f"expected at most {rows} and {scored}."
         )
     batch = Rows(

@@ -183,9 +183,9 @@ def make_batches(
     def batch_at(step: int) -> forest.Rows:
         trees = pick(step)
         parts = [trees[i::micro_batches] for i in range(micro_batches)]
-        packed = [forest.pack(part, row_length) for part in parts]
-        rows = forest.bucket(max(len(p.tokens) for p in packed), multiple)
-        most = max(p.scored.shape[1] for p in packed)
+        sizes = [forest.size(part, row_length) for part in parts]
+        needed, most = np.max(sizes, axis=0).tolist()
+        rows = forest.bucket(needed, multiple)
         scored = min(forest.bucket(most, -(-row_length // 4)), row_length)
         packed = [
             forest.pack(part, row_length, rows=rows, scored=scored) for part in parts

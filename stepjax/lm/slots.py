@@ -16,8 +16,8 @@ _CONTEXT_BUCKET, _PROMPT_BUCKET = 64, 16  # lengths are compiled in multiples
 class Slots:
     """Context caches of P problems, and which token ids each of them holds.
 
-    Host state around the pure functions above: ``hold`` brings slots to given ids
-    with the least work (shorten, append the suffix just sampled, compute the rest).
+    Host state around the pure functions of `generate`: ``hold`` brings slots to given
+    ids with the least work (shorten, append the suffix just sampled, compute the rest).
 
     Attributes:
       held: token ids whose keys and values each slot holds.
