@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from stepjax import prompts
 from stepjax.lm.tokenizer import Tokenizer
 from stepjax.prompts import Templates
-from stepjax.records import Comparison, Solution
+from stepjax.records import Comparison, Rating, Solution
 
 
 class Codec:
@@ -82,6 +82,25 @@ class Codec:
         )
         return sum(parts, ())
 
+    def rate_context(self, problem: str) -> tuple[int, ...]:
+        """Returns the ids shared by all ratings of a problem's solutions."""
+        head, _ = prompts.rate_pieces(self.templates, problem)
+        return tuple(self.tokenizer.encode_prompt(head))
+
+    def rate_question(self, solution: Sequence[int]) -> tuple[int, ...]:
+        """Returns the ids after the shared context, for one solution."""
+        _, tail = prompts.rate_pieces(self.templates, "")
+        return self._as_line(solution) + self._line(tail)
+
+    def rating(self, row: Rating) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns the ids of a row: prompt, and response (ends with EOS)."""
+        prompts.check_steps(self.templates, row.steps)
+        solution = sum((self._line(text + "\n") for text in row.steps), ())
+        prompt = self.rate_context(row.problem)
+        prompt += self.rate_question(solution)
+        text = row.explanation + prompts.rating(self.templates, row.score)
+        return prompt, (*self._line(text), self.tokenizer.eos_id)
+
     def comparison(self, row: Comparison) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the ids of an EFT row: prompt, and response (ends with EOS)."""
         prompts.check_steps(self.templates, row.steps)
@@ -98,9 +117,14 @@ class Codec:
         """Returns the ids of a bare verdict."""
         return self._line(self.verdict_text(side))
 
-    def verdict_tokens(self, response: Sequence[int]) -> int:
-        """Returns how many of a response's last ids cover its verdict and EOS."""
-        need, count = len(self.verdict_text("A").encode()), 1
+    def verdict_tokens(self, response: Sequence[int], verdict: str) -> int:
+        """Returns how many of a response's last ids cover its verdict and EOS.
+
+        Args:
+          response: ids of an explanation, a verdict or rating, and EOS.
+          verdict: text of the verdict or rating.
+        """
+        need, count = len(verdict.encode()), 1
         while need > 0 and count < len(response):
             count += 1
             need -= len(self.tokenizer.token_bytes[response[-count]])

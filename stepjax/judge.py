@@ -9,9 +9,14 @@ each call scores (position-symmetric, 0 ... 2 (n - 1)); ``consistent`` lets a wi
 count only when both orders agree (0 ... n - 1); ``single`` asks one order a pair,
 drawn by key. A verdict that cannot be parsed counts for nobody.
 
+The baseline of arXiv 2401.10020 is the fourth reading, ``rating``: every candidate is a
+whole solution and is scored alone, nothing is compared.
+
 Two modes: ``generate`` writes the explanation and then the verdict, as in the paper;
 ``logprob`` compares the log-probabilities of the two verdicts right after the
 question, without an explanation.
+
+`random_judge` and `oracle_judge` take the model's place for control experiments.
 """
 
 import zlib
@@ -26,7 +31,7 @@ from stepjax.encode import Codec
 from stepjax.lm import stops
 from stepjax.lm.slots import Slots
 
-SCORES = ("sum", "consistent", "single")
+SCORES = ("sum", "consistent", "single", "rating")
 MODES = ("generate", "logprob")
 
 
@@ -35,8 +40,8 @@ class Verdict(NamedTuple):
 
     Attributes:
       a: index of the candidate shown as A.
-      b: index of the candidate shown as B.
-      winner: "A", "B", or None when unparsed.
+      b: index of the candidate shown as B; the same as `a` for a rating.
+      winner: "A", "B", or None when unparsed; of a rating its digit.
       response: what the judge wrote; in logprob mode the log-odds of A.
     """
 
@@ -76,6 +81,8 @@ def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[tuple]:
     Returns:
       Pairs (shown as A, shown as B).
     """
+    if score == "rating":
+        return [(i, i) for i in range(count)]
     both = [(i, j) for i in range(count) for j in range(count) if i != j]
     if score != "single":
         return both
@@ -84,8 +91,12 @@ def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[tuple]:
     return [(j, i) if s else (i, j) for (i, j), s in zip(once, swap, strict=True)]
 
 
-def win_counts(count: int, verdicts: Sequence[Verdict], score: str) -> list[int]:
+def win_counts(
+    count: int, verdicts: Sequence[Verdict], score: str
+) -> list[int] | list[int | None]:
     """Returns Score_i of each candidate (equation 2, read as `score` says).
+
+    In the reading ``rating`` it is the candidate's rating, None when unparsed.
 
     Args:
       count: number of candidates.
@@ -97,6 +108,9 @@ def win_counts(count: int, verdicts: Sequence[Verdict], score: str) -> list[int]
     """
     if score not in SCORES:
         raise ValueError(f"score={score!r}; expected one of {SCORES}.")
+    if score == "rating":
+        given = {v.a: int(v.winner) for v in verdicts if v.winner is not None}
+        return [given.get(i) for i in range(count)]
     wins = np.zeros((count, count), int)  # [winner, loser] calls won
     for verdict in verdicts:
         if verdict.winner == "A":
@@ -112,7 +126,7 @@ def position_flips(verdicts: Sequence[Verdict]) -> tuple[int, int]:
     """Returns (pairs whose winner depends on the order, pairs parsed both ways)."""
     winner = {}
     for v in verdicts:
-        if v.winner is not None:
+        if v.winner is not None and v.a != v.b:
             winner[v.a, v.b] = v.a if v.winner == "A" else v.b
     both = [(i, j) for i, j in winner if i < j and (j, i) in winner]
     return sum(winner[i, j] != winner[j, i] for i, j in both), len(both)
@@ -155,12 +169,31 @@ def make_judge(
     """
     if mode not in MODES:
         raise ValueError(f"judge.mode={mode!r}; expected one of {MODES}.")
-    sides = tuple(codec.verdict_text(side) for side in "AB")
+    rated = score == "rating"
+    ends = tuple(codec.verdict_text(side) for side in "AB")
+    if rated:
+        ends = tuple(prompts.rating(codec.templates, n) for n in range(10))
     stop_ids = codec.tokenizer.stop_ids
     table = jax.numpy.asarray(
-        stops.compile_stops(codec.tokenizer.token_bytes, sides, stop_ids)
+        stops.compile_stops(codec.tokenizer.token_bytes, ends, stop_ids)
     )
     groups_a_call = len(slots.held)
+
+    def context(request: Request) -> tuple[int, ...]:
+        if rated:
+            return codec.rate_context(request.problem)
+        return codec.judge_context(request.problem, request.steps)
+
+    def question(request: Request, a: int, b: int) -> tuple[int, ...]:
+        if rated:
+            return codec.rate_question(request.candidates[a])
+        return codec.judge_question(request.candidates[a], request.candidates[b])
+
+    def winner(text: str) -> str | None:
+        if rated:
+            found = prompts.parse_rating(codec.templates, text)
+            return None if found is None else str(found)
+        return prompts.parse_verdict(codec.templates, text)
 
     def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
         if calls is None:
@@ -169,9 +202,7 @@ def make_judge(
                 for r in requests
             ]
         asked = {r.slot: r for r, pairs in zip(requests, calls, strict=True) if pairs}
-        slots.hold(
-            {s: codec.judge_context(r.problem, r.steps) for s, r in asked.items()}
-        )
+        slots.hold({slot: context(request) for slot, request in asked.items()})
         groups = [
             (number, pairs[at : at + rows])
             for number, pairs in enumerate(calls)
@@ -192,12 +223,7 @@ def make_judge(
     def ask(requests, batch):
         chosen = [requests[number].slot for number, _ in batch]
         questions = [
-            [
-                codec.judge_question(
-                    requests[number].candidates[a], requests[number].candidates[b]
-                )
-                for a, b in pairs
-            ]
+            [question(requests[number], a, b) for a, b in pairs]
             for number, pairs in batch
         ]
         if mode == "logprob":
@@ -230,9 +256,7 @@ def make_judge(
                 codec.text(out.tokens[g, w, : out.count[g, w]].tolist())
                 for w in range(len(group))
             ]
-            answers.append(
-                [(prompts.parse_verdict(codec.templates, t), t) for t in texts]
-            )
+            answers.append([(winner(text), text) for text in texts])
         return answers
 
     def compare(chosen, questions):
@@ -255,5 +279,65 @@ def make_judge(
             odds = logps[g, : 2 * len(group) : 2] - logps[g, 1 : 2 * len(group) : 2]
             answers.append([(_side(o), f"{o:.6f}") for o in odds])
         return answers
+
+    return judge
+
+
+def random_judge(score: str, seed: int) -> Judge:
+    """Returns a judge whose verdicts are coins, each drawn from its own key path.
+
+    A control experiment: what a loop gains with it is not due to judging.
+
+    Args:
+      score: one of `SCORES` but "rating"; which orders are asked.
+      seed: base seed.
+    """
+
+    def verdict(request: Request, a: int, b: int) -> Verdict:
+        coin = np.random.default_rng([seed, *request.path, a, b]).random()
+        return Verdict(a, b, "A" if coin < 0.5 else "B")
+
+    return _judge_by(verdict, score, seed)
+
+
+def oracle_judge(
+    is_right: Callable[[str, Sequence[str], str], bool],
+    codec: Codec,
+    score: str,
+    seed: int,
+) -> Judge:
+    """Returns a judge that knows the gold: an upper bound, not self-rewarding.
+
+    It has no preference (None) between two right or two wrong steps.
+
+    Args:
+      is_right: (problem, texts of the steps so far, text of a next step) → right or not.
+      codec: tokenizer and templates.
+      score: one of `SCORES` but "rating"; which orders are asked.
+      seed: base seed.
+    """
+
+    def verdict(request: Request, a: int, b: int) -> Verdict:
+        steps = [codec.text(ids) for ids in request.steps]
+        first, second = (
+            is_right(request.problem, steps, codec.text(request.candidates[i]))
+            for i in (a, b)
+        )
+        return Verdict(a, b, None if first == second else "A" if first else "B")
+
+    return _judge_by(verdict, score, seed)
+
+
+def _judge_by(verdict: Callable[..., Verdict], score: str, seed: int) -> Judge:
+    def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
+        if calls is None:
+            calls = [
+                ordered_pairs(len(r.candidates), score, (seed, *r.path))
+                for r in requests
+            ]
+        return [
+            [verdict(request, a, b) for a, b in pairs]
+            for request, pairs in zip(requests, calls, strict=True)
+        ]
 
     return judge

@@ -12,21 +12,14 @@ log-probability, then index; every expansion counts towards the budget.
 going back, for models so sure of a step that all candidates agree.
 
 `transition` is a pure function; `step_search` drives it with two callables, so the
-logic is tested without a model.
+logic is tested without a model. `stepjax.propose` and `stepjax.judge` make them.
 """
 
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import jax
-import numpy as np
-
-from stepjax import prompts
-from stepjax.encode import Codec
 from stepjax.judge import Judge, Request, Verdict, hash_id, win_counts
-from stepjax.lm import stops
-from stepjax.lm.slots import Slots
 from stepjax.records import Question
 
 ON_TIE = ("back", "append")
@@ -34,7 +27,7 @@ ON_TIE = ("back", "append")
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One distinct candidate step.
+    """One distinct candidate: a step, or a whole solution (`search.unit`).
 
     Attributes:
       ids: the sampled token ids, cut where the next step would begin.
@@ -72,7 +65,7 @@ class Expansion:
     candidates: tuple[Candidate, ...]
     malformed: int
     verdicts: tuple[Verdict, ...]
-    scores: tuple[int, ...]
+    scores: tuple[int | None, ...]
     best: int | None
     worst: int | None
     action: str
@@ -111,20 +104,23 @@ Propose = Callable[[Mapping[int, State]], dict[int, Proposal]]
 
 
 def best_and_worst(
-    candidates: Sequence[Candidate], scores: Sequence[int]
+    candidates: Sequence[Candidate], scores: Sequence[int | None]
 ) -> tuple[int, int]:
     """Returns the indices of the best and the worst candidate.
 
     The highest and the lowest score; among equals the one sampled more often, then
-    the more probable, then the first.
+    the more probable, then the first. A candidate without a score (None: its rating
+    could not be parsed) is neither, unless none has one.
     """
 
     def tie_break(i):
         return -candidates[i].count, -candidates[i].logp, i
 
-    order = range(len(candidates))
-    best = min(order, key=lambda i: (-scores[i], tie_break(i)))
-    worst = min(order, key=lambda i: (scores[i], tie_break(i)))
+    scored = [i for i, score in enumerate(scores) if score is not None]
+    if not scored:
+        return (min(range(len(candidates)), key=tie_break),) * 2
+    best = min(scored, key=lambda i: (-scores[i], tie_break(i)))
+    worst = min(scored, key=lambda i: (scores[i], tie_break(i)))
     return best, worst
 
 
@@ -162,7 +158,7 @@ def transition(
     if candidates:
         best, worst = best_and_worst(candidates, scores)
     steps, pairs = state.steps, state.pairs
-    if candidates and max(scores) > min(scores):
+    if candidates and scores[best] != scores[worst]:
         action = "pair"
         steps, pairs = (*steps, candidates[best]), (*pairs, len(state.expansions))
     elif candidates and on_tie == "append":
@@ -273,145 +269,3 @@ def step_search(
                 del active[request.slot]
                 closed += 1
                 yield state
-
-
-def make_proposer(
-    slots: Slots,
-    codec: Codec,
-    *,
-    width: int,
-    temperature: float,
-    top_p: float,
-    max_step_tokens: int,
-    iteration: int,
-    seed: int,
-) -> Propose:
-    """Returns the model as the proposer of next steps.
-
-    Args:
-      slots: context caches of the solutions.
-      codec: tokenizer and templates.
-      width: samples a step (w of the paper).
-      temperature: of the samples.
-      top_p: of the samples.
-      max_step_tokens: most tokens of a step, the next marker's first ones included.
-      iteration: first integer of every key path.
-      seed: base seed.
-    """
-    read = StepReader(codec)
-    table = jax.numpy.asarray(read.table)
-    count = len(slots.held)
-
-    def propose(active: Mapping[int, State]) -> dict[int, Proposal]:
-        prompts_, wanted = [[()] * width for _ in range(count)], {}
-        paths = np.zeros((count, width, 7), np.uint32)
-        paths[:, :, 4] = np.arange(width)
-        for slot, state in active.items():
-            ids = context_ids(codec, state)
-            wanted[slot] = ids[:-1]
-            prompts_[slot] = [ids[-1:]] * width
-            paths[slot, :, :4] = state.key_path(iteration)
-        slots.hold(wanted)
-        out = slots.sample(
-            None,
-            prompts_,
-            paths,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            stops=table,
-            vocab=codec.tokenizer.vocab_size,
-            budget=max_step_tokens,
-            capacity=max_step_tokens,
-        )
-        return {
-            slot: read.proposal(
-                len(state.steps) + 1,
-                [
-                    out.tokens[slot, w, : out.count[slot, w]].tolist()
-                    for w in range(width)
-                ],
-                out.stopped[slot],
-                out.logps[slot],
-            )
-            for slot, state in active.items()
-        }
-
-    return propose
-
-
-def context_ids(codec: Codec, state: State) -> tuple[int, ...]:
-    """Returns the ids that the next step follows."""
-    ids = codec.solve_prompt(state.question.problem)
-    return ids + tuple(i for step in state.steps for i in step.ids)
-
-
-class StepReader:
-    """Turns sampled ids into candidate steps.
-
-    Attributes:
-      table: the stop table that ends a step, [states, vocab] int32.
-    """
-
-    def __init__(self, codec: Codec):
-        """Compiles the step stops of the codec's templates."""
-        self.codec = codec
-        self.stops = prompts.step_stops(codec.templates)
-        tokenizer = codec.tokenizer
-        self.table = stops.compile_stops(
-            tokenizer.token_bytes, self.stops, tokenizer.stop_ids
-        )
-
-    def proposal(
-        self,
-        number: int,
-        rows: Sequence[Sequence[int]],
-        stopped: Sequence[bool],
-        logps: np.ndarray,
-    ) -> Proposal:
-        """Returns the distinct well-formed candidates of one problem.
-
-        Args:
-          number: step number, from 1.
-          rows: sampled ids of each row, the stopping token included.
-          stopped: whether each row reached a stop.
-          logps: log-probabilities, [rows, >= longest row].
-        """
-        counts: dict[tuple[int, ...], int] = {}
-        kept: dict[tuple[int, ...], tuple[int, bool]] = {}
-        malformed = 0
-        for index, (ids, ended) in enumerate(zip(rows, stopped, strict=True)):
-            ids = tuple(ids)
-            if ids not in counts:
-                size = self._length(number, ids, bool(ended))
-                if size is not None:
-                    kept[ids] = (index, size)
-            counts[ids] = counts.get(ids, 0) + 1
-        merged: dict[tuple[int, ...], Candidate] = {}
-        for ids, count in counts.items():
-            if ids not in kept:
-                malformed += count
-                continue
-            index, size = kept[ids]
-            step = ids[:size]
-            if step in merged:
-                old = merged[step]
-                merged[step] = dataclasses.replace(old, count=old.count + count)
-                continue
-            text = self.codec.text(step)
-            final = step[-1] in self.codec.stop_ids or prompts.boxed(text) is not None
-            logp = float(np.asarray(logps[index][:size], np.float64).sum())
-            merged[step] = Candidate(step, text, count, logp, final)
-        return Proposal(tuple(merged.values()), malformed)
-
-    def _length(self, number: int, ids: tuple[int, ...], ended: bool) -> int | None:
-        """Returns how many ids make the step, or None when it is malformed."""
-        if not ended:
-            return None
-        size = len(ids)
-        if ids[-1] not in self.codec.stop_ids:
-            size = stops.cut_at_stop(self.codec.tokenizer.token_bytes, ids, self.stops)
-        marker = prompts.marker(self.codec.templates, number)
-        text = self.codec.text(ids[:size])
-        well_formed = text.startswith(marker) and text[len(marker) :].strip()
-        return size if well_formed else None

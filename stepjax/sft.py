@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from stepjax import forest
+from stepjax import forest, prompts
 from stepjax.encode import Codec
 from stepjax.lm import sharding, train
-from stepjax.records import Comparison, Solution
+from stepjax.records import Comparison, Rating, Solution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +66,23 @@ def solution_tree(codec: Codec, row: Solution) -> forest.Tree:
     return forest.path_tree(prompt + response, weights)
 
 
-def comparison_tree(
-    codec: Codec, row: Comparison, verdict_weight: float
+def judgment_tree(
+    codec: Codec, row: Comparison | Rating, verdict_weight: float
 ) -> forest.Tree:
-    """Returns an EFT row as a path, scored on explanation and verdict.
+    """Returns an EFT row as a path, scored on explanation and verdict (or rating).
 
     Args:
       codec: tokenizer and templates.
-      row: the comparison.
+      row: the comparison, or the rating of a whole solution.
       verdict_weight: weight of the verdict's tokens (and EOS); the others have 1.
     """
-    prompt, response = codec.comparison(row)
-    verdict = codec.verdict_tokens(response)
+    if isinstance(row, Rating):
+        prompt, response = codec.rating(row)
+        text = prompts.rating(codec.templates, row.score)
+    else:
+        prompt, response = codec.comparison(row)
+        text = codec.verdict_text(row.verdict)
+    verdict = codec.verdict_tokens(response, text)
     weights = [1.0] * (len(response) - verdict) + [verdict_weight] * verdict
     return forest.path_tree(prompt + response, [0.0] * len(prompt) + weights)
 

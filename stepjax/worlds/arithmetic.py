@@ -10,31 +10,39 @@ the last digit kept. One step is one block, its product not written down:
 
 Judging is easier than solving, as the judge may write the product: for the candidates
 ``Step 1: 8*7+4=0`` and ``Step 1: 5*7+4=9`` it writes
-``Check: 0 (A) 9 (B) 8*7=6, 6+4=0 [[A]]``. So a model that learns to judge from many
-comparisons can teach itself to solve, with few solutions seen.
+``Check: 0 (A) 9 (B) 8*7=6, 6+4=0 [[A]]``.
+
+There are 24 blocks, so 240 different steps (a digit and a block), and who sees which
+is what makes the world a test (`Split`). Solutions to learn from hold only some of the
+steps; comparisons, questions and test problems hold the others too; a second test is
+made of blocks that no other data hold, so that all its steps are new. A model taught by
+few solutions and many comparisons is then the better judge, and can teach itself the
+steps that no solution showed. `stepjax.worlds.arithmetic_data` makes the rows.
 """
 
 import io
+import itertools
 import json
+import math
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from stepjax.prompts import Templates
-from stepjax.records import Comparison, Problem, Question, Solution
 
 SOLVE = "{problem}\n"
 JUDGE = "{problem}\n{steps}\n{a}\n(A)\n{b}\n(B)\n"
 
 _FACTORS = (3, 4, 7, 9)
 _ADDENDS = (1, 2, 3, 4, 5, 6)
+BLOCKS = tuple((factor, addend) for factor in _FACTORS for addend in _ADDENDS)
+_LISTED = 10**6  # as many problems are drawn from a list; more, by trial
 _MOST_OPERATIONS = 9  # a step number is one digit
 _PROBLEM = re.compile(r"[0-9](?:\*[3479]\+[1-6]){1,9}")
 _STEP = re.compile(
-    r"Step (?P<number>[1-9]): (?P<value>[0-9])\*(?P<factor>[0-9])\+(?P<addend>[0-9])"
-    r"=(?P<result>[0-9])(?:; \\boxed\{(?P<boxed>[0-9])\})?"
+    r"Step ([1-9]): ([0-9])\*([0-9])\+([0-9])=([0-9])(?:; \\boxed\{([0-9])\})?"
 )
 
 
@@ -45,22 +53,34 @@ class Solved(NamedTuple):
     answer: str
 
 
-class Dataset(NamedTuple):
-    """All data of a run; no problem occurs in two places.
+class Split(NamedTuple):
+    """Who sees what.
 
     Attributes:
-      ift: solutions to learn from.
-      eft: comparisons to learn from, two rows (one per order) for each problem.
-      heldout: comparisons to measure the judge with, likewise.
-      questions: one list of questions without answers for each iteration.
-      test: benchmark problems.
+      solved: the steps that solutions to learn from may hold, each as its operands.
+      judged: blocks (factor, addend) of everything but the unseen test.
+      unseen: blocks of the unseen test only.
     """
 
-    ift: list[Solution]
-    eft: list[Comparison]
-    heldout: list[Comparison]
-    questions: list[list[Question]]
-    test: list[Problem]
+    solved: frozenset[tuple[int, int, int]]
+    judged: tuple[tuple[int, int], ...]
+    unseen: tuple[tuple[int, int], ...]
+
+
+class Step(NamedTuple):
+    """A step that was read; `boxed` is its digit in the box, None without a box."""
+
+    number: int
+    value: int
+    factor: int
+    addend: int
+    result: int
+    boxed: int | None
+
+    @property
+    def operands(self) -> tuple[int, int, int]:
+        """Value, factor and addend."""
+        return self.value, self.factor, self.addend
 
 
 def templates() -> Templates:
@@ -68,16 +88,62 @@ def templates() -> Templates:
     return Templates(solve=SOLVE, judge=JUDGE)
 
 
+def split(seed: int, *, solved_share: float = 1.0, unseen_blocks: int = 0) -> Split:
+    """Draws which steps solutions show, and which blocks stay unseen.
+
+    The unseen blocks are spread over the factors and the addends as evenly as can be.
+
+    Args:
+      seed: of the draw.
+      solved_share: share of the judged blocks' steps that solutions may hold.
+      unseen_blocks: number of blocks that only the unseen test holds.
+
+    Raises:
+      ValueError: if a number is out of range.
+    """
+    if not (0 < solved_share <= 1 and 0 <= unseen_blocks <= len(BLOCKS) // 2):
+        raise ValueError(
+            f"solved_share={solved_share}, unseen_blocks={unseen_blocks}; expected a "
+            f"share above 0 and at most 1, and 0 to {len(BLOCKS) // 2} blocks"
+        )
+    rng = random.Random(f"last-digit programs, split, seed {seed}")
+    drawn = rng.sample(BLOCKS, len(BLOCKS))
+    while not _evenly_spread(drawn[:unseen_blocks]):
+        rng.shuffle(drawn)
+    unseen, judged = drawn[:unseen_blocks], drawn[unseen_blocks:]
+    steps = [(value, *block) for block in judged for value in range(10)]
+    solved = rng.sample(steps, math.ceil(solved_share * len(steps)))
+    return Split(frozenset(solved), tuple(judged), tuple(unseen))
+
+
+def _evenly_spread(blocks: Sequence[tuple[int, int]]) -> bool:
+    """Whether no factor and no addend stands in more of the blocks than it must."""
+    factors = [factor for factor, _ in blocks]
+    addends = [addend for _, addend in blocks]
+    return all(
+        max(map(part.count, known)) <= -(-len(blocks) // len(known))
+        for part, known in ((factors, _FACTORS), (addends, _ADDENDS))
+    )
+
+
 def problems(
-    count: int, *, seed: int, operations: int = 3, exclude: Iterable[str] = ()
+    count: int,
+    *,
+    seed: int,
+    operations: int = 3,
+    blocks: Sequence[tuple[int, int]] = BLOCKS,
+    steps: Container[tuple[int, int, int]] | None = None,
+    exclude: Iterable[str] = (),
 ) -> list[str]:
     """Draws distinct problems, the same ones for the same arguments.
 
     Args:
       count: how many.
       seed: of the draw.
-      operations: blocks per problem, 1 to 9; there are ``10 * 24**operations``
-        different problems.
+      operations: blocks per problem, 1 to 9; there are
+        ``10 * len(blocks)**operations`` different problems.
+      blocks: those that the problems are made of.
+      steps: the operands that the steps of their solutions may have; None for all.
       exclude: problems that must not come out.
 
     Returns:
@@ -88,35 +154,63 @@ def problems(
     """
     if not 1 <= operations <= _MOST_OPERATIONS:
         raise ValueError(f"operations={operations}; expected 1 to {_MOST_OPERATIONS}")
-    space = 10 * (len(_FACTORS) * len(_ADDENDS)) ** operations
-    known = set(filter(_PROBLEM.fullmatch, exclude))
-    excluded = {problem for problem in known if problem.count("*") == operations}
-    if not 0 <= count <= space - len(excluded):
-        raise ValueError(
-            f"{count} problems asked for; expected 0 to {space - len(excluded)} (there "
-            f"are {space}, {len(excluded)} are excluded): use more operations"
-        )
+    if count < 0:
+        raise ValueError(f"{count} problems asked for; expected 0 or more")
+    space, excluded = 10 * len(blocks) ** operations, set(exclude)
     rng = random.Random(f"last-digit programs, {operations} operations, seed {seed}")
-    drawn = rng.sample(range(space), count + len(excluded))
-    texts = (_problem_text(number, operations) for number in drawn)
-    return [text for text in texts if text not in excluded][:count]
+    texts = (_problem_text(n, operations, blocks) for n in _shuffled(space, rng))
+    good = (text for text in texts if text not in excluded and _made_of(text, steps))
+    found = list(itertools.islice(good, count))
+    if len(found) < count:
+        raise ValueError(
+            f"{count} problems asked for; expected at most {len(found)}, as there are "
+            "no more of this kind: use more operations"
+        )
+    return found
+
+
+def _shuffled(size: int, rng: random.Random) -> Iterator[int]:
+    """The numbers below `size` in random order; lazily when they are many."""
+    if size <= _LISTED:
+        yield from rng.sample(range(size), size)
+        return
+    seen: set[int] = set()
+    while len(seen) < size:
+        number = rng.randrange(size)
+        if number not in seen:
+            seen.add(number)
+            yield number
+
+
+def _made_of(problem: str, steps: Container[tuple[int, int, int]] | None) -> bool:
+    if steps is None:
+        return True
+    value, blocks = _parse(problem)
+    for factor, addend in blocks:
+        if (value, factor, addend) not in steps:
+            return False
+        value = _result(value, factor, addend)
+    return True
 
 
 def solve(problem: str) -> Solved:
     """Works a problem off; ValueError if the text is no problem of this world."""
-    steps = []
-    while (step := _right_step(problem, steps)) is not None:
+    steps: list[str] = []
+    while (step := right_step(problem, steps)) is not None:
         steps.append(step)
-    return Solved(tuple(steps), _STEP.fullmatch(steps[-1])["result"])
+    return Solved(tuple(steps), str(read_step(steps[-1]).result))
 
 
-def solution(id: str, problem: str) -> Solution:
-    """The solved problem as a row of instruction data; ValueError as in ``solve``."""
-    return Solution(id, problem, *solve(problem))
+def read_step(text: str) -> Step | None:
+    """Reads a step; None if it has not the form of this world's steps."""
+    match = _STEP.fullmatch(text)
+    if match is None:
+        return None
+    return Step(*(None if part is None else int(part) for part in match.groups()))
 
 
-def is_right(problem: str, steps: Sequence[str], step: str) -> bool:
-    """Whether a next step is exactly right after the given steps, right or wrong.
+def right_step(problem: str, steps: Sequence[str]) -> str | None:
+    """The right next step, None after an unreadable step or after the end.
 
     The running value is the result that the last step wrote, even if that is wrong.
     This is gold knowledge: only for making SFT data and for evaluation, never for
@@ -124,21 +218,41 @@ def is_right(problem: str, steps: Sequence[str], step: str) -> bool:
 
     Args:
       problem: problem text; ValueError if it is not of this world.
-      steps: the steps so far.
-      step: the next step's text, without a newline.
-
-    Returns:
-      True if right. False after a step without a readable result and after the end.
+      steps: the steps so far, right or wrong.
     """
-    return step == _right_step(problem, steps)
+    value, blocks = _parse(problem)
+    if len(steps) >= len(blocks):
+        return None
+    if steps:
+        last = read_step(steps[-1])
+        if last is None:
+            return None
+        value = last.result
+    number = len(steps) + 1
+    operands = (value, *blocks[len(steps)])
+    return _step_text(number, operands, _result(*operands), number == len(blocks))
+
+
+def is_right(problem: str, steps: Sequence[str], step: str) -> bool:
+    """Whether a next step is exactly the `right_step` (gold knowledge, see there)."""
+    return step == right_step(problem, steps)
+
+
+def working(right: str) -> str:
+    """The two look-ups of a right step, written out: "8*7=6, 6+4=0"."""
+    step = read_step(right)
+    product = step.value * step.factor % 10
+    first = f"{step.value}*{step.factor}={product}"
+    return f"{first}, {product}+{step.addend}={step.result}"
 
 
 def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
     r"""Makes a plausible wrong next step.
 
-    In 80 % only the result digit is changed. In 10 % the running value is miscopied, in
-    10 % a factor or an addend; the result then agrees with the miscopy and differs from
-    the right one. The \boxed{} of a last step agrees with the step's own result.
+    One of four things is wrong, each in a quarter of the cases: the result digit alone,
+    or the running value, the factor or the addend, which is miscopied, with the result
+    that belongs to the miscopy. The \boxed{} of a last step agrees with the step's own
+    result.
 
     Args:
       problem: problem text.
@@ -149,132 +263,29 @@ def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
       The step's text.
 
     Raises:
-      ValueError: if no next step follows, see ``is_right``.
+      ValueError: if no next step follows, see ``right_step``.
     """
-    right = _right_step(problem, steps)
+    right = right_step(problem, steps)
     if right is None:
         raise ValueError(
             f"problem {problem!r} has no next step after {list(steps)}; expected fewer "
             "steps than operations, the last one with a result"
         )
-    number, last = len(steps) + 1, "boxed" in right
-    value, factor, addend = operands = _operands(right)
-    result = _result(*operands)
-    kind = rng.random()
-    if kind < 0.8:
-        wrong = rng.choice([digit for digit in range(10) if digit != result])
-        return _step_text(number, operands, wrong, last)
-    if kind < 0.9:
+    step = read_step(right)
+    number, last = step.number, step.boxed is not None
+    value, factor, addend = step.operands
+    kind = rng.randrange(4)
+    if kind == 0:
+        wrong = rng.choice([digit for digit in range(10) if digit != step.result])
+        return _step_text(number, step.operands, wrong, last)
+    if kind == 1:
         miscopies = [(other, factor, addend) for other in range(10)]
-    else:
+    elif kind == 2:
         miscopies = [(value, other, addend) for other in _FACTORS]
-        miscopies += [(value, factor, other) for other in _ADDENDS]
-    miscopy = rng.choice([copy for copy in miscopies if _result(*copy) != result])
+    else:
+        miscopies = [(value, factor, other) for other in _ADDENDS]
+    miscopy = rng.choice([copy for copy in miscopies if copy != step.operands])
     return _step_text(number, miscopy, _result(*miscopy), last)
-
-
-def comparisons(id: str, problem: str, rng: random.Random) -> list[Comparison]:
-    """Compares the right step with a corrupted one at a random place of a problem.
-
-    Args:
-      id: the rows' ids are this and "-ab" or "-ba".
-      problem: problem text; ValueError if it is not of this world.
-      rng: picks the step's position and the corruption; it is advanced.
-
-    Returns:
-      Two rows, one per order, see ``comparison_from``.
-    """
-    solved = solve(problem)
-    position = rng.randrange(len(solved.steps))
-    steps = solved.steps[:position]
-    wrong = corrupt(problem, steps, rng)
-    return comparison_from(id, problem, steps, solved.steps[position], wrong)
-
-
-def comparison_from(
-    id: str, problem: str, steps: Sequence[str], right: str, wrong: str
-) -> list[Comparison]:
-    """Makes the two rows, one per order, that compare a right and a wrong step.
-
-    The explanation copies the result digit of each candidate ("?" for one that has not
-    the form of the step that is due), then works the right result out. It ends with a
-    space: the verdict follows at once.
-
-    Args:
-      id: the rows' ids are this and "-ab" (the right step is A) or "-ba".
-      problem: problem text.
-      steps: the steps before the two candidates, right or wrong.
-      right: the right next step.
-      wrong: any other text, corrupted or sampled.
-
-    Raises:
-      ValueError: if ``right`` is not right, or ``wrong`` is.
-    """
-    expected = _right_step(problem, steps)
-    if right != expected or wrong == expected:
-        raise ValueError(
-            f"the right step {right!r} and the wrong step {wrong!r} were given; "
-            f"expected {expected!r} as the right one only"
-        )
-    value, factor, addend = _operands(right)
-    product, result = value * factor % 10, _result(value, factor, addend)
-    check = f"{value}*{factor}={product}, {product}+{addend}={result}"
-    rows = []
-    for order, a, b, verdict in (("ab", right, wrong, "A"), ("ba", wrong, right, "B")):
-        copied = f"{_copied_result(a, right)} (A) {_copied_result(b, right)} (B)"
-        text = f"Check: {copied} {check} "
-        row_id = f"{id}-{order}"
-        rows.append(Comparison(row_id, problem, tuple(steps), a, b, verdict, text))
-    return rows
-
-
-def dataset(
-    *,
-    seed: int,
-    ift: int,
-    eft: int,
-    heldout: int,
-    questions: Sequence[int],
-    test: int,
-    operations: int = 3,
-) -> Dataset:
-    """Makes all data of a run, disjoint as problems, the same for the same arguments.
-
-    Args:
-      seed: of all draws.
-      ift: number of solutions.
-      eft: number of problems to compare steps of; each gives two rows.
-      heldout: the same, for measuring the judge.
-      questions: number of questions of each iteration.
-      test: number of benchmark problems.
-      operations: blocks per problem.
-
-    Raises:
-      ValueError: if a count is negative or there are not enough problems.
-    """
-    counts = [ift, eft, heldout, test, *questions]
-    if min(counts) < 0:
-        raise ValueError(f"counts are {counts}; expected none below 0")
-    drawn = iter(problems(sum(counts), seed=seed, operations=operations))
-
-    def take(name: str, count: int) -> list[tuple[str, str]]:
-        return [(f"arith-{name}-{index}", next(drawn)) for index in range(count)]
-
-    def compare(name: str, count: int) -> list[Comparison]:
-        rng = random.Random(f"last-digit programs, {name} steps, seed {seed}")
-        rows = (comparisons(*item, rng) for item in take(name, count))
-        return [row for both in rows for row in both]
-
-    def ask(number: int, count: int) -> list[Question]:
-        return [Question(*item) for item in take(f"q{number}", count)]
-
-    return Dataset(
-        ift=[solution(*item) for item in take("ift", ift)],
-        eft=compare("eft", eft),
-        heldout=compare("heldout", heldout),
-        questions=[ask(*item) for item in enumerate(questions, start=1)],
-        test=[Problem(*item, solve(item[1]).answer) for item in take("test", test)],
-    )
 
 
 def train_tokenizer(directory: str | Path) -> None:
@@ -334,14 +345,14 @@ def train_tokenizer(directory: str | Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")
 
 
-def _problem_text(number: int, operations: int) -> str:
-    """The problem with this number, 0 <= number < 10 * 24**operations."""
+def _problem_text(number: int, operations: int, blocks: Sequence) -> str:
+    """The problem with this number, 0 <= number < 10 * len(blocks)**operations."""
     number, start = divmod(number, 10)
     text = str(start)
     for _ in range(operations):
-        number, factor = divmod(number, len(_FACTORS))
-        number, addend = divmod(number, len(_ADDENDS))
-        text += f"*{_FACTORS[factor]}+{_ADDENDS[addend]}"
+        number, block = divmod(number, len(blocks))
+        factor, addend = blocks[block]
+        text += f"*{factor}+{addend}"
     return text
 
 
@@ -367,33 +378,3 @@ def _step_text(number: int, operands: Sequence[int], result: int, last: bool) ->
     value, factor, addend = operands
     boxed = f"; \\boxed{{{result}}}" if last else ""
     return f"Step {number}: {value}*{factor}+{addend}={result}{boxed}"
-
-
-def _operands(step: str) -> tuple[int, int, int]:
-    """Value, factor and addend of a well-formed step."""
-    match = _STEP.fullmatch(step)
-    return int(match["value"]), int(match["factor"]), int(match["addend"])
-
-
-def _right_step(problem: str, steps: Sequence[str]) -> str | None:
-    """The right next step, None after an unreadable step or after the end."""
-    value, blocks = _parse(problem)
-    if len(steps) >= len(blocks):
-        return None
-    if steps:
-        match = _STEP.fullmatch(steps[-1])
-        if match is None:
-            return None
-        value = int(match["result"])
-    number = len(steps) + 1
-    operands = (value, *blocks[len(steps)])
-    return _step_text(number, operands, _result(*operands), number == len(blocks))
-
-
-def _copied_result(step: str, right: str) -> str:
-    """The result digit that a step of the due form states, else "?"."""
-    match, due = _STEP.fullmatch(step), _STEP.fullmatch(right)
-    if match is None or match["number"] != due["number"]:
-        return "?"
-    boxed = match["result"] if due["boxed"] else None
-    return match["result"] if match["boxed"] == boxed else "?"

@@ -1,0 +1,183 @@
+"""The model as the proposer of next steps, or of whole solutions.
+
+A step ends where the marker of the next one would begin, or at EOS; it is malformed
+when it was cut off by the budget or does not begin with its own marker. Whole solutions
+(``unit="solution"``, for the baseline of arXiv 2401.10020) end at EOS and are malformed
+unless they can be cut into steps and hold a closed box.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from stepjax import prompts
+from stepjax.encode import Codec
+from stepjax.lm import stops
+from stepjax.lm.slots import Slots
+from stepjax.search import Candidate, Proposal, Propose, State
+
+UNITS = ("step", "solution")
+
+
+def make_proposer(
+    slots: Slots,
+    codec: Codec,
+    *,
+    unit: str,
+    width: int,
+    temperature: float,
+    top_p: float,
+    max_step_tokens: int,
+    iteration: int,
+    seed: int,
+) -> Propose:
+    """Returns the model as the proposer of next steps.
+
+    Args:
+      slots: context caches of the solutions.
+      codec: tokenizer and templates.
+      unit: one of `UNITS`, what a candidate is.
+      width: samples a step (w of the paper).
+      temperature: of the samples.
+      top_p: of the samples.
+      max_step_tokens: most tokens of a candidate, the next marker's first ones included.
+      iteration: first integer of every key path.
+      seed: base seed.
+    """
+    read = Reader(codec, unit)
+    table = jax.numpy.asarray(read.table)
+    count = len(slots.held)
+
+    def propose(active: Mapping[int, State]) -> dict[int, Proposal]:
+        prompts_, wanted = [[()] * width for _ in range(count)], {}
+        paths = np.zeros((count, width, 7), np.uint32)
+        paths[:, :, 4] = np.arange(width)
+        for slot, state in active.items():
+            ids = context_ids(codec, state)
+            wanted[slot] = ids[:-1]
+            prompts_[slot] = [ids[-1:]] * width
+            paths[slot, :, :4] = state.key_path(iteration)
+        slots.hold(wanted)
+        out = slots.sample(
+            None,
+            prompts_,
+            paths,
+            seed=seed,
+            temperature=temperature,
+            top_p=top_p,
+            stops=table,
+            vocab=codec.tokenizer.vocab_size,
+            budget=max_step_tokens,
+            capacity=max_step_tokens,
+        )
+        return {
+            slot: read.proposal(
+                len(state.steps) + 1,
+                [
+                    out.tokens[slot, w, : out.count[slot, w]].tolist()
+                    for w in range(width)
+                ],
+                out.stopped[slot],
+                out.logps[slot],
+            )
+            for slot, state in active.items()
+        }
+
+    return propose
+
+
+def context_ids(codec: Codec, state: State) -> tuple[int, ...]:
+    """Returns the ids that the next step follows."""
+    ids = codec.solve_prompt(state.question.problem)
+    return ids + tuple(i for step in state.steps for i in step.ids)
+
+
+class Reader:
+    """Turns sampled ids into candidates.
+
+    Attributes:
+      table: the stop table that ends a candidate, [states, vocab] int32.
+    """
+
+    def __init__(self, codec: Codec, unit: str = "step"):
+        """Compiles what ends a step, or a solution.
+
+        Args:
+          codec: tokenizer and templates.
+          unit: one of `UNITS`.
+
+        Raises:
+          ValueError: for another unit.
+        """
+        if unit not in UNITS:
+            raise ValueError(f"search.unit={unit!r}; expected one of {UNITS}.")
+        self.codec, self.unit = codec, unit
+        self.stops = prompts.step_stops(codec.templates) if unit == "step" else ()
+        tokenizer = codec.tokenizer
+        self.table = stops.compile_stops(
+            tokenizer.token_bytes, self.stops, tokenizer.stop_ids
+        )
+
+    def proposal(
+        self,
+        number: int,
+        rows: Sequence[Sequence[int]],
+        stopped: Sequence[bool],
+        logps: np.ndarray,
+    ) -> Proposal:
+        """Returns the distinct well-formed candidates of one problem.
+
+        Args:
+          number: step number, from 1.
+          rows: sampled ids of each row, the stopping token included.
+          stopped: whether each row reached a stop.
+          logps: log-probabilities, [rows, >= longest row].
+        """
+        counts: dict[tuple[int, ...], int] = {}
+        kept: dict[tuple[int, ...], tuple[int, bool]] = {}
+        malformed = 0
+        for index, (ids, ended) in enumerate(zip(rows, stopped, strict=True)):
+            ids = tuple(ids)
+            if ids not in counts:
+                size = self._length(number, ids, bool(ended))
+                if size is not None:
+                    kept[ids] = (index, size)
+            counts[ids] = counts.get(ids, 0) + 1
+        merged: dict[tuple[int, ...], Candidate] = {}
+        for ids, count in counts.items():
+            if ids not in kept:
+                malformed += count
+                continue
+            index, size = kept[ids]
+            step = ids[:size]
+            if step in merged:
+                old = merged[step]
+                merged[step] = dataclasses.replace(old, count=old.count + count)
+                continue
+            text = self.codec.text(step)
+            final = step[-1] in self.codec.stop_ids or prompts.boxed(text) is not None
+            logp = float(np.asarray(logps[index][:size], np.float64).sum())
+            merged[step] = Candidate(step, text, count, logp, final)
+        return Proposal(tuple(merged.values()), malformed)
+
+    def _length(self, number: int, ids: tuple[int, ...], ended: bool) -> int | None:
+        """Returns how many ids make the candidate, or None when it is malformed."""
+        if not ended:
+            return None
+        size = len(ids)
+        if self.unit == "solution":
+            return size if self._is_solution(self.codec.text(ids)) else None
+        if ids[-1] not in self.codec.stop_ids:
+            size = stops.cut_at_stop(self.codec.tokenizer.token_bytes, ids, self.stops)
+        marker = prompts.marker(self.codec.templates, number)
+        text = self.codec.text(ids[:size])
+        well_formed = text.startswith(marker) and text[len(marker) :].strip()
+        return size if well_formed else None
+
+    def _is_solution(self, text: str) -> bool:
+        try:
+            prompts.split_steps(self.codec.templates, text)
+        except ValueError:
+            return False
+        return prompts.boxed(text) is not None

@@ -1,0 +1,220 @@
+"""The rows of a run in the arithmetic world: solutions, judgments, questions, tests."""
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from stepjax.records import Comparison, Problem, Question, Rating, Solution
+from stepjax.worlds import arithmetic as world
+
+_AFTER_MISTAKE = 0.2  # of the comparisons of a later step follow a wrong one
+_UNDECIDED = 0.3  # of the comparisons to learn from hold two wrong steps
+_WRONG_STEP = 0.3  # of the steps of a solution to rate
+
+
+class Dataset(NamedTuple):
+    """All data of a run; no problem occurs in two places.
+
+    Attributes:
+      ift: solutions to learn from.
+      eft: comparisons to learn from, two rows (one per order) for each problem.
+      ratings: rated solutions to learn from, one for each problem of `eft`.
+      heldout: comparisons to measure the judge with, two rows a problem, one right.
+      questions: one list of questions without answers for each iteration.
+      test: benchmark problems of the blocks that are judged and asked.
+      unseen: benchmark problems whose blocks occur nowhere else.
+    """
+
+    ift: list[Solution]
+    eft: list[Comparison]
+    ratings: list[Rating]
+    heldout: list[Comparison]
+    questions: list[list[Question]]
+    test: list[Problem]
+    unseen: list[Problem]
+
+
+def dataset(
+    *,
+    seed: int,
+    ift: int,
+    eft: int,
+    heldout: int,
+    questions: Sequence[int],
+    test: int,
+    operations: int = 3,
+    solved_share: float = 1.0,
+    unseen_blocks: int = 0,
+) -> Dataset:
+    """Makes all data of a run, disjoint as problems, the same for the same arguments.
+
+    Args:
+      seed: of all draws.
+      ift: number of solutions.
+      eft: number of problems to judge steps of; each gives two comparisons and a
+        rating.
+      heldout: the same, for measuring the judge.
+      questions: number of questions of each iteration.
+      test: number of benchmark problems, and of unseen ones if there are such blocks.
+      operations: blocks per problem.
+      solved_share: share of the steps that solutions may hold, see `arithmetic.split`.
+      unseen_blocks: number of blocks that only unseen test problems hold.
+
+    Raises:
+      ValueError: if a count is out of range or there are not enough problems.
+    """
+    counts = [eft, heldout, test, *questions]
+    if min(ift, *counts) < 0:
+        raise ValueError(f"counts are {[ift, *counts]}; expected none below 0")
+    split = world.split(seed, solved_share=solved_share, unseen_blocks=unseen_blocks)
+    shape = {"seed": seed, "operations": operations}
+    solved = world.problems(ift, blocks=split.judged, steps=split.solved, **shape)
+    judged = world.problems(sum(counts), blocks=split.judged, exclude=solved, **shape)
+    unseen = []
+    if unseen_blocks:
+        unseen = world.problems(test, blocks=split.unseen, **shape)
+    drawn = iter(judged)
+
+    def name(split: str, problems) -> list[tuple[str, str]]:
+        return [(f"arith-{split}-{n}", text) for n, text in enumerate(problems)]
+
+    def take(split: str, count: int) -> list[tuple[str, str]]:
+        return name(split, [next(drawn) for _ in range(count)])
+
+    def compare(split: str, rows, undecided: float) -> list[Comparison]:
+        rng = random.Random(f"last-digit programs, {split} steps, seed {seed}")
+        return [row for item in rows for row in comparisons(*item, rng, undecided)]
+
+    def solve(rows) -> list[Problem]:
+        return [Problem(*item, world.solve(item[1]).answer) for item in rows]
+
+    tests, held, taught = take("test", test), take("heldout", heldout), take("eft", eft)
+    rng = random.Random(f"last-digit programs, rated solutions, seed {seed}")
+    return Dataset(
+        ift=[Solution(*item, *world.solve(item[1])) for item in name("ift", solved)],
+        eft=compare("eft", taught, _UNDECIDED),
+        ratings=[rating(*item, rng) for item in taught],
+        heldout=compare("heldout", held, 0.0),
+        questions=[
+            [Question(*item) for item in take(f"q{number}", count)]
+            for number, count in enumerate(questions, start=1)
+        ],
+        test=solve(tests),
+        unseen=solve(name("unseen", unseen)),
+    )
+
+
+def comparisons(
+    id: str, problem: str, rng: random.Random, undecided: float = 0.0
+) -> list[Comparison]:
+    """Compares two steps at a random place of a problem.
+
+    In 20 % of the places after the first step an earlier step is wrong, and what
+    follows it is worked from what it wrote.
+
+    Args:
+      id: the rows' ids are this and "-ab" or "-ba".
+      problem: problem text; ValueError if it is not of this world.
+      rng: picks the place and the corruptions; it is advanced.
+      undecided: share of the problems in which both steps are wrong, otherwise one is
+        right.
+
+    Returns:
+      Two rows, one per order, see ``comparison_from``.
+    """
+    length = len(world.solve(problem).steps)
+    position = rng.randrange(length)
+    mistake = position and rng.random() < _AFTER_MISTAKE
+    wrong_at = {rng.randrange(position)} if mistake else set()
+    steps = _written(problem, position, wrong_at, rng)
+    first = world.corrupt(problem, steps, rng)
+    if rng.random() >= undecided:
+        other = world.right_step(problem, steps)
+    else:
+        while (other := world.corrupt(problem, steps, rng)) == first:
+            pass
+    return comparison_from(id, problem, steps, other, first)
+
+
+def _written(
+    problem: str, count: int, wrong_at: set[int], rng: random.Random
+) -> list[str]:
+    """The first `count` steps, corrupted at the given places, right elsewhere."""
+    steps: list[str] = []
+    for place in range(count):
+        right = world.right_step(problem, steps)
+        steps.append(world.corrupt(problem, steps, rng) if place in wrong_at else right)
+    return steps
+
+
+def comparison_from(
+    id: str, problem: str, steps: Sequence[str], one: str, other: str
+) -> list[Comparison]:
+    """Makes the two rows, one per order, that compare two steps.
+
+    The explanation copies the result digit of each candidate ("?" for one with other
+    operands or another form than is due), then works the right result out. It ends with
+    a space: the verdict follows at once.
+
+    Where neither step is right there is no preference, and the verdict is the first
+    one shown: asked in both orders, such a judge contradicts itself, which counts for
+    nobody. Without such rows a model learns to make one of two wrong results look
+    right.
+
+    Args:
+      id: the rows' ids are this and "-ab" or "-ba".
+      problem: problem text.
+      steps: the steps before the two candidates, right or wrong.
+      one: a next step; the first one shown in row "-ab".
+      other: another next step, corrupted or sampled.
+
+    Raises:
+      ValueError: if the two are the same, or no next step is due.
+    """
+    right = world.right_step(problem, steps)
+    if right is None or one == other:
+        raise ValueError(
+            f"the next steps {one!r} and {other!r} were given; expected two different "
+            f"ones where {right!r} is due"
+        )
+    rows = []
+    for order, a, b in (("ab", one, other), ("ba", other, one)):
+        copied = f"{_copied_result(a, right)} (A) {_copied_result(b, right)} (B)"
+        verdict = "B" if b == right else "A"
+        text = f"Check: {copied} {world.working(right)} "
+        row_id = f"{id}-{order}"
+        rows.append(Comparison(row_id, problem, tuple(steps), a, b, verdict, text))
+    return rows
+
+
+def _copied_result(step: str, right: str) -> str:
+    """The result digit of a step that differs from the right one in it alone, or "?"."""
+    found, due = world.read_step(step), world.read_step(right)
+    if found is None or found[:4] != due[:4]:
+        return "?"
+    boxed = None if due.boxed is None else found.result
+    return str(found.result) if found.boxed == boxed else "?"
+
+
+def rating(id: str, problem: str, rng: random.Random) -> Rating:
+    """Rates a solution in which each step is wrong with probability 0.3.
+
+    The score is the number of right steps, each judged from what the step before it
+    wrote. The explanation works each step out and marks it:
+    ``Check: 0 8*7=6, 6+4=0 (+) 5 0*4=0, 0+2=2 (-) ...``.
+
+    Args:
+      id: the row's id.
+      problem: problem text; ValueError if it is not of this world.
+      rng: picks the mistakes; it is advanced.
+    """
+    length = len(world.solve(problem).steps)
+    wrong_at = {place for place in range(length) if rng.random() < _WRONG_STEP}
+    steps = _written(problem, length, wrong_at, rng)
+    parts = []
+    for place, step in enumerate(steps):
+        right = world.right_step(problem, steps[:place])
+        mark = " (+) " if step == right else " (-) "
+        parts.append(f"{_copied_result(step, right)} {world.working(right)}{mark}")
+    score = length - len(wrong_at)
+    return Rating(id, problem, tuple(steps), score, "Check: " + "".join(parts))
