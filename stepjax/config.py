@@ -19,7 +19,10 @@ def default() -> ml_collections.ConfigDict:
     c.model = model = ml_collections.ConfigDict()
     model.init = "random"  # "random", or "hf:DIR" for a Hugging Face directory
     model.dtype = "float32"  # compute type; "bfloat16" on accelerators
-    model.remat = "none"  # "full" recomputes each block in the backward pass
+    model.remat = "none"  # what the backward pass computes again: "none", "full",
+    # "attention" (all but attention's output), "dots" (all but matrix products)
+    model.attention = "auto"  # forest rows: "chunks", "kernel" (TPU), "cudnn" (GPU);
+    # "auto": the kernel on TPU, chunks elsewhere
     # Shape of a random model; an hf: directory brings its own.
     model.vocab_size = 0  # 0: the tokenizer's, rounded up to a multiple of 8
     model.hidden_size = 64

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from stepjax import dpo, evaluate, prepare, records, rundir, search, sft, summary
@@ -437,7 +436,7 @@ class Run:
         )
         reference = None
         if self.dpo_options.reference == "live":
-            reference = jax.tree.map(jnp.copy, params)
+            reference = lm.frozen(params, self.model.config.dtype)
         else:
             name = f"M{number + 1} reference"
             with self.monitor.progress(name, len(batches), "batch") as move:

@@ -5,6 +5,7 @@ Question files hold no answers. Everything that can be known to be wrong is refu
 here, before anything is compiled.
 """
 
+import dataclasses
 import operator
 import pathlib
 from collections.abc import Sequence
@@ -283,9 +284,9 @@ def model_config(config: ml_collections.ConfigDict, vocab_size: int) -> lm.Model
     settings = config.model.to_dict()
     init = settings.pop("init")
     if init.startswith("hf:"):
-        result = hf_config.config_from_hf(
-            init.removeprefix("hf:"), dtype=config.model.dtype, remat=config.model.remat
-        )
+        result = hf_config.config_from_hf(init.removeprefix("hf:"))
+        numerics = {name: settings[name] for name in ("dtype", "remat", "attention")}
+        result = dataclasses.replace(result, **numerics)
     elif init == "random":
         settings["vocab_size"] = settings["vocab_size"] or -(-vocab_size // 8) * 8
         result = lm.ModelConfig(**settings)

@@ -5,17 +5,28 @@ One rule decides who sees whom in a forest row: query i sees key j if and only i
 ``context_length`` keys of its problem's shared context and the keys of its own
 suffix up to itself. Scores and softmax are float32.
 
+Forest rows have three implementations of the one rule: query chunks in plain JAX,
+a TPU kernel (`stepjax.lm.forest_kernel`), and cuDNN's on NVIDIA GPUs.
+
 Axis names: B rows, T tokens, H query heads, K key/value heads, D head size,
 G groups (each reads one context), W rows of a group, C context capacity,
 S suffix capacity.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, PartitionSpec
+
+from stepjax.lm import forest_kernel, sharding
+
+KINDS = ("auto", "chunks", "kernel", "cudnn")
 
 _MASKED = -1e30  # finite, so that a fully masked query gives no NaN
+_CHUNK, _CHUNKS = 256, 16  # queries of a chunk, unless that makes more chunks
 
 
 def rope_frequencies(
@@ -83,22 +94,114 @@ def forest_mask(subtree_end: jax.Array) -> jax.Array:
     return (key <= query) & (query < subtree_end[:, None, :])
 
 
+def choose(kind: str, mesh: Mesh | None, dtype: str, head_dim: int) -> str:
+    """Returns the implementation to use for forest rows: one of `KINDS` but "auto".
+
+    "auto" is the kernel on TPU and query chunks elsewhere. "kernel" on another
+    platform runs interpreted, which is for tests. "cudnn" must be asked for: it has
+    not been run by us.
+
+    Args:
+      kind: one of `KINDS`.
+      mesh: whose devices run it; None for the default backend.
+      dtype: compute type.
+      head_dim: D.
+
+    Raises:
+      ValueError: for an unknown kind, or cuDNN where it does not fit.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"model.attention={kind!r}; expected one of {KINDS}.")
+    platform = _platform(mesh)
+    if kind == "auto":
+        return "kernel" if platform == "tpu" else "chunks"
+    if kind == "cudnn":
+        fits = dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
+        if platform != "gpu" or not fits:
+            raise ValueError(
+                f"model.attention='cudnn' on {platform} with dtype={dtype!r} and "
+                f"head_dim={head_dim}; expected a GPU, 'bfloat16' and a multiple of 8 "
+                "up to 128. Set model.attention='chunks'."
+            )
+    return kind
+
+
+def _platform(mesh: Mesh | None) -> str:
+    return mesh.devices.flat[0].platform if mesh else jax.default_backend()
+
+
 def forest_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    subtree_end: jax.Array,
+    *,
+    kind: str = "chunks",
+    mesh: Mesh | None = None,
 ) -> jax.Array:
-    """Attention of a forest row over itself.
+    """Attention of forest rows over themselves.
 
     Args:
       query: [B, T, H, D].
       key: [B, T, K, D], H a multiple of K.
       value: [B, T, K, D].
-      mask: [B, T, T] bool from `forest_mask`.
+      subtree_end: [B, T] int32, first index after the subtree of each token.
+      kind: from `choose`.
+      mesh: what rows and heads are split over; None on one device.
 
     Returns:
       [B, T, H, D] in the query's dtype.
     """
+    if kind == "kernel":
+        attend = functools.partial(
+            forest_kernel.forest_attention, interpret=_platform(mesh) != "tpu"
+        )
+        if mesh is None:
+            return attend(query, key, value, subtree_end)
+        heads = PartitionSpec(sharding.ROWS, None, "tensor")
+        rows = PartitionSpec(sharding.ROWS)
+        specs = (heads, heads, heads, rows)
+        # No value is shared by devices inside, so there is nothing to check.
+        split = jax.shard_map(
+            attend, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False
+        )
+        return split(query, key, value, subtree_end)
+    if kind == "cudnn":
+        mask = forest_mask(subtree_end)[:, None]
+        out = jax.nn.dot_product_attention(
+            query, key, value, mask=mask, implementation="cudnn"
+        )
+    else:
+        out = _in_chunks(query, key, value, subtree_end)
+    return checkpoint_name(out, forest_kernel.SAVED)
+
+
+def _in_chunks(query, key, value, subtree_end):
+    """The rule in plain JAX; no more than a chunk's scores exist at once."""
+    length = query.shape[1]
+    chunk = max(_CHUNK, -(-length // _CHUNKS))
+    if length <= chunk:
+        return _plain(query, key, value, subtree_end, 0)
+    parts = []
+    for start in range(0, length, chunk):
+        seen = slice(0, start + chunk)  # later keys are seen by nobody here
+        part = jax.checkpoint(functools.partial(_plain, start=start))
+        parts.append(
+            part(
+                query[:, start : start + chunk],
+                key[:, seen],
+                value[:, seen],
+                subtree_end[:, seen],
+            )
+        )
+    return jnp.concatenate(parts, 1)
+
+
+def _plain(query, key, value, subtree_end, start):
+    """Attention of the queries from index `start` on over the first keys."""
     batch, length, heads, size = query.shape
     kv_heads = key.shape[2]
+    mask = forest_mask(subtree_end)[:, start : start + length]
     query = query.reshape(batch, length, kv_heads, heads // kv_heads, size)
     scores = jnp.einsum(
         "btkgd,bskd->bkgts", query, key, preferred_element_type=jnp.float32

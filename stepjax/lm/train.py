@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from stepjax import forest, losses
-from stepjax.lm import checkpoint, sharding
+from stepjax import forest
+from stepjax.lm import checkpoint, sharding, vocabulary
 from stepjax.lm import model as lm
 
 LossFunction = Callable[..., tuple[jax.Array, tuple[jax.Array, dict]]]
@@ -109,12 +109,10 @@ def scored_logps(model: lm.Decoder, params: Any, rows: forest.Rows) -> jax.Array
     parent = jnp.maximum(parent, 0)  # padding points at a root
     at_parent = jnp.take_along_axis(hidden, parent[..., None], 1)  # [R, S, E]
     targets = jnp.take_along_axis(rows.tokens, rows.scored, 1)
-    logps = losses.token_logps_from_hidden(
-        at_parent.reshape(-1, hidden.shape[-1]),
-        lm.unembedding(params).astype(hidden.dtype),
-        targets.reshape(-1),
+    logps = vocabulary.token_logps(
+        at_parent, lm.unembedding(params), targets, model.mesh
     )
-    return jnp.where(rows.weight > 0, logps.reshape(parent.shape), 0.0)
+    return jnp.where(rows.weight > 0, logps, 0.0)
 
 
 def segment_sums(logps: jax.Array, rows: forest.Rows, segments: int) -> jax.Array:
