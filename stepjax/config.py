@@ -67,7 +67,7 @@ def default() -> ml_collections.ConfigDict:
 
     c.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # replicas; -1: what the other axes leave
-    mesh.fsdp = 1  # ways that parameters and optimizer state are split
+    mesh.fsdp = 1  # ways that parameters and optimizer state are split; or -1, likewise
     mesh.tensor = 1  # ways that heads, feed-forward and vocabulary are split
 
     c.train = train = ml_collections.ConfigDict()
@@ -88,7 +88,9 @@ def default() -> ml_collections.ConfigDict:
     search.on_tie = "back"  # "back" (paper), or "append" the most frequent, no pair
     search.max_step_tokens = 256  # tokens of a step
     search.context_tokens = 2048  # tokens of prompt and steps
-    search.slots = 32  # problems in flight
+    search.slots = 32  # problems in flight, over all hosts
+    search.tensor = 0  # ways that heads are split while sampling and judging, among the
+    # chips of one host (weights are whole otherwise); 0: mesh.tensor
 
     c.judge = judge = ml_collections.ConfigDict()
     judge.mode = "generate"  # (paper), or "logprob"

@@ -117,16 +117,21 @@ class Monitor:
 
     def table(self, title: str, rows: Sequence[dict[str, str]]) -> str:
         """Prints rows of text as a table and returns it as plain text."""
-        drawn = table.Table(title=title, title_justify="left")
-        for number, name in enumerate(rows[0]):
-            drawn.add_column(name, justify="right" if number else "left")
-        for row in rows:
-            drawn.add_row(*row.values())
-        plain = rich_console.Console(width=200, record=True, file=io.StringIO())
-        plain.print(drawn)
-        text = plain.export_text()
+        text = text_table(rows, title)
         print(text)
         return text
+
+
+def text_table(rows: Sequence[dict[str, str]], title: str | None = None) -> str:
+    """Returns rows of text, all with the same columns, as a plain-text table."""
+    drawn = table.Table(title=title, title_justify="left")
+    for number, name in enumerate(rows[0]):
+        drawn.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        drawn.add_row(*row.values())
+    plain = rich_console.Console(width=200, record=True, file=io.StringIO())
+    plain.print(drawn)
+    return plain.export_text()
 
 
 class _Rate(progress.ProgressColumn):

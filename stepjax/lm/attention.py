@@ -26,6 +26,7 @@ from stepjax.lm import forest_kernel, sharding
 KINDS = ("auto", "chunks", "kernel", "cudnn")
 
 _MASKED = -1e30  # finite, so that a fully masked query gives no NaN
+_QUERIES = 1024  # of a group at once, behind a cached context
 _CHUNK, _CHUNKS = 256, 16  # queries of a chunk, unless that makes more chunks
 
 
@@ -222,6 +223,7 @@ def cached_attention(
     """Attention over a shared context and an own suffix, with one softmax.
 
     The context is read once for all W rows of a group; nothing is copied per row.
+    Many queries at once (long prompts) are taken in chunks.
 
     Args:
       query: [G, W, T, H, D].
@@ -233,6 +235,28 @@ def cached_attention(
     Returns:
       [G, W, T, H, D] in the query's dtype.
     """
+    width, length = query.shape[1:3]
+    chunk = max(1, _QUERIES // width)
+    attend = functools.partial(_attend_cached, context, suffix, context_mask)
+    if length <= chunk:
+        return attend(query, suffix_mask)
+    chunk = -(-length // -(-length // chunk))  # as few chunks, of one size
+    padding = -length % chunk
+
+    def cut(x, axis):
+        """Returns x with its axis padded and cut into chunks, which lead."""
+        pads = [(0, padding if i == axis else 0) for i in range(x.ndim)]
+        x = jnp.pad(x, pads)
+        shape = (*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+    chunks = cut(query, 2), cut(suffix_mask, 2)
+    out = jax.lax.map(lambda both: attend(*both), chunks)
+    out = jnp.moveaxis(out, 0, 2)  # [G, W, chunks, chunk, H, D]
+    return out.reshape(*out.shape[:2], -1, *out.shape[4:])[:, :, :length]
+
+
+def _attend_cached(context, suffix, context_mask, query, suffix_mask):
     groups, width, length, heads, size = query.shape
     kv_heads = suffix[0].shape[3]
     shape = (groups, width, length, kv_heads, heads // kv_heads, size)

@@ -36,7 +36,7 @@ def make_mesh(
 
     Args:
       data: replicas; -1 takes what the other axes leave.
-      fsdp: ways that parameters and optimizer state are split, batches too.
+      fsdp: ways that parameters, optimizer state and batches are split; or -1.
       tensor: ways that heads, the feed-forward layer and the vocabulary are split.
       devices: what to use; None for every device of every host.
 
@@ -44,13 +44,15 @@ def make_mesh(
       ValueError: when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    count = len(devices)
+    count, asked = len(devices), f"data={data} x fsdp={fsdp} x tensor={tensor}"
     if data == -1 and fsdp * tensor > 0 and count % (fsdp * tensor) == 0:
         data = count // (fsdp * tensor)
+    elif fsdp == -1 and data * tensor > 0 and count % (data * tensor) == 0:
+        fsdp = count // (data * tensor)
     if data * fsdp * tensor != count or min(data, fsdp, tensor) < 1:
         raise ValueError(
-            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not use the "
-            f"{count} devices exactly; expected a product of {count}. Set mesh.data=-1."
+            f"mesh {asked} does not use the {count} devices exactly; expected a "
+            f"product of {count}. Set mesh.data=-1 or mesh.fsdp=-1."
         )
     laid = mesh_utils.create_device_mesh(
         (data, fsdp, tensor), devices, allow_split_physical_axes=True
@@ -94,6 +96,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Returns the sharding that splits `axis` over the data-parallel mesh axes."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, ROWS))
+
+
+def split_caches(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of key and value caches, [L, slots, C, K, D]."""
+    return NamedSharding(mesh, PartitionSpec(None, ROWS, None, "tensor"))
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, *axes) -> jax.Array:

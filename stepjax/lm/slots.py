@@ -24,7 +24,7 @@ class Slots:
     """
 
     def __init__(self, model, params, mesh: Mesh, slots: int, capacity: int):
-        """Allocates empty caches, split over the data-parallel axes.
+        """Allocates empty caches, split over slots and over `tensor` by heads.
 
         Args:
           model: the decoder.
@@ -41,10 +41,9 @@ class Slots:
                 f"{slots} slots; expected a multiple of the {self._multiple} "
                 "data-parallel devices."
             )
-        spread = sharding.split_rows(mesh, axis=1)
         make = jax.jit(
             lambda: generate.empty_contexts(model.config, slots, capacity),
-            out_shardings=spread,
+            out_shardings=sharding.split_caches(mesh),
         )
         self.contexts = make()
         self.held: list[list[int]] = [[] for _ in range(slots)]
