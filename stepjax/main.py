@@ -17,6 +17,8 @@ _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VA
   dpo      --model → the next one
   eval     measures --model; --mode=greedy|judge|search|all, --benchmark=FILE
   export   writes --model to --out as a Hugging Face directory
+  On a slice of several hosts, every one runs the same command with --hosts=N.
+
   plan     what a run needs of a TPU slice, without one: --topology=v5p:2x2x2 or
            v5p-16, --stage=sft|dpo|search|all, --utilisation=0.4; needs no --workdir
 
@@ -32,6 +34,7 @@ _mode = flags.DEFINE_enum(
     "mode", "all", ("greedy", "judge", "search", "all"), "What to measure."
 )
 _benchmark = flags.DEFINE_string("benchmark", "test", "'test', or a file of problems.")
+_hosts = flags.DEFINE_integer("hosts", 1, "How many hosts run this command together.")
 _topology = flags.DEFINE_string("topology", None, "plan: a slice, v5p:2x2x2 or v5p-16.")
 _stage = flags.DEFINE_string("stage", "all", "plan: sft, dpo, search or all.")
 _utilisation = flags.DEFINE_float(
@@ -108,8 +111,11 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
     if command == "plan":
         _plan(config)
         return
+    from stepjax.lm import hosts
+
+    hosts.start(_hosts.value)
     from stepjax import iterate
-    from stepjax.lm import weights
+    from stepjax.lm import export
 
     if command == "run":
         iterate.run(config, _workdir.value)
@@ -131,7 +137,7 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
             print(mode, {k: round(v, 4) for k, v in metrics.items()})
     else:
         tokenizer = run.codec.tokenizer
-        weights.save_hf(
+        export.save_hf(
             run.params(number),
             run.model.config,
             _out.value,

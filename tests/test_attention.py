@@ -74,11 +74,18 @@ def forward_and_backward(attend):
     return both(query, key, value, gradient)
 
 
+def whole(query, key, value, ends):
+    """The plain rule with all scores at once."""
+    batch, length = query.shape[:2]
+    query = query.reshape(batch, length, KV_HEADS, -1, SIZE).transpose(0, 2, 1, 3, 4)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    out = attention._plain(query, key, value, ends, 0).transpose(0, 2, 1, 3, 4)
+    return out.reshape(batch, length, HEADS, SIZE)
+
+
 @functools.cache
 def plain():
-    return forward_and_backward(
-        lambda q, k, v, ends: attention._plain(q, k, v, ends, 0)
-    )
+    return forward_and_backward(whole)
 
 
 def assert_close(found, expected=None):
@@ -96,10 +103,11 @@ def test_the_plain_rule_is_the_rule():
     np.testing.assert_allclose(plain()[0][:, some], expected, atol=2e-6)
 
 
-def test_query_chunks_give_the_numbers_of_the_plain_rule():
-    found = forward_and_backward(attention.forest_attention)
-    assert attention._CHUNK < LENGTH  # or this would be the plain rule itself
-    assert_close(found)
+@pytest.mark.parametrize("largest", [512, 96])  # 96: scores of a chunk are not kept
+def test_query_chunks_give_the_numbers_of_the_plain_rule(largest, monkeypatch):
+    monkeypatch.setattr(attention, "_LARGEST", largest)
+    assert attention._CHUNK * attention._CHUNKS < LENGTH  # not the plain rule itself
+    assert_close(forward_and_backward(attention.forest_attention))
 
 
 def test_the_kernel_gives_the_numbers_of_the_plain_rule():
@@ -117,9 +125,7 @@ def test_a_row_that_is_no_multiple_of_a_block():
     ends = jnp.minimum(rows().subtree_end[:, :length], length)
     found = attention.forest_attention(query, key, value, ends, kind="kernel")
     assert found.shape == (2, length, HEADS, SIZE)
-    np.testing.assert_allclose(
-        found, attention._plain(query, key, value, ends, 0), atol=1e-5
-    )
+    np.testing.assert_allclose(found, whole(query, key, value, ends), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["kernel", "chunks"])

@@ -27,7 +27,8 @@ KINDS = ("auto", "chunks", "kernel", "cudnn")
 
 _MASKED = -1e30  # finite, so that a fully masked query gives no NaN
 _QUERIES = 1024  # of a group at once, behind a cached context
-_CHUNK, _CHUNKS = 256, 16  # queries of a chunk, unless that makes more chunks
+# Queries of a chunk of a forest row at least and at most, and chunks of a short row.
+_CHUNK, _LARGEST, _CHUNKS = 64, 512, 4
 
 
 def rope_frequencies(
@@ -178,39 +179,49 @@ def forest_attention(
 
 
 def _in_chunks(query, key, value, subtree_end):
-    """The rule in plain JAX; no more than a chunk's scores exist at once."""
-    length = query.shape[1]
-    chunk = max(_CHUNK, -(-length // _CHUNKS))
-    if length <= chunk:
-        return _plain(query, key, value, subtree_end, 0)
+    """The rule in plain JAX, in chunks of queries.
+
+    A chunk reads the keys up to its own end: no query sees a later one. Of long rows
+    the scores of one chunk exist at a time, in the backward pass too.
+    """
+    batch, length, heads, size = query.shape
+    kv_heads = key.shape[2]
+    query = query.reshape(batch, length, kv_heads, heads // kv_heads, size)
+    query = query.transpose(0, 2, 1, 3, 4)  # [B, K, T, H/K, D]
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, K, T, D]
+    chunk = min(max(_CHUNK, -(-length // _CHUNKS)), _LARGEST)
     parts = []
     for start in range(0, length, chunk):
-        seen = slice(0, start + chunk)  # later keys are seen by nobody here
-        part = jax.checkpoint(functools.partial(_plain, start=start))
+        end = min(start + chunk, length)
+        attend = functools.partial(_plain, start=start)
+        if length > _CHUNKS * _LARGEST:
+            attend = jax.checkpoint(attend)
+        ends = subtree_end[:, :end]
         parts.append(
-            part(
-                query[:, start : start + chunk],
-                key[:, seen],
-                value[:, seen],
-                subtree_end[:, seen],
-            )
+            attend(query[:, :, start:end], key[:, :, :end], value[:, :, :end], ends)
         )
-    return jnp.concatenate(parts, 1)
+    out = jnp.concatenate(parts, axis=2).transpose(0, 2, 1, 3, 4)
+    return out.reshape(batch, length, heads, size)
 
 
 def _plain(query, key, value, subtree_end, start):
-    """Attention of the queries from index `start` on over the first keys."""
-    batch, length, heads, size = query.shape
-    kv_heads = key.shape[2]
-    mask = forest_mask(subtree_end)[:, start : start + length]
-    query = query.reshape(batch, length, kv_heads, heads // kv_heads, size)
+    """Attention of queries from index `start` on, [B, K, Q, H/K, D], over [B, K, S, D].
+
+    Queries and heads that share keys are merged into one axis: then the scores, the
+    largest array here, are never transposed, which XLA for CPU is slow at.
+    """
+    batch, kv_heads, length, group, size = query.shape
+    mask = forest_mask(subtree_end)[:, start : start + length]  # [B, Q, S]
+    query = query.reshape(batch, kv_heads, length * group, size)
     scores = jnp.einsum(
-        "btkgd,bskd->bkgts", query, key, preferred_element_type=jnp.float32
+        "bkqd,bksd->bkqs", query, key, preferred_element_type=jnp.float32
     ) / math.sqrt(size)
-    scores = jnp.where(mask[:, None, None], scores, _MASKED)
+    scores = scores.reshape(batch, kv_heads, length, group, -1)
+    scores = jnp.where(mask[:, None, :, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bkgts,bskd->btkgd", weights, value)
-    return out.reshape(batch, length, heads, size)
+    weights = weights.reshape(batch, kv_heads, length * group, -1)
+    out = jnp.einsum("bkqs,bksd->bkqd", weights, value)
+    return out.reshape(batch, kv_heads, length, group, size)
 
 
 def cached_attention(

@@ -17,14 +17,12 @@ from flax import linen as nn
 
 from stepjax.lm import attention, forest_kernel, sharding, vocabulary
 
-_keep = jax.checkpoint_policies
-
-# remat of `ModelConfig` → what the backward pass keeps instead of computing it again.
+# remat of `ModelConfig` → what the backward pass keeps of a block; None is everything.
 REMAT = {
-    "none": _keep.everything_saveable,
-    "full": _keep.nothing_saveable,
-    "attention": _keep.save_only_these_names(forest_kernel.SAVED),
-    "dots": _keep.dots_with_no_batch_dims_saveable,
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(forest_kernel.SAVED),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 _UNROLLED = 4  # models of at most so many layers are unrolled: faster on a CPU
@@ -50,7 +48,7 @@ class ModelConfig:
       dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
       remat: what the backward pass computes again, one of `REMAT`: "none"; "full",
         each block from its input; "attention", likewise but for the output of
-        attention (on TPU); "dots", all but the results of matrix products.
+        attention (on TPU); "dots", all but the products with parameters.
       attention: how forest rows attend, one of `attention.KINDS`.
       embedding_std: standard deviation of a random embedding.
       init_std: standard deviation of every other random matrix.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -58,6 +59,45 @@ def make_mesh(
         (data, fsdp, tensor), devices, allow_split_physical_axes=True
     )
     return Mesh(laid, MESH_AXES)
+
+
+def host_mesh(tensor: int = 1) -> Mesh:
+    """Returns a mesh over the devices of this host, for sampling: whole replicas.
+
+    Args:
+      tensor: ways that heads, the feed-forward layer and the vocabulary are split.
+
+    Raises:
+      ValueError: when this host's devices do not divide by it.
+    """
+    return make_mesh(-1, 1, tensor, devices=jax.local_devices())
+
+
+def on_this_host(tree: Any, shardings: Any) -> Any:
+    """Returns arrays of all hosts as arrays of this host's devices alone.
+
+    All hosts call this together.
+
+    Args:
+      tree: arrays on a mesh of all devices.
+      shardings: on a `host_mesh`.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    local = jax.tree.leaves(shardings)[0].mesh
+    shape = (-1, *local.devices.shape[1:])
+    devices = [
+        make_mesh(*shape, devices=[d for d in jax.devices() if d.process_index == host])
+        for host in range(jax.process_count())
+    ]
+    every = Mesh(np.concatenate([mesh.devices for mesh in devices]), MESH_AXES)
+
+    def one(x, where):
+        x = jax.device_put(x, NamedSharding(every, where.spec))
+        parts = [part.data for part in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, where, parts)
+
+    return jax.tree.map(one, tree, shardings)
 
 
 def param_shardings(mesh: Mesh, boxed: Any, rules: Sequence = RULES) -> Any:

@@ -209,6 +209,8 @@ def make_update(
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """Places a host batch: rows split over the devices, the rest on every device.
 
+    On several hosts every one gives the same batch and places its own rows.
+
     Args:
       mesh: from `sharding.make_mesh`.
       batch: pytree of numpy arrays [M, R, ...]; leaves of a `forest.Rows` are split
@@ -219,7 +221,12 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
 
     def place(part):
         where = split if isinstance(part, forest.Rows) else whole
-        return jax.device_put(part, where)
+
+        def put(x):
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, where, lambda at: x[at])
+
+        return jax.tree.map(put, part)
 
     is_rows = lambda x: isinstance(x, forest.Rows)  # noqa: E731
     return jax.tree.map(place, batch, is_leaf=is_rows)
