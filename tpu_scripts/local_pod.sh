@@ -48,6 +48,7 @@ logs=${LOGS:-$(mktemp -d)}
 mkdir -p "$logs"
 echo "logs of the other processes: $logs" >&2
 pids=()
+# shellcheck disable=SC2329 # called by the trap
 stop() {
   for pid in "${pids[@]}"; do
     kill "$pid" 2>/dev/null || true
@@ -63,7 +64,7 @@ pids+=($!)
 
 status=0
 for ((left = hosts; left > 0; left--)); do
-  wait -n "${pids[@]}" || {
+  wait -n || {
     status=$?
     echo "a process failed with status $status; see $logs" >&2
     break

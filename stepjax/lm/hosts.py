@@ -45,11 +45,19 @@ def start(expected: int) -> None:
             f"--hosts={expected} and the environment tells of {announced} hosts; "
             f"expected --hosts={announced}, and the same command on every one of them."
         )
-    if expected == 1:
+    if "JAX_NUM_PROCESSES" not in os.environ and expected == 1:
         return
+    # Also for one process of many CPU devices, so that sums are added in one order.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    told = {}
+    if "JAX_PROCESS_ID" in os.environ:
+        told = {
+            "coordinator_address": os.environ["JAX_COORDINATOR_ADDRESS"],
+            "num_processes": announced,
+            "process_id": int(os.environ["JAX_PROCESS_ID"]),
+        }
     try:
-        jax.distributed.initialize(initialization_timeout=_JOIN_SECONDS)
+        jax.distributed.initialize(**told, initialization_timeout=_JOIN_SECONDS)
     except Exception as error:
         raise ValueError(
             f"not all of {expected} hosts joined within {_JOIN_SECONDS} s "
