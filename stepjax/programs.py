@@ -36,6 +36,7 @@ class Program(NamedTuple):
       arguments: bytes of a chip that its arguments take.
       beside: bytes of a chip that other arrays of the stage take meanwhile.
       seen: share of the attention kernel's blocks that are not skipped.
+      rows: forest rows and tokens of each, of training.
       fed: for sampling, tokens of a prompt fed first; figures are of one turn after.
       sequences: that a chip samples in a turn.
     """
@@ -48,6 +49,7 @@ class Program(NamedTuple):
     arguments: int
     beside: int = 0
     seen: float = 1.0
+    rows: tuple[int, int] = (0, 0)
     fed: int = 0
     sequences: int = 0
 
@@ -124,12 +126,23 @@ def _dpo(config, model) -> Program:
         forest.IdPair((n + 1, *context), (1,) * step, (2,) * step)
         for n in range(config.dpo.batch_size)
     ]
+    return dpo_program(config, model, pairs)
+
+
+def dpo_program(config, model: lm.Decoder, pairs: list[forest.IdPair]) -> Program:
+    """Returns the program of an update on the given pairs.
+
+    Args:
+      config: the settings; the size of the batch is that of `pairs`.
+      model: the decoder on the mesh of training.
+      pairs: preferences of one update.
+    """
     batch = dpo.make_batches(
         pairs,
         mesh=model.mesh,
         batch_size=len(pairs),
         micro_batches=config.train.micro_batches,
-        row_length=length,
+        row_length=config.train.row_length,
         epochs=1,
         seed=0,
     )[0]
@@ -169,10 +182,11 @@ def _training(name, config, model, loss, batch, packed, options, live) -> Progra
     moved = 2 * _bytes(state) + config.train.micro_batches * read
     block = forest_kernel.block_size(rows.tokens.shape[-1])
     ends = packed.subtree_end
-    ends = np.pad(ends, ((0, 0), (0, -ends.shape[1] % block)))
-    seen = float(forest_kernel.visible_blocks(ends, block).mean())
+    padded = np.pad(ends, ((0, 0), (0, -ends.shape[1] % block)))
+    seen = float(forest_kernel.visible_blocks(padded, block).mean())
     taken = _bytes(arguments)
-    return Program(name, traced, chips, ideal, moved, taken, seen=seen)
+    size = (rows.tokens.size // ends.shape[1], ends.shape[1])
+    return Program(name, traced, chips, ideal, moved, taken, seen=seen, rows=size)
 
 
 def _params(model: lm.Decoder, dtype: str | None = None):
@@ -215,6 +229,7 @@ def _search(config, shape: lm.ModelConfig, devices: list) -> Iterator[Program]:
     tensor = search.tensor or config.mesh.tensor
     mesh = sharding.make_mesh(-1, 1, tensor, devices=local)
     model = lm.Decoder(shape, mesh)
+    _params(model)  # refuses heads that do not divide
     hosts = len(devices) // len(local)
     ways = sharding.row_multiple(mesh)
     if search.slots % (ways * hosts):
