@@ -1,4 +1,4 @@
-"""Memory and FLOPs of the paper's step-DPO update on TPU slices, against the naive form.
+"""Memory and FLOPs of the paper's step-DPO update on TPU slices, and of the naive one.
 
     python benchmarks/tpu_memory.py [7b | 72b | naive]
 
@@ -8,7 +8,6 @@ libtpu, no TPU. The naive form lays out each side of a pair on its own (64 rows 
 is the same kernel. What is compiled is never run.
 """
 
-import functools
 import importlib.metadata
 import pathlib
 import runpy
@@ -80,11 +79,10 @@ def naive(config, devices):
 def main(wanted):
     """Prints a row for each case."""
     print(f"libtpu {importlib.metadata.version('libtpu')}, jax {jax.__version__}")
-    print(
-        "| model | slice | tensor | reference | micro | GiB/chip: arguments |", end=""
-    )
-    print(" temporaries | total | bar | PFLOP/chip | executed/ideal |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    names = "model, slice, tensor, reference, micro, arguments GiB/chip, temporaries"
+    names += ", total, bar, PFLOP/chip, executed/ideal"
+    print("|", " | ".join(names.split(", ")), "|")
+    print("|---" * len(names.split(", ")) + "|")
     for model, name, tensor, reference, micro, bar in CASES:
         if wanted and model not in wanted:
             continue
@@ -95,21 +93,12 @@ def main(wanted):
         traced = naive(config, devices) if model == "naive" else program.traced
         fit = aot.compile_fit(traced)
         products = flops.count(traced, where.chips).products
-        gib = functools.partial("{:.2f}".format)
-        cells = [model, name, tensor, reference, micro]
-        cells += (
-            ["refused", "", gib(fit.total / aot.GIB)]
-            if fit.refused
-            else [
-                gib(size / aot.GIB)
-                for size in (fit.arguments, fit.temporaries, fit.total)
-            ]
-        )
-        cells += [
-            bar or "-",
-            f"{products / 1e15:.4f}",
-            f"{products / program.ideal:.3f}",
-        ]
+        sizes = (fit.arguments, fit.temporaries, fit.total)
+        sizes = [f"{size / aot.GIB:.2f}" for size in sizes]
+        if fit.refused:
+            sizes[:2] = "refused", "-"
+        cells = [model, name, tensor, reference, micro, *sizes, bar or "-"]
+        cells += [f"{products / 1e15:.4f}", f"{products / program.ideal:.3f}"]
         print("|", " | ".join(map(str, cells)), "|", flush=True)
         if fit.refused:
             print(fit.refused, file=sys.stderr)

@@ -22,5 +22,6 @@ def get_config(where: str = "Qwen2.5-Math-72B,data"):
     c.model.intermediate_size = 29568
 
     c.mesh.tensor = 4
-    c.search.tensor = 4  # the chips of a host; whole weights take 36 GiB of each
+    c.search.tensor = 4  # the chips of a host; whole weights take 34 GiB of each
+    c.search.slots = 256
     return c

@@ -238,7 +238,7 @@ def _search(config, shape: lm.ModelConfig, devices: list) -> Iterator[Program]:
             f"data-parallel groups of {tensor} chips."
         )
     slots = search.slots // hosts
-    sampling = _Sampling(model, slots)
+    sampling = Sampling(model, slots)
     solving = sampling.contexts(search.context_tokens)
     judging = sampling.contexts(judge.context_tokens)
     solve, judged = _bytes(solving), _bytes(judging)
@@ -255,7 +255,7 @@ def _search(config, shape: lm.ModelConfig, devices: list) -> Iterator[Program]:
     yield sampling.sample("eval: greedy", solving, 1, 1, new, judged)
 
 
-class _Sampling(NamedTuple):
+class Sampling(NamedTuple):
     """Programs that sample on the chips of one host."""
 
     model: lm.Decoder

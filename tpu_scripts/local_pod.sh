@@ -32,6 +32,9 @@ with socket.socket() as s:
 export JAX_PLATFORMS=cpu
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 export JAX_NUM_PROCESSES=$hosts
+# XLA for CPU cuts products by its number of threads, and adds in another order with
+# another number: one process and several compute the same bits with the same one.
+export NPROC=$((hosts * devices))
 JAX_COORDINATOR_ADDRESS="127.0.0.1:${PORT:-$(free_port)}"
 export JAX_COORDINATOR_ADDRESS
 command=("$@" "--hosts=$hosts")
@@ -39,6 +42,7 @@ command=("$@" "--hosts=$hosts")
 if $dry_run; then
   for ((host = 0; host < hosts; host++)); do
     echo "JAX_PLATFORMS=cpu JAX_NUM_PROCESSES=$hosts JAX_PROCESS_ID=$host" \
+      "JAX_COORDINATOR_ADDRESS=$JAX_COORDINATOR_ADDRESS NPROC=$NPROC" \
       "XLA_FLAGS='$XLA_FLAGS' ${command[*]@Q}"
   done
   exit
