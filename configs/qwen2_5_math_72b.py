@@ -23,5 +23,5 @@ def get_config(where: str = "Qwen2.5-Math-72B,data"):
 
     c.mesh.tensor = 4
     c.search.tensor = 4  # the chips of a host; whole weights take 34 GiB of each
-    c.search.slots = 256
+    c.search.slots = 128
     return c

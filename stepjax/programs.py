@@ -318,7 +318,7 @@ class Sampling(NamedTuple):
             scalar(),
         )
         traced = generate.sample.trace(
-            self.model, *arguments, bucket=capacity, capacity=new
+            self.model, *arguments, bucket=capacity, capacity=new, keep=fed == 1
         )
         layers, head = self._weights()
         sequences = self._groups() * width

@@ -170,6 +170,7 @@ class Slots:
         )
         padded = np.zeros((len(rows), *paths.shape[1:]), np.uint32)
         padded[:count] = paths
+        keep = groups is None and rows.shape[-1] == 1  # `hold` may append them
         out, suffix = generate.sample(
             self.model,
             self.params,
@@ -184,9 +185,10 @@ class Slots:
             np.int32(budget),
             bucket=self._bucket(lengths),
             capacity=capacity,
+            keep=keep,
         )
         out = generate.Samples(*(np.asarray(x)[:count] for x in out))
-        if groups is None and rows.shape[-1] == 1:
+        if keep:
             base = [list(ids) for ids in self.held]
             self._sampled = (base, rows, out, suffix)
         return out
