@@ -104,7 +104,9 @@ def plan(
     stages = STAGES[:-1] if stage == "all" else (stage,)
     devices = aot.devices(where)
     chip = aot.CHIPS[where.family]
-    found = [compiled(p, chip) for p in programs.programs(config, devices, stages)]
+    host = aot.host_devices(where, devices)
+    traced = programs.programs(config, devices, stages, host)
+    found = [compiled(program, chip) for program in traced]
     parts = [_title(config, where, devices), _table(found)]
     parts += [f"{p.program.name}: {p.fit.refused}" for p in found if p.fit.refused]
     if stage == "all":
@@ -141,7 +143,9 @@ def smallest(
     chip = aot.CHIPS[family]
     for where in aot.listed(family):
         try:
-            todo = list(programs.programs(config, aot.devices(where), stages))
+            devices = aot.devices(where)
+            host = aot.host_devices(where, devices)
+            todo = list(programs.programs(config, devices, stages, host))
         except ValueError:
             continue  # this slice does not divide the batch or the heads
         if any(p.arguments + p.beside > chip.memory for p in todo):

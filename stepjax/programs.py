@@ -82,9 +82,18 @@ def weights_of(config: lm.ModelConfig) -> tuple[int, int]:
 
 
 def programs(
-    config: ml_collections.ConfigDict, devices: list, stages: tuple[str, ...]
+    config: ml_collections.ConfigDict,
+    devices: list,
+    stages: tuple[str, ...],
+    host: list | None = None,
 ) -> Iterator[Program]:
     """Yields the traced programs of some stages for the devices of a slice.
+
+    Args:
+      config: the settings.
+      devices: of the slice.
+      stages: of "sft", "dpo" and "search".
+      host: devices of one of its hosts, which sample on their own; None for all.
 
     Raises:
       ValueError: when a mesh does not fit the devices or the model.
@@ -98,7 +107,8 @@ def programs(
         if "dpo" in stages:
             yield _dpo(config, model)
     if "search" in stages:
-        yield from _search(config, shape, devices)
+        host = devices if host is None else host
+        yield from _search(config, shape, host, len(devices) // len(host))
 
 
 def _sft(config, model) -> Program:
@@ -217,20 +227,12 @@ def _bytes(tree) -> int:
 # --- sampling ------------------------------------------------------------------------
 
 
-def sampling_devices(devices: list) -> list:
-    """Returns the devices of the first host: every host samples on its own."""
-    first = min(device.process_index for device in devices)
-    return [device for device in devices if device.process_index == first]
-
-
-def _search(config, shape: lm.ModelConfig, devices: list) -> Iterator[Program]:
-    local = sampling_devices(devices)
+def _search(config, shape: lm.ModelConfig, host: list, hosts: int):
     search, judge = config.search, config.judge
     tensor = search.tensor or config.mesh.tensor
-    mesh = sharding.make_mesh(-1, 1, tensor, devices=local)
+    mesh = sharding.make_mesh(-1, 1, tensor, devices=host)
     model = lm.Decoder(shape, mesh)
     _params(model)  # refuses heads that do not divide
-    hosts = len(devices) // len(local)
     ways = sharding.row_multiple(mesh)
     if search.slots % (ways * hosts):
         raise ValueError(

@@ -138,6 +138,19 @@ def devices(where: Topology) -> list:
     return list(found.devices)
 
 
+def host_devices(where: Topology, found: list) -> list:
+    """Returns the devices of one host of a slice, as a slice of their own.
+
+    Args:
+      where: the slice.
+      found: its devices.
+    """
+    first = found[0].process_index
+    size = sum(device.process_index == first for device in found)
+    alone = next(t for t in listed(where.family) if t.chips == size)
+    return found if alone == where else devices(alone)
+
+
 class Fit(NamedTuple):
     """What a program takes of a chip's memory, in bytes.
 
