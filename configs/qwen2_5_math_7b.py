@@ -1,6 +1,21 @@
-"""The paper's 7B run: Qwen2.5-Math-7B, M0 → M4.
+"""The paper's 7B run: Qwen2.5-Math-7B, M0 → M4. **Not yet reproduced.**
 
-stepjax run --config=configs/qwen2_5_math_7b.py:WEIGHTS,DATA --workdir=DIR
+    stepjax run --config=configs/qwen2_5_math_7b.py:WEIGHTS,DATA --workdir=DIR
+
+WEIGHTS is a Hugging Face directory (local, or gs://BUCKET/...), DATA a folder with
+ift.jsonl, eft.jsonl, questions.jsonl and test.jsonl (rows: `stepjax.records`). On a
+slice of N hosts every one runs this with --hosts=N: tpu_scripts/run.sh does.
+
+The settings are the paper's where it states them (`stepjax.config`). What
+`stepjax plan --config=configs/qwen2_5_math_7b.py --topology=...` says, with libtpu
+0.0.52; times are arithmetic at 40 % of the peak, nothing was run:
+
+    GiB of a chip      SFT   DPO   candidates  judgments   M0 → M4
+    v5p:2x2x2 (95.7)  17.9  17.8          5.5       25.7    15 chip-hours
+    v5e:4x4   (15.8)   9.1   9.0          4.6       13.4    44 chip-hours
+
+The smallest slices that fit are v5p:2x2x1 (4 chips) and v5e:4x4 (16 chips). Accuracy:
+not yet reproduced (paper: average 51.3 for M1, 55.7 for M4).
 """
 
 from stepjax import config

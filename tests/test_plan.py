@@ -14,6 +14,8 @@ from helpers import command
 from stepjax import config, plan, programs
 from stepjax.lm import aot, flops
 
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason='libtpu is not installed (pip install "stepjax[tpu]")',
@@ -84,8 +86,8 @@ def test_without_libtpu_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "stepjax\[tpu\]"'):
         plan.plan(tiny(), "v5e:2x2", "dpo")
-    arguments = ("plan", "--config=configs/qwen2_5_math_7b.py", "--topology=v5e:4x4")
-    assert command(*arguments) == 1
+    arguments = (f"--config={CONFIGS / 'qwen2_5_math_7b.py'}", "--topology=v5e:4x4")
+    assert command("plan", *arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("stepjax: libtpu is not installed") and "tpu]" in error
 
@@ -169,8 +171,7 @@ def test_a_plan_of_everything(capsys):
     ],
 )
 def test_memory_of_the_7b_run(where, changes, most, capfd):
-    file = pathlib.Path(__file__).parent.parent / "configs/qwen2_5_math_7b.py"
-    c = runpy.run_path(str(file))["get_config"]()
+    c = runpy.run_path(str(CONFIGS / "qwen2_5_math_7b.py"))["get_config"]()
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     found = aot.topology(where)
     (program,) = programs.programs(c, aot.devices(found), ("dpo",))
