@@ -9,8 +9,8 @@ nothing was run:
     GiB of a chip      SFT   DPO   candidates  judgments   M0 → M4
     v5p:4x4x8 (95.7)   9.9   9.9         40.2       64.9   298 chip-hours
 
-Training fits v5e:16x16 too, with --config.mesh.tensor=8; sampling does not, since a host
-holds the weights whole (145 GB in bfloat16). Accuracy: not yet reproduced (paper:
+Training fits v5e:16x16 too, with --config.mesh.tensor=8; sampling does not, since a
+host holds the weights whole (145 GB in bfloat16). Accuracy: not yet reproduced (paper:
 average 55.9 for M1, 60.6 for M4).
 """
 

@@ -133,7 +133,8 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
     elif command == "eval":
         every = ("greedy", "judge", "search")
         modes = every if _mode.value == "all" else (_mode.value,)
-        for mode, metrics in run.evaluate(number, modes, _benchmark.value).items():
+        found = run.evaluate(number, modes, _benchmark.value)
+        for mode, metrics in found.items() if hosts.first() else ():
             print(mode, {k: round(v, 4) for k, v in metrics.items()})
     else:
         tokenizer = run.codec.tokenizer

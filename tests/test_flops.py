@@ -48,8 +48,10 @@ def test_products_count_as_often_as_they_run():
     traced = batched.trace(*shapes((5, 2, 3), (5, 3, 7)))
     assert flops.count(traced, 1).products == 5 * 2 * 2 * 3 * 7
     # Of a gradient: one product forward and two backward.
-    loss = jax.jit(jax.value_and_grad(lambda x, w: (x @ w).sum(), (0, 1)))
-    assert flops.count(loss.trace(*shapes((4, 6), (6, 6))), 1).products == 3 * one
+    for gradient, expected in ((jax.value_and_grad, 3), (jax.grad, 2)):
+        loss = jax.jit(gradient(lambda x, w: (x @ w).sum(), (0, 1)))
+        traced = loss.trace(*shapes((4, 6), (6, 6)))
+        assert flops.count(traced, 1).products == expected * one  # nothing unused
 
 
 def test_inside_a_shard_map_shapes_are_those_of_a_device():
@@ -105,6 +107,14 @@ def test_micro_batches_cost_nothing():
     _, one = counted("dpo", dpo__reference="live")
     _, two = counted("dpo", dpo__reference="live", train__micro_batches=2)
     assert two.products == pytest.approx(one.products, rel=1e-3)
+
+
+def test_attention_is_not_computed_again_when_its_output_is_kept():
+    _, full = counted("dpo")
+    _, kept = counted("dpo", model__remat="attention")
+    # Products of blocks: 2 forward, 2 again, and 3 + 4 for the gradients.
+    assert kept.kernels / full.kernels == pytest.approx(9 / 11)
+    assert kept.products == full.products
 
 
 def test_all_scored_tokens_of_sft_are_counted():

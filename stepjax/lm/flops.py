@@ -45,7 +45,7 @@ def count(traced: jax.stages.Traced, devices: int, turns: int = 1) -> Flops:
 
 def _count(jaxpr: core.Jaxpr, share: float, turns: int) -> Flops:
     total = Flops()
-    for equation in jaxpr.eqns:
+    for equation in _needed(jaxpr):
         name, params = equation.primitive.name, equation.params
         inner = [_jaxpr(x) for x in jax.tree.leaves(params, is_leaf=_is_jaxpr)]
         inner = [x for x in inner if x is not None]
@@ -67,6 +67,17 @@ def _count(jaxpr: core.Jaxpr, share: float, turns: int) -> Flops:
         else:
             total += _sum(inner, share, turns)
     return total
+
+
+def _needed(jaxpr: core.Jaxpr) -> list:
+    """Returns the equations whose results are used; the compiler drops the others."""
+    used = {id(x) for x in jaxpr.outvars}
+    found = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(id(x) in used for x in equation.outvars):
+            used.update(id(x) for x in equation.invars)
+            found.append(equation)
+    return found
 
 
 def _sum(jaxprs, share, turns):
