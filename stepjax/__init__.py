@@ -23,16 +23,23 @@ One file per stage of the method, in the order in which it runs, then the plumbi
     monitor.py     progress bars, metrics on disk
     summary.py     the final table
     worlds/        built-in worlds to run the whole method in: arithmetic
+    plan.py        what a run needs of a TPU slice, without one
+    programs.py    the programs of a run, traced for devices that need not exist
     config.py      default(): every knob once
     main.py        the command line
     lm/            model.py       one decoder for all model families
                    attention.py   attention over forests and shared caches
+                   forest_kernel.py  the same for TPU, skipping what nobody sees
+                   vocabulary.py  the two ends of the decoder on a mesh
                    generate.py    sampling of steps on the device
                    slots.py       which token ids each context cache holds
                    stops.py       stop strings as an automaton over token ids
                    tokenizer.py   text to ids and back
-                   weights.py     Hugging Face directories in and out; hf_config.py
+                   weights.py     Hugging Face directories in; hf_config.py,
+                                  tensor_files.py; export.py writes them
                    sharding.py    meshes, logical axes
+                   hosts.py       several hosts: waiting, agreeing, sharing work
+                   aot.py         compiling for TPU slices without one; flops.py
                    train.py       train state and training step
                    checkpoint.py  arrays with checksums
 

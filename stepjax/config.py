@@ -19,7 +19,10 @@ def default() -> ml_collections.ConfigDict:
     c.model = model = ml_collections.ConfigDict()
     model.init = "random"  # "random", or "hf:DIR" for a Hugging Face directory
     model.dtype = "float32"  # compute type; "bfloat16" on accelerators
-    model.remat = "none"  # "full" recomputes each block in the backward pass
+    model.remat = "none"  # what the backward pass computes again: "none", "full",
+    # "attention" (all but attention's output), "dots" (all but matrix products)
+    model.attention = "auto"  # forest rows: "chunks", "kernel" (TPU), "cudnn" (GPU);
+    # "auto": the kernel on TPU, chunks elsewhere
     # Shape of a random model; an hf: directory brings its own.
     model.vocab_size = 0  # 0: the tokenizer's, rounded up to a multiple of 8
     model.hidden_size = 64
@@ -64,7 +67,7 @@ def default() -> ml_collections.ConfigDict:
 
     c.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # replicas; -1: what the other axes leave
-    mesh.fsdp = 1  # ways that parameters and optimizer state are split
+    mesh.fsdp = 1  # ways that parameters and optimizer state are split; or -1, likewise
     mesh.tensor = 1  # ways that heads, feed-forward and vocabulary are split
 
     c.train = train = ml_collections.ConfigDict()
@@ -85,7 +88,9 @@ def default() -> ml_collections.ConfigDict:
     search.on_tie = "back"  # "back" (paper), or "append" the most frequent, no pair
     search.max_step_tokens = 256  # tokens of a step
     search.context_tokens = 2048  # tokens of prompt and steps
-    search.slots = 32  # problems in flight
+    search.slots = 32  # problems in flight, over all hosts
+    search.tensor = 0  # ways that heads are split while sampling and judging, among the
+    # chips of one host (weights are whole otherwise); 0: mesh.tensor
 
     c.judge = judge = ml_collections.ConfigDict()
     judge.mode = "generate"  # (paper), or "logprob"

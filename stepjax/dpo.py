@@ -179,7 +179,7 @@ def with_reference(
       on_batch: called with the number of batches done.
     """
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def logps(params, batch):
         return jax.lax.map(functools.partial(pair_logps, model, params), batch)
 

@@ -51,7 +51,7 @@ def greedy(
     *,
     max_tokens: int,
     on_done: Callable[[int], None] = lambda count: None,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Solves every problem with greedy decoding.
 
     Args:
@@ -62,8 +62,7 @@ def greedy(
       on_done: called with the number of problems just done.
 
     Returns:
-      {"metrics": accuracy, steps_per_solution, tokens_per_step, finished_rate,
-      "items": one for each problem}.
+      One item for each problem, for `greedy_metrics`.
     """
     tokenizer = codec.tokenizer
     table = stops.compile_stops(tokenizer.token_bytes, (), tokenizer.stop_ids)
@@ -91,14 +90,18 @@ def greedy(
             items.append(_graded(problem, codec.text(made), len(made), codec))
             items[-1]["finished"] = bool(out.stopped[slot, 0])
         on_done(len(batch))
+    return items
+
+
+def greedy_metrics(items: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Returns accuracy, steps_per_solution, tokens_per_step and finished_rate."""
     steps = sum(item["steps"] for item in items)
     tokens = sum(item["tokens"] for item in items if item["steps"])
-    metrics = accuracy(items) | {
+    return accuracy(items) | {
         "steps_per_solution": steps / max(len(items), 1),
         "tokens_per_step": tokens / steps if steps else 0.0,
         "finished_rate": sum(i["finished"] for i in items) / max(len(items), 1),
     }
-    return {"metrics": metrics, "items": items}
 
 
 def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def judge_accuracy(
     *,
     slots: int,
     on_done: Callable[[int], None] = lambda count: None,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Asks the judge every held-out comparison, in the order of the row.
 
     An unparsed verdict is wrong.
@@ -138,7 +141,7 @@ def judge_accuracy(
       on_done: called with the number of rows just done.
 
     Returns:
-      {"metrics": accuracy, unparsed_rate, "items": one for each row}.
+      One item for each row, for `judge_metrics`.
     """
     items = []
     for at in range(0, len(rows), slots):
@@ -167,9 +170,13 @@ def judge_accuracy(
                 }
             )
         on_done(len(batch))
+    return items
+
+
+def judge_metrics(items: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Returns accuracy and unparsed_rate."""
     unparsed = sum(item["prediction"] is None for item in items)
-    metrics = accuracy(items) | {"unparsed_rate": unparsed / max(len(items), 1)}
-    return {"metrics": metrics, "items": items}
+    return accuracy(items) | {"unparsed_rate": unparsed / max(len(items), 1)}
 
 
 def searched(

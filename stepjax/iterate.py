@@ -9,6 +9,9 @@ last saved state of a training, at the last closed problem of a search.
     DIR/M1/{params,manifest.json,search.jsonl,pairs.jsonl,search.json}  M2/ ...
 
 The search and DPO stages read questions without answers: no gold reaches them.
+
+On several hosts all of them run this: training is one program, what samples is split
+by problems, and the first host writes what is written once (`stepjax.lm.hosts`).
 """
 
 import dataclasses
@@ -20,14 +23,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from stepjax import dpo, evaluate, prepare, records, rundir, search, sft, summary
 from stepjax import judge as judging
 from stepjax import pairs as preferences
 from stepjax.encode import Codec
-from stepjax.lm import checkpoint, sharding, tokenizer, train, weights
+from stepjax.lm import checkpoint, hosts, sharding, tokenizer, train, weights
 from stepjax.lm import model as lm
 from stepjax.lm.slots import Slots
 from stepjax.monitor import Monitor
@@ -72,7 +74,7 @@ class Run:
 
     def _begin(self) -> None:
         config = self.config
-        self.monitor = Monitor(self.dir.path)
+        self.monitor = Monitor(self.dir.path, quiet=not hosts.first())
         self.mesh = sharding.make_mesh(**config.mesh)
         prepare.check_settings(config)
         self.phases = [_phase(p) for p in config.sft.phases]
@@ -85,9 +87,13 @@ class Run:
         self.prepare()
         ids = tokenizer.load(self.dir.path / "tokenizer")
         self.codec = Codec(ids, prepare.templates(config))
-        self.model = lm.Decoder(prepare.model_config(config, ids.vocab_size), self.mesh)
+        shape = prepare.model_config(config, ids.vocab_size)
+        self.model = lm.Decoder(shape, self.mesh)
+        tensor = config.search.tensor or config.mesh.tensor
+        self.sampler = lm.Decoder(shape, sharding.host_mesh(tensor))
+        self.slots = config.search.slots // hosts.count()  # of this host
         self._check()
-        prepare.check_mesh(config, self.mesh, self.model)
+        prepare.check_mesh(config, self.model, self.sampler)
 
     def _check(self) -> None:
         files = {
@@ -105,12 +111,14 @@ class Run:
         if self.dir.done(folder / "manifest.json", {}):
             return
         began = time.monotonic()
-        texts = prepare.templates(self.config)
-        prepare.make_tokenizer(self.config, self.dir.path / "tokenizer")
-        counts = prepare.make_data(self.config, texts, folder)
-        files = [f"{name}.jsonl" for name in counts]
-        others = sorted((self.dir.path / "tokenizer").iterdir())
-        files += [f"../tokenizer/{path.name}" for path in others]
+        files, counts = [], {}
+        if hosts.first():
+            texts = prepare.templates(self.config)
+            prepare.make_tokenizer(self.config, self.dir.path / "tokenizer")
+            counts = prepare.make_data(self.config, texts, folder)
+            files = [f"{name}.jsonl" for name in counts]
+            others = sorted((self.dir.path / "tokenizer").iterdir())
+            files += [f"../tokenizer/{path.name}" for path in others]
         self.dir.commit(
             folder / "manifest.json", "prepare", began, {}, files, counts=counts
         )
@@ -142,9 +150,15 @@ class Run:
         init = self.config.model.init
         if init == "random":
             return train.init_params(self.model, self.mesh, self.config.seed)
-        loaded = weights.load_hf(init.removeprefix("hf:"), self.model.config)
-        shapes = lm.abstract_params(self.model)
-        return jax.device_put(loaded, sharding.param_shardings(self.mesh, shapes))
+        where = sharding.param_shardings(self.mesh, lm.abstract_params(self.model))
+        folder = init.removeprefix("hf:")
+        return weights.load_hf(folder, self.model.config, where)
+
+    def _sampling_params(self, number: int) -> Any:
+        """Returns M`number` in the compute type, on this host's devices."""
+        params, model = self.params(number), self.sampler
+        where = sharding.param_shardings(model.mesh, lm.abstract_params(model))
+        return sharding.on_this_host(lm.frozen(params, model.config.dtype), where)
 
     def _save_model(
         self, number: int, stage: str, began: float, params, inputs, **extra
@@ -273,8 +287,7 @@ class Run:
     # What Mi makes: searches and pairs.
 
     def _slots(self, params, capacity: int) -> Slots:
-        count = self.config.search.slots
-        return Slots(self.model, params, self.mesh, count, capacity)
+        return Slots(self.sampler, params, self.sampler.mesh, self.slots, capacity)
 
     def _judge(self, slots: Slots, rows: int) -> judging.Judge:
         judge = self.config.judge
@@ -321,14 +334,14 @@ class Run:
             # A run that goes on from here has empty caches; so does this one, so
             # that both compute the same bits.
             for slots in (solving, judged):
-                slots.hold({slot: () for slot in range(options.slots)})
+                slots.hold({slot: () for slot in range(self.slots)})
             on_pause(active)
 
         return search.step_search(
             questions,
             propose,
             self._judge(judged, self.config.judge.rows),
-            slots=options.slots,
+            slots=self.slots,
             iteration=iteration,
             score=self.config.judge.score,
             on_tie=options.on_tie,
@@ -345,25 +358,36 @@ class Run:
         folder = self.dir.model(number)
         partial = folder / "search.partial.jsonl"
         if self.dir.done(folder / "search.json", inputs):
-            partial.unlink(missing_ok=True)
+            if hosts.first():
+                rundir.delete_journals(partial)
             return
         began = time.monotonic()
-        params = self.params(number)
+        params = self._sampling_params(number)
         journal = rundir.Journal(partial, inputs)
-        begun = {state.question.id for state in journal.active.values()}
+        mine = hosts.share(questions)
+        active = {  # with another number of hosts they may be another's
+            slot: state
+            for slot, state in journal.active.items()
+            if slot < self.slots and state.question in mine
+        }
+        begun = {state.question.id for state in active.values()}
         begun |= journal.closed.keys()
-        todo = [q for q in questions if q.id not in begun]
+        todo = [q for q in mine if q.id not in begun]
         name, closed = f"M{number} search", []
 
         def keep(active: Mapping[int, search.State]) -> None:
             journal.add(closed, active)
             closed.clear()
 
-        done = len(journal.closed)
-        with self.monitor.progress(name, len(questions), "problem", done) as move:
-            for state in self._searches(params, todo, number, journal.active, keep):
+        done = sum(q.id in journal.closed for q in mine)
+        with self.monitor.progress(name, len(mine), "problem", done) as move:
+            for state in self._searches(params, todo, number, active, keep):
                 closed.append(state)
                 move(1)
+        if hosts.count() > 1:
+            keep({})
+            hosts.barrier(name)
+            journal.read()
         found = journal.closed | {state.question.id: state for state in closed}
         states = [found[q.id] for q in questions]
         rows = [
@@ -378,10 +402,10 @@ class Run:
                 best_beats_all=self.config.pairs.best_beats_all,
             )
         ]
-        records.write_jsonl(
-            folder / "search.jsonl", map(preferences.trajectory_row, states)
-        )
-        records.write_jsonl(folder / "pairs.jsonl", rows)
+        if hosts.first():
+            found = map(preferences.trajectory_row, states)
+            records.write_jsonl(folder / "search.jsonl", found)
+            records.write_jsonl(folder / "pairs.jsonl", rows)
         counts = preferences.summary(states) | {"pairs": len(rows)}
         files = ["search.jsonl", "pairs.jsonl"]
         self.monitor.restart("search", f"M{number}")
@@ -389,7 +413,8 @@ class Run:
         self.dir.commit(
             folder / "search.json", "search", began, inputs, files, counts=counts
         )
-        partial.unlink()
+        if hosts.first():
+            rundir.delete_journals(partial)
 
     # Mi → M(i+1).
 
@@ -437,7 +462,7 @@ class Run:
         )
         reference = None
         if self.dpo_options.reference == "live":
-            reference = jax.tree.map(jnp.copy, params)
+            reference = lm.frozen(params, self.model.config.dtype)
         else:
             name = f"M{number + 1} reference"
             with self.monitor.progress(name, len(batches), "batch") as move:
@@ -490,10 +515,10 @@ class Run:
             target = self.dir.path / "eval" / f"{name}.json"
             manifest = self.dir.done(target, inputs)
             if manifest is None:
-                params = self.params(number) if params is None else params
+                params = self._sampling_params(number) if params is None else params
                 began = time.monotonic()
                 made = getattr(self, f"_eval_{mode}")(number, params, problems)
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(exist_ok=True)  # every host may be the first here
                 self.monitor.restart(f"eval/{name}", f"M{number}")
                 self.monitor.log(f"eval/{name}", f"M{number}", number, made["metrics"])
                 manifest = self.dir.commit(
@@ -504,15 +529,21 @@ class Run:
 
     def _eval_greedy(self, number, params, problems):
         slots = self._slots(params, self.config.search.context_tokens)
-        name = f"M{number} eval greedy"
-        with self.monitor.progress(name, len(problems), "problem") as move:
-            return evaluate.greedy(
+        name, mine = f"M{number} eval greedy", hosts.share(problems)
+        with self.monitor.progress(name, len(mine), "problem") as move:
+            items = evaluate.greedy(
                 slots,
                 self.codec,
-                problems,
+                mine,
                 max_tokens=self.config.eval.max_tokens,
                 on_done=move,
             )
+        items = self._merged(items, name)
+        return {"metrics": evaluate.greedy_metrics(items), "items": items}
+
+    def _merged(self, items: list, name: str) -> list:
+        """Returns the items of all hosts."""
+        return hosts.merge(items, self.dir.path / "eval", name.replace(" ", "_"))
 
     def _eval_judge(self, number, params, problems):
         del problems
@@ -528,26 +559,29 @@ class Run:
                 f"judge.context_tokens={self.config.judge.context_tokens} and are left "
                 "out"
             )
-        name = f"M{number} eval judge"
-        with self.monitor.progress(name, len(rows), "row") as move:
-            made = evaluate.judge_accuracy(
+        name, mine = f"M{number} eval judge", hosts.share(rows)
+        with self.monitor.progress(name, len(mine), "row") as move:
+            items = evaluate.judge_accuracy(
                 self._judge(self._slots(params, self.config.judge.context_tokens), 1),
                 self.codec,
-                rows,
-                slots=self.config.search.slots,
+                mine,
+                slots=self.slots,
                 on_done=move,
             )
-        made["metrics"]["left_out"] = len(long)
-        return made
+        items = self._merged(items, name)
+        metrics = evaluate.judge_metrics(items) | {"left_out": len(long)}
+        return {"metrics": metrics, "items": items}
 
     def _eval_search(self, number, params, problems):
         problems = problems[: self.config.eval.search_count or None]
         questions = [records.Question(p.id, p.problem) for p in problems]
-        name, states = f"M{number} eval search", []
-        with self.monitor.progress(name, len(problems), "problem") as move:
-            for state in self._searches(params, questions, 0):
-                states.append(state)
+        name, found, mine = f"M{number} eval search", {}, hosts.share(questions)
+        with self.monitor.progress(name, len(mine), "problem") as move:
+            for state in self._searches(params, mine, 0):
+                found[state.question.id] = preferences.trajectory_row(state)
                 move(1)
+        rows = self._merged([found[question.id] for question in mine], name)
+        states = [preferences.trajectory_from_row(row) for row in rows]
         made = evaluate.searched(states, problems, self.codec)
         made["metrics"] |= preferences.summary(states)
         return made

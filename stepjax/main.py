@@ -1,4 +1,4 @@
-"""The command line: ``stepjax run | sft | search | dpo | eval | export``."""
+"""The command line: ``stepjax run | sft | search | dpo | eval | export | plan``."""
 
 import os
 import pathlib
@@ -17,11 +17,15 @@ _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VA
   dpo      --model → the next one
   eval     measures --model; --mode=greedy|judge|search|all, --benchmark=FILE
   export   writes --model to --out as a Hugging Face directory
+  On a slice of several hosts, every one runs the same command with --hosts=N.
+
+  plan     what a run needs of a TPU slice, without one: --topology=v5p:2x2x2 or
+           v5p-16, --stage=sft|dpo|search|all, --utilisation=0.4; needs no --workdir
 
 Commands on an existing --workdir take its own config.json when --config is left out.
 """
 
-COMMANDS = ("run", "sft", "search", "dpo", "eval", "export")
+COMMANDS = ("run", "sft", "search", "dpo", "eval", "export", "plan")
 
 _config = config_flags.DEFINE_config_file("config", None, "Settings of the run.")
 _workdir = flags.DEFINE_string("workdir", None, "The run directory.")
@@ -30,6 +34,15 @@ _mode = flags.DEFINE_enum(
     "mode", "all", ("greedy", "judge", "search", "all"), "What to measure."
 )
 _benchmark = flags.DEFINE_string("benchmark", "test", "'test', or a file of problems.")
+_hosts = flags.DEFINE_integer("hosts", 1, "How many hosts run this command together.")
+_topology = flags.DEFINE_string("topology", None, "plan: a slice, v5p:2x2x2 or v5p-16.")
+_stage = flags.DEFINE_string("stage", "all", "plan: sft, dpo, search or all.")
+_utilisation = flags.DEFINE_float(
+    "utilisation", 0.4, "plan: share of the peak reached."
+)
+_suggest = flags.DEFINE_bool(
+    "suggest", True, "plan: find the smallest slice that fits."
+)
 _out = flags.DEFINE_string("out", None, "Where to export to.")
 
 
@@ -59,7 +72,9 @@ def main(argv: list[str]) -> int:
         rest = flags.FLAGS([argv[0], *argv[2:]])[1:]
         if rest:
             raise flags.Error(f"unexpected arguments {rest}; options begin with --")
-        if not _workdir.value:
+        if argv[1] == "plan" and not (_topology.value and _config.value):
+            raise flags.Error("plan needs --topology and --config")
+        if argv[1] != "plan" and not _workdir.value:
             raise flags.Error("--workdir is missing; expected the run directory")
         config = _settings()
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as e:
@@ -93,8 +108,14 @@ def _settings() -> ml_collections.ConfigDict:
 
 
 def _run(command: str, config: ml_collections.ConfigDict) -> None:
+    if command == "plan":
+        _plan(config)
+        return
+    from stepjax.lm import hosts
+
+    hosts.start(_hosts.value)
     from stepjax import iterate
-    from stepjax.lm import weights
+    from stepjax.lm import export
 
     if command == "run":
         iterate.run(config, _workdir.value)
@@ -112,11 +133,12 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
     elif command == "eval":
         every = ("greedy", "judge", "search")
         modes = every if _mode.value == "all" else (_mode.value,)
-        for mode, metrics in run.evaluate(number, modes, _benchmark.value).items():
+        found = run.evaluate(number, modes, _benchmark.value)
+        for mode, metrics in found.items() if hosts.first() else ():
             print(mode, {k: round(v, 4) for k, v in metrics.items()})
     else:
         tokenizer = run.codec.tokenizer
-        weights.save_hf(
+        export.save_hf(
             run.params(number),
             run.model.config,
             _out.value,
@@ -124,6 +146,16 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
             stop_ids=tokenizer.stop_ids,
             bos_id=tokenizer.bos_id,
         )
+
+
+def _plan(config: ml_collections.ConfigDict) -> None:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # leaves an accelerator to others
+    from stepjax import plan
+
+    options = _stage.value, _utilisation.value, _suggest.value
+    print(plan.plan(config, _topology.value, *options))
 
 
 def _number(command: str, config: ml_collections.ConfigDict) -> int:

@@ -24,14 +24,17 @@ class Monitor:
     (stage, model, step) stands once.
     """
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: pathlib.Path, quiet: bool = False):
         """Names the run's files.
 
         Args:
           workdir: the run directory.
+          quiet: writes and prints nothing, for all hosts but the first.
         """
-        self.path = workdir / "metrics.jsonl"
-        self.console = rich_console.Console(file=sys.stderr, highlight=False)
+        self.path, self.quiet = workdir / "metrics.jsonl", quiet
+        self.console = rich_console.Console(
+            file=sys.stderr, highlight=False, quiet=quiet
+        )
         self._folder = workdir / "tensorboard"
 
     @functools.cached_property
@@ -51,7 +54,7 @@ class Monitor:
 
     def restart(self, stage: str, model: str, step: int = 0) -> None:
         """Drops the stage's lines after `step`, before they are written again."""
-        if not self.path.exists():
+        if self.quiet or not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").split("\n")
         kept = []
@@ -69,6 +72,8 @@ class Monitor:
 
     def log(self, stage: str, model: str, step: int, metrics: dict[str, Any]) -> None:
         """Appends one line of metrics and the same numbers as TensorBoard scalars."""
+        if self.quiet:
+            return
         row = {"stage": stage, "model": model, "step": step, **metrics}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -117,16 +122,22 @@ class Monitor:
 
     def table(self, title: str, rows: Sequence[dict[str, str]]) -> str:
         """Prints rows of text as a table and returns it as plain text."""
-        drawn = table.Table(title=title, title_justify="left")
-        for number, name in enumerate(rows[0]):
-            drawn.add_column(name, justify="right" if number else "left")
-        for row in rows:
-            drawn.add_row(*row.values())
-        plain = rich_console.Console(width=200, record=True, file=io.StringIO())
-        plain.print(drawn)
-        text = plain.export_text()
-        print(text)
+        text = text_table(rows, title)
+        if not self.quiet:
+            print(text)
         return text
+
+
+def text_table(rows: Sequence[dict[str, str]], title: str | None = None) -> str:
+    """Returns rows of text, all with the same columns, as a plain-text table."""
+    drawn = table.Table(title=title, title_justify="left")
+    for number, name in enumerate(rows[0]):
+        drawn.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        drawn.add_row(*row.values())
+    plain = rich_console.Console(width=200, record=True, file=io.StringIO())
+    plain.print(drawn)
+    return plain.export_text()
 
 
 class _Rate(progress.ProgressColumn):

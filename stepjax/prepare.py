@@ -5,17 +5,18 @@ Question files hold no answers. Everything that can be known to be wrong is refu
 here, before anything is compiled.
 """
 
+import dataclasses
 import operator
 import pathlib
+import tempfile
 from collections.abc import Sequence
 
 import ml_collections
-from jax.sharding import Mesh
 
 from stepjax import prompts, records, sources
 from stepjax.encode import Codec
 from stepjax.judge import MODES, SCORES
-from stepjax.lm import hf_config, sharding, tokenizer, train
+from stepjax.lm import hf_config, hosts, sharding, tokenizer, train
 from stepjax.lm import model as lm
 from stepjax.prompts import Templates
 from stepjax.search import ON_TIE
@@ -98,15 +99,21 @@ def check_settings(config: ml_collections.ConfigDict) -> None:
         train.make_optimizer(train.OptimizerOptions(**options), 1)
 
 
-def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, model: lm.Decoder):
-    """Raises ValueError when slots or parameters do not divide over the devices."""
-    multiple = sharding.row_multiple(mesh)
+def check_mesh(config: ml_collections.ConfigDict, *models: lm.Decoder) -> None:
+    """Raises ValueError when slots or parameters do not divide over the devices.
+
+    Args:
+      config: the run's settings.
+      *models: the decoder on the mesh of training, and on a host's mesh.
+    """
+    for model in models:
+        sharding.param_shardings(model.mesh, lm.abstract_params(model))
+    multiple = sharding.row_multiple(models[-1].mesh) * hosts.count()
     if config.search.slots % multiple:
         raise ValueError(
             f"search.slots={config.search.slots}; expected a multiple of the "
             f"{multiple} data-parallel devices."
         )
-    sharding.param_shardings(mesh, lm.abstract_params(model))
 
 
 def templates(config: ml_collections.ConfigDict) -> Templates:
@@ -258,7 +265,8 @@ def make_tokenizer(
     if not path and config.model.init.startswith("hf:"):
         path = config.model.init.removeprefix("hf:")
     if path:
-        tokenizer.load(path).save(directory)
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.load(tokenizer.fetch(path, folder)).save(directory)
     elif config.data.world == "arithmetic":
         arithmetic.train_tokenizer(directory)
     else:
@@ -283,9 +291,9 @@ def model_config(config: ml_collections.ConfigDict, vocab_size: int) -> lm.Model
     settings = config.model.to_dict()
     init = settings.pop("init")
     if init.startswith("hf:"):
-        result = hf_config.config_from_hf(
-            init.removeprefix("hf:"), dtype=config.model.dtype, remat=config.model.remat
-        )
+        result = hf_config.config_from_hf(init.removeprefix("hf:"))
+        numerics = {name: settings[name] for name in ("dtype", "remat", "attention")}
+        result = dataclasses.replace(result, **numerics)
     elif init == "random":
         settings["vocab_size"] = settings["vocab_size"] or -(-vocab_size // 8) * 8
         result = lm.ModelConfig(**settings)

@@ -16,7 +16,7 @@ import stepjax
 from stepjax import config as configs
 from stepjax import pairs as preferences
 from stepjax import records, search
-from stepjax.lm import checkpoint
+from stepjax.lm import checkpoint, hosts
 
 
 def file_digest(path: pathlib.Path) -> str:
@@ -45,11 +45,21 @@ class RunDirectory:
         """
         self.path, self._seed = pathlib.Path(path), config.seed
         self._new = not (self.path / "config.json").exists()
-        self._claim(configs.to_dict(config))
+        if hosts.first():
+            self._claim(configs.to_dict(config))
+        hosts.barrier("run directory claimed")
+        if not hosts.first():
+            if not (self.path / "config.json").exists():
+                raise ValueError(
+                    f"host {hosts.index()} does not see {self.path / 'config.json'}, "
+                    "which the first host has written; expected a directory that all "
+                    "hosts share, e.g. NFS or a mounted bucket."
+                )
+            self._claim(configs.to_dict(config))
 
     def give_back(self) -> None:
         """Empties the folder again when this claim of it came to nothing."""
-        if self._new:
+        if self._new and hosts.first():
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _claim(self, mine: dict) -> None:
@@ -80,7 +90,13 @@ class RunDirectory:
         return self.path / f"M{number}"
 
     def done(self, path: pathlib.Path, inputs: dict[str, str]) -> dict | None:
-        """Returns a stage's manifest when it is finished, after checking its inputs."""
+        """Returns a stage's manifest when it is finished, after checking its inputs.
+
+        The first host looks, so that all hosts are of one mind.
+        """
+        return hosts.agreed(f"done {path}", lambda: self._done(path, inputs))
+
+    def _done(self, path: pathlib.Path, inputs: dict[str, str]) -> dict | None:
         if not path.exists():
             return None
         manifest = checkpoint.read_json(path)
@@ -109,7 +125,13 @@ class RunDirectory:
         files: Iterable[str] = (),
         **extra: Any,
     ) -> dict[str, Any]:
-        """Writes the manifest of a finished stage: the last thing it does."""
+        """Writes the manifest of a finished stage: the last thing it does.
+
+        Several hosts do so together: the first one writes, the others wait.
+        """
+        if not hosts.first():
+            hosts.barrier(f"committed {path}")
+            return checkpoint.read_json(path)
         names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
         versions = {name: importlib.metadata.version(name) for name in names}
         manifest = {
@@ -123,6 +145,7 @@ class RunDirectory:
             **extra,
         }
         checkpoint.write_json(path, manifest)
+        hosts.barrier(f"committed {path}")
         return manifest
 
     def data(self, name: str) -> dict[str, str]:
@@ -142,31 +165,54 @@ class RunDirectory:
 class Journal:
     """Where an unfinished search can go on: a line for each pause.
 
+    Several hosts keep a file each and read all of them, so that a run may go on with
+    another number of hosts.
+
     Attributes:
-      path: its file.
-      closed: id → closed search.
-      active: slot → search in flight at the last pause.
+      path: this host's file.
+      closed: id → closed search, of all hosts.
+      active: slot → this host's search in flight at the last pause.
     """
 
     def __init__(self, path: pathlib.Path, inputs: dict[str, str]):
-        """Reads what an earlier run left, if it worked on the same inputs."""
-        self.path = path
+        """Reads what an earlier run left, if it worked on the same inputs.
+
+        Args:
+          path: the first host's file; those of others have their number in the name.
+          inputs: name → digest of what is searched with.
+        """
+        self._first, self._inputs = path, inputs
+        number = hosts.index()
+        name = path.name if not number else f"{path.stem}.{number}.jsonl"
+        self.path = path.with_name(name)
         self.closed: dict[str, search.State] = {}
         self.active: dict[int, search.State] = {}
-        head = json.dumps({"inputs": inputs}, sort_keys=True)
-        lines = path.read_text("utf-8").split("\n") if path.exists() else []
-        whole = lines[:-1] if lines[:1] == [head] else [head]  # the last one is torn
-        for line in whole[1:]:
-            row = json.loads(line)
-            states = map(preferences.trajectory_from_row, row["closed"])
-            self.closed |= {state.question.id: state for state in states}
-            self.active = {
-                slot: preferences.trajectory_from_row(item)
-                for slot, item in row["active"]
-            }
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in whole), "utf-8")
-        temporary.replace(path)
+        self.read()
+        hosts.barrier(f"{path} read")
+        if not self.path.exists():
+            self.path.write_text(self._head() + "\n", "utf-8")
+
+    def _head(self) -> str:
+        return json.dumps({"inputs": self._inputs}, sort_keys=True)
+
+    def read(self) -> None:
+        """Reads the files of all hosts; cuts a torn last line off this host's own."""
+        for path in _journals(self._first):
+            lines = path.read_text("utf-8").split("\n")
+            whole = lines[:-1] if lines[:1] == [self._head()] else [self._head()]
+            for line in whole[1:]:
+                row = json.loads(line)
+                states = map(preferences.trajectory_from_row, row["closed"])
+                self.closed |= {state.question.id: state for state in states}
+                if path == self.path:
+                    self.active = {
+                        slot: preferences.trajectory_from_row(item)
+                        for slot, item in row["active"]
+                    }
+            if path == self.path:
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text("".join(f"{line}\n" for line in whole), "utf-8")
+                temporary.replace(path)
 
     def add(
         self, closed: Sequence[search.State], active: Mapping[int, search.State]
@@ -183,6 +229,18 @@ class Journal:
         }
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _journals(first: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the journals of all hosts, of earlier ones too."""
+    others = sorted(first.parent.glob(f"{first.stem}.*.jsonl"))
+    return [path for path in (first, *others) if path.exists()]
+
+
+def delete_journals(first: pathlib.Path) -> None:
+    """Deletes the journals of all hosts; the first one calls this."""
+    for path in _journals(first):
+        path.unlink()
 
 
 def _result(path: pathlib.Path) -> pathlib.Path:

@@ -74,7 +74,7 @@ def get_config():
     return c
 
 
-def one_device_mesh(data=-1, fsdp=1, tensor=1):
+def one_device_mesh(data=-1, fsdp=1, tensor=1, devices=None):
     """Stands in for `sharding.make_mesh`: the first of the suite's eight devices."""
     devices = np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
     return Mesh(devices, sharding.MESH_AXES)

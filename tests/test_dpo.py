@@ -263,6 +263,8 @@ def test_swapping_the_sides_flips_the_margin():
 class Table:
     """A model whose logits are parameters: one vector for each token of the rows."""
 
+    mesh = None
+
     def apply(self, variables, tokens, position, subtree_end):
         return variables["params"]["logits"]
 

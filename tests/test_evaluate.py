@@ -109,11 +109,10 @@ def test_greedy_grades_batches_of_different_lengths(codec):
     slots, done = FakeSlots(3, answers), []
     limit = sorted(sizes)[-2]  # the longest answer is cut off
     assert limit < max(sizes) and sizes.index(max(sizes)) == 2
-    made = evaluate.greedy(
+    items = evaluate.greedy(
         slots, codec, problems, max_tokens=limit, on_done=done.append
     )
     assert slots.batches == [[1, 1, 1], [1, 1, 0]] and done == [3, 2]
-    items = made["items"]
     assert [item["id"] for item in items] == ["p0", "p1", "p2", "p3", "p4"]
     assert [item["right"] for item in items] == [True, True, False, False, False]
     assert [item["prediction"] for item in items] == ["2", "6", None, None, "6"]
@@ -122,7 +121,7 @@ def test_greedy_grades_batches_of_different_lengths(codec):
     tokens = [min(size, limit) for size in sizes]
     assert [item["tokens"] for item in items] == tokens
     assert items[0]["text"] == texts["8*7+4*4+2"] and items[0]["answer"] == "2"
-    metrics = made["metrics"]
+    metrics = evaluate.greedy_metrics(items)
     low, high = evaluate.wilson(2, 5)
     assert metrics == {
         "accuracy": 0.4,
@@ -158,15 +157,15 @@ def test_judge_accuracy_counts_unparsed_as_wrong(codec):
         asked.append((requests, calls))
         return [[Verdict(0, 1, said[r.problem_id], f"on {r.slot}")] for r in requests]
 
-    made = evaluate.judge_accuracy(judge, codec, rows, slots=2, on_done=done.append)
+    items = evaluate.judge_accuracy(judge, codec, rows, slots=2, on_done=done.append)
     assert done == [2, 1] and [len(requests) for requests, _ in asked] == [2, 1]
     assert all(calls == [[(0, 1)]] * len(requests) for requests, calls in asked)
-    items = made["items"]
     assert [item["right"] for item in items] == [True, False, False]
     assert [item["prediction"] for item in items] == ["A", "A", None]
     assert [item["answer"] for item in items] == ["A", "B", "A"]
     assert [item["response"] for item in items] == ["on 0", "on 1", "on 0"]
-    assert made["metrics"] == evaluate.accuracy(items) | {"unparsed_rate": 1 / 3}
+    metrics = evaluate.judge_metrics(items)
+    assert metrics == evaluate.accuracy(items) | {"unparsed_rate": 1 / 3}
     last = asked[1][0][0]
     assert last.steps == (codec.step("Step 1: 8*7+4=0"),)
     assert last.candidates == (codec.step(rows[2].a), codec.step(rows[2].b))

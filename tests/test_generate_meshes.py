@@ -68,11 +68,12 @@ def on_one_device(params):
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
-def test_one_device_and_eight_give_the_same_tokens(params, on_one_device, shape):
+def test_one_device_and_eight_give_the_same_tokens(params, on_one_device, shape, capfd):
     mesh = sharding.make_mesh(*shape)
     assert mesh.size == 8
     shardings = sharding.param_shardings(mesh, lm.abstract_params(MODEL))
     eight, eight_scores = search_like(mesh, jax.device_put(params, shardings))
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
     one, one_scores = on_one_device
     for a, b in zip(one, eight, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)

@@ -1,5 +1,6 @@
 """The first stage: splits, templates, tokenizer, and the checks made early."""
 
+import dataclasses
 import json
 import random
 
@@ -8,7 +9,7 @@ from helpers import get_config, make_mesh
 
 from stepjax import config, prepare, prompts, records
 from stepjax.encode import Codec
-from stepjax.lm import hf_config, tokenizer
+from stepjax.lm import hf_config, sharding, tokenizer
 from stepjax.lm import model as lm
 from stepjax.records import Comparison, Problem, Question, Solution
 from stepjax.worlds import arithmetic
@@ -266,20 +267,25 @@ def test_phases_out_of_range():
 
 
 def test_slots_and_parameters_divide_over_the_devices():
-    c, model = settings(), lm.Decoder(prepare.model_config(settings(), 128))
-    prepare.check_mesh(c, make_mesh(), model)
-    prepare.check_mesh(c, make_mesh(data=4, fsdp=2), model)
+    c = settings()
+    shape = prepare.model_config(c, 128)
+
+    def check(shape, **mesh):
+        trained = lm.Decoder(shape, make_mesh(**mesh))
+        sampling = sharding.host_mesh(mesh.get("tensor", 1))
+        prepare.check_mesh(c, trained, lm.Decoder(shape, sampling))
+
+    check(shape)
+    check(shape, data=4, fsdp=2)
+    check(dataclasses.replace(shape, num_kv_heads=2), data=2, fsdp=2, tensor=2)
+    with pytest.raises(ValueError, match="'kv_heads' of size 1 .* mesh.tensor=2"):
+        check(shape, data=2, fsdp=2, tensor=2)
     c.search.slots = 12
     with pytest.raises(ValueError, match="slots=12; expected a multiple of the 8 data"):
-        prepare.check_mesh(c, make_mesh(), model)
-    prepare.check_mesh(c, make_mesh(data=2, fsdp=2, tensor=2), wider(c))
-    with pytest.raises(ValueError, match="'kv_heads' of size 1 .* mesh.tensor=2"):
-        prepare.check_mesh(c, make_mesh(data=2, fsdp=2, tensor=2), model)
-
-
-def wider(c):
-    c.model.num_kv_heads = 2
-    return lm.Decoder(prepare.model_config(c, 128))
+        check(shape)
+    # Four devices a problem leave two groups of them.
+    many = dataclasses.replace(shape, num_heads=4, num_kv_heads=4)
+    check(many, data=2, tensor=4)
 
 
 # Templates, tokenizer, model.

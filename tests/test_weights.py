@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from stepjax.lm import export, weights
 from stepjax.lm import model as model_lib
-from stepjax.lm import weights
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CASES = ("qwen2", "qwen2_tied", "llama", "llama3_tied")
@@ -221,9 +221,9 @@ def test_cached_decoding_equals_the_full_forward(name):
 @pytest.mark.parametrize("limit", [5 * 10**9, 15_000])
 @pytest.mark.parametrize("name", CASES)
 def test_saved_and_loaded_again_is_exact(name, limit, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "_SHARD_BYTES", limit)
+    monkeypatch.setattr(export, "_SHARD_BYTES", limit)
     config, params, _ = golden(name)
-    weights.save_hf(jax.tree.map(jnp.asarray, params), config, tmp_path / "out")
+    export.save_hf(jax.tree.map(jnp.asarray, params), config, tmp_path / "out")
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     if limit < 10**6:
         assert len(files) >= 4
@@ -242,7 +242,7 @@ def test_saved_and_loaded_again_is_exact(name, limit, tmp_path, monkeypatch):
 
 def test_bfloat16_files_hold_the_nearest_values(tmp_path):
     config, params, _ = golden("qwen2")
-    weights.save_hf(params, config, tmp_path / "out", dtype="bfloat16")
+    export.save_hf(params, config, tmp_path / "out", dtype="bfloat16")
     again = flat(weights.load_hf(tmp_path / "out", config))
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert {array.dtype for array in stored.values()} == {np.dtype(ml_dtypes.bfloat16)}
@@ -261,7 +261,7 @@ def test_the_other_files_of_an_export(tmp_path):
     (source / "notes.txt").write_text("not a tokenizer file")
     (tmp_path / "out").mkdir()  # an empty target is fine
     arguments = {"tokenizer_directory": source, "stop_ids": (7, 3), "bos_id": 1}
-    weights.save_hf(params, config, tmp_path / "out", **arguments)
+    export.save_hf(params, config, tmp_path / "out", **arguments)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "config.json",
         "generation_config.json",
@@ -278,7 +278,7 @@ def test_the_other_files_of_an_export(tmp_path):
     assert data["eos_token_id"] == 7
     assert data["max_position_embeddings"] == 256  # 4 * 64
     (source / "config.json").write_text('{"max_position_embeddings": 200}')
-    weights.save_hf(params, config, tmp_path / "second", **arguments)
+    export.save_hf(params, config, tmp_path / "second", **arguments)
     data = json.loads((tmp_path / "second" / "config.json").read_text())
     assert data["max_position_embeddings"] == 200
 
@@ -358,11 +358,11 @@ def test_live_models_of_transformers(family, differences, tmp_path):
 @pytest.mark.parametrize("family, differences", LIVE)
 def test_transformers_loads_an_export(family, differences, tmp_path, monkeypatch):
     model, tokens, expected = live_model(family, differences)
-    monkeypatch.setattr(weights, "_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(export, "_SHARD_BYTES", 20_000)
     model.save_pretrained(tmp_path / "theirs")
     config = weights.config_from_hf(tmp_path / "theirs")
     params = weights.load_hf(tmp_path / "theirs", config)
-    weights.save_hf(params, config, tmp_path / "ours", stop_ids=(5, 9), bos_id=2)
+    export.save_hf(params, config, tmp_path / "ours", stop_ids=(5, 9), bos_id=2)
     transformers = pytest.importorskip("transformers")
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True

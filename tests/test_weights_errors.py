@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from stepjax.lm import weights
+from stepjax.lm import export, weights
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -209,7 +209,7 @@ def test_export_arguments_are_refused(arguments, message, tmp_path, monkeypatch)
     config = weights.config_from_hf(GOLDEN / "qwen2")
     params = weights.load_hf(GOLDEN / "qwen2", config)
     with pytest.raises(ValueError, match=message):
-        weights.save_hf(params, config, tmp_path / "out", **arguments)
+        export.save_hf(params, config, tmp_path / "out", **arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
@@ -218,14 +218,14 @@ def test_export_of_unfitting_params_is_refused(tmp_path):
     params = weights.load_hf(GOLDEN / "llama", config)
     tied = dataclasses.replace(config, tie_embeddings=True)
     with pytest.raises(ValueError, match="parameter unembedding is extra"):
-        weights.save_hf(params, tied, tmp_path / "out")
+        export.save_hf(params, tied, tmp_path / "out")
     biased = dataclasses.replace(config, qkv_bias=True)
     with pytest.raises(ValueError, match="layers/key_bias is missing"):
-        weights.save_hf(params, biased, tmp_path / "out")
+        export.save_hf(params, biased, tmp_path / "out")
     deeper = dataclasses.replace(config, num_layers=4)
     message = r"norm/scale has a wrong shape; expected \(4, 20\), found \(3, 20\)"
     with pytest.raises(ValueError, match=message):
-        weights.save_hf(params, deeper, tmp_path / "out")
+        export.save_hf(params, deeper, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,7 +238,7 @@ def test_a_target_in_use_is_refused(tmp_path):
     for name in ("file", "full"):
         message = re.escape(f"{tmp_path / name} exists and is not empty")
         with pytest.raises(ValueError, match=message):
-            weights.save_hf(params, config, tmp_path / name)
+            export.save_hf(params, config, tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
 
@@ -246,7 +246,7 @@ def test_a_target_in_use_is_refused(tmp_path):
 def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
     config = weights.config_from_hf(GOLDEN / "llama")
     params = weights.load_hf(GOLDEN / "llama", config)
-    monkeypatch.setattr(weights, "_SHARD_BYTES", 15_000)
+    monkeypatch.setattr(export, "_SHARD_BYTES", 15_000)
     written = []
 
     def fail_on_second(arrays, file, metadata):
@@ -255,8 +255,8 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
             raise OSError("no space left on device")
         save_file(arrays, file, metadata)
 
-    monkeypatch.setattr(weights, "save_file", fail_on_second)
+    monkeypatch.setattr(export, "save_file", fail_on_second)
     with pytest.raises(OSError, match="no space left"):
-        weights.save_hf(params, config, tmp_path / "out")
+        export.save_hf(params, config, tmp_path / "out")
     assert len(written) == 2
     assert list(tmp_path.iterdir()) == []

@@ -5,17 +5,30 @@ One rule decides who sees whom in a forest row: query i sees key j if and only i
 ``context_length`` keys of its problem's shared context and the keys of its own
 suffix up to itself. Scores and softmax are float32.
 
+Forest rows have three implementations of the one rule: query chunks in plain JAX,
+a TPU kernel (`stepjax.lm.forest_kernel`), and cuDNN's on NVIDIA GPUs.
+
 Axis names: B rows, T tokens, H query heads, K key/value heads, D head size,
 G groups (each reads one context), W rows of a group, C context capacity,
 S suffix capacity.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, PartitionSpec
+
+from stepjax.lm import forest_kernel, sharding
+
+KINDS = ("auto", "chunks", "kernel", "cudnn")
 
 _MASKED = -1e30  # finite, so that a fully masked query gives no NaN
+_QUERIES = 1024  # of a group at once, behind a cached context
+# Queries of a chunk of a forest row at least and at most, and chunks of a short row.
+_CHUNK, _LARGEST, _CHUNKS = 64, 512, 4
 
 
 def rope_frequencies(
@@ -83,30 +96,132 @@ def forest_mask(subtree_end: jax.Array) -> jax.Array:
     return (key <= query) & (query < subtree_end[:, None, :])
 
 
+def choose(kind: str, mesh: Mesh | None, dtype: str, head_dim: int) -> str:
+    """Returns the implementation to use for forest rows: one of `KINDS` but "auto".
+
+    "auto" is the kernel on TPU and query chunks elsewhere. "kernel" on another
+    platform runs interpreted, which is for tests. "cudnn" must be asked for: it has
+    not been run by us.
+
+    Args:
+      kind: one of `KINDS`.
+      mesh: whose devices run it; None for the default backend.
+      dtype: compute type.
+      head_dim: D.
+
+    Raises:
+      ValueError: for an unknown kind, or cuDNN where it does not fit.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"model.attention={kind!r}; expected one of {KINDS}.")
+    platform = _platform(mesh)
+    if kind == "auto":
+        return "kernel" if platform == "tpu" else "chunks"
+    if kind == "cudnn":
+        fits = dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
+        if platform != "gpu" or not fits:
+            raise ValueError(
+                f"model.attention='cudnn' on {platform} with dtype={dtype!r} and "
+                f"head_dim={head_dim}; expected a GPU, 'bfloat16' and a multiple of 8 "
+                "up to 128. Set model.attention='chunks'."
+            )
+    return kind
+
+
+def _platform(mesh: Mesh | None) -> str:
+    return mesh.devices.flat[0].platform if mesh else jax.default_backend()
+
+
 def forest_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    subtree_end: jax.Array,
+    *,
+    kind: str = "chunks",
+    mesh: Mesh | None = None,
 ) -> jax.Array:
-    """Attention of a forest row over itself.
+    """Attention of forest rows over themselves.
 
     Args:
       query: [B, T, H, D].
       key: [B, T, K, D], H a multiple of K.
       value: [B, T, K, D].
-      mask: [B, T, T] bool from `forest_mask`.
+      subtree_end: [B, T] int32, first index after the subtree of each token.
+      kind: from `choose`.
+      mesh: what rows and heads are split over; None on one device.
 
     Returns:
       [B, T, H, D] in the query's dtype.
     """
+    if kind == "kernel":
+        attend = functools.partial(
+            forest_kernel.forest_attention, interpret=_platform(mesh) != "tpu"
+        )
+        if mesh is None:
+            return attend(query, key, value, subtree_end)
+        heads = PartitionSpec(sharding.ROWS, None, "tensor")
+        rows = PartitionSpec(sharding.ROWS)
+        specs = (heads, heads, heads, rows)
+        # No value is shared by devices inside, so there is nothing to check.
+        split = jax.shard_map(
+            attend, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False
+        )
+        return split(query, key, value, subtree_end)
+    if kind == "cudnn":
+        mask = forest_mask(subtree_end)[:, None]
+        out = jax.nn.dot_product_attention(
+            query, key, value, mask=mask, implementation="cudnn"
+        )
+    else:
+        out = _in_chunks(query, key, value, subtree_end)
+    return checkpoint_name(out, forest_kernel.SAVED)
+
+
+def _in_chunks(query, key, value, subtree_end):
+    """The rule in plain JAX, in chunks of queries.
+
+    A chunk reads the keys up to its own end: no query sees a later one. Of long rows
+    the scores of one chunk exist at a time, in the backward pass too.
+    """
     batch, length, heads, size = query.shape
     kv_heads = key.shape[2]
     query = query.reshape(batch, length, kv_heads, heads // kv_heads, size)
-    scores = jnp.einsum(
-        "btkgd,bskd->bkgts", query, key, preferred_element_type=jnp.float32
-    ) / math.sqrt(size)
-    scores = jnp.where(mask[:, None, None], scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bkgts,bskd->btkgd", weights, value)
+    query = query.transpose(0, 2, 1, 3, 4)  # [B, K, T, H/K, D]
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, K, T, D]
+    chunk = min(max(_CHUNK, -(-length // _CHUNKS)), _LARGEST)
+    parts = []
+    for start in range(0, length, chunk):
+        end = min(start + chunk, length)
+        attend = functools.partial(_plain, start=start)
+        if length > _CHUNKS * _LARGEST:
+            attend = jax.checkpoint(attend)
+        ends = subtree_end[:, :end]
+        parts.append(
+            attend(query[:, :, start:end], key[:, :, :end], value[:, :, :end], ends)
+        )
+    out = jnp.concatenate(parts, axis=2).transpose(0, 2, 1, 3, 4)
     return out.reshape(batch, length, heads, size)
+
+
+def _plain(query, key, value, subtree_end, start):
+    """Attention of queries from index `start` on, [B, K, Q, H/K, D], over [B, K, S, D].
+
+    Queries and heads that share keys are merged into one axis: then the scores, the
+    largest array here, are never transposed, which XLA for CPU is slow at.
+    """
+    batch, kv_heads, length, group, size = query.shape
+    mask = forest_mask(subtree_end)[:, start : start + length]  # [B, Q, S]
+    query = query.reshape(batch, kv_heads, length * group, size)
+    scores = jnp.einsum(
+        "bkqd,bksd->bkqs", query, key, preferred_element_type=jnp.float32
+    ) / math.sqrt(size)
+    scores = scores.reshape(batch, kv_heads, length, group, -1)
+    scores = jnp.where(mask[:, None, :, None], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    weights = weights.reshape(batch, kv_heads, length * group, -1)
+    out = jnp.einsum("bkqs,bksd->bkqd", weights, value)
+    return out.reshape(batch, kv_heads, length, group, size)
 
 
 def cached_attention(
@@ -119,6 +234,7 @@ def cached_attention(
     """Attention over a shared context and an own suffix, with one softmax.
 
     The context is read once for all W rows of a group; nothing is copied per row.
+    Many queries at once (long prompts) are taken in chunks.
 
     Args:
       query: [G, W, T, H, D].
@@ -130,6 +246,28 @@ def cached_attention(
     Returns:
       [G, W, T, H, D] in the query's dtype.
     """
+    width, length = query.shape[1:3]
+    chunk = max(1, _QUERIES // width)
+    attend = functools.partial(_attend_cached, context, suffix, context_mask)
+    if length <= chunk:
+        return attend(query, suffix_mask)
+    chunk = -(-length // -(-length // chunk))  # as few chunks, of one size
+    padding = -length % chunk
+
+    def cut(x, axis):
+        """Returns x with its axis padded and cut into chunks, which lead."""
+        pads = [(0, padding if i == axis else 0) for i in range(x.ndim)]
+        x = jnp.pad(x, pads)
+        shape = (*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+    chunks = cut(query, 2), cut(suffix_mask, 2)
+    out = jax.lax.map(lambda both: attend(*both), chunks)
+    out = jnp.moveaxis(out, 0, 2)  # [G, W, chunks, chunk, H, D]
+    return out.reshape(*out.shape[:2], -1, *out.shape[4:])[:, :, :length]
+
+
+def _attend_cached(context, suffix, context_mask, query, suffix_mask):
     groups, width, length, heads, size = query.shape
     kv_heads = suffix[0].shape[3]
     shape = (groups, width, length, kv_heads, heads // kv_heads, size)

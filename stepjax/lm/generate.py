@@ -222,7 +222,7 @@ def append(contexts, suffix, choice, lengths, counts):
     return jax.tree.map(write, contexts, suffix)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "bucket", "capacity"))
+@functools.partial(jax.jit, static_argnames=("model", "bucket", "capacity", "keep"))
 def sample(
     model,
     params,
@@ -242,6 +242,7 @@ def sample(
     *,
     bucket: int,
     capacity: int,
+    keep: bool = True,
 ):
     """Samples every row until its stop, its budget or the capacity.
 
@@ -263,9 +264,10 @@ def sample(
       budget: most new tokens, scalar <= capacity.
       bucket: context keys to read, at least every length.
       capacity: N.
+      keep: return the suffix caches; what is not kept takes no memory of its own.
 
     Returns:
-      (`Samples`, suffix caches [L, G, W, T + N, K, D]).
+      (`Samples`, suffix caches [L, G, W, T + N, K, D] or None).
     """
     groups, width, length = prompts.shape
     context = _take_contexts(contexts, slots, bucket)
@@ -316,7 +318,7 @@ def sample(
     carry = (jnp.ones((), jnp.int32), token, suffix, state, done, out)
     keep_going = lambda c: (c[0] < budget) & ~c[4].all()  # noqa: E731
     _, _, suffix, _, _, out = jax.lax.while_loop(keep_going, turn, carry)
-    return out, suffix
+    return out, suffix if keep else None
 
 
 def _uniform(key, index):

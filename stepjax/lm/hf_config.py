@@ -6,9 +6,10 @@ not compute is refused and never guessed.
 
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+from etils import epath
 
 from stepjax.lm.model import ModelConfig
 
@@ -51,7 +52,7 @@ def config_from_hf(
       ValueError: for a file that is missing or not JSON, for a missing or mistyped
         value, and for anything the decoder does not compute.
     """
-    path = pathlib.Path(directory) / "config.json"
+    path = epath.Path(directory) / "config.json"
     data = read_json(path)
     family = data.get("model_type")
     if family not in ARCHITECTURES:
@@ -102,13 +103,19 @@ def config_from_hf(
     )
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> dict[str, Any]:
     """Reads a JSON object; ValueError with the path when that fails."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(
-            f"{path}: {error.strerror}; expected a Hugging Face model directory."
+            f"{path}: {error.strerror or error}; expected a Hugging Face model "
+            "directory."
+        ) from error
+    except ImportError as error:  # what reads this kind of path is not installed
+        raise ValueError(
+            f"{path}: {error}; expected a path that can be read here. Install "
+            '"stepjax[tpu]", or copy the directory to a disk.'
         ) from error
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); download it again.") from error
@@ -204,7 +211,7 @@ def config_to_hf(
         data |= {"attention_bias": False, "mlp_bias": False}
     else:
         data["use_sliding_window"] = False
-    source = None if beside is None else pathlib.Path(beside) / "config.json"
+    source = None if beside is None else epath.Path(beside) / "config.json"
     key = "max_position_embeddings"
     if source is not None and source.is_file():
         data[key] = _positive(source, read_json(source), key)

@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from stepjax.lm import attention, sharding
+from stepjax.lm import attention, forest_kernel, sharding, vocabulary
+
+# remat of `ModelConfig` → what the backward pass keeps of a block; None is everything.
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(forest_kernel.SAVED),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 _UNROLLED = 4  # models of at most so many layers are unrolled: faster on a CPU
 
@@ -38,7 +46,10 @@ class ModelConfig:
       qkv_bias: biases on queries, keys and values (Qwen2: True, Llama: False).
       tie_embeddings: the unembedding is the embedding.
       dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
-      remat: "none", or "full" to recompute each block in the backward pass.
+      remat: what the backward pass computes again, one of `REMAT`: "none"; "full",
+        each block from its input; "attention", likewise but for the output of
+        attention (on TPU); "dots", all but the products with parameters.
+      attention: how forest rows attend, one of `attention.KINDS`.
       embedding_std: standard deviation of a random embedding.
       init_std: standard deviation of every other random matrix.
     """
@@ -57,6 +68,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"
     embedding_std: float = 0.02
     init_std: float = 0.02
 
@@ -70,8 +82,12 @@ class ModelConfig:
             raise ValueError(f"head_dim={self.head_dim} is odd; RoPE needs it even.")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r}; expected 'float32' or 'bfloat16'.")
-        if self.remat not in ("none", "full"):
-            raise ValueError(f"remat={self.remat!r}; expected 'none' or 'full'.")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat={self.remat!r}; expected one of {tuple(REMAT)}.")
+        if self.attention not in attention.KINDS:
+            raise ValueError(
+                f"attention={self.attention!r}; expected one of {attention.KINDS}."
+            )
 
 
 class KeyValues(NamedTuple):
@@ -131,22 +147,29 @@ class Block(nn.Module):
         Args:
           carry: (hidden [..., T, E], suffix KeyValues or None, layer index).
           context: this layer's context (key, value), [G, C, K, D] each, or None.
-          shared: (sin, cos, masks, offset), the same for every layer.
+          shared: (sin, cos, sight, offset), the same for every layer; `sight` is
+            the rows' subtree ends, or the masks of `attention.cached_attention`.
 
         Returns:
           (carry, None), as nn.scan wants it.
         """
         hidden, suffix, layer = carry
-        sin, cos, masks, offset = shared
+        sin, cos, sight, offset = shared
         config = self.config
         normed = RMSNorm(config.rms_norm_eps, name="attention_norm")(hidden)
+        normed = _whole(normed, self.mesh)
         query = self._project(normed, "query", config.num_heads, "heads")
         key = self._project(normed, "key", config.num_kv_heads, "kv_heads")
         value = self._project(normed, "value", config.num_kv_heads, "kv_heads")
         query = attention.rotate(query, sin, cos)
         key = attention.rotate(key, sin, cos)
         if context is None:
-            mixed = attention.forest_attention(query, key, value, masks)
+            kind = attention.choose(
+                config.attention, self.mesh, config.dtype, config.head_dim
+            )
+            mixed = attention.forest_attention(
+                query, key, value, sight, kind=kind, mesh=self.mesh
+            )
         else:
             at = (layer, 0, 0, offset, 0, 0)
             suffix = KeyValues(
@@ -154,24 +177,21 @@ class Block(nn.Module):
                 jax.lax.dynamic_update_slice(suffix.value, value[None], at),
             )
             own = (suffix.key[layer], suffix.value[layer])
-            mixed = attention.cached_attention(query, context, own, *masks)
-        kernel = self.param(
-            "out",
-            _normal(config.init_std, "heads", "head_dim", "embed"),
-            (config.num_heads, config.head_dim, config.hidden_size),
-        )
+            mixed = attention.cached_attention(query, context, own, *sight)
+        shape = (config.num_heads, config.head_dim, config.hidden_size)
+        kernel = self._kernel("out", shape, "heads", "head_dim", "embed")
         mixed = mixed.reshape(*mixed.shape[:-2], -1)
-        hidden = hidden + _matmul(mixed, kernel.reshape(-1, config.hidden_size))
+        mixed = _matmul(mixed, kernel.reshape(-1, config.hidden_size))
+        hidden = hidden + _spread(mixed, self.mesh)
         normed = RMSNorm(config.rms_norm_eps, name="mlp_norm")(hidden)
-        hidden = hidden + self._mlp(normed)
-        hidden = sharding.constrain(hidden, self.mesh, sharding.ROWS)
+        normed = _whole(normed, self.mesh)
+        hidden = hidden + _spread(self._mlp(normed), self.mesh)
         return (hidden, suffix, layer + 1), None
 
     def _project(self, x, name, heads, axis):
         config = self.config
         shape = (config.hidden_size, heads, config.head_dim)
-        init = _normal(config.init_std, "embed", axis, "head_dim")
-        kernel = self.param(name, init, shape)
+        kernel = self._kernel(name, shape, "embed", axis, "head_dim")
         out = _matmul(x, kernel.reshape(config.hidden_size, -1))
         out = out.reshape(*x.shape[:-1], *shape[1:])
         if config.qkv_bias:
@@ -182,13 +202,38 @@ class Block(nn.Module):
         return out
 
     def _mlp(self, x):
-        config = self.config
-        size = (config.hidden_size, config.intermediate_size)
-        inward = _normal(config.init_std, "embed", "mlp")
-        outward = _normal(config.init_std, "mlp", "embed")
-        gate = _matmul(x, self.param("gate", inward, size))
-        up = _matmul(x, self.param("up", inward, size))
-        return _matmul(nn.silu(gate) * up, self.param("down", outward, size[::-1]))
+        size = (self.config.hidden_size, self.config.intermediate_size)
+        gate = _matmul(x, self._kernel("gate", size, "embed", "mlp"))
+        up = _matmul(x, self._kernel("up", size, "embed", "mlp"))
+        down = self._kernel("down", size[::-1], "mlp", "embed")
+        return _matmul(nn.silu(gate) * up, down)
+
+    def _kernel(self, name, shape, *axes):
+        """Returns a matrix in the compute type, ready to be multiplied."""
+        kernel = self.param(name, _normal(self.config.init_std, *axes), shape)
+        kernel = kernel.astype(self.config.dtype)
+        return sharding.gathered(kernel, self.mesh, *axes)
+
+
+def _spread(x: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
+    """Splits states of forest rows by rows and, over `tensor`, by tokens.
+
+    That is how the residual stream lies, which the backward pass keeps of every
+    layer. Products split over `tensor` gather their inputs (`_whole`) and scatter
+    their sums, which costs what summing them everywhere would cost (sequence
+    parallelism, arXiv 2205.05198).
+    """
+    return sharding.exchange(x, mesh, _stream(x, mesh), (sharding.ROWS,))
+
+
+def _whole(x: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
+    """Splits states of forest rows by rows only; the reverse of `_spread`."""
+    return sharding.exchange(x, mesh, (sharding.ROWS,), _stream(x, mesh))
+
+
+def _stream(x, mesh):
+    even = mesh is not None and x.shape[1] % mesh.shape["tensor"] == 0
+    return (sharding.ROWS, "tensor") if even else (sharding.ROWS,)
 
 
 def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -197,7 +242,7 @@ def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Leading axes are merged first: XLA for CPU runs the gradient of a product with
     batch axes at half the speed.
     """
-    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    flat = x.reshape(-1, x.shape[-1]) @ kernel
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -247,9 +292,8 @@ class Decoder(nn.Module):
                 (config.vocab_size, config.hidden_size),
             )
         mesh = self.mesh if cached is None else None
-        # Gathered over fsdp like every other parameter, then looked up.
-        hidden = sharding.constrain(embedding, mesh, "tensor")[tokens].astype(dtype)
-        hidden = sharding.constrain(hidden, mesh, sharding.ROWS)
+        hidden = vocabulary.embed(embedding, tokens, dtype, mesh)
+        hidden = _spread(hidden, mesh)
         scaling = dict(config.rope_scaling) if config.rope_scaling else None
         frequency = attention.rope_frequencies(
             config.head_dim, config.rope_theta, scaling
@@ -257,14 +301,14 @@ class Decoder(nn.Module):
         angle = position[..., None].astype(jnp.float32) * frequency
         if cached is None:
             context, suffix, offset = None, None, None
-            masks = attention.forest_mask(subtree_end)
+            sight = subtree_end
         else:
             context, suffix, offset = cached.context, cached.suffix, cached.offset
-            masks = _cached_masks(cached, tokens.shape[-1])
-        shared = (jnp.sin(angle), jnp.cos(angle), masks, offset)
+            sight = _cached_masks(cached, tokens.shape[-1])
+        shared = (jnp.sin(angle), jnp.cos(angle), sight, offset)
         block = Block
-        if config.remat == "full":
-            block = nn.remat(Block, prevent_cse=False)
+        if config.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -277,6 +321,7 @@ class Decoder(nn.Module):
         carry = (hidden, suffix, jnp.zeros((), jnp.int32))
         (hidden, suffix, _), _ = layers(carry, context, shared)
         hidden = RMSNorm(config.rms_norm_eps, name="final_norm")(hidden)
+        hidden = _whole(hidden, mesh)
         return hidden if cached is None else (hidden, suffix)
 
 
@@ -293,6 +338,22 @@ def _cached_masks(cached: Cached, length: int) -> tuple[jax.Array, jax.Array]:
 def unembedding(params: Any) -> jax.Array:
     """Returns the matrix that turns hidden states into logits, [V, E]."""
     return params.get("unembedding", params["embedding"])
+
+
+def frozen(params: Any, dtype: str) -> Any:
+    """Returns a copy of parameters in the compute type, for a model that only runs.
+
+    The decoder computes the same bits from it: it casts every parameter before use.
+
+    Args:
+      params: any tree of arrays.
+      dtype: "float32" or "bfloat16".
+    """
+
+    def copy(x):
+        return jnp.copy(x) if x.dtype == jnp.dtype(dtype) else x.astype(dtype)
+
+    return jax.tree.map(copy, params)
 
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:

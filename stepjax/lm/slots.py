@@ -24,7 +24,7 @@ class Slots:
     """
 
     def __init__(self, model, params, mesh: Mesh, slots: int, capacity: int):
-        """Allocates empty caches, split over the data-parallel axes.
+        """Allocates empty caches, split over slots and over `tensor` by heads.
 
         Args:
           model: the decoder.
@@ -41,10 +41,9 @@ class Slots:
                 f"{slots} slots; expected a multiple of the {self._multiple} "
                 "data-parallel devices."
             )
-        spread = sharding.split_rows(mesh, axis=1)
         make = jax.jit(
             lambda: generate.empty_contexts(model.config, slots, capacity),
-            out_shardings=spread,
+            out_shardings=sharding.split_caches(mesh),
         )
         self.contexts = make()
         self.held: list[list[int]] = [[] for _ in range(slots)]
@@ -171,6 +170,7 @@ class Slots:
         )
         padded = np.zeros((len(rows), *paths.shape[1:]), np.uint32)
         padded[:count] = paths
+        keep = groups is None and rows.shape[-1] == 1  # `hold` may append them
         out, suffix = generate.sample(
             self.model,
             self.params,
@@ -185,9 +185,10 @@ class Slots:
             np.int32(budget),
             bucket=self._bucket(lengths),
             capacity=capacity,
+            keep=keep,
         )
         out = generate.Samples(*(np.asarray(x)[:count] for x in out))
-        if groups is None and rows.shape[-1] == 1:
+        if keep:
             base = [list(ids) for ids in self.held]
             self._sampled = (base, rows, out, suffix)
         return out

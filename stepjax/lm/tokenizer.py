@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 _END_OF_SEQUENCE = ("</s>", "<|im_end|>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
@@ -136,6 +137,22 @@ class Tokenizer:
             source = self.directory / name
             if source.is_file() and source.resolve() != (target / name).resolve():
                 shutil.copyfile(source, target / name)
+
+
+def fetch(path: str | Path, folder: str | Path) -> Path:
+    """Returns a folder of this machine with a tokenizer's files.
+
+    Args:
+      path: as in `load`, or a folder on object storage (gs://...).
+      folder: where files from object storage are copied to.
+    """
+    if "://" not in str(path):
+        return Path(path)
+    for name in _FILES:
+        source = epath.Path(path) / name
+        if source.exists():
+            (Path(folder) / name).write_bytes(source.read_bytes())
+    return Path(folder)
 
 
 def load(path: str | Path) -> Tokenizer:

@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from stepjax import forest, losses
-from stepjax.lm import checkpoint, sharding
+from stepjax import forest
+from stepjax.lm import checkpoint, sharding, vocabulary
 from stepjax.lm import model as lm
 
 LossFunction = Callable[..., tuple[jax.Array, tuple[jax.Array, dict]]]
@@ -109,12 +109,10 @@ def scored_logps(model: lm.Decoder, params: Any, rows: forest.Rows) -> jax.Array
     parent = jnp.maximum(parent, 0)  # padding points at a root
     at_parent = jnp.take_along_axis(hidden, parent[..., None], 1)  # [R, S, E]
     targets = jnp.take_along_axis(rows.tokens, rows.scored, 1)
-    logps = losses.token_logps_from_hidden(
-        at_parent.reshape(-1, hidden.shape[-1]),
-        lm.unembedding(params).astype(hidden.dtype),
-        targets.reshape(-1),
+    logps = vocabulary.token_logps(
+        at_parent, lm.unembedding(params), targets, model.mesh
     )
-    return jnp.where(rows.weight > 0, logps.reshape(parent.shape), 0.0)
+    return jnp.where(rows.weight > 0, logps, 0.0)
 
 
 def segment_sums(logps: jax.Array, rows: forest.Rows, segments: int) -> jax.Array:
@@ -211,6 +209,8 @@ def make_update(
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """Places a host batch: rows split over the devices, the rest on every device.
 
+    On several hosts every one gives the same batch and places its own rows.
+
     Args:
       mesh: from `sharding.make_mesh`.
       batch: pytree of numpy arrays [M, R, ...]; leaves of a `forest.Rows` are split
@@ -221,7 +221,12 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
 
     def place(part):
         where = split if isinstance(part, forest.Rows) else whole
-        return jax.device_put(part, where)
+
+        def put(x):
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, where, lambda at: x[at])
+
+        return jax.tree.map(put, part)
 
     is_rows = lambda x: isinstance(x, forest.Rows)  # noqa: E731
     return jax.tree.map(place, batch, is_leaf=is_rows)

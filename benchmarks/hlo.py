@@ -1,0 +1,264 @@
+"""Reads scheduled HLO text that XLA dumps: bytes that move, and matrix products.
+
+Counts what the compiler's own cost analysis does not: a loop's body as often as it
+runs, a slice as the slice and not as the array that it is cut from, and nothing for
+what lies in a chip's vector memory (layouts with ``S(1)``) instead of HBM. Padding of
+tiles is not counted. Trips come from the constant in a loop's condition.
+"""
+
+import dataclasses
+import math
+import re
+
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
+_ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\](\{[^{}]*\})?")
+_HEAD = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{$")
+_LINE = re.compile(r"^  (ROOT )?%(\S+) = (.*)$", re.S)
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "iota",
+}
+
+
+@dataclasses.dataclass
+class Instruction:
+    """One line of HLO: its type as text, opcode, operand names, and attributes."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: list[str]
+    literal: str  # what stands between the parentheses
+    rest: str
+    root: bool
+
+
+def parse(text: str) -> dict[str, dict[str, Instruction]]:
+    """Returns computation name → instruction name → instruction, in order."""
+    found, current, pending = {}, None, []
+
+    def flush():
+        if pending:
+            item = _instruction("\n".join(pending))
+            if item:
+                current[item.name] = item
+            pending.clear()
+
+    for line in text.split("\n"):
+        head = _HEAD.match(line)
+        if head:
+            flush()
+            current = found.setdefault(head[1], {})
+        elif current is not None and line.startswith(("  %", "  ROOT %")):
+            flush()
+            pending.append(line)
+        elif pending:
+            pending.append(line)
+    flush()
+    return found
+
+
+def _instruction(text: str) -> Instruction | None:
+    match = _LINE.match(text)
+    if not match:
+        return None
+    root, name, rest = bool(match[1]), match[2], match[3]
+    at = _closing(rest, " ")  # the type ends at the first outer space
+    kind, rest = rest[:at], rest[at + 1 :]
+    opcode, _, rest = rest.partition("(")
+    end = _closing(rest, ")")
+    operands = re.findall(r"%([^\s,(){}]+)", rest[:end])
+    return Instruction(name, kind, opcode, operands, rest[:end], rest[end:], root)
+
+
+def _closing(text: str, sign: str) -> int:
+    """Returns where a sign first stands outside of all brackets."""
+    depth = 0
+    for at, letter in enumerate(text):
+        if letter == sign and not depth:
+            return at
+        depth += (letter in "({[") - (letter in ")}]")
+    return len(text)
+
+
+def size(kind: str, memory: str = "hbm") -> int:
+    """Returns the bytes of a type; arrays in vector memory count only with "any"."""
+    total = 0
+    for name, dims, layout in _ARRAY.findall(kind):
+        if name not in _BYTES or memory == "hbm" and "S(" in layout:
+            continue
+        total += _BYTES[name] * math.prod(int(d) for d in dims.split(",") if d)
+    return total
+
+
+def _called(item: Instruction, key: str) -> str | None:
+    match = re.search(rf"{key}=%([^\s,()]+)", item.rest)
+    return match[1] if match else None
+
+
+def trips(module, loop: Instruction) -> int | None:
+    """Returns how often a while loop runs, or None when that depends on data."""
+    items = list(module[_called(loop, "condition")].values())
+    items += [
+        i for item in items for i in module.get(_called(item, "calls"), {}).values()
+    ]
+    if any(item.opcode in ("and", "or", "not") for item in items):
+        return None
+    found = {
+        int(match[1])
+        for item in items
+        if item.opcode == "constant" and (match := re.fullmatch(r"(\d+)", item.literal))
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def loops(module) -> list[Instruction]:
+    """Returns every while loop."""
+    every = (item for items in module.values() for item in items.values())
+    return [item for item in every if item.opcode == "while"]
+
+
+def body(loop: Instruction) -> str:
+    """Returns the name of a while loop's body."""
+    return _called(loop, "body")
+
+
+def traffic(module, name: str, sums: dict[str, int] | None = None) -> int:
+    """Returns the HBM bytes that one run of a computation reads and writes.
+
+    Args:
+      module: from `parse`.
+      name: of the computation, e.g. `body` of a loop.
+      sums: filled with instruction name → bytes, when given.
+    """
+    total, items = 0, module[name]
+    for item in items.values():
+        if item.opcode in _FREE or item.opcode.endswith("-done"):
+            continue
+        if item.opcode == "while":
+            count = trips(module, item)
+            if count is None:
+                raise ValueError(f"the trips of {item.name} depend on data")
+            inner: dict[str, int] = {}
+            bytes_ = count * traffic(module, body(item), inner)
+            if sums is not None:
+                sums |= {f"{count} x {key}": count * n for key, n in inner.items()}
+        elif item.opcode == "conditional":
+            branches = re.findall(
+                r"(?:branch_computations=\{|, )%([^\s,}]+)", item.rest
+            )
+            named = re.findall(r"(?:true|false)_computation=%([^\s,]+)", item.rest)
+            known = [b for b in (*branches, *named) if b in module]
+            bytes_ = max(traffic(module, branch) for branch in known)
+        else:
+            bytes_ = _moved(module, items, item)
+        total += bytes_
+        if sums is not None and item.opcode != "while":
+            sums[f"{item.opcode} {item.name}"] = bytes_
+    return total
+
+
+def _moved(module, items, item: Instruction) -> int:
+    """Bytes of one instruction: what it reads of each operand, and what it writes."""
+    kinds = [items[name].type if name in items else "" for name in item.operands]
+    if item.opcode == "fusion":
+        inside = module[_called(item, "calls")]
+        return _fusion(module, inside, kinds, item)
+    if item.opcode in ("dynamic-slice", "slice", "gather"):
+        return _hbm(kinds[0], size(item.type, "any")) + size(item.type)
+    if item.opcode == "dynamic-update-slice":
+        return size(kinds[1]) + _hbm(item.type, size(kinds[1], "any"))
+    if item.opcode in ("copy-start", "slice-start", "async-start"):
+        # (to, from, ...) of a transfer; one end may lie in vector memory.
+        arrays = _ARRAY.findall(item.type)
+        sizes = [size(f"{a}[{b}]{c}", "any") for a, b, c in arrays[:2]]
+        return sum(_hbm(f"{a}[{b}]{c}", min(sizes)) for a, b, c in arrays[:2])
+    return sum(map(size, kinds)) + size(item.type)
+
+
+def _hbm(kind: str, bytes_: int) -> int:
+    return 0 if "S(" in kind else bytes_
+
+
+def _fusion(module, inside, kinds, item: Instruction) -> int:
+    total = 0
+    for inner in inside.values():
+        if inner.opcode == "parameter":
+            kind = kinds[int(inner.literal)]
+            total += _hbm(kind, _read(module, inside, inner, size(kind, "any")))
+    root = next(i for i in inside.values() if i.root)
+    single = root.opcode != "tuple"
+    written = [root] if single else [inside[name] for name in root.operands]
+    for made, (a, b, c) in zip(written, _ARRAY.findall(item.type), strict=False):
+        whole = f"{a}[{b}]{c}"
+        total += _hbm(whole, _written(module, inside, made, size(whole, "any")))
+    return total
+
+
+def _read(module, inside, item: Instruction, whole: int) -> int:
+    """Bytes that a fused computation reads of one of its values."""
+    total = whole if item.root else 0
+    for user in inside.values():
+        for at, name in enumerate(user.operands):
+            if name != item.name:
+                continue
+            if user.opcode == "bitcast":
+                total += _read(module, inside, user, whole)
+            elif user.opcode in ("dynamic-slice", "slice", "gather"):
+                total += size(user.type, "any") if at == 0 else 0
+            elif user.opcode == "dynamic-update-slice" and at == 0:
+                continue  # updated in place
+            elif user.opcode == "fusion":
+                nested = module[_called(user, "calls")]
+                (parameter,) = (
+                    i
+                    for i in nested.values()
+                    if i.opcode == "parameter" and i.literal == str(at)
+                )
+                read = _read(module, nested, parameter, whole)
+                root = next(i for i in nested.values() if i.root)
+                if _same(nested, root, parameter):  # only a change of shape
+                    read = _read(module, inside, user, whole)
+                total += read
+            else:
+                total += whole
+    return min(total, whole)
+
+
+def _same(inside, item: Instruction, other: Instruction) -> bool:
+    while item.opcode == "bitcast":
+        item = inside[item.operands[0]]
+    return item.name == other.name
+
+
+def _written(module, inside, made: Instruction, whole: int) -> int:
+    """Bytes that a fused computation writes of one of its results."""
+    while made.opcode == "bitcast":
+        made = inside[made.operands[0]]
+    if made.opcode == "dynamic-update-slice":
+        return size(inside[made.operands[1]].type, "any")
+    if made.opcode == "fusion" and "tuple" not in made.type:
+        nested = module[_called(made, "calls")]
+        root = next(i for i in nested.values() if i.root)
+        return _written(module, nested, root, whole)
+    return whole

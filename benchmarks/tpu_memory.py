@@ -1,0 +1,109 @@
+"""Memory and FLOPs of the paper's step-DPO update on TPU slices, and of the naive one.
+
+    python benchmarks/tpu_memory.py [7b | 72b | naive]
+
+32 pairs of 1792 + 256 tokens, float32 parameters and moments, bfloat16 products. Needs
+libtpu, no TPU. The naive form lays out each side of a pair on its own (64 rows of
+2048) and makes the logits of all tokens, with `stepjax.losses.step_dpo`; its attention
+is the same kernel. What is compiled is never run.
+"""
+
+import importlib.metadata
+import pathlib
+import runpy
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from stepjax import losses, programs
+from stepjax.lm import aot, flops, sharding, train
+from stepjax.lm import model as lm
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+CASES = [  # model, slice, tensor, reference, micro-batches, bar in GiB
+    ("7b", "v5p:2x2x2", 1, "live", 1, 21.0),
+    ("7b", "v5p:2x2x2", 1, "precomputed", 1, 18.0),
+    ("7b", "v5e:4x4", 1, "live", 1, 12.0),
+    ("7b", "v5e:4x4", 1, "live", 2, 12.0),
+    ("72b", "v5p:4x4x8", 4, "live", 1, 13.2),
+    ("72b", "v5p:4x4x8", 4, "precomputed", 1, 13.2),
+    ("72b", "v5e:16x16", 8, "live", 1, 8.2),
+    ("naive", "v5p:2x2x2", 1, "live", 1, None),
+    ("naive", "v5e:4x4", 1, "live", 1, None),
+]
+
+
+def settings(model, tensor, reference, micro_batches):
+    """Returns the settings of a case."""
+    file = CONFIGS / f"qwen2_5_math_{'7b' if model == 'naive' else model}.py"
+    c = runpy.run_path(str(file))["get_config"]()
+    c.mesh.tensor, c.train.micro_batches = tensor, micro_batches
+    c.dpo.reference = reference
+    return c
+
+
+def naive(config, devices):
+    """Returns the naive update, traced."""
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    model = lm.Decoder(programs.model_config(config), mesh)
+    step = config.search.max_step_tokens
+    length, pairs = config.train.row_length - step, config.dpo.batch_size
+
+    def apply(params, tokens):
+        index = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+        ends = jnp.full_like(index, length)
+        hidden = model.apply({"params": params}, tokens, index, ends)
+        return lm.logits(params, hidden)
+
+    def loss(params, reference, batch):
+        batch = jax.tree.map(lambda x: x.reshape(pairs, length), batch)
+        value, _ = losses.step_dpo(apply, params, reference, batch)
+        return value * pairs, (jnp.float32(pairs), {})
+
+    boxed = lm.abstract_params(model)
+    where = sharding.param_shardings(mesh, boxed)
+    params = aot.spread(lm.unboxed(boxed), where)
+    optimizer = train.make_optimizer(train.OptimizerOptions(5e-7), 10)
+    places = train.state_shardings(params, optimizer)
+    moments = jax.eval_shape(optimizer.init, params)
+    state = train.TrainState(params, aot.spread(moments, places.opt_state))
+    rows = sharding.split_rows(mesh, 1)
+    side = jax.ShapeDtypeStruct((1, pairs, length), jnp.int32, sharding=rows)
+    names = ("chosen_tokens", "chosen_mask", "rejected_tokens", "rejected_mask")
+    update = train.make_update(loss, optimizer, places)
+    reference = aot.spread(params, where, model.config.dtype)
+    return update.trace(state, reference, dict.fromkeys(names, side))
+
+
+def main(wanted):
+    """Prints a row for each case."""
+    print(f"libtpu {importlib.metadata.version('libtpu')}, jax {jax.__version__}")
+    names = "model, slice, tensor, reference, micro, arguments GiB/chip, temporaries"
+    names += ", total, bar, PFLOP/chip, executed/ideal"
+    print("|", " | ".join(names.split(", ")), "|")
+    print("|---" * len(names.split(", ")) + "|")
+    for model, name, tensor, reference, micro, bar in CASES:
+        if wanted and model not in wanted:
+            continue
+        config = settings(model, tensor, reference, micro)
+        where = aot.topology(name)
+        devices = aot.devices(where)
+        (program,) = programs.programs(config, devices, ("dpo",))
+        traced = naive(config, devices) if model == "naive" else program.traced
+        fit = aot.compile_fit(traced)
+        products = flops.count(traced, where.chips).products
+        sizes = (fit.arguments, fit.temporaries, fit.total)
+        sizes = [f"{size / aot.GIB:.2f}" for size in sizes]
+        if fit.refused:
+            sizes[:2] = "refused", "-"
+        cells = [model, name, tensor, reference, micro, *sizes, bar or "-"]
+        cells += [f"{products / 1e15:.4f}", f"{products / program.ideal:.3f}"]
+        print("|", " | ".join(map(str, cells)), "|", flush=True)
+        if fit.refused:
+            print(fit.refused, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    main(sys.argv[1:])

@@ -1,0 +1,38 @@
+"""The paper's 72B run: Qwen2.5-Math-72B, M0 → M4. **Not yet reproduced.**
+
+    stepjax run --config=configs/qwen2_5_math_72b.py:WEIGHTS,DATA --workdir=DIR
+
+As qwen2_5_math_7b.py beside it, for a slice of v5p:4x4x8 (128 chips, 32 hosts). What
+`stepjax plan` says, with libtpu 0.0.52; times are arithmetic at 40 % of the peak,
+nothing was run:
+
+    GiB of a chip      SFT   DPO   candidates  judgments   M0 → M4
+    v5p:4x4x8 (95.7)   9.9   9.9         40.2       64.9   298 chip-hours
+
+Training fits v5e:16x16 too, with --config.mesh.tensor=8; sampling does not, since a
+host holds the weights whole (145 GB in bfloat16). Accuracy: not yet reproduced (paper:
+average 55.9 for M1, 60.6 for M4).
+"""
+
+import pathlib
+import runpy
+
+
+def get_config(where: str = "Qwen2.5-Math-72B,data"):
+    """Returns the settings that differ from the 7B run's.
+
+    Args:
+      where: folder of the weights, a comma, folder of the data files.
+    """
+    beside = pathlib.Path(__file__).with_name("qwen2_5_math_7b.py")
+    c = runpy.run_path(str(beside))["get_config"](where)
+    c.model.hidden_size = 8192
+    c.model.num_layers = 80
+    c.model.num_heads = 64
+    c.model.num_kv_heads = 8
+    c.model.intermediate_size = 29568
+
+    c.mesh.tensor = 4
+    c.search.tensor = 4  # the chips of a host; whole weights take 34 GiB of each
+    c.search.slots = 128
+    return c

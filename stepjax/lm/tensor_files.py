@@ -1,0 +1,82 @@
+"""Tensors in safetensors files, read by rows: local files, gs:// and whatever else
+`etils.epath` reads.
+
+A file is the length of a header (8 bytes), the header (JSON: type, shape and place of
+every tensor), and the tensors' bytes, row-major (https://github.com/huggingface/
+safetensors#format). Rows of a tensor are one range of bytes, so that a host reads the
+rows it needs and nothing else.
+"""
+
+import json
+import math
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+KINDS = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+}
+
+
+class Stored(NamedTuple):
+    """Where a tensor is: its file, type, shape, and first byte in the file."""
+
+    file: epath.Path
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+
+
+def stored_tensors(file: epath.Path) -> dict[str, Stored]:
+    """Returns name → place of every tensor of a file.
+
+    Raises:
+      ValueError: for a file that is missing or damaged.
+    """
+    try:
+        length = file.stat().length
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            if not 2 <= size <= length - 8:
+                raise ValueError(f"a header of {size} bytes in a file of {length}")
+            header = json.loads(opened.read(size))
+        header.pop("__metadata__", None)
+        found, end = {}, 0
+        for name, item in header.items():
+            first, last = item["data_offsets"]
+            shape, kind = tuple(item["shape"]), item["dtype"]
+            if kind in KINDS and last - first != math.prod(shape) * _size(kind):
+                raise ValueError(f"{name} has {last - first} bytes for {shape} {kind}")
+            found[name] = Stored(file, kind, shape, 8 + size + first)
+            end = max(end, last)
+        if 8 + size + end != length:
+            raise ValueError(f"{length} bytes instead of {8 + size + end}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: missing or damaged ({error}); download it again."
+        ) from error
+    return found
+
+
+def read_rows(stored: Stored, first: int, last: int) -> np.ndarray:
+    """Returns the rows first..last (not included) of a tensor, [last - first, ...].
+
+    Raises:
+      ValueError: when the file has become shorter.
+    """
+    row = math.prod(stored.shape[1:]) * _size(stored.kind)
+    with stored.file.open("rb") as opened:
+        opened.seek(stored.start + first * row)
+        data = opened.read((last - first) * row)
+    if len(data) != (last - first) * row:
+        raise ValueError(f"{stored.file}: damaged; download it again.")
+    array = np.frombuffer(data, KINDS[stored.kind])
+    return array.reshape(last - first, *stored.shape[1:])
+
+
+def _size(kind: str) -> int:
+    return KINDS[kind].itemsize

