@@ -250,23 +250,25 @@ def step_dpo(
 
 
 def token_logps_from_hidden(
-    hidden, unembedding, targets, *, chunk=1024, vocab_size=None
+    hidden, unembedding, targets, *, chunk=None, vocab_size=None
 ):
     """Log-probability of each target token from the hidden state that predicts it.
 
         logp[n] = log softmax(unembedding @ hidden[n])[targets[n]]
 
-    Logits are computed in float32, `chunk` tokens at a time, and once more in the
-    backward pass: at most [chunk, V] of them exist. The gradient of `unembedding` is
-    summed over chunks in float32. A chunk takes every ceil(N / chunk)-th token, so that
-    tokens which lie spread over devices keep all devices busy in every chunk.
+    Logits are computed in float32, `chunk` tokens at a time: at most [chunk, V] of them
+    exist. Several chunks compute them once more in the backward pass, a single one
+    keeps them for it. The gradient of `unembedding` is summed over chunks in float32. A
+    chunk takes every ceil(N / chunk)-th token, so that tokens which lie spread over
+    devices keep all devices busy in every chunk.
 
     Args:
       hidden: [N, D] any float dtype; `hidden[n]` is the state of the token *before*
         `targets[n]`, there is no shift inside.
       unembedding: [V, D] the output embedding; there is no bias.
       targets: [N] integer token ids.
-      chunk: tokens at a time, at least 1; N need not be a multiple. Static.
+      chunk: tokens at a time, at least 1; N need not be a multiple. None: 1024, or
+        more where V is so small that their logits take less than 128 MiB. Static.
       vocab_size: number of real tokens: columns from there on, the padding of the
         vocabulary, get probability 0. None: all V are real. Static.
 
@@ -288,9 +290,10 @@ def token_logps_from_hidden(
     _check_shape("hidden", hidden, "[N, D]", (None, None))
     _check_shape("unembedding", unembedding, "[V, D]", (None, hidden.shape[1]))
     _check_ids("targets", targets, "[N]", hidden.shape[:1])
+    columns = unembedding.shape[0]
+    chunk = max(1024, 2**25 // max(columns, 1)) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}, expected at least 1; use for example 1024")
-    columns = unembedding.shape[0]
     vocab_size = columns if vocab_size is None else vocab_size
     if not 1 <= vocab_size <= columns:
         raise ValueError(
@@ -312,13 +315,15 @@ def token_logps_from_hidden(
         logits = jnp.where(jnp.arange(columns) < vocab_size, logits, -jnp.inf)
         return _pick_logps(logits, ids, vocab_size)
 
+    if chunks == 1:
+        return chunk_logps((states[:, 0], ids[:, 0]))
     chunk_logps = jax.checkpoint(chunk_logps, prevent_cse=False)  # inside a loop
     logps = jax.lax.map(chunk_logps, (states.swapaxes(0, 1), ids.swapaxes(0, 1)))
     return logps.swapaxes(0, 1).reshape(-1)[:count]
 
 
 def step_logps_from_hidden(
-    hidden, unembedding, tokens, step_mask, *, max_scored, chunk=1024
+    hidden, unembedding, tokens, step_mask, *, max_scored, chunk=None
 ):
     """The same as `step_logps` from hidden states, with logits of scored tokens only.
 

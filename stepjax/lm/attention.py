@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 _MASKED = -1e30  # finite, so that a fully masked query gives no NaN
+_BLOCK, _BLOCKS = 64, 4  # queries of a block at least, blocks of a row at most
 
 
 def rope_frequencies(
@@ -88,6 +89,9 @@ def forest_attention(
 ) -> jax.Array:
     """Attention of a forest row over itself.
 
+    A row goes in blocks of queries, and a block reads the keys up to its own end: no
+    query sees a later one.
+
     Args:
       query: [B, T, H, D].
       key: [B, T, K, D], H a multiple of K.
@@ -100,13 +104,37 @@ def forest_attention(
     batch, length, heads, size = query.shape
     kv_heads = key.shape[2]
     query = query.reshape(batch, length, kv_heads, heads // kv_heads, size)
-    scores = jnp.einsum(
-        "btkgd,bskd->bkgts", query, key, preferred_element_type=jnp.float32
-    ) / math.sqrt(size)
-    scores = jnp.where(mask[:, None, None], scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bkgts,bskd->btkgd", weights, value)
+    query = query.transpose(0, 2, 1, 3, 4)  # [B, K, T, H/K, D]
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, K, T, D]
+    block = max(_BLOCK, -(-length // _BLOCKS))
+    parts = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        seen = mask[:, start:end, :end]
+        parts.append(
+            _attend(query[:, :, start:end], key[:, :, :end], value[:, :, :end], seen)
+        )
+    out = jnp.concatenate(parts, axis=2).transpose(0, 2, 1, 3, 4)
     return out.reshape(batch, length, heads, size)
+
+
+def _attend(query, key, value, mask):
+    """Attention with heads first: [B, K, Q, H/K, D], [B, K, S, D], mask [B, Q, S].
+
+    Queries and heads that share keys are merged into one axis: then the scores, the
+    largest array here, are never transposed, which XLA for CPU is slow at.
+    """
+    batch, kv_heads, length, group, size = query.shape
+    query = query.reshape(batch, kv_heads, length * group, size)
+    scores = jnp.einsum(
+        "bkqd,bksd->bkqs", query, key, preferred_element_type=jnp.float32
+    ) / math.sqrt(size)
+    scores = scores.reshape(batch, kv_heads, length, group, -1)
+    scores = jnp.where(mask[:, None, :, None], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    weights = weights.reshape(batch, kv_heads, length * group, -1)
+    out = jnp.einsum("bkqs,bksd->bkqd", weights, value)
+    return out.reshape(batch, kv_heads, length, group, size)
 
 
 def cached_attention(

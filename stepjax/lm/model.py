@@ -17,6 +17,13 @@ from flax import linen as nn
 
 from stepjax.lm import attention, sharding
 
+# remat of `ModelConfig` → what the backward pass keeps of a block; None is everything.
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
 _UNROLLED = 4  # models of at most so many layers are unrolled: faster on a CPU
 
 
@@ -38,7 +45,8 @@ class ModelConfig:
       qkv_bias: biases on queries, keys and values (Qwen2: True, Llama: False).
       tie_embeddings: the unembedding is the embedding.
       dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
-      remat: "none", or "full" to recompute each block in the backward pass.
+      remat: what the backward pass computes again, one of `REMAT`: "none"; "full",
+        each block from its input; "dots", all but the products with parameters.
       embedding_std: standard deviation of a random embedding.
       init_std: standard deviation of every other random matrix.
     """
@@ -70,8 +78,8 @@ class ModelConfig:
             raise ValueError(f"head_dim={self.head_dim} is odd; RoPE needs it even.")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r}; expected 'float32' or 'bfloat16'.")
-        if self.remat not in ("none", "full"):
-            raise ValueError(f"remat={self.remat!r}; expected 'none' or 'full'.")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat={self.remat!r}; expected one of {tuple(REMAT)}.")
 
 
 class KeyValues(NamedTuple):
@@ -263,8 +271,8 @@ class Decoder(nn.Module):
             masks = _cached_masks(cached, tokens.shape[-1])
         shared = (jnp.sin(angle), jnp.cos(angle), masks, offset)
         block = Block
-        if config.remat == "full":
-            block = nn.remat(Block, prevent_cse=False)
+        if config.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
