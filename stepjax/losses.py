@@ -156,10 +156,8 @@ def step_dpo_metrics(
     """Means over the pairs of what one watches in training, under TRL's names.
 
     Args:
-      policy_chosen_logps: [B] like the next three as in `step_dpo_loss`.
-      policy_rejected_logps: [B].
-      reference_chosen_logps: [B].
-      reference_rejected_logps: [B].
+      policy_chosen_logps: [B], and the next three, as in `step_dpo_loss`.
+      policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: [B].
       beta: as in `step_dpo_loss`.
 
     Returns:
