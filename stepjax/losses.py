@@ -266,7 +266,7 @@ def token_logps_from_hidden(
       unembedding: [V, D] the output embedding; there is no bias.
       targets: [N] integer token ids.
       chunk: tokens at a time, at least 1; N need not be a multiple. None: 1024, or
-        more where V is so small that their logits take less than 128 MiB. Static.
+        more where their logits still take at most 128 MiB. Static.
       vocab_size: number of real tokens: columns from there on, the padding of the
         vocabulary, get probability 0. None: all V are real. Static.
 
@@ -372,9 +372,21 @@ def _pick_logps(logits, ids, vocab_size):
     """Log-softmax of float32 logits [..., V] at ids [...]; NaN for ids out of range."""
     ids = ids.astype(jnp.int32)
     real = (ids >= 0) & (ids < vocab_size)
+    return jnp.where(real, _log_softmax_at(logits, jnp.where(real, ids, 0)), jnp.nan)
+
+
+@jax.custom_jvp
+def _log_softmax_at(logits, ids):
     logps = jax.nn.log_softmax(logits, axis=-1)
-    logps = jnp.take_along_axis(logps, jnp.where(real, ids, 0)[..., None], axis=-1)
-    return jnp.where(real, logps[..., 0], jnp.nan)
+    return jnp.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
+
+
+@_log_softmax_at.defjvp
+def _log_softmax_at_jvp(primals, tangents):
+    """Spares the backward pass one more [..., V], which a gather's would fill with 0."""
+    logits, ids = primals
+    slope = (jnp.arange(logits.shape[-1]) == ids[..., None]) - jax.nn.softmax(logits)
+    return _log_softmax_at(logits, ids), jnp.sum(slope * tangents[0], axis=-1)
 
 
 def _reward(policy, reference, beta):
