@@ -1,8 +1,8 @@
 """The training step that one writes by hand in torch: run_torch.py WEIGHTS LAYOUT.
 
 transformers' Qwen2 with fused attention, logits of scored tokens only and fused AdamW.
-LAYOUT is "single" (dpo_step.py) or "separate" (trajectories.py, where the pairs with the
-same step number, which are of one length, are one micro-batch).
+LAYOUT is "single" (dpo_step.py) or "separate" (trajectories.py: the pairs with the same
+step number, which are of one length, are one micro-batch).
 """
 
 import copy

@@ -383,7 +383,7 @@ def _log_softmax_at(logits, ids):
 
 @_log_softmax_at.defjvp
 def _log_softmax_at_jvp(primals, tangents):
-    """Spares the backward pass one more [..., V], which a gather's would fill with 0."""
+    """Saves the backward pass one more [..., V], which a gather fills with zeros."""
     logits, ids = primals
     slope = (jnp.arange(logits.shape[-1]) == ids[..., None]) - jax.nn.softmax(logits)
     return _log_softmax_at(logits, ids), jnp.sum(slope * tangents[0], axis=-1)
