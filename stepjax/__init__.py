@@ -5,6 +5,7 @@
 One file per stage of the method, in the order in which it runs, then the plumbing:
 
     losses.py      step_logps, step_dpo_loss, ...: imports jax and nothing else
+                   variants: preference_losses.py, reference_free_losses.py
     forest.py      packs sequences and whole search trajectories into rows
     prompts.py     templates, step format, verdicts, boxed answers
     records.py     rows of IFT, EFT and benchmark data; JSONL in and out
@@ -49,25 +50,40 @@ Everything but the losses needs the extra `train`: pip install "stepjax[train]".
 
 __version__ = "0.1.0"
 
-# The public names; all are in losses.py.
-__all__ = [
-    "sft_loss",
-    "step_dpo",
-    "step_dpo_loss",
-    "step_dpo_metrics",
-    "step_logps",
-    "step_logps_from_hidden",
-    "token_logps_from_hidden",
-]
+# The public names of each file that needs jax only.
+_PUBLIC = {
+    "losses": (
+        "sft_loss",
+        "step_dpo",
+        "step_dpo_loss",
+        "step_dpo_metrics",
+        "step_logps",
+        "step_logps_from_hidden",
+        "token_logps_from_hidden",
+    ),
+    "preference_losses": (
+        "conservative_dpo_loss",
+        "dpo_nll_loss",
+        "hinge_dpo_loss",
+        "ipo_averaged_loss",
+        "ipo_summed_loss",
+        "length_desensitised_logps",
+        "robust_dpo_loss",
+        "step_lengths",
+    ),
+    "reference_free_losses": ("orpo_loss", "simpo_loss"),
+}
+__all__ = sorted(name for names in _PUBLIC.values() for name in names)
 
 
 def __getattr__(name):
-    """Loads losses.py when a public name is first asked for (PEP 562)."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from stepjax import losses
+    """Loads a file when one of its public names is first asked for (PEP 562)."""
+    for module, names in _PUBLIC.items():
+        if name in names:
+            import importlib
 
-    return getattr(losses, name)
+            return getattr(importlib.import_module(f"stepjax.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():

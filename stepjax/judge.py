@@ -311,7 +311,7 @@ def oracle_judge(
     It has no preference (None) between two right or two wrong steps.
 
     Args:
-      is_right: (problem, texts of the steps so far, text of a next step) → right or not.
+      is_right: (problem, texts of the steps so far, next step) → right or not.
       codec: tokenizer and templates.
       score: one of `SCORES` but "rating"; which orders are asked.
       seed: base seed.

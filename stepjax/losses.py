@@ -156,10 +156,8 @@ def step_dpo_metrics(
     """Means over the pairs of what one watches in training, under TRL's names.
 
     Args:
-      policy_chosen_logps: [B] like the next three as in `step_dpo_loss`.
-      policy_rejected_logps: [B].
-      reference_chosen_logps: [B].
-      reference_rejected_logps: [B].
+      policy_chosen_logps: [B], and the next three, as in `step_dpo_loss`.
+      policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: [B].
       beta: as in `step_dpo_loss`.
 
     Returns:
@@ -250,23 +248,25 @@ def step_dpo(
 
 
 def token_logps_from_hidden(
-    hidden, unembedding, targets, *, chunk=1024, vocab_size=None
+    hidden, unembedding, targets, *, chunk=None, vocab_size=None
 ):
     """Log-probability of each target token from the hidden state that predicts it.
 
         logp[n] = log softmax(unembedding @ hidden[n])[targets[n]]
 
-    Logits are computed in float32, `chunk` tokens at a time, and once more in the
-    backward pass: at most [chunk, V] of them exist. The gradient of `unembedding` is
-    summed over chunks in float32. A chunk takes every ceil(N / chunk)-th token, so that
-    tokens which lie spread over devices keep all devices busy in every chunk.
+    Logits are computed in float32, `chunk` tokens at a time: at most [chunk, V] of them
+    exist. Several chunks compute them once more in the backward pass, a single one
+    keeps them for it. The gradient of `unembedding` is summed over chunks in float32. A
+    chunk takes every ceil(N / chunk)-th token, so that tokens which lie spread over
+    devices keep all devices busy in every chunk.
 
     Args:
       hidden: [N, D] any float dtype; `hidden[n]` is the state of the token *before*
         `targets[n]`, there is no shift inside.
       unembedding: [V, D] the output embedding; there is no bias.
       targets: [N] integer token ids.
-      chunk: tokens at a time, at least 1; N need not be a multiple. Static.
+      chunk: tokens at a time, at least 1; N need not be a multiple. None: 1024, or
+        more where their logits still take at most 128 MiB. Static.
       vocab_size: number of real tokens: columns from there on, the padding of the
         vocabulary, get probability 0. None: all V are real. Static.
 
@@ -288,9 +288,10 @@ def token_logps_from_hidden(
     _check_shape("hidden", hidden, "[N, D]", (None, None))
     _check_shape("unembedding", unembedding, "[V, D]", (None, hidden.shape[1]))
     _check_ids("targets", targets, "[N]", hidden.shape[:1])
+    columns = unembedding.shape[0]
+    chunk = max(1024, 2**25 // max(columns, 1)) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}, expected at least 1; use for example 1024")
-    columns = unembedding.shape[0]
     vocab_size = columns if vocab_size is None else vocab_size
     if not 1 <= vocab_size <= columns:
         raise ValueError(
@@ -312,13 +313,15 @@ def token_logps_from_hidden(
         logits = jnp.where(jnp.arange(columns) < vocab_size, logits, -jnp.inf)
         return _pick_logps(logits, ids, vocab_size)
 
+    if chunks == 1:
+        return chunk_logps((states[:, 0], ids[:, 0]))
     chunk_logps = jax.checkpoint(chunk_logps, prevent_cse=False)  # inside a loop
     logps = jax.lax.map(chunk_logps, (states.swapaxes(0, 1), ids.swapaxes(0, 1)))
     return logps.swapaxes(0, 1).reshape(-1)[:count]
 
 
 def step_logps_from_hidden(
-    hidden, unembedding, tokens, step_mask, *, max_scored, chunk=1024
+    hidden, unembedding, tokens, step_mask, *, max_scored, chunk=None
 ):
     """The same as `step_logps` from hidden states, with logits of scored tokens only.
 
@@ -369,9 +372,21 @@ def _pick_logps(logits, ids, vocab_size):
     """Log-softmax of float32 logits [..., V] at ids [...]; NaN for ids out of range."""
     ids = ids.astype(jnp.int32)
     real = (ids >= 0) & (ids < vocab_size)
+    return jnp.where(real, _log_softmax_at(logits, jnp.where(real, ids, 0)), jnp.nan)
+
+
+@jax.custom_jvp
+def _log_softmax_at(logits, ids):
     logps = jax.nn.log_softmax(logits, axis=-1)
-    logps = jnp.take_along_axis(logps, jnp.where(real, ids, 0)[..., None], axis=-1)
-    return jnp.where(real, logps[..., 0], jnp.nan)
+    return jnp.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
+
+
+@_log_softmax_at.defjvp
+def _log_softmax_at_jvp(primals, tangents):
+    """Saves the backward pass one more [..., V], which a gather fills with zeros."""
+    logits, ids = primals
+    slope = (jnp.arange(logits.shape[-1]) == ids[..., None]) - jax.nn.softmax(logits)
+    return _log_softmax_at(logits, ids), jnp.sum(slope * tangents[0], axis=-1)
 
 
 def _reward(policy, reference, beta):

@@ -6,6 +6,7 @@ when it was cut off by the budget or does not begin with its own marker. Whole s
 unless they can be cut into steps and hold a closed box.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -41,7 +42,7 @@ def make_proposer(
       width: samples a step (w of the paper).
       temperature: of the samples.
       top_p: of the samples.
-      max_step_tokens: most tokens of a candidate, the next marker's first ones included.
+      max_step_tokens: most tokens of a candidate, with the next marker's first ones.
       iteration: first integer of every key path.
       seed: base seed.
     """

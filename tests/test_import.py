@@ -99,14 +99,15 @@ print(json.dumps([sorted(n for n in new if n.startswith("stepjax")), roots(new),
 
 
 def test_every_public_name_is_there():
-    from stepjax import losses
+    from stepjax import losses, preference_losses, reference_free_losses
 
-    for name in stepjax.__all__:
-        assert getattr(stepjax, name) is getattr(losses, name)
-    assert {
-        name
-        for name, value in vars(losses).items()
-        if callable(value) and not name.startswith("_")
-    } == set(stepjax.__all__)
+    own = {}
+    for module in (losses, preference_losses, reference_free_losses):
+        for name, value in vars(module).items():
+            if not name.startswith("_") and value.__class__.__name__ == "function":
+                own.setdefault(name, value)
+    assert len(own) == 17 and set(own) == set(stepjax.__all__)
+    for name, value in own.items():
+        assert getattr(stepjax, name) is value
     with pytest.raises(AttributeError, match="has no attribute 'step_ppo'"):
         stepjax.step_ppo  # noqa: B018

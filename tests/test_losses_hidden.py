@@ -88,6 +88,30 @@ def test_token_logps_from_hidden_is_the_plain_form(count, chunk):
             same(grads[which], finite_difference(total, arguments[which]), atol=1e-4)
 
 
+@pytest.mark.parametrize("chunk", [4, 1024])
+def test_forward_mode_and_second_derivatives_are_those_of_the_plain_form(chunk):
+    hidden, unembedding, targets = make_hidden(6)
+    weights = jnp.arange(1.0, 7.0)
+
+    def chunked(hidden):
+        settings = {"chunk": chunk}
+        return token_logps_from_hidden(hidden, unembedding, targets, **settings)
+
+    def plain(hidden):
+        return jax.nn.log_softmax(hidden @ unembedding.T)[jnp.arange(6), targets]
+
+    direction = (jnp.sin(jnp.arange(hidden.size)).reshape(hidden.shape),)
+    for got, expected in zip(
+        *(jax.jvp(f, (hidden,), direction) for f in (chunked, plain)), strict=True
+    ):
+        same(got, expected)
+    got, expected = (
+        jax.hessian(lambda x, f=f: f(x) @ weights) for f in (chunked, plain)
+    )
+    same(got(hidden), expected(hidden), rtol=1e-4)
+    assert np.abs(expected(hidden)).max() > 1
+
+
 def test_padded_vocabulary_gets_probability_zero():
     hidden, unembedding, targets = make_hidden(6)
     padded = jnp.concatenate([unembedding, 9 * jnp.ones((5, WIDTH))])

@@ -188,7 +188,7 @@ def comparison_from(
 
 
 def _copied_result(step: str, right: str) -> str:
-    """The result digit of a step that differs from the right one in it alone, or "?"."""
+    """The result digit of a step with the due operands and form, else "?"."""
     found, due = world.read_step(step), world.read_step(right)
     if found is None or found[:4] != due[:4]:
         return "?"

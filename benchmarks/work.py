@@ -1,0 +1,139 @@
+"""The work of the benchmarks: its shapes, its tokens, its arithmetic, and the clock.
+
+Every program gets the same tokens, and the weights that the stepjax program wrote. A
+program is a process: it prepares itself, calls `serve`, and then runs one training step
+for every line that it reads. So the programs of one run take turns step by step, and a
+busy machine is equally busy for all of them. Needs numpy only.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+# Qwen2 with 22.5 million parameters in the body and 16.4 million in the tied embedding.
+MODEL = {
+    "vocab_size": 32000,
+    "hidden_size": 512,
+    "num_layers": 8,
+    "num_heads": 8,
+    "num_kv_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 1408,
+    "rope_theta": 1e6,
+    "tie_embeddings": True,
+}
+BETA, LEARNING_RATE, CLIP_NORM = 0.1, 1e-6, 1.0  # AdamW without weight decay, float32
+SPECIAL = 8  # the first ids are kept for padding, end of sequence and the like
+
+PAIRS, CONTEXT, STEP = 4, 192, 64  # one step of dpo_step.py
+PROBLEMS, STEPS, PROMPT, STEP_TOKENS = 4, 8, 170, 60  # one step of trajectories.py
+
+
+class Pair(NamedTuple):
+    """A preference as token ids."""
+
+    context: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+
+def _draw(generator: np.random.Generator, count: int) -> tuple[int, ...]:
+    return tuple(generator.integers(SPECIAL, MODEL["vocab_size"], count).tolist())
+
+
+def single_pairs(number: int) -> list[Pair]:
+    """Returns the pairs of training step `number`, all of one shape."""
+    rng = np.random.default_rng([0, number])
+    return [
+        Pair(_draw(rng, CONTEXT), _draw(rng, STEP), _draw(rng, STEP))
+        for _ in range(PAIRS)
+    ]
+
+
+def trajectories(number: int) -> list[list[Pair]]:
+    """Returns the pairs of each problem: contexts grow by the chosen steps."""
+    rng = np.random.default_rng([1, number])
+    problems = []
+    for _ in range(PROBLEMS):
+        context, pairs = _draw(rng, PROMPT), []
+        for _ in range(STEPS):
+            chosen, rejected = _draw(rng, STEP_TOKENS), _draw(rng, STEP_TOKENS)
+            pairs.append(Pair(context, chosen, rejected))
+            context += chosen
+        problems.append(pairs)
+    return problems
+
+
+def least_flops() -> float:
+    """Returns the least arithmetic of one step of dpo_step.py.
+
+    Policy forward and backward and reference forward, the context once a pair, logits
+    of scored tokens only, attention to earlier tokens only.
+    """
+    width, heads = MODEL["hidden_size"], MODEL["num_heads"] * MODEL["head_dim"]
+    kv = MODEL["num_kv_heads"] * MODEL["head_dim"]
+    layer = 2 * width * heads + 2 * width * kv + 3 * width * MODEL["intermediate_size"]
+    seen = CONTEXT * (CONTEXT + 1) / 2
+    seen += 2 * (STEP * CONTEXT + STEP * (STEP + 1) / 2)
+    body = MODEL["num_layers"] * (2 * layer * (CONTEXT + 2 * STEP) + 4 * heads * seen)
+    head = 2 * width * MODEL["vocab_size"] * 2 * STEP
+    return 4 * PAIRS * (body + head)
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+class Turns:
+    """One line in, one training step, one line of JSON out.
+
+    Anything that a library prints goes to standard error.
+    """
+
+    def __init__(self):
+        self._out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self._begun = None
+
+    def say(self, **facts) -> None:
+        """Prints facts for the driver."""
+        print(json.dumps(facts), file=self._out, flush=True)
+
+    def wait(self) -> bool:
+        """Waits for one's turn and starts the clock; False when there is none left."""
+        if not sys.stdin.readline().strip():
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            self.say(peak_rss_mb=round(peak))
+            return False
+        self._begun = time.perf_counter(), _cpu_seconds()
+        return True
+
+    def done(self, **facts) -> None:
+        """Stops the clock; the work must be finished, not only begun."""
+        wall, cpu = self._begun
+        wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
+        self.say(wall=wall, cpu=cpu, **facts)
+
+
+def serve(step: Callable[[int], dict]) -> None:
+    """Runs ``step(number)`` at every turn; it returns facts of the finished step."""
+    turns = Turns()
+    turns.say(ready=True)
+    for number in _count():
+        if not turns.wait():
+            return
+        turns.done(**step(number))
+
+
+def _count() -> Iterator[int]:
+    number = 0
+    while True:
+        yield number
+        number += 1
