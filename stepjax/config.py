@@ -15,6 +15,7 @@ def default() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0  # every draw of a run is folded from it
     c.iterations = 3  # step-DPO rounds: M1 → M(1 + iterations); paper: 3
+    c.improve_by = "dpo"  # Mi → M(i+1): "dpo" (paper), or "sft": more SFT (a control)
 
     c.model = model = ml_collections.ConfigDict()
     model.init = "random"  # "random", or "hf:DIR" for a Hugging Face directory
@@ -47,11 +48,15 @@ def default() -> ml_collections.ConfigDict:
     text.judge = ""  # template with {problem}, {steps}, {a}, {b}
     text.step = "Step {n}: "  # marker of a step (paper, appendix)
     text.verdict = "[[{side}]]"  # (paper, appendix)
+    text.rate = ""  # template with {problem}, {solution} (arXiv 2401.10020)
+    text.rating = ""  # ends with {score}; "" takes the world's or "Score: {score}"
 
     c.data = data = ml_collections.ConfigDict()
     data.world = ""  # "arithmetic": made on the spot; "": the files below
     data.questions = (400, 800, 1200)  # new questions an iteration (paper)
     data.operations = 3  # arithmetic: steps of a problem
+    data.guessed_share = 0.0  # arithmetic: share of the steps that IFT solutions guess
+    data.unseen_blocks = 0  # arithmetic: blocks (of 24) that only "unseen" tests hold
     data.ift_count = 0  # IFT rows, 0 all; arithmetic: how many to make
     data.eft_count = 0  # EFT problems (two rows each), 0 all; arithmetic: likewise
     data.heldout_count = 0  # EFT problems kept to measure the judge (paper: 500 rows)
@@ -81,6 +86,7 @@ def default() -> ml_collections.ConfigDict:
     sft.verdict_weight = 1.0  # loss weight of the verdict's tokens
 
     c.search = search = ml_collections.ConfigDict()
+    search.unit = "step"  # (paper), or "solution": whole ones, as arXiv 2401.10020
     search.width = 6  # candidates a step, w (paper)
     search.temperature = 0.5  # (paper)
     search.top_p = 0.95  # (paper)
@@ -94,15 +100,19 @@ def default() -> ml_collections.ConfigDict:
 
     c.judge = judge = ml_collections.ConfigDict()
     judge.mode = "generate"  # (paper), or "logprob"
-    judge.score = "sum"  # reading of equation 2: "sum", "consistent", "single"
+    judge.by = "self"  # (paper); controls: "random" coins, "oracle" (reads the gold)
+    judge.score = "sum"  # reading of equation 2: "sum", "consistent", "single"; or
+    # "rating": every candidate alone (arXiv 2401.10020)
     judge.temperature = 0.0  # of the explanation
     judge.top_p = 1.0
     judge.max_tokens = 512  # of explanation and verdict
+    judge.rating_tokens = 512  # of explanation and rating of a whole solution
     judge.context_tokens = 2560  # tokens of instructions, question and steps
     judge.rows = 30  # judgments of a problem that share a read of its context
 
     c.pairs = pairs = ml_collections.ConfigDict()
     pairs.best_beats_all = False  # keep a pair only if the best won all its calls
+    pairs.min_margin = 1  # of scores between best and worst
 
     c.dpo = dpo = ml_collections.ConfigDict()
     dpo.beta = 0.1  # the paper does not state it
@@ -111,6 +121,7 @@ def default() -> ml_collections.ConfigDict:
     dpo.reference = "precomputed"  # or "live"
     dpo.batch_size = 32  # pairs (paper)
     dpo.epochs = 1  # (paper)
+    dpo.updates = ()  # of each iteration, whatever the pairs; (): as `epochs` gives
     dpo.optimizer = optimizer(learning_rate=5e-7)  # (paper)
 
     c.eval = ml_collections.ConfigDict()
@@ -166,6 +177,7 @@ def from_dict(values: dict) -> ml_collections.ConfigDict:
     config = default()
     phases = values["sft"].pop("phases")
     values["data"]["questions"] = tuple(values["data"]["questions"])
+    values["dpo"]["updates"] = tuple(values["dpo"]["updates"])
     config.update(values)
     config.sft.phases = tuple(
         phase(**p | {"optimizer": optimizer(**p["optimizer"])}) for p in phases

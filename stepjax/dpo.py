@@ -9,6 +9,7 @@ trained state.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -107,6 +108,7 @@ def make_batches(
     micro_batches: int,
     row_length: int,
     epochs: int,
+    updates: int = 0,
     seed: int,
 ) -> list[Batch]:
     """Lays all updates out as host batches of one shape, [M, ...] each.
@@ -121,20 +123,26 @@ def make_batches(
       micro_batches: parts of a batch whose gradients are summed.
       row_length: tokens of a row.
       epochs: passes over the pairs.
+      updates: if not 0, as many updates instead, passing over the pairs as needed.
       seed: of the shuffling.
     """
     if not pairs:
         return []
     groups = forest.group_by_trunk(pairs, row_length)
-    updates: list[list[int]] = []
-    for epoch in range(epochs):
+    passes = epochs
+    if updates:
+        passes = math.ceil(updates / math.ceil(len(pairs) / batch_size))
+    chosen: list[list[int]] = []
+    for epoch in range(passes):
         order = np.random.default_rng([seed, epoch]).permutation(len(groups))
         flat = [i for g in order for i in groups[g]]
         at = range(0, len(flat), batch_size)
-        updates += [flat[start : start + batch_size] for start in at]
+        chosen += [flat[start : start + batch_size] for start in at]
+    if updates:
+        chosen = chosen[:updates]
     share = -(-batch_size // micro_batches)
     planned = []
-    for update in updates:
+    for update in chosen:
         parts = [update[i * share : (i + 1) * share] for i in range(micro_batches)]
         planned.append([_trees([pairs[i] for i in part], row_length) for part in parts])
     sizes = [forest.size(trees, row_length) for parts in planned for trees in parts]

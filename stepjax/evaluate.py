@@ -15,7 +15,7 @@ from stepjax.encode import Codec
 from stepjax.judge import Judge, Request, hash_id
 from stepjax.lm import stops
 from stepjax.lm.slots import Slots
-from stepjax.records import Comparison, Problem
+from stepjax.records import Comparison, Problem, Rating
 from stepjax.search import State
 
 
@@ -34,6 +34,40 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     spread = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total**2))
     scale = 1 + z * z / total
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def paired_gain(
+    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
+) -> tuple[float, float, float]:
+    """Returns the gain in accuracy on the same problems with its 95 % interval.
+
+    The adjusted Wald interval for paired proportions (D. G. Bonett and R. M. Price,
+    2012): it counts only the problems that one of the two models gets right.
+
+    Args:
+      before: items with "id" and a bool "right".
+      after: likewise, of the same problems.
+
+    Returns:
+      (gain, low, high), each from -1 to 1.
+
+    Raises:
+      ValueError: when the problems differ.
+    """
+    was = {item["id"]: item["right"] for item in before}
+    now = {item["id"]: item["right"] for item in after}
+    if was.keys() != now.keys():
+        raise ValueError(
+            f"{len(was)} and {len(now)} items of different problems; expected the "
+            "same problems: evaluate both models on one benchmark"
+        )
+    total = len(was)
+    gained = sum(now[i] and not was[i] for i in was)
+    lost = sum(was[i] and not now[i] for i in was)
+    up, down = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
+    spread = 1.959963984540054 * math.sqrt((up + down - (up - down) ** 2) / (total + 2))
+    low, high = max(-1.0, up - down - spread), min(1.0, up - down + spread)
+    return (gained - lost) / max(total, 1), low, high
 
 
 def accuracy(items: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -121,22 +155,29 @@ def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str,
     }
 
 
+def asked_context(row: Comparison | Rating, codec: Codec) -> tuple[int, ...]:
+    """Returns the ids behind which the judge is asked about a held-out row."""
+    if isinstance(row, Rating):
+        return codec.rate_context(row.problem)
+    return codec.judge_context(row.problem, [codec.step(s) for s in row.steps])
+
+
 def judge_accuracy(
     judge: Judge,
     codec: Codec,
-    rows: Sequence[Comparison],
+    rows: Sequence[Comparison | Rating],
     *,
     slots: int,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[dict[str, Any]]:
-    """Asks the judge every held-out comparison, in the order of the row.
+    """Asks the judge every held-out row: a comparison in its order, or a rating.
 
-    An unparsed verdict is wrong.
+    An unparsed verdict is wrong; so is every rating but the row's own.
 
     Args:
       judge: from `judge.make_judge`.
       codec: tokenizer and templates.
-      rows: comparisons with gold verdicts.
+      rows: comparisons with gold verdicts, or ratings with gold scores.
       slots: rows asked at once, at most the judge's slots.
       on_done: called with the number of rows just done.
 
@@ -146,31 +187,30 @@ def judge_accuracy(
     items = []
     for at in range(0, len(rows), slots):
         batch = rows[at : at + slots]
-        requests = [
-            Request(
-                slot,
-                row.id,
-                row.problem,
-                tuple(codec.step(text) for text in row.steps),
-                (codec.step(row.a), codec.step(row.b)),
-                (0, hash_id(row.id), len(row.steps) + 1, 0),
-            )
-            for slot, row in enumerate(batch)
-        ]
-        for row, (verdict,) in zip(
-            batch, judge(requests, [[(0, 1)]] * len(batch)), strict=True
-        ):
+        asked = [_question(row, slot, codec) for slot, row in enumerate(batch)]
+        calls = [[(0, len(request.candidates) - 1)] for request in asked]
+        for row, (verdict,) in zip(batch, judge(asked, calls), strict=True):
+            gold = str(row.score) if isinstance(row, Rating) else row.verdict
             items.append(
                 {
                     "id": row.id,
-                    "answer": row.verdict,
+                    "answer": gold,
                     "prediction": verdict.winner,
-                    "right": verdict.winner == row.verdict,
+                    "right": verdict.winner == gold,
                     "response": verdict.response,
                 }
             )
         on_done(len(batch))
     return items
+
+
+def _question(row: Comparison | Rating, slot: int, codec: Codec) -> Request:
+    steps = tuple(codec.step(text) for text in row.steps)
+    path = (0, hash_id(row.id), len(steps) + 1, 0)
+    if isinstance(row, Rating):
+        return Request(slot, row.id, row.problem, (), (sum(steps, ()),), path)
+    both = codec.step(row.a), codec.step(row.b)
+    return Request(slot, row.id, row.problem, steps, both, path)
 
 
 def judge_metrics(items: Sequence[dict[str, Any]]) -> dict[str, float]:

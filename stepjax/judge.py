@@ -33,6 +33,7 @@ from stepjax.lm.slots import Slots
 
 SCORES = ("sum", "consistent", "single", "rating")
 MODES = ("generate", "logprob")
+JUDGES = ("self", "random", "oracle")
 
 
 class Verdict(NamedTuple):

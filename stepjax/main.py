@@ -1,4 +1,4 @@
-"""The command line: ``stepjax run | sft | search | dpo | eval | export | plan``."""
+"""The command line: ``stepjax run``, ``ablate``, ``eval`` and so on, see `COMMANDS`."""
 
 import os
 import pathlib
@@ -15,8 +15,11 @@ _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VA
   sft      M0 → M1
   search   what --model makes of its questions: search.jsonl and pairs.jsonl
   dpo      --model → the next one
-  eval     measures --model; --mode=greedy|judge|search|all, --benchmark=FILE
+  eval     measures --model; --mode=greedy|unseen|judge|search|training|all,
+           --benchmark=FILE
   export   writes --model to --out as a Hugging Face directory
+  ablate   the loop with its controls, --seeds=0,1,2 and --arms=self,random,oracle,
+           sft,srlm: one table and a figure
   On a slice of several hosts, every one runs the same command with --hosts=N.
 
   plan     what a run needs of a TPU slice, without one: --topology=v5p:2x2x2 or
@@ -25,15 +28,18 @@ _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VA
 Commands on an existing --workdir take its own config.json when --config is left out.
 """
 
-COMMANDS = ("run", "sft", "search", "dpo", "eval", "export", "plan")
+COMMANDS = ("run", "sft", "search", "dpo", "eval", "export", "ablate", "plan")
 
 _config = config_flags.DEFINE_config_file("config", None, "Settings of the run.")
 _workdir = flags.DEFINE_string("workdir", None, "The run directory.")
 _model = flags.DEFINE_string("model", "M1", "Which model: M0, M1, ...")
-_mode = flags.DEFINE_enum(
-    "mode", "all", ("greedy", "judge", "search", "all"), "What to measure."
-)
+_modes = ("greedy", "unseen", "judge", "search", "training", "all")
+_mode = flags.DEFINE_enum("mode", "all", _modes, "What to measure.")
 _benchmark = flags.DEFINE_string("benchmark", "test", "'test', or a file of problems.")
+_seeds = flags.DEFINE_list("seeds", "0,1,2", "ablate: seeds of the repetitions.")
+_arms = flags.DEFINE_list(
+    "arms", "self,random,oracle,sft,srlm", "ablate: what to compare."
+)
 _hosts = flags.DEFINE_integer("hosts", 1, "How many hosts run this command together.")
 _topology = flags.DEFINE_string("topology", None, "plan: a slice, v5p:2x2x2 or v5p-16.")
 _stage = flags.DEFINE_string("stage", "all", "plan: sft, dpo, search or all.")
@@ -76,6 +82,8 @@ def main(argv: list[str]) -> int:
             raise flags.Error("plan needs --topology and --config")
         if argv[1] != "plan" and not _workdir.value:
             raise flags.Error("--workdir is missing; expected the run directory")
+        if argv[1] == "ablate" and not all(seed.isdigit() for seed in _seeds.value):
+            raise flags.Error(f"--seeds={_seeds.value}; expected numbers from 0")
         config = _settings()
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as e:
         print(f"stepjax: {_in_words(e)}", file=sys.stderr)
@@ -120,6 +128,12 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
     if command == "run":
         iterate.run(config, _workdir.value)
         return
+    if command == "ablate":
+        from stepjax import ablate
+
+        seeds = [int(seed) for seed in _seeds.value]
+        ablate.ablate(config, _workdir.value, seeds, _arms.value)
+        return
     number = _number(command, config)
     if command == "export" and not _out.value:
         raise ValueError("--out is missing; expected the folder to write")
@@ -131,16 +145,15 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
     elif command == "dpo":
         run.dpo(number)
     elif command == "eval":
-        every = ("greedy", "judge", "search")
-        modes = every if _mode.value == "all" else (_mode.value,)
+        modes = _modes[:-1] if _mode.value == "all" else (_mode.value,)
         found = run.evaluate(number, modes, _benchmark.value)
         for mode, metrics in found.items() if hosts.first() else ():
             print(mode, {k: round(v, 4) for k, v in metrics.items()})
     else:
-        tokenizer = run.codec.tokenizer
+        tokenizer = run.engine.codec.tokenizer
         export.save_hf(
-            run.params(number),
-            run.model.config,
+            run.engine.params(number),
+            run.engine.model.config,
             _out.value,
             tokenizer_directory=tokenizer.directory,
             stop_ids=tokenizer.stop_ids,

@@ -31,7 +31,7 @@ class Pair:
       rejected_ids: the worst candidate as it was sampled.
       chosen: its text.
       rejected: its text.
-      scores: Score_i of every candidate.
+      scores: Score_i of every candidate; null for a rating that was not parsed.
       counts: multiplicity of every candidate.
       candidates: text of every candidate.
       best: index of the chosen one.
@@ -53,7 +53,7 @@ class Pair:
     rejected_ids: list[int]
     chosen: str
     rejected: str
-    scores: list[int]
+    scores: list[int | None]
     counts: list[int]
     candidates: list[str]
     best: int
@@ -134,6 +134,7 @@ def pairs_of(
     iteration: int,
     seed: int,
     best_beats_all: bool = False,
+    min_margin: int = 1,
 ) -> list[Pair]:
     """Returns the preference pairs of a closed search, one for each kept preference.
 
@@ -145,6 +146,8 @@ def pairs_of(
       seed: base seed of the search.
       best_beats_all: keep a pair only when no other candidate scored as high as the
         best, and the best won against every other one that it met.
+      min_margin: keep a pair only when the best scored at least so much more than the
+        worst; 1 keeps all.
     """
     context = list(codec.solve_prompt(state.question.problem))
     rows = []
@@ -152,7 +155,8 @@ def pairs_of(
         index = state.pairs[number]
         if index is not None:
             e = state.expansions[index]
-            if not best_beats_all or _beats_all(e):
+            margin = e.scores[e.best] - e.scores[e.worst]
+            if margin >= min_margin and (not best_beats_all or _beats_all(e)):
                 best, worst = e.candidates[e.best], e.candidates[e.worst]
                 path = dataclasses.replace(
                     state,

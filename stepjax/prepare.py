@@ -15,14 +15,16 @@ import ml_collections
 
 from stepjax import prompts, records, sources
 from stepjax.encode import Codec
-from stepjax.judge import MODES, SCORES
+from stepjax.judge import JUDGES, MODES, SCORES
 from stepjax.lm import hf_config, hosts, sharding, tokenizer, train
 from stepjax.lm import model as lm
 from stepjax.prompts import Templates
+from stepjax.propose import UNITS
 from stepjax.search import ON_TIE
-from stepjax.worlds import arithmetic
+from stepjax.worlds import arithmetic, arithmetic_data
 
 WORLDS = ("", "arithmetic")
+IMPROVE_BY = ("dpo", "sft")
 _FORMATS = {
     "ift": ("jsonl", "gsm8k"),
     "eft": ("jsonl", "prm800k"),
@@ -31,7 +33,10 @@ _FORMATS = {
 }
 _CHOICES = {
     "data.world": WORLDS,
+    "improve_by": IMPROVE_BY,
+    "search.unit": UNITS,
     "search.on_tie": ON_TIE,
+    "judge.by": JUDGES,
     "judge.mode": MODES,
     "judge.score": SCORES,
 }
@@ -53,6 +58,8 @@ _LEAST = {
     "search.slots": 1,
     "judge.temperature": 0,
     "judge.rows": 1,
+    "judge.rating_tokens": 1,
+    "pairs.min_margin": 1,
     "dpo.batch_size": 1,
     "dpo.epochs": 1,
     "eval.max_tokens": 1,
@@ -92,11 +99,52 @@ def check_settings(config: ml_collections.ConfigDict) -> None:
     for phase in config.sft.phases:
         name, size = f"batch_size of sft phase {phase.name!r}", phase.batch_size
         rules.append((name, size, "at least 1", size > 0))
+    rules += _rules_of_controls(config)
     for name, value, expected, good in rules:
         if not good:
             raise ValueError(f"{name}={value!r}; expected {expected}.")
     for options in (*(p.optimizer for p in config.sft.phases), config.dpo.optimizer):
         train.make_optimizer(train.OptimizerOptions(**options), 1)
+
+
+def _rules_of_controls(config: ml_collections.ConfigDict) -> list[tuple]:
+    """Returns (name, value, what is expected, whether it holds), across settings."""
+    judge, updates = config.judge, config.dpo.updates
+    numbers = all(type(count) is int and count > 0 for count in updates)
+    enough = numbers and len(updates) >= config.iterations
+    rated, whole = judge.score == "rating", config.search.unit == "solution"
+    rules = [
+        (
+            "dpo.updates",
+            updates,
+            f"one number above 0 for each of {config.iterations} iterations, or ()",
+            enough or (not updates and config.improve_by == "dpo"),
+        ),
+        (
+            "judge.score",
+            judge.score,
+            "'rating' with search.unit='solution', and only then",
+            rated == whole,
+        ),
+        (
+            "judge.by",
+            judge.by,
+            "'self', or 'random', or 'oracle' in the arithmetic world",
+            judge.by != "oracle" or config.data.world == "arithmetic",
+        ),
+    ]
+    if rated:
+        rules += [
+            ("judge.by", judge.by, "'self' with ratings", judge.by == "self"),
+            ("judge.mode", judge.mode, "'generate'", judge.mode == "generate"),
+            (
+                "pairs.best_beats_all",
+                config.pairs.best_beats_all,
+                "False: ratings compare nothing",
+                not config.pairs.best_beats_all,
+            ),
+        ]
+    return rules
 
 
 def check_mesh(config: ml_collections.ConfigDict, *models: lm.Decoder) -> None:
@@ -119,12 +167,14 @@ def check_mesh(config: ml_collections.ConfigDict, *models: lm.Decoder) -> None:
 def templates(config: ml_collections.ConfigDict) -> Templates:
     """Returns the prompt templates of a run, checked."""
     text = config.prompts
-    base = arithmetic.templates() if config.data.world == "arithmetic" else None
+    base = arithmetic.templates() if config.data.world else Templates()
     result = Templates(
-        solve=text.solve or (base.solve if base else prompts.SOLVE),
-        judge=text.judge or (base.judge if base else prompts.JUDGE),
+        solve=text.solve or base.solve,
+        judge=text.judge or base.judge,
         step=text.step,
         verdict=text.verdict,
+        rate=text.rate or base.rate,
+        rating=text.rating or base.rating,
     )
     prompts.check_templates(result)
     return result
@@ -156,7 +206,7 @@ def make_data(
             f"{config.iterations}; expected one number above 0 an iteration."
         )
     if data.world == "arithmetic":
-        made = arithmetic.dataset(
+        made = arithmetic_data.dataset(
             seed=config.seed,
             ift=data.ift_count,
             eft=data.eft_count,
@@ -164,7 +214,12 @@ def make_data(
             questions=wanted,
             test=data.test_count,
             operations=data.operations,
+            guessed_share=data.guessed_share,
+            unseen_blocks=data.unseen_blocks,
+            rated=config.judge.score == "rating",
         )._asdict()
+        if not made["unseen"]:
+            del made["unseen"]
     else:
         made = _from_files(config, texts, wanted)
     questions = made.pop("questions")
@@ -197,7 +252,14 @@ def _from_files(config, texts: Templates, wanted: Sequence[int]) -> dict[str, li
     else:
         ift = records.read_jsonl(data.ift, records.Solution)
     ift = ift[: data.ift_count or None]
-    if data.eft_format == "prm800k":
+    if config.judge.score == "rating":
+        if data.eft_format != "jsonl":
+            raise ValueError(
+                f"data.eft_format={data.eft_format!r} with judge.score='rating'; "
+                "expected 'jsonl': rows of records.Rating."
+            )
+        eft = records.read_jsonl(data.eft, records.Rating)
+    elif data.eft_format == "prm800k":
         eft = sources.prm800k_comparisons(data.eft, texts)
     else:
         eft = records.read_jsonl(data.eft, records.Comparison)
@@ -329,7 +391,12 @@ def check_budgets(
                     f"tokens; expected at most search.context_tokens="
                     f"{search.context_tokens}. Raise it or drop the problem."
                 )
-            need = len(codec.judge_context(row.problem, ()))
+            rated = config.judge.score == "rating"
+            need = len(
+                codec.rate_context(row.problem)
+                if rated
+                else codec.judge_context(row.problem, ())
+            )
             if need > judge.context_tokens:
                 raise ValueError(
                     f"{name} row {row.id!r}: the judge's prompt has {need} tokens; "

@@ -29,7 +29,7 @@ def make_proposer(
     width: int,
     temperature: float,
     top_p: float,
-    max_step_tokens: int,
+    max_tokens: int,
     iteration: int,
     seed: int,
 ) -> Propose:
@@ -42,7 +42,7 @@ def make_proposer(
       width: samples a step (w of the paper).
       temperature: of the samples.
       top_p: of the samples.
-      max_step_tokens: most tokens of a candidate, with the next marker's first ones.
+      max_tokens: most tokens of a candidate, with the next marker's first ones.
       iteration: first integer of every key path.
       seed: base seed.
     """
@@ -69,8 +69,8 @@ def make_proposer(
             top_p=top_p,
             stops=table,
             vocab=codec.tokenizer.vocab_size,
-            budget=max_step_tokens,
-            capacity=max_step_tokens,
+            budget=max_tokens,
+            capacity=max_tokens,
         )
         return {
             slot: read.proposal(

@@ -153,6 +153,35 @@ class RunDirectory:
         path = self.path / "data" / f"{name}.jsonl"
         return {name: file_digest(path)}
 
+    def adopt_m1(self, other: pathlib.Path) -> None:
+        """Takes M1, and what was measured of M0 and M1, from a run on the same data.
+
+        Whether the data are the same is checked when M1 is used: its manifest holds
+        their digests.
+
+        Args:
+          other: the other run directory; its M1 is finished.
+        """
+        if (self.model(1) / "manifest.json").exists():
+            return
+        (self.path / "eval").mkdir(exist_ok=True)
+        for number in (0, 1):
+            for path in sorted((other / "eval").glob(f"M{number}_*.json")):
+                shutil.copy(path, self.path / "eval")
+        temporary = self.path / "M1.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        shutil.copytree(other / "M1" / "params", temporary / "params")
+        shutil.copy(other / "M1" / "manifest.json", temporary)
+        shutil.rmtree(self.model(1), ignore_errors=True)
+        temporary.rename(self.model(1))
+
+    def benchmarks(self) -> tuple[str, ...]:
+        """Returns the names of the run's own files of test problems."""
+        folder = self.path / "data"
+        names = ("test", "unseen")
+        return tuple(name for name in names if (folder / f"{name}.jsonl").exists())
+
     def made_by(self, number: int) -> dict[str, str]:
         """Returns the name and digest of a finished model, as a stage's input."""
         return {f"M{number}": file_digest(self.model(number) / "manifest.json")}

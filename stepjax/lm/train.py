@@ -96,22 +96,25 @@ def _decayed(params):
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
+def parent_states(model: lm.Decoder, params: Any, rows: forest.Rows) -> jax.Array:
+    """Returns the hidden state that predicts each scored token, [R, S, E]."""
+    hidden = model.apply(
+        {"params": params}, rows.tokens, rows.position, rows.subtree_end
+    )
+    parent = jnp.take_along_axis(rows.parent, rows.scored, 1)
+    parent = jnp.maximum(parent, 0)  # padding points at a root
+    return jnp.take_along_axis(hidden, parent[..., None], 1)
+
+
 def scored_logps(model: lm.Decoder, params: Any, rows: forest.Rows) -> jax.Array:
     """Returns the log-probability of every scored token, [R, S] float32, 0 for padding.
 
     Logits exist only for scored tokens, in float32, in chunks; each comes from the
     hidden state of the token's parent.
     """
-    hidden = model.apply(
-        {"params": params}, rows.tokens, rows.position, rows.subtree_end
-    )
-    parent = jnp.take_along_axis(rows.parent, rows.scored, 1)
-    parent = jnp.maximum(parent, 0)  # padding points at a root
-    at_parent = jnp.take_along_axis(hidden, parent[..., None], 1)  # [R, S, E]
+    states = parent_states(model, params, rows)
     targets = jnp.take_along_axis(rows.tokens, rows.scored, 1)
-    logps = vocabulary.token_logps(
-        at_parent, lm.unembedding(params), targets, model.mesh
-    )
+    logps = vocabulary.token_logps(states, lm.unembedding(params), targets, model.mesh)
     return jnp.where(rows.weight > 0, logps, 0.0)
 
 

@@ -12,33 +12,32 @@ Judging is easier than solving, as the judge may write the product: for the cand
 ``Step 1: 8*7+4=0`` and ``Step 1: 5*7+4=9`` it writes
 ``Check: 0 (A) 9 (B) 8*7=6, 6+4=0 [[A]]``.
 
-There are 24 blocks, so 240 different steps (a digit and a block), and who sees which
-is what makes the world a test (`Split`). Solutions to learn from hold only some of the
-steps; comparisons, questions and test problems hold the others too; a second test is
-made of blocks that no other data hold, so that all its steps are new. A model taught by
-few solutions and many comparisons is then the better judge, and can teach itself the
-steps that no solution showed. `stepjax.worlds.arithmetic_data` makes the rows.
+There are 24 blocks, so 240 different steps (a digit and a block), and two things make
+the world a test (`Split`). The author of the solutions cannot work out some of the
+steps and guesses their digit, so a model that learns from him does no better there;
+comparisons know all steps, so as a judge the model does, and can teach itself. And some
+blocks occur in no data but a test of their own, so that all its steps are new.
+`stepjax.worlds.arithmetic_data` makes the rows.
 """
 
 import io
-import itertools
 import json
-import math
 import random
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stepjax.prompts import Templates
+from stepjax.prompts import Templates, boxed
 
 SOLVE = "{problem}\n"
 JUDGE = "{problem}\n{steps}\n{a}\n(A)\n{b}\n(B)\n"
+RATE = "{problem}\n{solution}\n(?)\n"
+RATING = "[[{score}]]"
 
 _FACTORS = (3, 4, 7, 9)
 _ADDENDS = (1, 2, 3, 4, 5, 6)
 BLOCKS = tuple((factor, addend) for factor in _FACTORS for addend in _ADDENDS)
-_LISTED = 10**6  # as many problems are drawn from a list; more, by trial
 _MOST_OPERATIONS = 9  # a step number is one digit
 _PROBLEM = re.compile(r"[0-9](?:\*[3479]\+[1-6]){1,9}")
 _STEP = re.compile(
@@ -57,12 +56,12 @@ class Split(NamedTuple):
     """Who sees what.
 
     Attributes:
-      solved: the steps that solutions to learn from may hold, each as its operands.
+      guessed: steps, each as its operands, that the author of solutions guesses.
       judged: blocks (factor, addend) of everything but the unseen test.
       unseen: blocks of the unseen test only.
     """
 
-    solved: frozenset[tuple[int, int, int]]
+    guessed: frozenset[tuple[int, int, int]]
     judged: tuple[tuple[int, int], ...]
     unseen: tuple[tuple[int, int], ...]
 
@@ -85,26 +84,26 @@ class Step(NamedTuple):
 
 def templates() -> Templates:
     """The world's templates: short ones, as the models that learn them are tiny."""
-    return Templates(solve=SOLVE, judge=JUDGE)
+    return Templates(solve=SOLVE, judge=JUDGE, rate=RATE, rating=RATING)
 
 
-def split(seed: int, *, solved_share: float = 1.0, unseen_blocks: int = 0) -> Split:
-    """Draws which steps solutions show, and which blocks stay unseen.
+def split(seed: int, *, guessed_share: float = 0.0, unseen_blocks: int = 0) -> Split:
+    """Draws which steps are guessed, and which blocks stay unseen.
 
     The unseen blocks are spread over the factors and the addends as evenly as can be.
 
     Args:
       seed: of the draw.
-      solved_share: share of the judged blocks' steps that solutions may hold.
+      guessed_share: share of the judged blocks' steps that are guessed.
       unseen_blocks: number of blocks that only the unseen test holds.
 
     Raises:
       ValueError: if a number is out of range.
     """
-    if not (0 < solved_share <= 1 and 0 <= unseen_blocks <= len(BLOCKS) // 2):
+    if not (0 <= guessed_share < 1 and 0 <= unseen_blocks <= len(BLOCKS) // 2):
         raise ValueError(
-            f"solved_share={solved_share}, unseen_blocks={unseen_blocks}; expected a "
-            f"share above 0 and at most 1, and 0 to {len(BLOCKS) // 2} blocks"
+            f"guessed_share={guessed_share}, unseen_blocks={unseen_blocks}; expected a "
+            f"share from 0 to below 1, and 0 to {len(BLOCKS) // 2} blocks"
         )
     rng = random.Random(f"last-digit programs, split, seed {seed}")
     drawn = rng.sample(BLOCKS, len(BLOCKS))
@@ -112,8 +111,8 @@ def split(seed: int, *, solved_share: float = 1.0, unseen_blocks: int = 0) -> Sp
         rng.shuffle(drawn)
     unseen, judged = drawn[:unseen_blocks], drawn[unseen_blocks:]
     steps = [(value, *block) for block in judged for value in range(10)]
-    solved = rng.sample(steps, math.ceil(solved_share * len(steps)))
-    return Split(frozenset(solved), tuple(judged), tuple(unseen))
+    guessed = rng.sample(steps, round(guessed_share * len(steps)))
+    return Split(frozenset(guessed), tuple(judged), tuple(unseen))
 
 
 def _evenly_spread(blocks: Sequence[tuple[int, int]]) -> bool:
@@ -132,7 +131,6 @@ def problems(
     seed: int,
     operations: int = 3,
     blocks: Sequence[tuple[int, int]] = BLOCKS,
-    steps: Container[tuple[int, int, int]] | None = None,
     exclude: Iterable[str] = (),
 ) -> list[str]:
     """Draws distinct problems, the same ones for the same arguments.
@@ -143,7 +141,6 @@ def problems(
       operations: blocks per problem, 1 to 9; there are
         ``10 * len(blocks)**operations`` different problems.
       blocks: those that the problems are made of.
-      steps: the operands that the steps of their solutions may have; None for all.
       exclude: problems that must not come out.
 
     Returns:
@@ -154,43 +151,22 @@ def problems(
     """
     if not 1 <= operations <= _MOST_OPERATIONS:
         raise ValueError(f"operations={operations}; expected 1 to {_MOST_OPERATIONS}")
-    if count < 0:
-        raise ValueError(f"{count} problems asked for; expected 0 or more")
-    space, excluded = 10 * len(blocks) ** operations, set(exclude)
-    rng = random.Random(f"last-digit programs, {operations} operations, seed {seed}")
-    texts = (_problem_text(n, operations, blocks) for n in _shuffled(space, rng))
-    good = (text for text in texts if text not in excluded and _made_of(text, steps))
-    found = list(itertools.islice(good, count))
-    if len(found) < count:
+    space = 10 * len(blocks) ** operations
+    known = set(filter(_PROBLEM.fullmatch, exclude))
+    excluded = {
+        problem
+        for problem in known
+        if problem.count("*") == operations and set(_parse(problem)[1]) <= set(blocks)
+    }
+    if not 0 <= count <= space - len(excluded):
         raise ValueError(
-            f"{count} problems asked for; expected at most {len(found)}, as there are "
-            "no more of this kind: use more operations"
+            f"{count} problems asked for; expected 0 to {space - len(excluded)} (there "
+            f"are {space}, {len(excluded)} are excluded): use more operations"
         )
-    return found
-
-
-def _shuffled(size: int, rng: random.Random) -> Iterator[int]:
-    """The numbers below `size` in random order; lazily when they are many."""
-    if size <= _LISTED:
-        yield from rng.sample(range(size), size)
-        return
-    seen: set[int] = set()
-    while len(seen) < size:
-        number = rng.randrange(size)
-        if number not in seen:
-            seen.add(number)
-            yield number
-
-
-def _made_of(problem: str, steps: Container[tuple[int, int, int]] | None) -> bool:
-    if steps is None:
-        return True
-    value, blocks = _parse(problem)
-    for factor, addend in blocks:
-        if (value, factor, addend) not in steps:
-            return False
-        value = _result(value, factor, addend)
-    return True
+    rng = random.Random(f"last-digit programs, {operations} operations, seed {seed}")
+    drawn = rng.sample(range(space), count + len(excluded))
+    texts = (_problem_text(number, operations, blocks) for number in drawn)
+    return [text for text in texts if text not in excluded][:count]
 
 
 def solve(problem: str) -> Solved:
@@ -238,6 +214,18 @@ def is_right(problem: str, steps: Sequence[str], step: str) -> bool:
     return step == right_step(problem, steps)
 
 
+def with_result(step: str, digit: int) -> str:
+    """A step with another result, in its box too if it has one."""
+    read = read_step(step)
+    return _step_text(read.number, read.operands, digit, read.boxed is not None)
+
+
+def is_right_solution(problem: str, steps: Sequence[str], solution: str) -> bool:
+    """Whether a whole solution has the right answer in its box (gold knowledge)."""
+    del steps  # a whole solution follows the problem alone
+    return boxed(solution) == solve(problem).answer
+
+
 def working(right: str) -> str:
     """The two look-ups of a right step, written out: "8*7=6, 6+4=0"."""
     step = read_step(right)
@@ -249,10 +237,10 @@ def working(right: str) -> str:
 def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
     r"""Makes a plausible wrong next step.
 
-    One of four things is wrong, each in a quarter of the cases: the result digit alone,
-    or the running value, the factor or the addend, which is miscopied, with the result
-    that belongs to the miscopy. The \boxed{} of a last step agrees with the step's own
-    result.
+    One of four things is wrong, each equally likely: the result digit alone, or the
+    running value, the factor or the addend, which is miscopied, with the result that
+    belongs to the miscopy. The result always differs from the right one (a miscopy that
+    cannot change it is not made), and the \boxed{} of a last step agrees with it.
 
     Args:
       problem: problem text.
@@ -272,20 +260,21 @@ def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
             "steps than operations, the last one with a result"
         )
     step = read_step(right)
-    number, last = step.number, step.boxed is not None
     value, factor, addend = step.operands
-    kind = rng.randrange(4)
-    if kind == 0:
-        wrong = rng.choice([digit for digit in range(10) if digit != step.result])
-        return _step_text(number, step.operands, wrong, last)
-    if kind == 1:
-        miscopies = [(other, factor, addend) for other in range(10)]
-    elif kind == 2:
-        miscopies = [(value, other, addend) for other in _FACTORS]
-    else:
-        miscopies = [(value, factor, other) for other in _ADDENDS]
-    miscopy = rng.choice([copy for copy in miscopies if copy != step.operands])
-    return _step_text(number, miscopy, _result(*miscopy), last)
+    kinds = [
+        [(step.operands, digit) for digit in range(10)],
+        [_worked(other, factor, addend) for other in range(10)],
+        [_worked(value, other, addend) for other in _FACTORS],
+        [_worked(value, factor, other) for other in _ADDENDS],
+    ]
+    wrong = [[made for made in kind if made[1] != step.result] for kind in kinds]
+    operands, result = rng.choice(rng.choice([kind for kind in wrong if kind]))
+    return _step_text(step.number, operands, result, step.boxed is not None)
+
+
+def _worked(*operands: int) -> tuple[tuple[int, ...], int]:
+    """Operands with the digit that they come to."""
+    return operands, _result(*operands)
 
 
 def train_tokenizer(directory: str | Path) -> None:
@@ -308,6 +297,7 @@ def train_tokenizer(directory: str | Path) -> None:
     words += [f"Step {number}: " for number in range(1, _MOST_OPERATIONS + 1)]
     words += ["Check: ", " (A) ", " (B) ", "(A)\n", "(B)\n", ", ", "; \\boxed{"]
     words += ["[[A]]", "[[B]]", " [[A]]", " [[B]]", "\n"]
+    words += ["(?)\n", " (+) ", " (-) "]
     characters = "".join(map(chr, range(ord(" "), ord("~") + 1)))
     space = "\u2581"  # how sentencepiece writes it
     model = io.BytesIO()

@@ -1,7 +1,7 @@
 """The rows of a run in the arithmetic world: solutions, judgments, questions, tests."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 from stepjax.records import Comparison, Problem, Question, Rating, Solution
@@ -16,19 +16,18 @@ class Dataset(NamedTuple):
     """All data of a run; no problem occurs in two places.
 
     Attributes:
-      ift: solutions to learn from.
-      eft: comparisons to learn from, two rows (one per order) for each problem.
-      ratings: rated solutions to learn from, one for each problem of `eft`.
-      heldout: comparisons to measure the judge with, two rows a problem, one right.
+      ift: solutions to learn from, with the guesses of their author.
+      eft: judgments to learn from: comparisons, two rows (one per order) for each
+        problem, or ratings of whole solutions.
+      heldout: likewise, to measure the judge with; of two steps one is right.
       questions: one list of questions without answers for each iteration.
       test: benchmark problems of the blocks that are judged and asked.
       unseen: benchmark problems whose blocks occur nowhere else.
     """
 
     ift: list[Solution]
-    eft: list[Comparison]
-    ratings: list[Rating]
-    heldout: list[Comparison]
+    eft: list[Comparison] | list[Rating]
+    heldout: list[Comparison] | list[Rating]
     questions: list[list[Question]]
     test: list[Problem]
     unseen: list[Problem]
@@ -43,65 +42,90 @@ def dataset(
     questions: Sequence[int],
     test: int,
     operations: int = 3,
-    solved_share: float = 1.0,
+    guessed_share: float = 0.0,
     unseen_blocks: int = 0,
+    rated: bool = False,
 ) -> Dataset:
     """Makes all data of a run, disjoint as problems, the same for the same arguments.
 
     Args:
       seed: of all draws.
       ift: number of solutions.
-      eft: number of problems to judge steps of; each gives two comparisons and a
-        rating.
+      eft: number of problems to judge; each gives two comparisons or a rating.
       heldout: the same, for measuring the judge.
       questions: number of questions of each iteration.
       test: number of benchmark problems, and of unseen ones if there are such blocks.
       operations: blocks per problem.
-      solved_share: share of the steps that solutions may hold, see `arithmetic.split`.
+      guessed_share: share of the steps that solutions guess, see `arithmetic.split`.
       unseen_blocks: number of blocks that only unseen test problems hold.
+      rated: ratings of whole solutions instead of comparisons of steps.
 
     Raises:
       ValueError: if a count is out of range or there are not enough problems.
     """
-    counts = [eft, heldout, test, *questions]
-    if min(ift, *counts) < 0:
-        raise ValueError(f"counts are {[ift, *counts]}; expected none below 0")
-    split = world.split(seed, solved_share=solved_share, unseen_blocks=unseen_blocks)
+    counts = {"ift": ift, "eft": eft, "heldout": heldout, "test": test}
+    counts |= {f"q{number}": count for number, count in enumerate(questions, start=1)}
+    if min(counts.values()) < 0:
+        raise ValueError(f"counts are {list(counts.values())}; expected none below 0")
+    split = world.split(seed, guessed_share=guessed_share, unseen_blocks=unseen_blocks)
     shape = {"seed": seed, "operations": operations}
-    solved = world.problems(ift, blocks=split.judged, steps=split.solved, **shape)
-    judged = world.problems(sum(counts), blocks=split.judged, exclude=solved, **shape)
-    unseen = []
-    if unseen_blocks:
-        unseen = world.problems(test, blocks=split.unseen, **shape)
-    drawn = iter(judged)
+    drawn = iter(world.problems(sum(counts.values()), blocks=split.judged, **shape))
+    named = {
+        name: [(f"arith-{name}-{number}", next(drawn)) for number in range(count)]
+        for name, count in counts.items()
+    }
+    unseen = world.problems(test, blocks=split.unseen, **shape) if split.unseen else []
+    named["unseen"] = [(f"arith-unseen-{n}", text) for n, text in enumerate(unseen)]
 
-    def name(split: str, problems) -> list[tuple[str, str]]:
-        return [(f"arith-{split}-{n}", text) for n, text in enumerate(problems)]
+    def rng(name: str) -> random.Random:
+        return random.Random(f"last-digit programs, {name}, seed {seed}")
 
-    def take(split: str, count: int) -> list[tuple[str, str]]:
-        return name(split, [next(drawn) for _ in range(count)])
+    def judge(name: str, undecided: float) -> list:
+        made, draws = [], rng(name)
+        for item in named[name]:
+            if rated:
+                made.append(rating(*item, draws))
+            else:
+                made += comparisons(*item, draws, undecided)
+        return made
 
-    def compare(split: str, rows, undecided: float) -> list[Comparison]:
-        rng = random.Random(f"last-digit programs, {split} steps, seed {seed}")
-        return [row for item in rows for row in comparisons(*item, rng, undecided)]
+    def solve(name: str) -> list[Problem]:
+        return [Problem(*item, world.solve(item[1]).answer) for item in named[name]]
 
-    def solve(rows) -> list[Problem]:
-        return [Problem(*item, world.solve(item[1]).answer) for item in rows]
-
-    tests, held, taught = take("test", test), take("heldout", heldout), take("eft", eft)
-    rng = random.Random(f"last-digit programs, rated solutions, seed {seed}")
+    guesses = rng("guesses")
     return Dataset(
-        ift=[Solution(*item, *world.solve(item[1])) for item in name("ift", solved)],
-        eft=compare("eft", taught, _UNDECIDED),
-        ratings=[rating(*item, rng) for item in taught],
-        heldout=compare("heldout", held, 0.0),
+        ift=[solution(*item, split.guessed, guesses) for item in named["ift"]],
+        eft=judge("eft", _UNDECIDED),
+        heldout=judge("heldout", 0.0),
         questions=[
-            [Question(*item) for item in take(f"q{number}", count)]
-            for number, count in enumerate(questions, start=1)
+            [Question(*item) for item in named[f"q{number}"]]
+            for number in range(1, len(questions) + 1)
         ],
-        test=solve(tests),
-        unseen=solve(name("unseen", unseen)),
+        test=solve("test"),
+        unseen=solve("unseen"),
     )
+
+
+def solution(
+    id: str,
+    problem: str,
+    guessed: Container[tuple[int, int, int]],
+    rng: random.Random,
+) -> Solution:
+    """Solves a problem, guessing the digit of some steps; the rest follows from it.
+
+    Args:
+      id: the row's id.
+      problem: problem text; ValueError if it is not of this world.
+      guessed: operands of the steps that are guessed, each digit equally likely.
+      rng: draws the guesses; it is advanced.
+    """
+    steps: list[str] = []
+    while (step := world.right_step(problem, steps)) is not None:
+        if world.read_step(step).operands in guessed:
+            step = world.with_result(step, rng.randrange(10))
+        steps.append(step)
+    return Solution(id, problem, tuple(steps), str(world.read_step(steps[-1]).result))
 
 
 def comparisons(
@@ -152,9 +176,9 @@ def comparison_from(
 ) -> list[Comparison]:
     """Makes the two rows, one per order, that compare two steps.
 
-    The explanation copies the result digit of each candidate ("?" for one with other
-    operands or another form than is due), then works the right result out. It ends with
-    a space: the verdict follows at once.
+    The explanation copies the result digit of each candidate ("?" for one that has not
+    the form of the step that is due), then works the right result out. It ends with a
+    space: the verdict follows at once.
 
     Where neither step is right there is no preference, and the verdict is the first
     one shown: asked in both orders, such a judge contradicts itself, which counts for
@@ -188,9 +212,9 @@ def comparison_from(
 
 
 def _copied_result(step: str, right: str) -> str:
-    """The result digit of a step with the due operands and form, else "?"."""
+    """The result digit that a step of the due form states, else "?"."""
     found, due = world.read_step(step), world.read_step(right)
-    if found is None or found[:4] != due[:4]:
+    if found is None or found.number != due.number:
         return "?"
     boxed = None if due.boxed is None else found.result
     return str(found.result) if found.boxed == boxed else "?"

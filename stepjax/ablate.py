@@ -1,0 +1,224 @@
+"""Control experiments: is it the judging that makes the model better?
+
+Every arm starts from the same M1 and sees the same questions, and takes as many updates
+in each iteration as self-judging did:
+
+    self     the method: the model judges its own steps
+    random   verdicts are coins
+    oracle   verdicts are gold: an upper bound, not self-rewarding
+    sft      more supervised fine-tuning, no preferences
+    srlm     whole solutions scored one by one (arXiv 2401.10020); its M1 learns to
+             rate solutions instead of comparing steps, from the same problems
+
+    DIR/seed_0/self  DIR/seed_0/random ...   run directories, see `stepjax.iterate`
+    DIR/ablation.json  ablation.md  ablation.png
+"""
+
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from stepjax import iterate, rundir, summary
+from stepjax.lm import checkpoint
+
+ARMS = ("self", "random", "oracle", "sft", "srlm")
+_TITLES = {
+    "self": "self-judge",
+    "random": "random judge",
+    "oracle": "oracle judge (gold)",
+    "sft": "more SFT",
+    "srlm": "SRLM (whole solutions)",
+}
+_MEASURES = {  # part of `summary.results` and name of its metric
+    "greedy": ("greedy", "accuracy"),
+    "search": ("search", "accuracy"),
+    "unseen": ("unseen", "accuracy"),
+    "judge": ("judge", "accuracy"),
+    "sampled": ("search", "judge_sampled"),
+    "pairs_right": ("training", "pairs_right"),
+}
+
+
+def ablate(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
+    seeds: Sequence[int],
+    arms: Sequence[str] = ARMS,
+) -> str:
+    """Runs the arms, or what is left of them, and returns the table.
+
+    Args:
+      config: settings of the method; `seed`, and what an arm changes, are set here.
+      workdir: where run directories and results go.
+      seeds: of the repetitions, all different.
+      arms: of `ARMS`; "self" is always run, first.
+
+    Raises:
+      ValueError: for unknown arms, seeds that repeat, or a self-judge without pairs.
+    """
+    unknown = sorted(set(arms) - set(ARMS))
+    if unknown or len(set(seeds)) < len(seeds) or not seeds:
+        raise ValueError(
+            f"arms={list(arms)}, seeds={list(seeds)}; expected arms of {ARMS} and "
+            "different seeds."
+        )
+    arms = [arm for arm in ARMS if arm in arms or arm == "self"]
+    folder = pathlib.Path(workdir)
+    for seed in seeds:
+        own = folder / f"seed_{seed}" / "self"
+        iterate.run(arm_config(config, "self", seed), own)
+        updates = _updates(own, config.iterations)
+        for arm in arms[1:]:
+            settings, path = arm_config(config, arm, seed, updates), own.parent / arm
+            if arm != "srlm":
+                rundir.RunDirectory(settings, path).adopt_m1(own)
+            iterate.run(settings, path)
+    found = {
+        arm: [
+            _measured(folder / f"seed_{seed}" / arm, config.iterations + 1)
+            for seed in seeds
+        ]
+        for arm in arms
+    }
+    checkpoint.write_json(folder / "ablation.json", {"seeds": seeds, "arms": found})
+    text = table(found)
+    (folder / "ablation.md").write_text(text, encoding="utf-8")
+    plot(found, folder / "ablation.png")
+    print(text)
+    return text
+
+
+def arm_config(
+    config: ml_collections.ConfigDict,
+    arm: str,
+    seed: int,
+    updates: tuple[int, ...] = (),
+) -> ml_collections.ConfigDict:
+    """Returns the settings of an arm.
+
+    Args:
+      config: settings of the method.
+      arm: one of `ARMS`.
+      seed: of the repetition.
+      updates: updates of each iteration; () lets the pairs decide.
+    """
+    c = config.copy_and_resolve_references()
+    c.seed = seed
+    c.dpo.updates = updates or c.dpo.updates
+    if arm in ("random", "oracle"):
+        c.judge.by = arm
+    elif arm == "sft":
+        c.improve_by = "sft"
+    elif arm == "srlm":
+        c.search.unit, c.judge.score = "solution", "rating"
+        c.search.on_tie, c.pairs.best_beats_all = "append", False
+    return c
+
+
+def _updates(run: pathlib.Path, iterations: int) -> tuple[int, ...]:
+    numbers = range(2, iterations + 2)
+    made = [checkpoint.read_json(run / f"M{n}" / "manifest.json") for n in numbers]
+    updates = tuple(manifest["counts"]["updates"] for manifest in made)
+    if 0 in updates:
+        raise ValueError(
+            f"{run}: updates of the iterations are {updates}; expected pairs in each, "
+            "or there is nothing to compare. Ask more questions."
+        )
+    return updates
+
+
+def _measured(run: pathlib.Path, models: int) -> dict[str, list[float | None]]:
+    """Returns measure → its values for M1 ... M`models`."""
+    parts = [summary.results(run, number) for number in range(1, models + 1)]
+    return {
+        measure: [part.get(mode, {}).get("metrics", {}).get(name) for part in parts]
+        for measure, (mode, name) in _MEASURES.items()
+    }
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Returns mean, low and high of the 95 % t-interval over seeds.
+
+    Args:
+      values: one for each seed; of a single one the interval is infinite.
+    """
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return mean, -math.inf, math.inf
+    spread = np.std(values, ddof=1) / math.sqrt(count) * stats.t.ppf(0.975, count - 1)
+    return mean, mean - float(spread), mean + float(spread)
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Returns the table of all arms, in Markdown: means over seeds, in percent.
+
+    Args:
+      found: arm → for each seed, measure → values for M1, M2, ...
+    """
+    models = len(found["self"][0]["greedy"])
+    names = [f"M{number}" for number in range(1, models + 1)]
+    last = names[-1]
+    header = ["arm", *(f"greedy {name}" for name in names)]
+    header += [f"gain M1 → {last} [95 %]", "gain of each seed"]
+    header += [f"search {last}", f"unseen M1 → {last}", f"judge M1 → {last}"]
+    header += [f"sampled M1 → {last}", "pairs right"]
+    lines = [header, ["---"] * len(header)]
+    for arm, runs in found.items():
+        greedy = np.array([run["greedy"] for run in runs])  # [seeds, models]
+        gains = 100 * (greedy[:, -1] - greedy[:, 0])
+        mean, low, high = mean_and_interval(gains)
+        line = [_TITLES[arm], *(f"{100 * x:.1f}" for x in greedy.mean(0))]
+        line += [f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"]
+        line += [" ".join(f"{gain:+.1f}" for gain in gains)]
+        line += [_mean(runs, "search", -1)]
+        line += [
+            f"{_mean(runs, name, 0)} → {_mean(runs, name, -1)}"
+            for name in ("unseen", "judge", "sampled")
+        ]
+        line += [_mean(runs, "pairs_right", slice(1, None))]
+        lines.append(line)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _mean(runs: Sequence[dict], name: str, at: int | slice) -> str:
+    values = [np.atleast_1d(np.array(run[name], object)[at]) for run in runs]
+    known = [float(x) for x in np.concatenate(values) if x is not None]
+    return f"{100 * np.mean(known):.1f}" if known else "-"
+
+
+def plot(found: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
+    """Draws greedy accuracy over the models: means with intervals, and every seed."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (arm, runs) in enumerate(found.items()):
+        greedy = 100 * np.array([run["greedy"] for run in runs])  # [seeds, models]
+        at = np.arange(1, greedy.shape[1] + 1)
+        color = f"C{number}"
+        for seed in greedy:
+            axes.plot(at, seed, color=color, alpha=0.25, linewidth=0.8)
+        mean = greedy.mean(0)
+        spread = [mean_and_interval(column)[2] - column.mean() for column in greedy.T]
+        bars = spread if len(runs) > 1 else None
+        offset = 0.04 * (number - (len(found) - 1) / 2)  # so that bars do not overlap
+        axes.errorbar(
+            at + offset,
+            mean,
+            bars,
+            color=color,
+            marker="o",
+            capsize=3,
+            label=_TITLES[arm],
+        )
+    axes.set_xticks(at, [f"M{n}" for n in at])
+    axes.set_ylabel("greedy accuracy, %")
+    axes.set_title(f"mean and 95 % interval over {len(found['self'])} seeds", size=10)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)

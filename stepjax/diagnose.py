@@ -1,0 +1,176 @@
+"""Why a loop gains or fails: quality of pairs, of judgments, and what training did.
+
+Gold knowledge is used for reporting only; nothing here reaches a training stage.
+`is_right` is (problem, texts of the steps so far, text of a candidate) → bool.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from stepjax import dpo
+from stepjax.lm import model as lm
+from stepjax.lm import train
+from stepjax.pairs import Pair
+from stepjax.search import Expansion, State
+
+IsRight = Callable[[str, Sequence[str], str], bool]
+
+COLLAPSE = 0.5  # nats a token that chosen steps may lose before we warn
+RUNAWAY = 1.5  # times that steps may grow in one iteration before we warn
+
+
+def pair_quality(
+    pairs: Sequence[Pair], states: Mapping[str, State], is_right: IsRight
+) -> dict[str, float]:
+    """Returns what the preferences are worth.
+
+    Args:
+      pairs: preferences of one model.
+      states: problem id → closed search that they came from.
+      is_right: gold.
+
+    Returns:
+      Shares of the pairs: "pairs_right" (chosen right, rejected wrong),
+      "pairs_reversed" (the other way round), "pairs_both_wrong", "pairs_both_right".
+    """
+    names = {
+        (True, False): "pairs_right",
+        (False, True): "pairs_reversed",
+        (False, False): "pairs_both_wrong",
+        (True, True): "pairs_both_right",
+    }
+    counts = dict.fromkeys(names.values(), 0)
+    for pair in pairs:
+        steps = [s.text for s in states[pair.problem_id].steps[: pair.step - 1]]
+        sides = (is_right(pair.problem, steps, x) for x in (pair.chosen, pair.rejected))
+        counts[names[tuple(sides)]] += 1
+    return {name: count / max(len(pairs), 1) for name, count in counts.items()}
+
+
+def sampled_judgments(states: Sequence[State], is_right: IsRight) -> dict[str, float]:
+    """Returns how often the judge is right about the model's own samples.
+
+    Over all its calls with one right and one wrong candidate, in both orders where
+    both were asked; an unparsed verdict is wrong. Of ratings: over all such pairs,
+    whether the right one has the higher rating.
+
+    Args:
+      states: closed searches.
+      is_right: gold.
+
+    Returns:
+      "judge_sampled", the share, and "judge_sampled_count", of how many.
+    """
+    results: list[bool] = []
+    for state in states:
+        kept: list[str] = []
+        for expansion in state.expansions:
+            texts = [c.text for c in expansion.candidates]
+            right = [is_right(state.question.problem, kept, text) for text in texts]
+            results += _judged(expansion, right)
+            if expansion.action in ("pair", "append"):
+                kept.append(texts[expansion.best])
+            elif expansion.action == "back":
+                kept.pop()
+    share = sum(results) / len(results) if results else 0.0
+    return {"judge_sampled": share, "judge_sampled_count": len(results)}
+
+
+def _judged(expansion: Expansion, right: Sequence[bool]) -> list[bool]:
+    verdicts = expansion.verdicts
+    if any(v.a == v.b for v in verdicts):  # ratings
+        rated = {v.a: int(v.winner) for v in verdicts if v.winner is not None}
+        both = itertools.permutations(range(len(right)), 2)
+        asked = [(i, j) for i, j in both if right[i] and not right[j]]
+        return [rated.get(i, -1) > rated.get(j, -1) for i, j in asked]
+    asked = [v for v in verdicts if right[v.a] != right[v.b]]
+    return [v.winner == ("A" if right[v.a] else "B") for v in asked]
+
+
+def drift(
+    model: lm.Decoder, before: Any, after: Any, batches: Sequence[dpo.Batch], mesh: Mesh
+) -> dict[str, float]:
+    """Returns how far training on pairs moved a model.
+
+    Args:
+      model: the decoder.
+      before: parameters that made the pairs, the reference.
+      after: parameters trained on them.
+      batches: the pairs, from `dpo.make_batches`.
+      mesh: devices.
+
+    Returns:
+      "kl": exact KL(after || before) in nats a token, mean over the tokens of both
+      steps; "chosen_logp_before", "chosen_logp_after", "rejected_logp_before",
+      "rejected_logp_after": mean log-probability of a step in nats;
+      "chosen_tokens", "rejected_tokens": mean length of a step.
+    """
+
+    @jax.jit
+    def sums(before, after, batch):
+        parts = jax.lax.map(lambda x: _drift_sums(model, before, after, x), batch)
+        return jax.tree.map(lambda x: x.sum(0), parts)
+
+    total = None
+    for batch in batches:
+        part = jax.device_get(sums(before, after, train.put_batch(mesh, batch)))
+        total = part if total is None else jax.tree.map(np.add, total, part)
+    kl, tokens, pairs = (float(total.pop(name)) for name in ("kl", "tokens", "pairs"))
+    return {"kl": kl / tokens} | {k: float(v) / pairs for k, v in total.items()}
+
+
+def _drift_sums(model, before, after, batch: dpo.Batch) -> dict[str, jax.Array]:
+    rows, lengths = batch.rows, batch.lengths
+    old, new = (train.parent_states(model, p, rows) for p in (before, after))
+
+    def divergence(states):  # of one scored token a row
+        old, new = states
+        was = jax.nn.log_softmax(lm.logits(before, old), -1)
+        now = jax.nn.log_softmax(lm.logits(after, new), -1)
+        return (jnp.exp(now) * (now - was)).sum(-1)  # [R]
+
+    kl = jax.lax.map(divergence, (old.swapaxes(0, 1), new.swapaxes(0, 1)))  # [S, R]
+    real = (rows.weight > 0).T
+    result = {
+        "kl": jnp.where(real, kl, 0.0).sum(),
+        "tokens": real.sum(),
+        "pairs": (lengths[0::2] > 0).sum(),
+    }
+    for name, params in (("before", before), ("after", after)):
+        logps = dpo.pair_logps(model, params, batch)
+        for side, offset in (("chosen", 0), ("rejected", 1)):
+            result[f"{side}_logp_{name}"] = logps[offset::2].sum()
+    for side, offset in (("chosen", 0), ("rejected", 1)):
+        result[f"{side}_tokens"] = lengths[offset::2].sum()
+    return result
+
+
+def warnings(drifted: Mapping[str, float], lengths: tuple[float, float]) -> list[str]:
+    """Returns what a person should look at before the next iteration.
+
+    Args:
+      drifted: from `drift`.
+      lengths: tokens a step of greedy solutions, before and after; 0 if unknown.
+    """
+    found = []
+    fall = drifted["chosen_logp_before"] - drifted["chosen_logp_after"]
+    fall /= max(drifted["chosen_tokens"], 1.0)
+    if fall > COLLAPSE:
+        found.append(
+            f"chosen steps lost {fall:.2f} nats a token (more than {COLLAPSE}): the "
+            "model moves away from what it prefers. Lower dpo.optimizer.learning_rate, "
+            "or raise dpo.beta or dpo.nll_weight."
+        )
+    short, long = lengths
+    if short and long > RUNAWAY * short:
+        found.append(
+            f"steps grew from {short:.1f} to {long:.1f} tokens (more than {RUNAWAY} "
+            "times): the judge may prefer length. Look at the pairs."
+        )
+    return found
