@@ -178,6 +178,63 @@ def traffic(module, name: str, sums: dict[str, int] | None = None) -> int:
     return total
 
 
+def products(module, name: str) -> float:
+    """Returns the FLOPs of the matrix products of one run of a computation.
+
+    XLA for TPU writes them as convolutions; a batch axis is then one of a window that
+    meets one number, and only what meets a number counts.
+
+    Args:
+      module: from `parse`.
+      name: of the computation, whose loops must have known trips.
+    """
+    total, items = 0.0, module[name]
+    for item in items.values():
+        if item.opcode == "convolution":
+            left, right = (items[name].type for name in item.operands[:2])
+            total += _convolution(item, _dims(left), _dims(right))
+        elif item.opcode == "while":
+            total += trips(module, item) * products(module, body(item))
+        elif item.opcode == "dot":
+            raise ValueError(f"{item.name} is a dot; expected a convolution")
+        else:
+            inner = [_called(item, "calls"), _called(item, "to_apply")]
+            total += sum(products(module, i) for i in inner if i in module)
+    return total
+
+
+def _dims(kind: str) -> list[int]:
+    return [int(d) for d in _ARRAY.search(kind)[2].split(",") if d]
+
+
+def _convolution(item: Instruction, left: list[int], right: list[int]) -> float:
+    names = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", item.rest)
+    out = dict(zip(names[3], _dims(item.type), strict=True))
+    left = dict(zip(names[1], left, strict=True))
+    right = dict(zip(names[2], right, strict=True))
+    window = re.search(r"window=\{([^}]*)\}", item.rest)
+    window = dict(part.split("=") for part in window[1].split()) if window else {}
+
+    total = 2.0 * out["b"] * out["f"] * right["i"]
+    for at in range(len(names[3]) - 2):
+        axis = str(at)
+
+        def number(key, default=1, at=at):
+            value = window[key].split("x")[at] if key in window else str(default)
+            return int(value.split("_")[0])
+
+        stride, apart, spread = map(number, ("stride", "lhs_dilate", "rhs_dilate"))
+        pad = number("pad", 0)
+        last = (left[axis] - 1) * apart
+        places = (
+            place * stride + tap * spread - pad
+            for place in range(out[axis])
+            for tap in range(right[axis])
+        )
+        total *= sum(0 <= p <= last and p % apart == 0 for p in places)
+    return total
+
+
 def _moved(module, items, item: Instruction) -> int:
     """Bytes of one instruction: what it reads of each operand, and what it writes."""
     kinds = [items[name].type if name in items else "" for name in item.operands]
