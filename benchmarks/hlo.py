@@ -8,7 +8,12 @@ tiles is not counted. Trips come from the constant in a loop's condition.
 
 import dataclasses
 import math
+import os
+import pathlib
 import re
+import subprocess
+import sys
+import tempfile
 
 _BYTES = {
     "pred": 1,
@@ -51,6 +56,32 @@ class Instruction:
     literal: str  # what stands between the parentheses
     rest: str
     root: bool
+
+
+def dumped(program: str, *command: str) -> tuple[str, dict, str]:
+    """Runs a Python script that compiles, and reads the schedule that XLA dumps.
+
+    Args:
+      program: name of the compiled function.
+      *command: the script and its arguments.
+
+    Returns:
+      (what it prints, `parse` of the schedule, name of its entry computation).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
+        made = subprocess.run(
+            [sys.executable, *command],
+            env=os.environ | {"XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        name = f"*jit_{program}*.after_optimizations.txt"
+        (file,) = pathlib.Path(folder).glob(name)
+        text = file.read_text()
+    entry = re.search(r"^ENTRY %(\S+) ", text, re.MULTILINE)[1]
+    return made.stdout, parse(text), entry
 
 
 def parse(text: str) -> dict[str, dict[str, Instruction]]:

@@ -12,12 +12,9 @@ over those of the traced program. The largest instructions are printed below eac
 """
 
 import importlib.metadata
-import os
 import pathlib
 import runpy
-import subprocess
 import sys
-import tempfile
 
 import hlo
 
@@ -64,18 +61,9 @@ def main():
     print("|", " | ".join(names.split(", ")), "|")
     print("|---" * len(names.split(", ")) + "|")
     for model, where, tensor, bar in CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
-            made = subprocess.run(
-                [sys.executable, __file__, model, where, str(tensor)],
-                env=os.environ | {"XLA_FLAGS": flags},
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            (file,) = pathlib.Path(folder).glob("*jit_sample*.after_optimizations.txt")
-            module = hlo.parse(file.read_text())
-        ideal, total, traced = map(float, made.stdout.split()[-3:])
+        case = (__file__, model, where, str(tensor))
+        printed, module, _ = hlo.dumped("sample", *case)
+        ideal, total, traced = map(float, printed.split()[-3:])
         turns = [loop for loop in hlo.loops(module) if hlo.trips(module, loop) is None]
         (loop,) = turns  # over tokens, until all candidates have stopped
         parts: dict[str, int] = {}
