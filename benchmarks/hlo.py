@@ -8,7 +8,12 @@ tiles is not counted. Trips come from the constant in a loop's condition.
 
 import dataclasses
 import math
+import os
+import pathlib
 import re
+import subprocess
+import sys
+import tempfile
 
 _BYTES = {
     "pred": 1,
@@ -51,6 +56,32 @@ class Instruction:
     literal: str  # what stands between the parentheses
     rest: str
     root: bool
+
+
+def dumped(program: str, *command: str) -> tuple[str, dict, str]:
+    """Runs a Python script that compiles, and reads the schedule that XLA dumps.
+
+    Args:
+      program: name of the compiled function.
+      *command: the script and its arguments.
+
+    Returns:
+      (what it prints, `parse` of the schedule, name of its entry computation).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
+        made = subprocess.run(
+            [sys.executable, *command],
+            env=os.environ | {"XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        name = f"*jit_{program}*.after_optimizations.txt"
+        (file,) = pathlib.Path(folder).glob(name)
+        text = file.read_text()
+    entry = re.search(r"^ENTRY %(\S+) ", text, re.MULTILINE)[1]
+    return made.stdout, parse(text), entry
 
 
 def parse(text: str) -> dict[str, dict[str, Instruction]]:
@@ -175,6 +206,63 @@ def traffic(module, name: str, sums: dict[str, int] | None = None) -> int:
         total += bytes_
         if sums is not None and item.opcode != "while":
             sums[f"{item.opcode} {item.name}"] = bytes_
+    return total
+
+
+def products(module, name: str) -> float:
+    """Returns the FLOPs of the matrix products of one run of a computation.
+
+    XLA for TPU writes them as convolutions; a batch axis is then one of a window that
+    meets one number, and only what meets a number counts.
+
+    Args:
+      module: from `parse`.
+      name: of the computation, whose loops must have known trips.
+    """
+    total, items = 0.0, module[name]
+    for item in items.values():
+        if item.opcode == "convolution":
+            left, right = (items[name].type for name in item.operands[:2])
+            total += _convolution(item, _dims(left), _dims(right))
+        elif item.opcode == "while":
+            total += trips(module, item) * products(module, body(item))
+        elif item.opcode == "dot":
+            raise ValueError(f"{item.name} is a dot; expected a convolution")
+        else:
+            inner = [_called(item, "calls"), _called(item, "to_apply")]
+            total += sum(products(module, i) for i in inner if i in module)
+    return total
+
+
+def _dims(kind: str) -> list[int]:
+    return [int(d) for d in _ARRAY.search(kind)[2].split(",") if d]
+
+
+def _convolution(item: Instruction, left: list[int], right: list[int]) -> float:
+    names = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", item.rest)
+    out = dict(zip(names[3], _dims(item.type), strict=True))
+    left = dict(zip(names[1], left, strict=True))
+    right = dict(zip(names[2], right, strict=True))
+    window = re.search(r"window=\{([^}]*)\}", item.rest)
+    window = dict(part.split("=") for part in window[1].split()) if window else {}
+
+    total = 2.0 * out["b"] * out["f"] * right["i"]
+    for at in range(len(names[3]) - 2):
+        axis = str(at)
+
+        def number(key, default=1, at=at):
+            value = window[key].split("x")[at] if key in window else str(default)
+            return int(value.split("_")[0])
+
+        stride, apart, spread = map(number, ("stride", "lhs_dilate", "rhs_dilate"))
+        pad = number("pad", 0)
+        last = (left[axis] - 1) * apart
+        places = (
+            place * stride + tap * spread - pad
+            for place in range(out[axis])
+            for tap in range(right[axis])
+        )
+        total *= sum(0 <= p <= last and p % apart == 0 for p in places)
     return total
 
 

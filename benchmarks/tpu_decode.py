@@ -7,16 +7,14 @@ is the one that `stepjax search` runs (`stepjax.lm.generate.sample`), compiled b
 and never run. Bytes are those that its schedule moves between HBM and the chip, see
 `hlo.py`. The ideal reads every weight but the embedding once, every problem's context
 once, and half of the candidates' own caches; the schedule reads all of the latter.
-The largest instructions are printed below each row.
+The last column checks the reader of schedules: matrix products that it finds in a turn,
+over those of the traced program. The largest instructions are printed below each row.
 """
 
 import importlib.metadata
-import os
 import pathlib
 import runpy
-import subprocess
 import sys
-import tempfile
 
 import hlo
 
@@ -34,7 +32,7 @@ def compile_one(model: str, where: str, tensor: int) -> None:
 
     jax.config.update("jax_platforms", "cpu")
     from stepjax import programs
-    from stepjax.lm import aot, sharding
+    from stepjax.lm import aot, flops, sharding
     from stepjax.lm import model as lm
 
     config = runpy.run_path(str(CONFIGS / f"qwen2_5_math_{model}.py"))["get_config"]()
@@ -52,33 +50,28 @@ def compile_one(model: str, where: str, tensor: int) -> None:
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    print(program.moved, total)
+    one, none = (flops.count(program.traced, mesh.size, turns=n) for n in (1, 0))
+    print(program.moved, total, one.products - none.products)
 
 
 def main():
     """Prints a row for each case."""
     print(f"libtpu {importlib.metadata.version('libtpu')}")
-    print("| model | slice | tensor | GiB/chip | GB a turn | ideal | ratio | bar |")
-    print("|---|---|---|---|---|---|---|---|")
+    names = "model, slice, tensor, GiB/chip, GB a turn, ideal, ratio, bar, FLOPs/traced"
+    print("|", " | ".join(names.split(", ")), "|")
+    print("|---" * len(names.split(", ")) + "|")
     for model, where, tensor, bar in CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
-            made = subprocess.run(
-                [sys.executable, __file__, model, where, str(tensor)],
-                env=os.environ | {"XLA_FLAGS": flags},
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            (file,) = pathlib.Path(folder).glob("*jit_sample*.after_optimizations.txt")
-            module = hlo.parse(file.read_text())
-        ideal, total = map(float, made.stdout.split()[-2:])
+        case = (__file__, model, where, str(tensor))
+        printed, module, _ = hlo.dumped("sample", *case)
+        ideal, total, traced = map(float, printed.split()[-3:])
         turns = [loop for loop in hlo.loops(module) if hlo.trips(module, loop) is None]
         (loop,) = turns  # over tokens, until all candidates have stopped
         parts: dict[str, int] = {}
         moved = hlo.traffic(module, hlo.body(loop), parts)
         cells = [model, where, tensor, f"{total / 2**30:.2f}", f"{moved / 1e9:.3f}"]
+        found = hlo.products(module, hlo.body(loop))
         cells += [f"{ideal / 1e9:.3f}", f"{moved / ideal:.3f}", bar or "-"]
+        cells.append(f"{found / traced:.4f}")
         print("|", " | ".join(map(str, cells)), "|")
         for name, size in sorted(parts.items(), key=lambda item: -item[1])[:8]:
             print(f"    {size / 1e6:9.1f} MB  {name}", file=sys.stderr)

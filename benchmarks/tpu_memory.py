@@ -89,7 +89,7 @@ def main(wanted):
         config = settings(model, tensor, reference, micro)
         where = aot.topology(name)
         devices = aot.devices(where)
-        (program,) = programs.programs(config, devices, ("dpo",))
+        program = next(programs.programs(config, devices, ("dpo",)))
         traced = naive(config, devices) if model == "naive" else program.traced
         fit = aot.compile_fit(traced)
         products = flops.count(traced, where.chips).products

@@ -174,6 +174,15 @@ def _batch(trees, row_length: int, rows: int, scored: int, pairs: int) -> Batch:
     return Batch(packed, lengths, np.zeros_like(lengths))
 
 
+def reference_logps(model, mesh: Mesh):
+    """Returns the jitted ``(params, batch) -> [M, 2 P]`` of `with_reference`."""
+
+    def logps(params, batch):
+        return jax.lax.map(functools.partial(pair_logps, model, params), batch)
+
+    return jax.jit(logps, out_shardings=sharding.replicated(mesh))
+
+
 def with_reference(
     model, params, batches: Sequence[Batch], mesh: Mesh, on_batch=lambda done: None
 ) -> list[Batch]:
@@ -186,12 +195,7 @@ def with_reference(
       mesh: devices.
       on_batch: called with the number of batches done.
     """
-
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def logps(params, batch):
-        return jax.lax.map(functools.partial(pair_logps, model, params), batch)
-
-    result = []
+    logps, result = reference_logps(model, mesh), []
     for done, batch in enumerate(batches, 1):
         values = np.asarray(logps(params, train.put_batch(mesh, batch)))
         result.append(batch._replace(reference=values))

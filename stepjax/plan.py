@@ -218,26 +218,28 @@ def _whole_run(config, where, found: list[Planned], utilisation: float) -> str:
     batch = phase.batch_size
     times["SFT: M1"] = [training("sft", examples * epochs, mean / examples, batch)]
     width, slots = config.search.width, config.search.slots
-    pairs_a_step = width * (width - 1)
+    layers, _ = programs.weights_of(programs.model_config(config))
+    speed = aot.CHIPS[where.family].flops
+    ways = config.search.tensor or config.mesh.tensor
     for number in range(1, config.iterations + 1):
         questions = config.data.questions[number - 1]
         calls = math.ceil(questions * work.steps / slots)
         steps = [(calls * work.step_tokens, by_name["search: candidates"].seconds)]
+        # Contexts: of solving (its steps are appended, not read), and of judging.
+        tokens = questions * (work.prompt + work.judge_prompt + solution)
+        steps.append((1, 2 * layers * tokens / where.chips / speed))
         if "judge: judgments" in by_name:
             judged = by_name["judge: judgments"]
-            asked = math.ceil(pairs_a_step / config.judge.rows)
+            asked = math.ceil(width * (width - 1) / config.judge.rows)
             steps.append((calls * asked * work.explanation, judged.seconds))
             # Questions are read before their explanations are written.
             tokens = judged.program.sequences * 2 * work.step_tokens
-            read = 2 * programs.weights_of(programs.model_config(config))[0] * tokens
-            ways = config.search.tensor or config.mesh.tensor
-            steps.append((calls * asked, read / ways / judged.chip.flops))
+            steps.append((calls * asked, 2 * layers * tokens / ways / speed))
         times[f"search: M{number}"] = steps
         tree = work.prompt + 2 * work.steps * work.step_tokens  # of a solution
-        pairs = questions * work.steps
-        times[f"DPO: M{number + 1}"] = [
-            training("dpo", pairs, tree / work.steps, config.dpo.batch_size)
-        ]
+        update = questions * work.steps, tree / work.steps, config.dpo.batch_size
+        passes = [name for name in ("dpo", "dpo: reference") if name in by_name]
+        times[f"DPO: M{number + 1}"] = [training(name, *update) for name in passes]
     rows, total = [], 0.0
     for name, steps in times.items():
         seconds = sum(count * each for count, each in steps) / utilisation

@@ -105,7 +105,7 @@ def programs(
         if "sft" in stages:
             yield _sft(config, model)
         if "dpo" in stages:
-            yield _dpo(config, model)
+            yield from _dpo(config, model)
     if "search" in stages:
         host = devices if host is None else host
         yield from _search(config, shape, host, len(devices) // len(host))
@@ -124,7 +124,7 @@ def _sft(config, model) -> Program:
     return _training("sft", config, model, loss, batch, packed, options, None)
 
 
-def _dpo(config, model) -> Program:
+def _dpo(config, model) -> Iterator[Program]:
     step, length = config.search.max_step_tokens, config.train.row_length
     if 2 * step >= length:
         raise ValueError(
@@ -136,7 +136,9 @@ def _dpo(config, model) -> Program:
         forest.IdPair((n + 1, *context), (1,) * step, (2,) * step)
         for n in range(config.dpo.batch_size)
     ]
-    return dpo_program(config, model, pairs)
+    yield dpo_program(config, model, pairs)
+    if config.dpo.reference == "precomputed":
+        yield _reference(model, _pair_batch(config, model, pairs))
 
 
 def dpo_program(config, model: lm.Decoder, pairs: list[forest.IdPair]) -> Program:
@@ -147,7 +149,17 @@ def dpo_program(config, model: lm.Decoder, pairs: list[forest.IdPair]) -> Progra
       model: the decoder on the mesh of training.
       pairs: preferences of one update.
     """
-    batch = dpo.make_batches(
+    batch = _pair_batch(config, model, pairs)
+    options = dpo.Options(**{n: config.dpo[n] for n in dpo.Options.__annotations__})
+    loss = functools.partial(dpo.loss, model=model, options=options)
+    packed = jax.tree.map(lambda x: x[0], batch.rows)
+    rate = train.OptimizerOptions(**config.dpo.optimizer)
+    live = options.reference == "live"
+    return _training("dpo", config, model, loss, batch, packed, rate, live)
+
+
+def _pair_batch(config, model, pairs) -> dpo.Batch:
+    return dpo.make_batches(
         pairs,
         mesh=model.mesh,
         batch_size=len(pairs),
@@ -156,12 +168,16 @@ def dpo_program(config, model: lm.Decoder, pairs: list[forest.IdPair]) -> Progra
         epochs=1,
         seed=0,
     )[0]
-    options = dpo.Options(**{n: config.dpo[n] for n in dpo.Options.__annotations__})
-    loss = functools.partial(dpo.loss, model=model, options=options)
+
+
+def _reference(model, batch: dpo.Batch) -> Program:
+    arguments = _params(model), _placed(model.mesh, batch)
+    traced = dpo.reference_logps(model, model.mesh).trace(*arguments)
+    ideal, taken = 2 * _parameter_tokens(model, batch.rows), _bytes(arguments)
     packed = jax.tree.map(lambda x: x[0], batch.rows)
-    rate = train.OptimizerOptions(**config.dpo.optimizer)
-    live = options.reference == "live"
-    return _training("dpo", config, model, loss, batch, packed, rate, live)
+    seen, size = _seen(packed.subtree_end), _size(batch.rows)
+    name, chips = "dpo: reference", model.mesh.size
+    return Program(name, traced, chips, ideal, taken, taken, seen=seen, rows=size)
 
 
 def _plain(phase) -> dict:
@@ -181,22 +197,35 @@ def _training(name, config, model, loss, batch, packed, options, live) -> Progra
     update = train.make_update(loss, optimizer, where)
     arguments = state, reference, _placed(mesh, batch)
     traced = update.trace(*arguments)
-    layers, head = weights_of(model.config)
     rows = batch.rows if isinstance(batch, dpo.Batch) else batch
-    scored = rows.scored.size
     passes = 8 if live else 6  # 2 forward, 4 backward, 2 of the reference
-    ideal = passes * (layers * rows.tokens.size + head * scored) / chips
+    ideal = passes * _parameter_tokens(model, rows)
     # State once in and out; every pass reads whole matrices from HBM.
     item = jnp.dtype(model.config.dtype).itemsize
-    read = passes // 2 * item * (layers + head) / mesh.shape["tensor"]
+    read = passes // 2 * item * sum(weights_of(model.config)) / mesh.shape["tensor"]
     moved = 2 * _bytes(state) + config.train.micro_batches * read
-    block = forest_kernel.block_size(rows.tokens.shape[-1])
-    ends = packed.subtree_end
-    padded = np.pad(ends, ((0, 0), (0, -ends.shape[1] % block)))
-    seen = float(forest_kernel.visible_blocks(padded, block).mean())
-    taken = _bytes(arguments)
-    size = (rows.tokens.size // ends.shape[1], ends.shape[1])
+    seen, taken = _seen(packed.subtree_end), _bytes(arguments)
+    size = _size(rows)
     return Program(name, traced, chips, ideal, moved, taken, seen=seen, rows=size)
+
+
+def _parameter_tokens(model, rows: forest.Rows) -> float:
+    """Returns the products of a parameter and a token of one pass, on a chip."""
+    layers, head = weights_of(model.config)
+    return (layers * rows.tokens.size + head * rows.scored.size) / model.mesh.size
+
+
+def _seen(ends: np.ndarray) -> float:
+    """Returns the share of the attention kernel's blocks that are not skipped."""
+    block = forest_kernel.block_size(ends.shape[1])
+    padded = np.pad(ends, ((0, 0), (0, -ends.shape[1] % block)))
+    return float(forest_kernel.visible_blocks(padded, block).mean())
+
+
+def _size(rows: forest.Rows) -> tuple[int, int]:
+    """Returns the rows of an update and their tokens."""
+    length = rows.tokens.shape[-1]
+    return rows.tokens.size // length, length
 
 
 def _params(model: lm.Decoder, dtype: str | None = None):

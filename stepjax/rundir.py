@@ -44,7 +44,9 @@ class RunDirectory:
           ValueError: when it belongs to other settings, or is not a run's.
         """
         self.path, self._seed = pathlib.Path(path), config.seed
-        self._new = not (self.path / "config.json").exists()
+        # Only the first host looks before it is written: a disk that is shared may
+        # remember for a while that there was nothing.
+        self._new = hosts.first() and not (self.path / "config.json").exists()
         if hosts.first():
             self._claim(configs.to_dict(config))
         hosts.barrier("run directory claimed")
@@ -59,7 +61,7 @@ class RunDirectory:
 
     def give_back(self) -> None:
         """Empties the folder again when this claim of it came to nothing."""
-        if self._new and hosts.first():
+        if self._new:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _claim(self, mine: dict) -> None:

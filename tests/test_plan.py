@@ -174,7 +174,7 @@ def test_memory_of_the_7b_run(where, changes, most, capfd):
     c = runpy.run_path(str(CONFIGS / "qwen2_5_math_7b.py"))["get_config"]()
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     found = aot.topology(where)
-    (program,) = programs.programs(c, aot.devices(found), ("dpo",))
+    program = next(programs.programs(c, aot.devices(found), ("dpo",)))
     fit = aot.compile_fit(program.traced)
     # Measured with libtpu 0.0.52; others place temporaries differently.
     room = 1.0 if importlib.metadata.version("libtpu") == "0.0.52" else 1.25

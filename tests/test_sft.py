@@ -103,6 +103,8 @@ def test_a_comparison_is_scored_on_its_explanation_and_verdict(
 class Table:
     """A model whose logits are parameters: one vector for each token of the rows."""
 
+    mesh = None
+
     def apply(self, variables, tokens, position, subtree_end):
         return variables["params"]["logits"]
 

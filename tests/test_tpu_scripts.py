@@ -131,7 +131,7 @@ def test_setup_copies_this_checkout_to_every_host(cloud):
     assert copy.startswith("compute tpus tpu-vm scp ")
     assert copy.endswith(f"pod:stepjax.tar.gz {FLAGS} --worker=all")
     assert installed.startswith(f"compute tpus tpu-vm ssh pod {FLAGS} --worker=all ")
-    for part in ("10.1.1.1:/share", "mountpoint", "bin/uv", "stepjax[tpu]"):
+    for part in ("acdirmax=0", "10.1.1.1:/share", "mountpoint", "bin/uv", "[tpu]"):
         assert part in installed
     shown = cloud.script("setup", "--dry-run", "--bucket=mine")
     assert "gcsfuse" in shown and cloud.calls() == []
@@ -146,7 +146,7 @@ def host(cloud):
         f"""#!/bin/bash
 [[ "$1" == -c ]] && exit  # what setup.sh asks
 echo "$@" >>{cloud.home}/ran
-exec sleep 60
+exec -a stepjax sleep 60
 """
     )
     installer = cloud.home / ".local/bin/uv"
@@ -185,20 +185,18 @@ def test_run_starts_the_same_command_once(host):
     assert ran(host, 1) == [expected]
     assert "running" in host.script("status", on_hosts=True)
     assert "a run is going on" in host.script("run", *command, on_hosts=True)
-    assert "a run is going on" in host.script(
-        "resume", "--type=v5p-32", "--", *command, on_hosts=True
-    )
+    resume = ("resume", "--type=v5p-32", "--", *command)
+    assert "a run is going on" in host.script(*resume, on_hosts=True)
     assert ran(host, 1) == [expected]
-    assert (host.home / "stepjax/pyproject.toml").exists()  # the copy of the checkout
-    assert "[tpu]" in (host.home / "installed").read_text()
+    assert not (host.home / "installed").exists()  # under its feet
+    assert not (host.home / "stepjax/pyproject.toml").exists()
     # After it has ended, the same command starts it again.
     os.kill(int((host.home / "stepjax.pid").read_text()), signal.SIGKILL)
-    ended = subprocess.Popen(["true"])
-    ended.wait()  # who would wait for the other one is not certain here
-    (host.home / "stepjax.pid").write_text(f"{ended.pid}\n")
     assert "stopped" in host.script("status", on_hosts=True)
-    assert "started" in host.script("run", *command, on_hosts=True)
+    assert "started" in host.script(*resume, on_hosts=True)
     assert ran(host, 2) == [expected] * 2
+    assert (host.home / "stepjax/pyproject.toml").exists()  # the copy of the checkout
+    assert "[tpu]" in (host.home / "installed").read_text()
 
 
 def test_logs_are_those_of_the_run(cloud):

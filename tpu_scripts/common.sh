@@ -10,6 +10,9 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # used by the scripts that source this
 
+# Asks a host whether the run that run.sh has started there is going on.
+running="grep -qs stepjax /proc/\$(cat \$HOME/stepjax.pid 2>/dev/null || echo 0)/cmdline"
+
 dry_run=false
 rest=() # arguments that no script option takes
 

@@ -4,7 +4,8 @@
 #   NAME=run ZONE=us-east5-a RUN_DIR=/mnt/stepjax/7b tpu_scripts/run.sh \
 #     run --config=configs/qwen2_5_math_7b.py:gs://BUCKET/Qwen2.5-Math-7B,/mnt/stepjax/data
 #
-# Paths of --config are those of the checkout that setup.sh has copied. The words after the options are stepjax's; --workdir=$RUN_DIR and --hosts=N are added.
+# The words after the options are stepjax's; --workdir=$RUN_DIR and --hosts=N are added.
+# Paths of --config are those of the checkout that setup.sh has copied.
 # It goes on when this terminal closes: see logs.sh and status.sh. A run that is going
 # on is left as it is; a directory that has a run in it is continued.
 set -euo pipefail
@@ -23,10 +24,8 @@ command="cd \$HOME/stepjax && exec \$HOME/stepjax-venv/bin/python -m stepjax"
 command+=" ${rest[*]@Q}"
 command+=" --workdir=${RUN_DIR@Q} --hosts=$hosts"
 logs="$RUN_DIR.logs"
-# The process id stands in a file of the host's own; only that process is asked after.
-script="set -eu; mkdir -p ${logs@Q}; id=\$HOME/stepjax.pid"
-script+="; if test -f \$id && kill -0 \"\$(cat \$id)\" 2>/dev/null"
-script+="; then echo \"\$(hostname): a run is going on\"; exit 0; fi"
+script="set -eu; mkdir -p ${logs@Q}"
+script+="; if $running; then echo \"\$(hostname): a run is going on\"; exit 0; fi"
 script+="; nohup bash -c ${command@Q} >${logs@Q}/\$(hostname).log 2>&1 </dev/null &"
-script+=" echo \$! >\$id; echo \"\$(hostname): started\""
+script+=" echo \$! >\$HOME/stepjax.pid; echo \"\$(hostname): started\""
 on_all_hosts "$script"

@@ -4,10 +4,10 @@
 #   NAME=run ZONE=us-east5-a tpu_scripts/setup.sh [--nfs=HOST:/SHARE | --bucket=NAME]
 #
 #   --nfs=ADDRESS   share to mount at /mnt/stepjax (e.g. Filestore)
-#   --bucket=NAME   bucket to mount there instead, with gcsfuse
+#   --bucket=NAME   bucket to mount there instead, with gcsfuse 2.8 or later
 #
 # The files that git knows go to ~/stepjax, edits included. What is done already is left
-# as it is. Python comes with uv, since the hosts' own is older than 3.11.
+# as it is, and so is a host with a run that is going on. Python comes with uv, since the hosts' own is older than 3.11.
 set -euo pipefail
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -28,15 +28,20 @@ need NAME ZONE
 gcloud_flags
 
 steps="set -eu"
+steps+="; if $running; then echo \"\$(hostname): a run is going on\"; exit 0; fi"
+# Hosts read files that others have just written: neither mount may remember, for a
+# while, that there were none.
 if [[ -n "$nfs" ]]; then
   steps+="; command -v mount.nfs >/dev/null"
   steps+=" || { sudo apt-get -qq update; sudo apt-get -qq install nfs-common; }"
   steps+="; sudo mkdir -p /mnt/stepjax; mountpoint -q /mnt/stepjax"
-  steps+=" || sudo mount ${nfs@Q} /mnt/stepjax; sudo chmod 1777 /mnt/stepjax"
+  steps+=" || sudo mount -o acdirmin=0,acdirmax=0 ${nfs@Q} /mnt/stepjax; sudo chmod 1777 /mnt/stepjax"
 elif [[ -n "$bucket" ]]; then
   steps+="; sudo mkdir -p /mnt/stepjax; sudo chown \"\$(id -u)\" /mnt/stepjax"
   steps+="; mountpoint -q /mnt/stepjax"
-  steps+=" || gcsfuse --implicit-dirs --rename-dir-limit=100000 ${bucket@Q} /mnt/stepjax"
+  steps+=" || gcsfuse --implicit-dirs --rename-dir-limit=100000"
+  steps+=" --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0"
+  steps+=" ${bucket@Q} /mnt/stepjax"
 fi
 steps+="; mkdir -p \$HOME/stepjax; tar -xzf \$HOME/stepjax.tar.gz -C \$HOME/stepjax"
 steps+="; test -x \$HOME/.local/bin/uv || python3 -m pip install --quiet --user uv"

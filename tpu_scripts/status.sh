@@ -14,9 +14,8 @@ echo "$NAME: $state"
 if [[ "$state" != ACTIVE ]]; then
   exit 0
 fi
-script="id=\$HOME/stepjax.pid; if test -f \$id && kill -0 \"\$(cat \$id)\" 2>/dev/null"
-script+="; then echo \"\$(hostname): running\"; else echo \"\$(hostname): stopped\"; fi"
-on_all_hosts "$script"
+says="echo \"\$(hostname):"
+on_all_hosts "if $running; then $says running\"; else $says stopped\"; fi"
 if [[ -n "${RUN_DIR:-}" ]]; then
   on_first_host "ls ${RUN_DIR@Q}; tail -n 3 ${RUN_DIR@Q}/metrics.jsonl || true"
 fi

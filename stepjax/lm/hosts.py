@@ -45,15 +45,27 @@ def start(expected: int) -> None:
             f"--hosts={expected} and the environment tells of {announced} hosts; "
             f"expected --hosts={announced}, and the same command on every one of them."
         )
-    if "JAX_NUM_PROCESSES" not in os.environ and expected == 1:
-        return
+    if "JAX_NUM_PROCESSES" in os.environ or expected > 1:
+        _join(expected)
+    if count() != expected:
+        raise ValueError(
+            f"--hosts={expected} and {count()} hosts are here; expected as many. Run "
+            f"the same command on every host of the slice, with --hosts={count()}."
+        )
+    if expected > 1:
+        client = distributed.global_state.client
+        client.key_value_set(f"stepjax/host/{index()}", socket.gethostname())
+        barrier("start")
+
+
+def _join(expected: int) -> None:
     # Also for one process of many CPU devices, so that sums are added in one order.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     told = {}
     if "JAX_PROCESS_ID" in os.environ:
         told = {
             "coordinator_address": os.environ["JAX_COORDINATOR_ADDRESS"],
-            "num_processes": announced,
+            "num_processes": int(os.environ["JAX_NUM_PROCESSES"]),
             "process_id": int(os.environ["JAX_PROCESS_ID"]),
         }
     try:
@@ -63,14 +75,6 @@ def start(expected: int) -> None:
             f"not all of {expected} hosts joined within {_JOIN_SECONDS} s "
             f"({_told(error)}); expected the same command on every host."
         ) from error
-    if count() != expected:
-        raise ValueError(
-            f"--hosts={expected} and {count()} hosts joined; expected as many. Run the "
-            "same command on every host of the slice."
-        )
-    client = distributed.global_state.client
-    client.key_value_set(f"stepjax/host/{index()}", socket.gethostname())
-    barrier("start")
 
 
 def _told(error: Exception) -> str:
