@@ -1,4 +1,4 @@
-"""The whole loop on a laptop CPU: M0 → M1 → M2 → M3 in the arithmetic world.
+"""The whole loop on a laptop CPU: M0 → M1 → … → M4 in the arithmetic world.
 
     stepjax run --config=configs/quickstart.py --workdir=/tmp/quickstart
 
@@ -11,10 +11,12 @@ from stepjax import config
 def get_config():
     """Returns the settings that differ from the default."""
     c = config.default()
-    c.iterations = 2
+    c.iterations = 3
     c.data.world = "arithmetic"
-    c.data.questions = (3000, 3000)
-    c.data.ift_count = 250  # few on purpose: M1 is a better judge than solver
+    c.data.questions = (3000, 3000, 3000)
+    c.data.guessed_share = 0.22  # IFT solutions guess these steps; EFT judges them all
+    c.data.unseen_blocks = 4
+    c.data.ift_count = 8000
     c.data.eft_count = 8000
     c.data.heldout_count = 300
     c.data.test_count = 500
@@ -28,7 +30,7 @@ def get_config():
     c.model.embedding_std = 0.5
     c.model.init_std = 0.05
 
-    c.train.row_length = 64
+    c.train.row_length = 112
     c.train.checkpoint_every = 500
     rate = {"b2": 0.98, "weight_decay": 0.05}
     c.sft.verdict_weight = 3.0
@@ -57,18 +59,20 @@ def get_config():
     c.search.top_p = 1.0
     c.search.on_tie = "append"  # a sure model's candidates all agree
     c.search.max_step_tokens = 12
-    c.search.context_tokens = 64
+    c.search.context_tokens = 96
     c.search.slots = 128
     c.judge.score = "consistent"
     c.judge.max_tokens = 20
-    c.judge.context_tokens = 64
+    c.judge.rating_tokens = 50
+    c.judge.context_tokens = 96
     c.judge.rows = 2
     c.pairs.best_beats_all = True
 
-    c.dpo.beta = 0.3
+    c.dpo.beta = 1.0
     c.dpo.nll_weight = 1.0
-    c.dpo.optimizer = config.optimizer(5e-4, warmup_steps=10, b2=0.98)
+    c.dpo.batch_size = 8
+    c.dpo.optimizer = config.optimizer(2e-4, warmup_steps=10, b2=0.98)
 
     c.eval.max_tokens = 48
-    c.eval.search_count = 250
+    c.eval.search_count = 0
     return c

@@ -30,9 +30,7 @@ def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
     return [
         [_model_row(f"M{number}", parts[number]) for number in found],
         [
-            _iteration_row(
-                f"M{number} → M{number + 1}", parts[number], parts[number + 1]
-            )
+            _iteration_row(number, parts[number], parts[number + 1])
             for number in found
             if number and number < models and "trained" in parts[number + 1]
         ],
