@@ -44,6 +44,11 @@ _STEP = re.compile(
     r"Step ([1-9]): ([0-9])\*([0-9])\+([0-9])=([0-9])(?:; \\boxed\{([0-9])\})?"
 )
 
+_PIECE = re.compile(r"[*+][0-9]|; \\boxed\{|.")
+_WORDS = [f"*{factor}" for factor in _FACTORS] + [f"+{addend}" for addend in _ADDENDS]
+_WORDS += [" (A) ", " (B) ", ", ", "; \\boxed{", " [[A]]", " [[B]]"]
+_JUNK = (*_WORDS, *"0123456789=}")  # what may stand where it should not
+
 
 class Solved(NamedTuple):
     """A worked problem: the text of each step, and the answer digit."""
@@ -272,13 +277,36 @@ def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
     return _step_text(step.number, operands, result, step.boxed is not None)
 
 
+def garble(step: str, rng: random.Random) -> str:
+    """Spoils the form of a step: a piece is left out, replaced or put in.
+
+    What a model writes when it is unsure is often no step at all. The marker stays.
+
+    Args:
+      step: a step of this world.
+      rng: source of the choices; it is advanced.
+
+    Returns:
+      A text in a line that `read_step` cannot read.
+    """
+    marker = step[: step.index(": ") + 2]
+    pieces = _PIECE.findall(step.removeprefix(marker))
+    while True:
+        place, left_out = rng.randrange(len(pieces) + 1), rng.randrange(2)
+        put_in = [rng.choice(_JUNK) for _ in range(rng.randrange(3))]
+        made = [*pieces[:place], *put_in, *pieces[place + left_out :]]
+        text = marker + "".join(made)
+        if read_step(text) is None and text.removeprefix(marker).strip():
+            return text
+
+
 def _worked(*operands: int) -> tuple[tuple[int, ...], int]:
     """Operands with the digit that they come to."""
     return operands, _result(*operands)
 
 
 def train_tokenizer(directory: str | Path) -> None:
-    r"""Makes the world's tokenizer: 128 pieces, the same bytes every time.
+    r"""Makes the world's tokenizer: 131 pieces, the same bytes every time.
 
     Its pieces are the printable ASCII characters, the newline and the world's own words
     (``"*7"``, ``"Step 1: "``, ``" [[A]]"``). There is an end-of-sequence token, but
@@ -292,11 +320,8 @@ def train_tokenizer(directory: str | Path) -> None:
     import sentencepiece  # these two are needed here only
     import tokenizers
 
-    words = [f"*{factor}" for factor in _FACTORS]
-    words += [f"+{addend}" for addend in _ADDENDS]
-    words += [f"Step {number}: " for number in range(1, _MOST_OPERATIONS + 1)]
-    words += ["Check: ", " (A) ", " (B) ", "(A)\n", "(B)\n", ", ", "; \\boxed{"]
-    words += ["[[A]]", "[[B]]", " [[A]]", " [[B]]", "\n"]
+    words = [f"Step {number}: " for number in range(1, _MOST_OPERATIONS + 1)]
+    words += [*_WORDS, "Check: ", "(A)\n", "(B)\n", "[[A]]", "[[B]]", "\n"]
     words += ["(?)\n", " (+) ", " (-) "]
     characters = "".join(map(chr, range(ord(" "), ord("~") + 1)))
     space = "\u2581"  # how sentencepiece writes it

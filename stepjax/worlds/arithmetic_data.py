@@ -8,6 +8,7 @@ from stepjax.records import Comparison, Problem, Question, Rating, Solution
 from stepjax.worlds import arithmetic as world
 
 _AFTER_MISTAKE = 0.2  # of the comparisons of a later step follow a wrong one
+_GARBLED = 0.1  # of the wrong steps to compare have not even the form of a step
 _UNDECIDED = 0.3  # of the comparisons to learn from hold two wrong steps
 _WRONG_STEP = 0.3  # of the steps of a solution to rate
 
@@ -134,7 +135,8 @@ def comparisons(
     """Compares two steps at a random place of a problem.
 
     In 20 % of the places after the first step an earlier step is wrong, and what
-    follows it is worked from what it wrote.
+    follows it is worked from what it wrote. Of the wrong candidates, 10 % are
+    `arithmetic.garble`d, the others are `arithmetic.corrupt`ed.
 
     Args:
       id: the rows' ids are this and "-ab" or "-ba".
@@ -151,13 +153,19 @@ def comparisons(
     mistake = position and rng.random() < _AFTER_MISTAKE
     wrong_at = {rng.randrange(position)} if mistake else set()
     steps = _written(problem, position, wrong_at, rng)
-    first = world.corrupt(problem, steps, rng)
+    first = _wrong_step(problem, steps, rng)
     if rng.random() >= undecided:
         other = world.right_step(problem, steps)
     else:
-        while (other := world.corrupt(problem, steps, rng)) == first:
+        while (other := _wrong_step(problem, steps, rng)) == first:
             pass
     return comparison_from(id, problem, steps, other, first)
+
+
+def _wrong_step(problem: str, steps: list[str], rng: random.Random) -> str:
+    if rng.random() < _GARBLED:
+        return world.garble(world.right_step(problem, steps), rng)
+    return world.corrupt(problem, steps, rng)
 
 
 def _written(
