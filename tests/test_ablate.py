@@ -1,0 +1,211 @@
+"""The control experiments: one M1, the same questions, the same number of updates."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import contents, get_config, quick_compiles, session_folder
+
+from stepjax import ablate, iterate, records
+from stepjax import config as configs
+from stepjax.lm import checkpoint
+from stepjax.pairs import Pair, trajectory_from_row
+from stepjax.worlds import arithmetic
+
+SEEDS = (3, 4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiles():
+    with quick_compiles():
+        yield
+
+
+def settings():
+    c = get_config()
+    c.iterations = 1
+    c.data.questions = (24,)
+    c.data.unseen_blocks = 4
+    c.data.guessed_share = 0.2
+    c.train.row_length = 96
+    c.search.context_tokens = 96
+    c.search.on_tie = "append"
+    c.judge.context_tokens = 96
+    c.judge.rating_tokens = 40
+    return c
+
+
+@pytest.fixture(scope="module")
+def ablation():
+    folder = session_folder() / "ablation"
+    ablate.ablate(settings(), folder, SEEDS)
+    return folder
+
+
+def manifest(folder, seed, arm, name="M2/manifest.json"):
+    return checkpoint.read_json(folder / f"seed_{seed}" / arm / name)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_arms_differ_in_one_thing_only(ablation, seed):
+    first = manifest(ablation, seed, "self", "M1/manifest.json")
+    updates = manifest(ablation, seed, "self")["counts"]["updates"]
+    assert updates > 2
+    models = set()
+    for arm in ablate.ARMS:
+        assert manifest(ablation, seed, arm)["counts"]["updates"] == updates
+        models.add(str(manifest(ablation, seed, arm)["arrays"]))
+        run = ablation / f"seed_{seed}" / arm
+        for name in ("ift", "questions_1", "test", "unseen"):
+            own = ablation / f"seed_{seed}" / "self" / "data" / f"{name}.jsonl"
+            assert (run / "data" / own.name).read_bytes() == own.read_bytes()
+        before = manifest(ablation, seed, arm, "M1/manifest.json")
+        assert (before["arrays"] == first["arrays"]) == (arm != "srlm")
+    assert len(models) == len(ablate.ARMS)  # and the arms end in different models
+
+
+def searches(ablation, arm):
+    path = ablation / f"seed_{SEEDS[0]}" / arm / "M1" / "search.jsonl"
+    return [trajectory_from_row(row) for _, row in records.read_objects(path)]
+
+
+def pairs(ablation, arm):
+    path = ablation / f"seed_{SEEDS[0]}" / arm / "M1" / "pairs.jsonl"
+    return records.read_jsonl(path, Pair)
+
+
+def test_the_oracle_prefers_right_steps_and_coins_do_not(ablation):
+    shares = {}
+    for arm in ("oracle", "random"):
+        states = {state.question.id: state for state in searches(ablation, arm)}
+        made = pairs(ablation, arm)
+        right = []
+        for pair in made:
+            steps = [s.text for s in states[pair.problem_id].steps[: pair.step - 1]]
+            right.append(arithmetic.is_right(pair.problem, steps, pair.chosen))
+            assert not arithmetic.is_right(pair.problem, steps, pair.rejected) or (
+                arm == "random"
+            )
+        shares[arm] = np.mean(right)
+        assert len(made) > 5
+    assert shares["oracle"] == 1.0 and shares["random"] < 0.7
+
+
+def test_more_sft_searches_nothing(ablation):
+    folder = ablation / f"seed_{SEEDS[0]}" / "sft"
+    assert not (folder / "M1" / "search.jsonl").exists()
+    assert manifest(ablation, SEEDS[0], "sft")["stage"] == "more_sft"
+
+
+def test_srlm_compares_whole_solutions_by_their_ratings(ablation):
+    folder = ablation / f"seed_{SEEDS[0]}" / "srlm"
+    rows = records.read_jsonl(folder / "data" / "eft.jsonl", records.Rating)
+    assert len(rows) == 90  # a row a problem, 6 are held out
+    states = searches(ablation, "srlm")
+    assert all(len(state.steps) <= 1 for state in states)
+    for state in states:
+        for expansion in state.expansions:
+            assert [(v.a, v.b) for v in expansion.verdicts] == [
+                (i, i) for i in range(len(expansion.candidates))
+            ]
+    made = pairs(ablation, "srlm")
+    assert made and all(pair.step == 1 for pair in made)
+    for pair in made:
+        chosen, rejected = (
+            pair.scores[[c.text for c in states_of(states, pair)].index(text)]
+            for text in (pair.chosen, pair.rejected)
+        )
+        assert chosen > rejected
+
+
+def states_of(states, pair):
+    (state,) = [s for s in states if s.question.id == pair.problem_id]
+    return state.expansions[0].candidates
+
+
+def test_the_table_holds_what_the_runs_measured(ablation):
+    found = checkpoint.read_json(ablation / "ablation.json")
+    assert found["seeds"] == list(SEEDS) and list(found["arms"]) == list(ablate.ARMS)
+    for arm, runs in found["arms"].items():
+        for seed, run in zip(SEEDS, runs, strict=True):
+            folder = ablation / f"seed_{seed}" / arm
+            for place, number in enumerate((1, 2)):
+                for mode, name in {
+                    "greedy": f"M{number}_test_greedy",
+                    "unseen": f"M{number}_unseen_greedy",
+                    "search": f"M{number}_test_search",
+                    "judge": f"M{number}_heldout_judge",
+                }.items():
+                    made = checkpoint.read_json(folder / "eval" / f"{name}.json")
+                    assert run[mode][place] == made["metrics"]["accuracy"]
+    lines = (ablation / "ablation.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert len({len(row) for row in cells}) == 1 and len(cells) == 2 + 5
+    assert [row[0] for row in cells[2:]] == [
+        *("self-judge", "random judge", "oracle judge (gold)"),
+        *("more SFT", "SRLM (whole solutions)"),
+    ]
+    column = dict(zip(cells[0], cells[2], strict=True))
+    greedy = np.array([run["greedy"] for run in found["arms"]["self"]]) * 100
+    assert column["greedy M1"] == f"{greedy[:, 0].mean():.1f}"
+    assert column["gain of each seed"] == " ".join(
+        f"{gain:+.1f}" for gain in greedy[:, 1] - greedy[:, 0]
+    )
+    assert (ablation / "ablation.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_same_command_again_runs_nothing(ablation, monkeypatch):
+    before = contents(ablation)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("must not be called")
+
+    for stage in ("_train_on", "_sft_phase"):
+        monkeypatch.setattr(iterate.Run, stage, refuse)
+    ablate.ablate(settings(), ablation, SEEDS)
+    after = contents(ablation)
+    for found in (before, after):
+        del found["ablation.png"]  # holds a date
+    assert after == before
+
+
+def test_one_seed_alone_and_fewer_arms(ablation, capsys):
+    text = ablate.ablate(settings(), ablation, SEEDS[:1], ("random",))
+    assert "[-inf, +inf]" in text and "more SFT" not in text
+    assert text in capsys.readouterr().out
+
+
+def test_wrong_requests_are_refused_before_any_work(tmp_path):
+    for seeds, arms in (((1, 1), ("self",)), ((), ("self",)), ((1,), ("coin",))):
+        with pytest.raises(ValueError, match="expected arms of"):
+            ablate.ablate(settings(), tmp_path / "x", seeds, arms)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_self_judge_without_pairs_is_refused(tmp_path):
+    c = settings()
+    c.pairs.min_margin = 99
+    with pytest.raises(ValueError, match=r"updates of the iterations are \(0,\)"):
+        ablate.ablate(c, tmp_path, (3,), ("random",))
+
+
+def test_arm_settings():
+    base = settings()
+    before = configs.to_dict(base)
+    c = {arm: ablate.arm_config(base, arm, 7, (5,)) for arm in ablate.ARMS}
+    assert configs.to_dict(base) == before
+    assert {made.seed for made in c.values()} == {7}
+    assert {made.dpo.updates for made in c.values()} == {(5,)}
+    assert [made.judge.by for made in c.values()] == [
+        *("self", "random", "oracle", "self", "self")
+    ]
+    assert [made.improve_by for made in c.values()].count("sft") == 1
+    assert c["srlm"].search.unit == "solution" and c["srlm"].judge.score == "rating"
+
+
+def test_intervals_over_seeds_by_hand():
+    # t(0.975, 4 degrees of freedom) = 2.776 445, standard deviation of 1 ... 5: 1.581
+    mean, low, high = ablate.mean_and_interval([1, 2, 3, 4, 5])
+    assert mean == 3 and low + high == pytest.approx(6)
+    assert high == pytest.approx(3 + 2.776445 * math.sqrt(2.5 / 5), abs=1e-5)
+    assert ablate.mean_and_interval([2.0]) == (2.0, -math.inf, math.inf)
