@@ -8,7 +8,7 @@ import pytest
 
 from stepjax import prompts
 from stepjax.records import Problem, Question
-from stepjax.worlds import arithmetic
+from stepjax.worlds import arithmetic, arithmetic_data
 
 EXAMPLE = "8*7+4*4+2*3+1"
 STEPS = ("Step 1: 8*7+4=0", "Step 2: 0*4+2=2", "Step 3: 2*3+1=7; \\boxed{7}")
@@ -25,7 +25,7 @@ def last_digits(problem):
 
 def test_the_documented_example():
     assert arithmetic.solve(EXAMPLE) == (STEPS, "7")
-    row = arithmetic.solution("one", EXAMPLE)
+    row = arithmetic_data.solution("one", EXAMPLE, (), random.Random(0))
     assert (row.id, row.problem, row.steps, row.answer) == ("one", EXAMPLE, STEPS, "7")
 
 
@@ -122,12 +122,18 @@ def test_corruptions_have_the_documented_kinds_and_shares():
         if changed:
             assert int(now[4]) == (int(now[1]) * int(now[2]) + int(now[3])) % 10
             assert now[2] in "3479" and now[3] in "123456"
-        kinds[
-            "result" if not changed else "value" if changed == [1] else "operand"
-        ] += 1
-    assert abs(kinds["result"] / 3000 - 0.8) < 0.03
-    assert abs(kinds["value"] / 3000 - 0.1) < 0.02
-    assert abs(kinds["operand"] / 3000 - 0.1) < 0.02
+        kinds[changed[0] if changed else 0] += 1
+    # Of a kind that no choice can make wrong (a value of 0 hides the factor) the
+    # others take the share, so the shares are equal only about.
+    assert set(kinds) == {0, 1, 2, 3}
+    assert all(abs(count / 3000 - 0.25) < 0.04 for count in kinds.values())
+
+
+def test_a_miscopy_that_changes_nothing_is_not_made():
+    rng = random.Random(0)
+    for _ in range(100):  # 0 times any factor is 0: only three kinds are left
+        wrong = arithmetic.read_step(arithmetic.corrupt("0*7+4*4+2", [], rng))
+        assert wrong.factor == 7 and wrong.result != 4
 
 
 def test_corrupt_needs_a_next_step():
@@ -138,7 +144,7 @@ def test_corrupt_needs_a_next_step():
 
 def test_the_documented_comparison_in_both_orders():
     right, wrong = "Step 1: 8*7+4=0", "Step 1: 5*7+4=9"
-    ab, ba = arithmetic.comparison_from("x", EXAMPLE, [], right, wrong)
+    ab, ba = arithmetic_data.comparison_from("x", EXAMPLE, [], right, wrong)
     assert (ab.id, ab.steps, ab.a, ab.b, ab.verdict) == ("x-ab", (), right, wrong, "A")
     assert (ba.id, ba.steps, ba.a, ba.b, ba.verdict) == ("x-ba", (), wrong, right, "B")
     assert ab.explanation == "Check: 0 (A) 9 (B) 8*7=6, 6+4=0 "
@@ -147,12 +153,12 @@ def test_the_documented_comparison_in_both_orders():
 
 def test_comparisons_after_a_wrong_step_and_of_a_last_step():
     steps = ["Step 1: 5*7+4=9"]
-    row, _ = arithmetic.comparison_from(
+    row, _ = arithmetic_data.comparison_from(
         "x", EXAMPLE, steps, "Step 2: 9*4+2=8", "Step 2: 0*4+2=2"
     )
     assert row.explanation == "Check: 8 (A) 2 (B) 9*4=6, 6+2=8 "
     wrong = "Step 3: 2*3+1=4; \\boxed{4}"
-    row, _ = arithmetic.comparison_from("x", EXAMPLE, STEPS[:2], STEPS[2], wrong)
+    row, _ = arithmetic_data.comparison_from("x", EXAMPLE, STEPS[:2], STEPS[2], wrong)
     assert row.explanation == "Check: 7 (A) 4 (B) 2*3=6, 6+1=7 "
 
 
@@ -169,22 +175,32 @@ def test_comparisons_after_a_wrong_step_and_of_a_last_step():
 )
 def test_malformed_steps_are_copied_as_a_question_mark(position, wrong):
     steps, right = STEPS[:position], STEPS[position]
-    ab, ba = arithmetic.comparison_from("x", EXAMPLE, steps, right, wrong)
+    ab, ba = arithmetic_data.comparison_from("x", EXAMPLE, steps, right, wrong)
     digit = last_digits(EXAMPLE)[position]
     assert ab.explanation.startswith(f"Check: {digit} (A) ? (B) ")
     assert ba.explanation.startswith(f"Check: ? (A) {digit} (B) ")
 
 
-def test_comparisons_of_two_right_or_two_wrong_steps_are_refused():
-    for right, wrong in ((STEPS[0], STEPS[0]), ("Step 1: 8*7+4=1", "Step 1: 8*7+4=2")):
-        with pytest.raises(ValueError, match="as the right one only"):
-            arithmetic.comparison_from("x", EXAMPLE, [], right, wrong)
-    with pytest.raises(ValueError, match="expected None as the right one"):
-        arithmetic.comparison_from("x", EXAMPLE, STEPS, STEPS[0], STEPS[1])
+def test_two_wrong_steps_have_the_first_one_shown_as_verdict():
+    one, other = "Step 1: 8*7+4=1", "Step 1: 5*7+4=9"
+    ab, ba = arithmetic_data.comparison_from("x", EXAMPLE, [], one, other)
+    assert (ab.a, ab.b, ab.verdict) == (one, other, "A")
+    assert (ba.a, ba.b, ba.verdict) == (other, one, "A")
+    assert ab.explanation == "Check: 1 (A) 9 (B) 8*7=6, 6+4=0 "
+
+
+def test_comparisons_of_one_step_or_of_none_that_is_due_are_refused():
+    for steps, one, other in (
+        ([], STEPS[0], STEPS[0]),
+        (STEPS, STEPS[0], STEPS[1]),
+        (["Step 1: about 0"], STEPS[1], "Step 2: 0*4+2=1"),
+    ):
+        with pytest.raises(ValueError, match="expected two different ones where"):
+            arithmetic_data.comparison_from("x", EXAMPLE, steps, one, other)
 
 
 def make(seed=2):
-    return arithmetic.dataset(
+    return arithmetic_data.dataset(
         seed=seed, ift=30, eft=60, heldout=20, questions=[15, 25], test=10
     )
 
@@ -222,29 +238,45 @@ def test_datasets_are_disjoint_complete_and_repeatable():
         assert row.answer == str(last_digits(row.problem)[-1])
 
 
-def test_comparison_rows_judge_rightly():
-    data = make()
-    templates = arithmetic.templates()
-    positions = Counter()
-    for row in data.eft:
-        right, wrong = (row.a, row.b) if row.verdict == "A" else (row.b, row.a)
-        assert arithmetic.is_right(row.problem, row.steps, right)
-        assert not arithmetic.is_right(row.problem, row.steps, wrong)
+@pytest.mark.parametrize("name", ["eft", "heldout"])
+def test_comparison_rows_judge_rightly(name):
+    rows, templates = getattr(make(), name), arithmetic.templates()
+    places = Counter()
+    for row in rows:
+        right = arithmetic.right_step(row.problem, row.steps)
+        if right in (row.a, row.b):
+            assert row.verdict == ("A" if row.a == right else "B")
+        else:
+            assert name == "eft" and row.verdict == "A"
         text = row.explanation + prompts.verdict(templates, row.verdict)
         assert prompts.parse_verdict(templates, text) == row.verdict
-        assert text.endswith(f"={last_digits(row.problem)[len(row.steps)]} {text[-5:]}")
+        digit = arithmetic.read_step(right).result
+        assert text.endswith(f"={digit} {text[-5:]}")
         prompts.check_steps(templates, [*row.steps, row.a])
-        positions[len(row.steps)] += 1
-    assert set(positions) == {0, 1, 2}
-    assert Counter(row.verdict for row in data.eft) == {"A": 60, "B": 60}
+        places[len(row.steps)] += 1
+    assert set(places) == {0, 1, 2}
+
+
+def test_a_fifth_of_the_later_places_follow_a_wrong_step():
+    rng, wrong, later = random.Random(4), 0, 0
+    for number, problem in enumerate(arithmetic.problems(2000, seed=9)):
+        row, _ = arithmetic_data.comparisons(f"c{number}", problem, rng)
+        right = [
+            arithmetic.is_right(problem, row.steps[:place], step)
+            for place, step in enumerate(row.steps)
+        ]
+        assert right.count(False) <= 1
+        later += bool(right)
+        wrong += right.count(False)
+    assert abs(wrong - 0.2 * later) < 5 * (later * 0.16) ** 0.5 and later > 1200
 
 
 def test_datasets_that_do_not_fit_are_refused():
     sizes = {"seed": 0, "ift": 100, "eft": 100, "heldout": 20, "operations": 1}
     with pytest.raises(ValueError, match="241 problems asked for; expected 0 to 240"):
-        arithmetic.dataset(**sizes, questions=[10, 10], test=1)
+        arithmetic_data.dataset(**sizes, questions=[10, 10], test=1)
     with pytest.raises(ValueError, match="expected none below 0"):
-        arithmetic.dataset(**sizes, questions=[-1, 10], test=1)
+        arithmetic_data.dataset(**sizes, questions=[-1, 10], test=1)
 
 
 def test_templates_can_be_used_and_render_as_documented():

@@ -11,8 +11,8 @@ from stepjax import prompts
 from stepjax.encode import Codec
 from stepjax.lm import tokenizer
 from stepjax.prompts import Templates
+from stepjax.propose import Reader
 from stepjax.records import Comparison, Solution
-from stepjax.search import StepReader
 from stepjax.worlds import arithmetic
 
 PROBLEM = "8*7+4*4+2*3+1"
@@ -166,7 +166,7 @@ def test_verdict_tokens_cover_the_verdict_and_eos(setting, side, explanation):
     codec, right, wrong = setting
     row = Comparison("c", PROBLEM, (), right[0], wrong[0], side, explanation)
     response = codec.comparison(row)[1]
-    count = codec.verdict_tokens(response)
+    count = codec.verdict_tokens(response, f"[[{side}]]")
     decode = codec.tokenizer.decode
     assert decode(response[-count:]).strip() == f"[[{side}]]"
     assert f"[[{side}]]" not in decode(response[-count + 1 :])
@@ -176,10 +176,10 @@ def test_verdict_tokens_cover_the_verdict_and_eos(setting, side, explanation):
 def test_verdict_tokens_of_the_world(world):
     eos = world.tokenizer.eos_id
     line = world.tokenizer.encode_line
-    assert world.verdict_tokens([*line("Check: 0 [[A]]"), eos]) == 2
+    assert world.verdict_tokens([*line("Check: 0 [[A]]"), eos], "[[A]]") == 2
     spelled = [line(c)[0] for c in "[[B]]"]
-    assert world.verdict_tokens([*line("Check: "), *spelled, eos]) == 6
-    assert world.verdict_tokens([*spelled[2:], eos]) == 4  # all that there is
+    assert world.verdict_tokens([*line("Check: "), *spelled, eos], "[[B]]") == 6
+    assert world.verdict_tokens([*spelled[2:], eos], "[[B]]") == 4  # all there is
 
 
 def test_strip_and_text(setting):
@@ -199,7 +199,7 @@ def test_strip_and_text(setting):
 def test_sampled_and_encoded_ids_of_a_step_agree(setting):
     codec, steps, _ = setting
     eos = codec.tokenizer.eos_id
-    reader = StepReader(codec)
+    reader = Reader(codec)
     for number, text in enumerate(steps, start=1):
         final = number == len(steps)
         tail = [eos] if final else codec.tokenizer.encode_line(f"Step {number + 1}: ")

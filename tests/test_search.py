@@ -9,6 +9,7 @@ from stepjax import search
 from stepjax.encode import Codec
 from stepjax.judge import Verdict, hash_id, ordered_pairs
 from stepjax.lm import tokenizer
+from stepjax.propose import Reader
 from stepjax.records import Question
 from stepjax.search import Candidate, Expansion, Proposal, State, transition
 from stepjax.worlds import arithmetic
@@ -309,7 +310,7 @@ def line(codec, text):
 
 def test_reader_makes_distinct_candidates_with_multiplicity(codec):
     eos = codec.tokenizer.eos_id
-    reader = search.StepReader(codec)
+    reader = Reader(codec)
     one = line(codec, "Step 2: 0*4+2=2\n")
     spelled = [*one, *(line(codec, c)[0] for c in "Step"), *line(codec, " 3")]
     rows = [
@@ -344,7 +345,7 @@ def test_reader_makes_distinct_candidates_with_multiplicity(codec):
 
 
 def test_reader_leaves_malformed_rows_out_and_counts_them(codec):
-    reader = search.StepReader(codec)
+    reader = Reader(codec)
     eos = codec.tokenizer.eos_id
     good = line(codec, "Step 1: 8*7+4=0\nStep 2: ")
     rows = [

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from stepjax import search
+from stepjax import propose
 from stepjax.encode import Codec
 from stepjax.judge import Verdict, hash_id, ordered_pairs
 from stepjax.lm import tokenizer
@@ -281,17 +281,18 @@ def test_proposer_and_search_solve_the_world(codec):
     results = []
     for count in (1, 2, 4, 8):
         slots = SolverSlots(codec, count)
-        propose = search.make_proposer(
+        proposer = propose.make_proposer(
             slots,
             codec,
+            unit="step",
             width=4,
             temperature=0.6,
             top_p=0.9,
-            max_step_tokens=24,
+            max_tokens=24,
             iteration=1,
             seed=7,
         )
-        states = step_search(questions, propose, gold, slots=count, iteration=1)
+        states = step_search(questions, proposer, gold, slots=count, iteration=1)
         results.append({s.question.id: s for s in states})
         expected = {"temperature": 0.6, "top_p": 0.9, "budget": 24, "capacity": 24}
         expected |= {"seed": 7, "vocab": codec.tokenizer.vocab_size}
@@ -308,7 +309,7 @@ def test_proposer_and_search_solve_the_world(codec):
         assert state.status == "complete"
         assert tuple(s.text for s in state.steps) == solved.steps
         assert state.steps[-1].ids[-1] == codec.tokenizer.eos_id
-        ids = search.context_ids(codec, state)
+        ids = propose.context_ids(codec, state)
         assert ids == codec.solve_prompt(question.problem) + sum(
             (s.ids for s in state.steps), ()
         )

@@ -13,7 +13,7 @@ import pytest
 from stepjax import forest, sft
 from stepjax.encode import Codec
 from stepjax.lm import sharding, tokenizer, train
-from stepjax.worlds import arithmetic
+from stepjax.worlds import arithmetic, arithmetic_data
 
 OPTIMIZER = train.OptimizerOptions(1e-3)
 
@@ -66,7 +66,7 @@ def seen(rows):
 
 @pytest.mark.parametrize("problem", ["8*7+4*4+2*3+1", "2*4+4*9+2"])
 def test_a_solution_is_scored_on_its_steps_and_ends_with_eos_once(codec, problem):
-    row = arithmetic.solution("one", problem)
+    row = arithmetic_data.solution("one", problem, (), random.Random(0))
     tree = sft.solution_tree(codec, row)
     text, eos = codec.tokenizer.decode, codec.tokenizer.eos_id
     prompt = len(tree.tokens) - len(tree.scored)
@@ -84,8 +84,8 @@ def test_a_comparison_is_scored_on_its_explanation_and_verdict(
 ):
     templates = dataclasses.replace(arithmetic.templates(), verdict=verdict)
     codec = Codec(codec.tokenizer, templates)
-    for row in arithmetic.comparisons("c", "8*7+4*4+2*3+1", random.Random(1)):
-        tree = sft.comparison_tree(codec, row, weight)
+    for row in arithmetic_data.comparisons("c", "8*7+4*4+2*3+1", random.Random(1)):
+        tree = sft.judgment_tree(codec, row, weight)
         text, eos = codec.tokenizer.decode, codec.tokenizer.eos_id
         response = tree.tokens[tree.scored].tolist()
         prompt = tree.tokens[: -len(response)].tolist()
@@ -110,12 +110,12 @@ class Table:
 
 
 def test_the_loss_and_its_gradient_are_those_of_the_response_tokens(codec):
-    problems = arithmetic.problems(2, seed=4)
+    problems, rng = arithmetic.problems(2, seed=4), random.Random(2)
     trees = [
-        sft.solution_tree(codec, arithmetic.solution("s", problems[0])),
+        sft.solution_tree(codec, arithmetic_data.solution("s", problems[0], (), rng)),
         *(
-            sft.comparison_tree(codec, row, 3.0)
-            for row in arithmetic.comparisons("c", problems[1], random.Random(2))
+            sft.judgment_tree(codec, row, 3.0)
+            for row in arithmetic_data.comparisons("c", problems[1], random.Random(2))
         ),
     ]
     vocab = codec.tokenizer.vocab_size

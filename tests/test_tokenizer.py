@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from stepjax import prompts
 from stepjax.lm import tokenizer
 from stepjax.lm.stops import compile_stops, cut_at_stop
-from stepjax.worlds import arithmetic
+from stepjax.worlds import arithmetic, arithmetic_data
 
 ASCII = "".join(map(chr, range(32, 127)))
 SPACE = "\u2581"
@@ -136,7 +136,7 @@ def byte_fallback(tmp_path_factory):
 
 def world_rows():
     """The world's texts: (prompt, response) of solutions and of judgments."""
-    data = arithmetic.dataset(
+    data = arithmetic_data.dataset(
         seed=0, ift=200, eft=200, heldout=1, questions=[1], test=1
     )
     templates = arithmetic.templates()
@@ -156,7 +156,7 @@ def world_rows():
 
 def test_world_ids_are_those_of_sentencepiece(world, pieces):
     solutions, judgments = world_rows()
-    assert world.vocab_size == pieces.vocab_size() == 128
+    assert world.vocab_size == pieces.vocab_size() == 131
     for prompt, response in solutions + judgments:
         for text in (prompt, response, prompt + response):
             assert world.encode_prompt(text) == pieces.encode(text)
@@ -177,10 +177,11 @@ def test_world_words_are_single_pieces(world):
     words += [f"+{addend}" for addend in range(1, 7)]
     words += [f"Step {number}: " for number in range(1, 10)]
     words += ["Check: ", " (A) ", " (B) ", "(A)\n", "(B)\n", ", ", "; \\boxed{", "}"]
-    words += ["[[A]]", "[[B]]", " [[A]]", " [[B]]", "\n", *ASCII]
+    words += ["[[A]]", "[[B]]", " [[A]]", " [[B]]", "(?)\n", " (+) ", " (-) "]
+    words += ["\n", *ASCII]
     ids = [world.encode_prompt(word) for word in words]
     assert {len(word_ids) for word_ids in ids} == {1}
-    assert len({word_ids[0] for word_ids in ids}) == len(set(words)) == 126
+    assert len({word_ids[0] for word_ids in ids}) == len(set(words)) == 129
     assert [world.token_bytes[word_ids[0]] for word_ids in ids] == [
         word.encode() for word in words
     ]
@@ -196,7 +197,7 @@ def test_world_rows_are_short(world):
         for rows in (solutions, judgments)
     ]
     assert max(counts[0]) == 32  # the end of sequence is counted
-    assert max(counts[1]) == 60
+    assert 60 <= max(counts[1]) <= 64  # garbled: up to two more, of two candidates
     assert np.mean(counts[1]) < 51
 
 
@@ -300,7 +301,7 @@ def test_all_bytes_have_an_id(byte_level, byte_fallback):
     assert single <= set(byte_fallback.token_bytes)
 
 
-@pytest.mark.parametrize("token", [-1, 128])
+@pytest.mark.parametrize("token", [-1, 131])
 def test_ids_outside_of_the_vocabulary_are_not_decoded(world, token):
     with pytest.raises(ValueError, match=f"token id {token} is outside"):
         world.decode([5, token])
