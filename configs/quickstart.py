@@ -71,7 +71,7 @@ def get_config():
     c.dpo.beta = 1.0
     c.dpo.nll_weight = 1.0
     c.dpo.batch_size = 8
-    c.dpo.optimizer = config.optimizer(2e-4, warmup_steps=10, b2=0.98)
+    c.dpo.optimizer = config.optimizer(1e-4, warmup_steps=10, b2=0.98)
 
     c.eval.max_tokens = 48
     c.eval.search_count = 0

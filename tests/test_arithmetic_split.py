@@ -123,25 +123,31 @@ def test_two_wrong_steps_are_a_contradiction_between_the_orders(data):
 
 
 def test_garbled_steps_are_no_steps():
-    rng, texts = random.Random(1), set()
+    rng, texts, boxes = random.Random(1), set(), 0
     for step in ("Step 1: 8*7+4=0", "Step 3: 2*3+1=7; \\boxed{7}"):
         for _ in range(300):
             text = arithmetic.garble(step, rng)
             assert text.startswith(step[:8]) and text[8:].strip()
-            assert arithmetic.read_step(text) is None and "\n" not in text
+            assert text != step and "\n" not in text
+            read = arithmetic.read_step(text)
             texts.add(text)
-    assert len(texts) > 300
+            if read is not None:  # only its box is wrong
+                boxes += 1
+                assert (read.boxed is None) == (step[5] == "3")
+                assert read[:5] == arithmetic.read_step(step)[:5]
+    assert len(texts) > 300 and abs(boxes - 180) < 5 * (600 * 0.21) ** 0.5
 
 
 def test_garbled_candidates_are_marked_and_lose(data):
     garbled = 0
     for row in data.eft:
         for side, text in (("A", row.a), ("B", row.b)):
-            if read_step(text) is None:
+            due = arithmetic.right_step(row.problem, row.steps)
+            read, last = read_step(text), read_step(due).boxed is not None
+            if read is None or (read.boxed is not None) != last:
                 garbled += 1
                 assert f"? ({side})" in row.explanation
-                right = arithmetic.right_step(row.problem, row.steps)
-                assert row.verdict != side or right not in (row.a, row.b)
+                assert row.verdict != side or due not in (row.a, row.b)
     # A tenth of the wrong candidates, 0.7 + 2 * 0.3 of them a problem, shown twice.
     expected = 1500 * 1.3 * 0.1
     assert abs(garbled / 2 - expected) < 5 * expected**0.5

@@ -26,15 +26,16 @@ from helpers import (
 from tensorboardX.proto import event_pb2
 
 import stepjax
-from stepjax import answers, evaluate, iterate, records, summary
+from stepjax import answers, diagnose, evaluate, iterate, records, summary
 from stepjax import config as configs
+from stepjax.engine import Engine
 from stepjax.lm import checkpoint, sharding
 from stepjax.monitor import Monitor
 from stepjax.pairs import Pair
-from stepjax.worlds import arithmetic
+from stepjax.worlds import arithmetic, arithmetic_data
 
 COLUMNS = [
-    *("model", "greedy % [95 %]", "search %", "judge %", "questions", "pairs"),
+    *("model", "greedy % [95 %]", "search %", "unseen %", "judge %", "sampled %"),
     *("tie %", "flip %", "unparsed %", "steps", "tokens/step"),
 ]
 DPO = ("dpo", "M2")
@@ -70,6 +71,8 @@ def test_layout_of_the_run_directory(finished):
     for number in range(4):
         for split, mode in evaluations[: None if number else 2]:
             expected.add(f"eval/M{number}_{split}_{mode}.json")
+        if number > 1:
+            expected.add(f"eval/M{number}_pairs_training.json")
     for number in (1, 2, 3):
         parts = ["params", "manifest.json", *(MADE if number < 3 else ())]
         expected |= {f"M{number}", *(f"M{number}/{part}" for part in parts)}
@@ -116,16 +119,19 @@ def test_metrics_stand_once_and_in_tensorboard(finished):
 
 
 def test_the_final_table_has_a_row_a_model(finished):
-    rows, seconds = summary.tables(finished, 3)
+    rows, iterations, seconds = summary.tables(finished, 3)
     assert [row["model"] for row in rows] == ["M0", "M1", "M2", "M3"]
     assert all(list(row) == COLUMNS for row in rows)
-    assert [row["questions"] for row in rows] == ["-", "24", "24", "-"]
+    assert [row["iteration"] for row in iterations] == ["M1 → M2", "M2 → M3"]
+    assert [row["questions"] for row in iterations] == ["24", "24"]
     lines = (finished / "M1/pairs.jsonl").read_text().count("\n")
-    assert rows[1]["pairs"] == str(lines) and rows[3]["pairs"] == "-"
+    assert iterations[0]["pairs"] == str(lines)
+    assert all("-" not in row.values() for row in iterations)
     assert rows[0]["search %"] == rows[0]["tie %"] == "-"
     metrics = checkpoint.read_json(finished / "eval/M2_test_greedy.json")["metrics"]
     assert rows[2]["greedy % [95 %]"].startswith(f"{100 * metrics['accuracy']:.1f} [")
-    assert all(value != "-" for value in list(rows[2].values()))
+    # This world has no unseen blocks.
+    assert [name for name, value in rows[2].items() if value == "-"] == ["unseen %"]
     assert [row["train"] == "-" for row in seconds] == [True, False, False, False]
 
 
@@ -143,7 +149,7 @@ def test_manifests_name_the_digests_of_what_they_used_and_made(finished):
             assert manifest["inputs"] == {before: model[before], "pairs": pairs}
         assert manifest["config"] == digest["config.json"] and manifest["seed"] == 0
         assert manifest["versions"]["jax"] == jax.__version__
-        params = iterate.Run(get_config(), finished).params(number)
+        params = iterate.Run(get_config(), finished).engine.params(number)
         assert manifest["arrays"] == checkpoint.array_digests(params)
         assert len(set(manifest["arrays"].values())) > 10 and manifest["seconds"] > 0
     made = checkpoint.read_json(finished / "M2/search.json")
@@ -163,8 +169,8 @@ def test_manifests_name_the_digests_of_what_they_used_and_made(finished):
 def test_the_same_command_again_does_nothing(finished, monkeypatch):
     before, table = contents(finished), []
     monkeypatch.setattr(Monitor, "table", lambda *a: table.append(a[2]) or "")
-    for stage in ("_fit", "_searches", "_slots", "params"):
-        monkeypatch.setattr(iterate.Run, stage, refuse)
+    for stage in ("fit", "searches", "open_slots", "params"):
+        monkeypatch.setattr(Engine, stage, refuse)
     compiled = []
 
     def note(name, seconds, **_):
@@ -324,9 +330,11 @@ def test_search_and_dpo_never_see_gold(finished, tmp_path, monkeypatch):
     for name in ("ift", "eft", "heldout", "test"):
         (folder / "data" / f"{name}.jsonl").unlink()
     for module, names in {
-        arithmetic: ("solve", "solution", "is_right", "corrupt", "comparisons"),
+        arithmetic: ("solve", "right_step", "is_right", "corrupt", "working"),
+        arithmetic_data: ("solution", "comparisons", "rating"),
         answers: ("extract", "equivalent"),
         evaluate: ("greedy", "judge_accuracy", "searched", "accuracy"),
+        diagnose: ("pair_quality", "sampled_judgments"),
     }.items():
         for name in names:
             monkeypatch.setattr(module, name, refuse)
@@ -359,16 +367,17 @@ def imports(name):
     return {name for name in found if name.startswith("stepjax.")}
 
 
-@pytest.mark.parametrize("name", ["search", "judge", "pairs", "dpo"])
+@pytest.mark.parametrize("name", ["propose", "search", "judge", "pairs", "dpo"])
 def test_nothing_that_knows_gold_is_imported(name):
     known, todo = set(), [f"stepjax.{name}"]
     while todo:
         known.add(todo[-1])
         todo += imports(todo.pop()) - known
-    gold = {"answers", "evaluate", "sources", "worlds.arithmetic", "prepare"}
+    gold = {"answers", "evaluate", "measure", "diagnose", "sources", "prepare"}
+    gold |= {"worlds.arithmetic", "worlds.arithmetic_data"}
     assert {"stepjax.forest", "stepjax.lm.sharding"} <= known
     assert not known & {f"stepjax.{name}" for name in gold}
-    reached = imports("stepjax.iterate") | imports("stepjax.evaluate")
+    reached = imports("stepjax.measure") | imports("stepjax.evaluate")
     assert {"stepjax.evaluate", "stepjax.answers"} <= reached  # the walk finds them
 
 
@@ -379,7 +388,7 @@ def test_eight_devices_make_the_same_as_one(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", make_mesh)
     folder = tmp_path / "run"
     run = copy_run(folder, "M1/search*", "M1/pairs*", "M2", "M3", "eval", "metrics*")
-    assert dict(run.mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(run.engine.mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
     run.search(1)
     run.dpo(1)
     for name in MADE[:2]:

@@ -24,6 +24,7 @@ from helpers import (
 import stepjax
 from stepjax import iterate, rundir, search
 from stepjax import pairs as preferences
+from stepjax.engine import Engine
 from stepjax.lm import checkpoint, train
 from stepjax.monitor import Monitor
 from stepjax.records import Question
@@ -75,7 +76,7 @@ def test_kills_at_every_stage(tmp_path):
     states = folder / "M1/train"
 
     # Preparation: nothing is left of a run that has not begun.
-    killed(folder, iterate.Run, "_check", lambda count, args: True)
+    killed(folder, Engine, "_check", lambda count, args: True)
     assert not folder.exists()
 
     # Update 25 of SFT's first phase; saved at 20, so that 20 updates are not redone.
@@ -176,7 +177,7 @@ def test_training_goes_on_before_a_damaged_state(tmp_path):
 
 def test_at_a_pause_the_caches_are_those_of_a_run_that_goes_on(tmp_path, monkeypatch):
     run = copy_run(tmp_path / "run", "M1/search*", "M1/pairs*", "M2", "M3")
-    make, add, caches, held = iterate.Run._slots, rundir.Journal.add, [], []
+    make, add, caches, held = Engine.open_slots, rundir.Journal.add, [], []
 
     def make_slots(*args):
         caches.append(make(*args))
@@ -186,7 +187,7 @@ def test_at_a_pause_the_caches_are_those_of_a_run_that_goes_on(tmp_path, monkeyp
         held.append([len(ids) for slots in caches for ids in slots.held])
         add(*args)
 
-    monkeypatch.setattr(iterate.Run, "_slots", make_slots)
+    monkeypatch.setattr(Engine, "open_slots", make_slots)
     monkeypatch.setattr(rundir.Journal, "add", look)
     run.search(1)
     assert held == [[0] * 16] * 2  # eight slots to solve with and eight to judge

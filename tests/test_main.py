@@ -94,7 +94,7 @@ def refused(capsys, status, arguments, *words):
         (["run", TINY, "--workdir={}", "--config.dpo.beta=x"], ["to float: 'x'"]),
         (
             ["eval", TINY, "--workdir={}", "--mode=all_of_it"],
-            ["greedy|judge|search|all"],
+            ["greedy|unseen|judge|search|training|all"],
         ),
     ],
 )
@@ -150,7 +150,7 @@ def write_config(folder, *lines):
         ("seed=-1", "seed=-1; expected at least 0"),
         ("data.questions=24", "(24,) for iterations=2; expected one number above 0"),
         ("data.eft_count=0", "wants eft rows and there are none; set its eft share"),
-        ("model.vocab_size=100", "128 ids and the model's vocabulary 100; expected"),
+        ("model.vocab_size=100", "131 ids and the model's vocabulary 100; expected"),
         ("search.slots=12", "search.slots=12; expected a multiple of the 8 data-par"),
         ("mesh.tensor=2", "'kv_heads' of size 1 does not divide by mesh.tensor=2"),
         ("mesh.fsdp=3", "does not use the 8 devices exactly; expected a product of 8"),
@@ -291,12 +291,10 @@ def test_run_and_eval_of_a_finished_run(finished, capsys, no_compilation):
     assert command("eval", f"--workdir={finished}", "--mode=judge") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if line.startswith("│ M2 ")]) == 4
-    for line, (model, name) in zip(
-        lines[-4:],
-        [(2, "test_greedy"), (2, "heldout_judge"), (2, "test_search")]
-        + [(1, "heldout_judge")],
-        strict=True,
-    ):
+    assert len([line for line in lines if line.startswith("│ M2 → M3 ")]) == 2
+    names = ["test_greedy", "heldout_judge", "test_search", "pairs_training"]
+    shown = [(2, name) for name in names] + [(1, "heldout_judge")]
+    for line, (model, name) in zip(lines[-5:], shown, strict=True):
         path = finished / "eval" / f"M{model}_{name}.json"
         mode, _, values = line.partition(" ")
         metrics = checkpoint.read_json(path)["metrics"]
@@ -350,7 +348,7 @@ def exported(finished, tmp_path_factory):
 
 def test_an_export_loads_back(finished, exported, capsys):
     run = iterate.Run(get_config(), finished)
-    params = jax.tree.map(np.asarray, run.params(2))
+    params = jax.tree.map(np.asarray, run.engine.params(2))
     loaded = weights.load_hf(exported, hf_config.config_from_hf(exported))
     digests = checkpoint.array_digests(loaded)
     assert digests == checkpoint.array_digests(params)

@@ -47,6 +47,7 @@ _STEP = re.compile(
 _PIECE = re.compile(r"[*+][0-9]|; \\boxed\{|.")
 _WORDS = [f"*{factor}" for factor in _FACTORS] + [f"+{addend}" for addend in _ADDENDS]
 _WORDS += [" (A) ", " (B) ", ", ", "; \\boxed{", " [[A]]", " [[B]]"]
+_WRONG_BOX = 0.3  # of the garbled steps
 _JUNK = (*_WORDS, *"0123456789=}")  # what may stand where it should not
 
 
@@ -278,17 +279,19 @@ def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
 
 
 def garble(step: str, rng: random.Random) -> str:
-    """Spoils the form of a step: a piece is left out, replaced or put in.
+    r"""Spoils the form of a step, as a model does that is unsure.
 
-    What a model writes when it is unsure is often no step at all. The marker stays.
+    In 30 % of the draws a \boxed{} is missing, or stands where no last step is;
+    otherwise a piece is left out, replaced or put in, so that `read_step` cannot read
+    the text. The marker stays.
 
     Args:
       step: a step of this world.
       rng: source of the choices; it is advanced.
-
-    Returns:
-      A text in a line that `read_step` cannot read.
     """
+    if rng.random() < _WRONG_BOX:
+        read = read_step(step)
+        return _step_text(read.number, read.operands, read.result, read.boxed is None)
     marker = step[: step.index(": ") + 2]
     pieces = _PIECE.findall(step.removeprefix(marker))
     while True:
