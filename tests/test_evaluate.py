@@ -257,7 +257,7 @@ def test_the_table_shows_what_the_stages_measured(tmp_path):
     assert len({tuple(row) for row in rows}) == 1
     text = Monitor(tmp_path).table("a title", rows)
     assert "a title" in text and "12.5 [5.0, 30.0]" in text
-    assert len([line for line in text.splitlines() if "│ M" in line]) == 2
+    assert len([line for line in text.splitlines() if "│ M" in line]) == 3
 
 
 def test_paired_gain_by_hand():

@@ -156,7 +156,7 @@ def test_manifests_name_the_digests_of_what_they_used_and_made(finished):
     assert made["inputs"] == {"M2": model["M2"], "questions_2": data["questions_2"]}
     assert made["files"] == {name: digest[f"M2/{name}"] for name in MADE[:2]}
     judged = checkpoint.read_json(finished / "eval/M3_heldout_judge.json")
-    assert judged["inputs"] == {"heldout": data["heldout"], "M3": model["M3"]}
+    assert judged["inputs"] == {"benchmark": data["heldout"], "M3": model["M3"]}
     prepared = checkpoint.read_json(finished / "data/manifest.json")["files"]
     tokenizer = {f"../tokenizer/{p.name}" for p in finished.glob("tokenizer/*")}
     assert prepared.keys() == {f"{name}.jsonl" for name in data} | tokenizer

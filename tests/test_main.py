@@ -290,8 +290,7 @@ def test_run_and_eval_of_a_finished_run(finished, capsys, no_compilation):
     assert command("eval", f"--workdir={finished}", "--model=M2") == 0
     assert command("eval", f"--workdir={finished}", "--mode=judge") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if line.startswith("│ M2 ")]) == 4
-    assert len([line for line in lines if line.startswith("│ M2 → M3 ")]) == 2
+    assert len([line for line in lines if line.startswith("│ M2 ")]) == 6
     names = ["test_greedy", "heldout_judge", "test_search", "pairs_training"]
     shown = [(2, name) for name in names] + [(1, "heldout_judge")]
     for line, (model, name) in zip(lines[-5:], shown, strict=True):

@@ -7,12 +7,12 @@ import random
 import pytest
 from helpers import get_config, make_mesh
 
-from stepjax import config, prepare, prompts, records
+from stepjax import config, judge, prepare, prompts, records
 from stepjax.encode import Codec
 from stepjax.lm import hf_config, sharding, tokenizer
 from stepjax.lm import model as lm
 from stepjax.records import Comparison, Problem, Question, Solution
-from stepjax.worlds import arithmetic
+from stepjax.worlds import arithmetic, arithmetic_data
 
 TEXTS = arithmetic.templates()
 
@@ -87,11 +87,14 @@ def files(tmp_path):
     problems = arithmetic.problems(21, seed=3, operations=2)
     rng = random.Random(0)
     rows = {
-        "ift": [arithmetic.solution(f"i{n}", p) for n, p in enumerate(problems[:5])],
+        "ift": [
+            arithmetic_data.solution(f"i{n}", p, (), rng)
+            for n, p in enumerate(problems[:5])
+        ],
         "eft": [
             row
             for n, p in enumerate(problems[5:9])
-            for row in arithmetic.comparisons(f"e{n}", p, rng)
+            for row in arithmetic_data.comparisons(f"e{n}", p, rng)
         ],
         # The first six are those of the IFT rows and of one EFT problem.
         "question_file": [
@@ -218,7 +221,12 @@ def test_gsm8k_files(tmp_path):
     [
         ("search.on_tie", "append", "Append", "one of ('back', 'append')"),
         ("judge.mode", "logprob", "", "one of ('generate', 'logprob')"),
-        ("judge.score", "single", "wins", "one of ('sum', 'consistent', 'single')"),
+        (
+            "judge.score",
+            "single",
+            "wins",
+            "one of ('sum', 'consistent', 'single', 'rating')",
+        ),
         ("seed", 2**32 - 1, 2**32, "below 2**32"),
         ("seed", 0, -1, "at least 0"),
         ("iterations", 0, -1, "at least 0"),
@@ -232,6 +240,10 @@ def test_gsm8k_files(tmp_path):
         ("judge.rows", 1, 0, "at least 1"),
         ("dpo.batch_size", 1, 0, "at least 1"),
         ("dpo.beta", 0.01, 0.0, "above 0"),
+        ("judge.by", "oracle", "me", "one of ('self', 'random', 'oracle')"),
+        ("search.unit", "step", "page", "one of ('step', 'solution')"),
+        ("improve_by", "dpo", "luck", "one of ('dpo', 'sft')"),
+        ("pairs.min_margin", 1, 0, "at least 1"),
         ("dpo.label_smoothing", 0.49, 0.5, "0 to below 0.5"),
     ],
 )
@@ -243,6 +255,37 @@ def test_settings_out_of_range(name, good, bad, words):
     with pytest.raises(ValueError) as error:
         prepare.check_settings(c)
     assert str(error.value) == f"{name}={bad!r}; expected {words}."
+
+
+RATED = {"judge.score": "rating", "search.unit": "solution"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (RATED, ""),
+        ({"improve_by": "sft", "dpo.updates": (3, 4)}, ""),
+        ({"judge.by": "oracle", "dpo.updates": (3, 4, 5)}, ""),
+        ({"improve_by": "sft"}, "dpo.updates=(); expected one number above 0 for each"),
+        ({"dpo.updates": (3,)}, "dpo.updates=(3,); expected one number above 0 for"),
+        ({"dpo.updates": (3, 0)}, "dpo.updates=(3, 0); expected one number above 0"),
+        ({"judge.score": "rating"}, "'rating' with search.unit='solution', and only"),
+        ({"search.unit": "solution"}, "'rating' with search.unit='solution', and onl"),
+        ({"judge.by": "oracle", "data.world": ""}, "'oracle' in the arithmetic world"),
+        (RATED | {"judge.by": "random"}, "judge.by='random'; expected 'self' with rat"),
+        (RATED | {"judge.mode": "logprob"}, "judge.mode='logprob'; expected 'generate"),
+        (RATED | {"pairs.best_beats_all": True}, "False: ratings compare nothing"),
+    ],
+)
+def test_settings_of_controls_fit_together(changes, words):
+    c = settings()
+    c.update_from_flattened_dict(changes)
+    if not words:
+        prepare.check_settings(c)
+        return
+    with pytest.raises(ValueError) as error:
+        prepare.check_settings(c)
+    assert words in str(error.value)
 
 
 def test_phases_out_of_range():
@@ -321,7 +364,7 @@ def test_tokenizers(ids, tmp_path):
     assert copied.directory == tmp_path / "copied"
     assert copied.encode_line("Step 1: 8*7+4=0") == ids.encode_line("Step 1: 8*7+4=0")
     c = settings(data__world="", tokenizer="", model__init=f"hf:{ids.directory}")
-    assert prepare.make_tokenizer(c, tmp_path / "hf").vocab_size == 128
+    assert prepare.make_tokenizer(c, tmp_path / "hf").vocab_size == 131
     with pytest.raises(
         ValueError, match="config.tokenizer is empty; expected a folder"
     ):
