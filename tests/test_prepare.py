@@ -221,12 +221,7 @@ def test_gsm8k_files(tmp_path):
     [
         ("search.on_tie", "append", "Append", "one of ('back', 'append')"),
         ("judge.mode", "logprob", "", "one of ('generate', 'logprob')"),
-        (
-            "judge.score",
-            "single",
-            "wins",
-            "one of ('sum', 'consistent', 'single', 'rating')",
-        ),
+        ("judge.score", "sum", "wins", f"one of {judge.SCORES}"),
         ("seed", 2**32 - 1, 2**32, "below 2**32"),
         ("seed", 0, -1, "at least 0"),
         ("iterations", 0, -1, "at least 0"),
