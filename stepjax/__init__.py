@@ -13,16 +13,20 @@ One file per stage of the method, in the order in which it runs, then the plumbi
     sources.py     public data sets to records
     prepare.py     a run's data and tokenizer, and every check that can be made early
     sft.py         M0 to M1
+    propose.py     the model writes candidate steps
+    judge.py       the model compares them in pairs
     search.py      step-by-step search: propose, judge, keep the best, go back
-    judge.py       the model compares candidate steps in pairs
     pairs.py       trajectories to preference data
     dpo.py         Mi to Mi+1
     iterate.py     the loop from M0 to Mn over a run directory
-    rundir.py      finished stages and their manifests
+    engine.py      what its stages share; rundir.py: finished stages, manifests
+    ablate.py      the loop against its controls: coins, gold, more SFT, SRLM
+    measure.py     the evaluation stages of a run
     evaluate.py    accuracy on benchmarks, accuracy of the judge
+    diagnose.py    why a loop gains or fails: pairs, judgments, drift, warnings
     answers.py     answers: extraction and equivalence
     monitor.py     progress bars, metrics on disk
-    summary.py     the final table
+    summary.py     the final tables
     worlds/        built-in worlds to run the whole method in: arithmetic
     plan.py        what a run needs of a TPU slice, without one
     programs.py    the programs of a run, traced for devices that need not exist

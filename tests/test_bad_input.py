@@ -91,7 +91,7 @@ def refused(c, tmp_path, *words):
 
 def test_the_valid_settings_pass(settings, tmp_path):
     run = iterate.Run(settings, tmp_path / "run")
-    assert len(run.dir.read("questions_1", iterate.records.Question)) == 4
+    assert len(run.engine.dir.read("questions_1", iterate.records.Question)) == 4
 
 
 @pytest.mark.parametrize("name", ["ift", "eft", "questions", "test"])
@@ -155,7 +155,7 @@ def test_a_problem_in_two_splits_and_too_few_questions(settings, tmp_path):
     [
         ("search.on_tie", "forward", "('back', 'append')"),
         ("judge.mode", "guess", "('generate', 'logprob')"),
-        ("judge.score", "most", "('sum', 'consistent', 'single')"),
+        ("judge.score", "most", "('sum', 'consistent', 'single', 'rating')"),
         ("dpo.reference", "dead", "('precomputed', 'live')"),
         ("dpo.optimizer.schedule", "step", "'constant' or 'cosine'"),
         ("data.world", "chess", "('', 'arithmetic')"),

@@ -68,7 +68,7 @@ def test_ratings_are_right_when_the_right_solution_has_the_higher():
 
 
 def pair(step, chosen, rejected):
-    ids = {"context_ids": [1], "chosen_ids": [1], "rejected_ids": [1]}
+    ids = {"context_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}
     made = {f.name: None for f in dataclasses.fields(Pair)} | ids
     made |= {"problem_id": "q", "problem": "count", "step": step}
     return Pair(**made | {"chosen": chosen, "rejected": rejected})

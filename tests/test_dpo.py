@@ -394,6 +394,16 @@ def test_every_epoch_has_every_pair_once_and_solutions_stay_together():
     assert any((a.rows.tokens != b.rows.tokens).any() for a, b in halves)
 
 
+@pytest.mark.parametrize("wanted", [1, 3, 7])
+def test_a_number_of_updates_instead_of_epochs(wanted):
+    pairs = loose_pairs()  # 5, so 3 updates of two pairs are one pass
+    found = batches(pairs, 2, epochs=9, updates=wanted)
+    assert len(found) == wanted
+    passes = batches(pairs, 2, epochs=3)[:wanted]
+    for got, want in zip(*map(jax.tree.leaves, (found, passes)), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_no_pairs_give_no_batches_and_bad_input_is_refused():
     assert batches([]) == []
     with pytest.raises(ValueError, match="pair 2 has 11 tokens; .*row_length=10"):

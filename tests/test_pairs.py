@@ -193,6 +193,16 @@ def test_best_beats_all_keeps_clear_preferences_only(codec, verdicts, best, kept
     assert len(found) == (1 if kept else 0)
 
 
+@pytest.mark.parametrize(("margin", "kept"), [(1, 1), (3, 1), (4, 0)])
+def test_min_margin_keeps_large_differences_only(codec, margin, kept):
+    texts = ["Step 1: 8*7+4=0", "Step 1: 8*7+4=1", "Step 1: 8*7+4=2"]
+    verdicts = calls("01A 10B 02A 20- 12A 21B")  # scores 3, 2, 0
+    state = expand(State(QUESTION), codec, texts, verdicts)
+    assert state.expansions[0].scores == (3, 2, 0)
+    found = pairs_of(state, codec, min_margin=margin, **OPTIONS)
+    assert len(found) == kept
+
+
 def test_best_beats_all_drops_rows_not_steps(codec, searched):
     rows = pairs_of(searched, codec, best_beats_all=True, **OPTIONS)
     assert rows == pairs_of(searched, codec, **OPTIONS)[:2]  # step 3 had an "hm"
