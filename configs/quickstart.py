@@ -23,9 +23,9 @@ def get_config():
 
     c.model.hidden_size = 64
     c.model.num_layers = 3
-    c.model.num_heads = 2
-    c.model.num_kv_heads = 2
-    c.model.head_dim = 32
+    c.model.num_heads = 4
+    c.model.num_kv_heads = 4
+    c.model.head_dim = 16
     c.model.intermediate_size = 192
     c.model.embedding_std = 0.5
     c.model.init_std = 0.05
@@ -40,9 +40,9 @@ def get_config():
             ift=0.0,
             eft=1.0,
             epochs=0,
-            steps=1800,
-            stop_loss=0.008,
-            optimizer=config.optimizer(4e-3, warmup_steps=50, **rate),
+            steps=2400,
+            stop_loss=0.01,
+            optimizer=config.optimizer(2e-3, warmup_steps=50, **rate),
         ),
         config.phase(
             name="mixed",

@@ -10,7 +10,7 @@ the last digit kept. One step is one block, its product not written down:
 
 Judging is easier than solving, as the judge may write the product: for the candidates
 ``Step 1: 8*7+4=0`` and ``Step 1: 5*7+4=9`` it writes
-``Check: 0 (A) 9 (B) 8*7=6, 6+4=0 [[A]]``.
+``Check: 8*7=6, 6+4=0, 0 (+) 9 (-) [[A]]``.
 
 There are 24 blocks, so 240 different steps (a digit and a block), and two things make
 the world a test (`Split`). The author of the solutions cannot work out some of the

@@ -184,9 +184,9 @@ def comparison_from(
 ) -> list[Comparison]:
     """Makes the two rows, one per order, that compare two steps.
 
-    The explanation copies the result digit of each candidate ("?" for one that has not
-    the form of the step that is due), then works the right result out. It ends with a
-    space: the verdict follows at once.
+    The explanation works the right result out, then copies the result digit of each
+    candidate ("?" for one that has not the form of the step that is due) and marks it
+    right or wrong. It ends with a space: the verdict follows at once.
 
     Where neither step is right there is no preference, and the verdict is the first
     one shown: asked in both orders, such a judge contradicts itself, which counts for
@@ -211,12 +211,17 @@ def comparison_from(
         )
     rows = []
     for order, a, b in (("ab", one, other), ("ba", other, one)):
-        copied = f"{_copied_result(a, right)} (A) {_copied_result(b, right)} (B)"
         verdict = "B" if b == right else "A"
-        text = f"Check: {copied} {world.working(right)} "
+        marked = _marked(a, right) + _marked(b, right)
+        text = f"Check: {world.working(right)}, {marked}"
         row_id = f"{id}-{order}"
         rows.append(Comparison(row_id, problem, tuple(steps), a, b, verdict, text))
     return rows
+
+
+def _marked(step: str, right: str) -> str:
+    """The result digit that a step states, marked "(+)" if the step is right."""
+    return f"{_copied_result(step, right)} {'(+)' if step == right else '(-)'} "
 
 
 def _copied_result(step: str, right: str) -> str:
