@@ -147,8 +147,8 @@ def test_the_documented_comparison_in_both_orders():
     ab, ba = arithmetic_data.comparison_from("x", EXAMPLE, [], right, wrong)
     assert (ab.id, ab.steps, ab.a, ab.b, ab.verdict) == ("x-ab", (), right, wrong, "A")
     assert (ba.id, ba.steps, ba.a, ba.b, ba.verdict) == ("x-ba", (), wrong, right, "B")
-    assert ab.explanation == "Check: 0 (A) 9 (B) 8*7=6, 6+4=0 "
-    assert ba.explanation == "Check: 9 (A) 0 (B) 8*7=6, 6+4=0 "
+    assert ab.explanation == "Check: 8*7=6, 6+4=0, 0 (+) 9 (-) "
+    assert ba.explanation == "Check: 8*7=6, 6+4=0, 9 (-) 0 (+) "
 
 
 def test_comparisons_after_a_wrong_step_and_of_a_last_step():
@@ -156,10 +156,10 @@ def test_comparisons_after_a_wrong_step_and_of_a_last_step():
     row, _ = arithmetic_data.comparison_from(
         "x", EXAMPLE, steps, "Step 2: 9*4+2=8", "Step 2: 0*4+2=2"
     )
-    assert row.explanation == "Check: 8 (A) 2 (B) 9*4=6, 6+2=8 "
+    assert row.explanation == "Check: 9*4=6, 6+2=8, 8 (+) 2 (-) "
     wrong = "Step 3: 2*3+1=4; \\boxed{4}"
     row, _ = arithmetic_data.comparison_from("x", EXAMPLE, STEPS[:2], STEPS[2], wrong)
-    assert row.explanation == "Check: 7 (A) 4 (B) 2*3=6, 6+1=7 "
+    assert row.explanation == "Check: 2*3=6, 6+1=7, 7 (+) 4 (-) "
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,8 @@ def test_malformed_steps_are_copied_as_a_question_mark(position, wrong):
     steps, right = STEPS[:position], STEPS[position]
     ab, ba = arithmetic_data.comparison_from("x", EXAMPLE, steps, right, wrong)
     digit = last_digits(EXAMPLE)[position]
-    assert ab.explanation.startswith(f"Check: {digit} (A) ? (B) ")
-    assert ba.explanation.startswith(f"Check: ? (A) {digit} (B) ")
+    assert ab.explanation.endswith(f"={digit}, {digit} (+) ? (-) ")
+    assert ba.explanation.endswith(f"={digit}, ? (-) {digit} (+) ")
 
 
 def test_two_wrong_steps_have_the_first_one_shown_as_verdict():
@@ -186,7 +186,7 @@ def test_two_wrong_steps_have_the_first_one_shown_as_verdict():
     ab, ba = arithmetic_data.comparison_from("x", EXAMPLE, [], one, other)
     assert (ab.a, ab.b, ab.verdict) == (one, other, "A")
     assert (ba.a, ba.b, ba.verdict) == (other, one, "A")
-    assert ab.explanation == "Check: 1 (A) 9 (B) 8*7=6, 6+4=0 "
+    assert ab.explanation == "Check: 8*7=6, 6+4=0, 1 (-) 9 (-) "
 
 
 def test_comparisons_of_one_step_or_of_none_that_is_due_are_refused():
@@ -250,8 +250,9 @@ def test_comparison_rows_judge_rightly(name):
             assert name == "eft" and row.verdict == "A"
         text = row.explanation + prompts.verdict(templates, row.verdict)
         assert prompts.parse_verdict(templates, text) == row.verdict
-        digit = arithmetic.read_step(right).result
-        assert text.endswith(f"={digit} {text[-5:]}")
+        assert arithmetic.working(right) in text
+        marks = ["(-)", "(+)"][row.a == right], ["(-)", "(+)"][row.b == right]
+        assert tuple(re.findall(r"\([+-]\)", text)) == marks
         prompts.check_steps(templates, [*row.steps, row.a])
         places[len(row.steps)] += 1
     assert set(places) == {0, 1, 2}

@@ -103,7 +103,7 @@ def test_judgments_know_the_steps_that_solutions_guess(data, split):
         if due in (row.a, row.b):
             assert row.verdict == ("A" if row.a == due else "B")
             known.add(read_step(due).operands)
-        assert row.explanation.endswith(arithmetic.working(due) + " ")
+        assert arithmetic.working(due) in row.explanation
     assert len(known & split.guessed) > 0.9 * len(split.guessed)
 
 
@@ -146,7 +146,8 @@ def test_garbled_candidates_are_marked_and_lose(data):
             read, last = read_step(text), read_step(due).boxed is not None
             if read is None or (read.boxed is not None) != last:
                 garbled += 1
-                assert f"? ({side})" in row.explanation
+                marked = row.explanation.split(", ")[-1]
+                assert marked.split(" ")[0 if side == "A" else 2] == "?"
                 assert row.verdict != side or due not in (row.a, row.b)
     # A tenth of the wrong candidates, 0.7 + 2 * 0.3 of them a problem, shown twice.
     expected = 1500 * 1.3 * 0.1
