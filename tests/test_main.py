@@ -92,6 +92,7 @@ def refused(capsys, status, arguments, *words):
             ["flag --config.search.width=four: invalid literal for int()"],
         ),
         (["run", TINY, "--workdir={}", "--config.dpo.beta=x"], ["to float: 'x'"]),
+        (["ablate", TINY, "--workdir={}", "--seeds=1,x"], ["'x']; expected numbers"]),
         (
             ["eval", TINY, "--workdir={}", "--mode=all_of_it"],
             ["greedy|unseen|judge|search|training|all"],
