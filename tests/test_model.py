@@ -46,11 +46,10 @@ def test_forest_attention_is_the_rule_in_any_number_of_blocks(length):
     inputs = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
     ends = np.arange(1, length + 1) + rng.integers(0, length, (2, length))
     ends = np.minimum(ends, length)
-    mask = attention.forest_mask(jnp.asarray(ends))
-    got = jax.jit(attention.forest_attention)(*inputs, mask)
+    got = jax.jit(attention.forest_attention)(*inputs, ends)
     expected = formula(*inputs, ends)
     np.testing.assert_allclose(got, expected, atol=2e-6)
-    causal = attention.forest_attention(*inputs, attention.forest_mask(0 * ends + 999))
+    causal = attention.forest_attention(*inputs, 0 * ends + 999)
     assert np.abs(causal - expected).max() > 0.1  # the ends matter
 
 
