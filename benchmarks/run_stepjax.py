@@ -18,8 +18,8 @@ import numpy as np
 import work
 
 from stepjax import dpo, forest
+from stepjax.lm import export, sharding, train
 from stepjax.lm import model as lm
-from stepjax.lm import sharding, train, weights
 
 CONFIG = lm.ModelConfig(**work.MODEL, remat="dots")
 MODEL = lm.Decoder(CONFIG)
@@ -118,7 +118,7 @@ def main(directory: str, layout: str) -> None:
     mesh = sharding.make_mesh()
     params = train.init_params(MODEL, mesh, seed=0)
     if not pathlib.Path(directory).exists():
-        weights.save_hf(params, CONFIG, directory)
+        export.save_hf(params, CONFIG, directory)
     reference = jax.tree.map(lambda x: x.copy(), params)
     if layout == "check":
         return check(params, reference, mesh)
