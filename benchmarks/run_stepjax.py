@@ -14,6 +14,7 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import work
 
@@ -96,7 +97,7 @@ def check(params, reference, mesh) -> None:
             )
             return jax.tree.map(lambda a, b: a + b, total, (value, count, found)), None
 
-        zero = (0.0, 0.0, jax.tree.map(np.zeros_like, params))
+        zero = (0.0, 0.0, jax.tree.map(jnp.zeros_like, params))
         (value, count, found), _ = jax.lax.scan(add, zero, batch)
         return value / count, jax.tree.map(lambda x: x / count, found)
 
