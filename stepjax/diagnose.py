@@ -142,8 +142,9 @@ def _drift_sums(model, before, after, batch: dpo.Batch) -> dict[str, jax.Array]:
         "tokens": real.sum(),
         "pairs": (lengths[0::2] > 0).sum(),
     }
-    for name, params in (("before", before), ("after", after)):
-        logps = dpo.pair_logps(model, params, batch)
+    for name, params, states in (("before", before, old), ("after", after, new)):
+        tokens = train.state_logps(model, params, rows, states)
+        logps = train.segment_sums(tokens, rows, lengths.shape[0])
         for side, offset in (("chosen", 0), ("rejected", 1)):
             result[f"{side}_logp_{name}"] = logps[offset::2].sum()
     for side, offset in (("chosen", 0), ("rejected", 1)):

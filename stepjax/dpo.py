@@ -138,11 +138,9 @@ def make_batches(
         flat = [i for g in order for i in groups[g]]
         at = range(0, len(flat), batch_size)
         chosen += [flat[start : start + batch_size] for start in at]
-    if updates:
-        chosen = chosen[:updates]
     share = -(-batch_size // micro_batches)
     planned = []
-    for update in chosen:
+    for update in chosen[: updates or None]:
         parts = [update[i * share : (i + 1) * share] for i in range(micro_batches)]
         planned.append([_trees([pairs[i] for i in part], row_length) for part in parts])
     sizes = [forest.size(trees, row_length) for parts in planned for trees in parts]

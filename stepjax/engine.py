@@ -274,12 +274,21 @@ class Engine:
           active: see `search.step_search`.
           on_pause: see `search.step_search`.
         """
-        options = self.config.search
+        options, seed = self.config.search, self.config.seed
+        score = self.config.judge.score
         most = options.max_step_tokens
         if options.unit == "solution":
             most = self.config.eval.max_tokens
         solving = self.open_slots(params, options.context_tokens)
-        judged = self.open_slots(params, self.config.judge.context_tokens)
+        caches = [solving]
+        if by == "random":
+            judge = judging.random_judge(score, seed)
+        elif by == "oracle":
+            judge = judging.oracle_judge(self.is_right, self.codec, score, seed)
+        else:
+            judged = self.open_slots(params, self.config.judge.context_tokens)
+            judge = self.own_judge(judged, self.config.judge.rows)
+            caches.append(judged)
         proposer = propose.make_proposer(
             solving,
             self.codec,
@@ -289,31 +298,27 @@ class Engine:
             top_p=options.top_p,
             max_tokens=most,
             iteration=iteration,
-            seed=self.config.seed,
+            seed=seed,
         )
 
         def fits(state: search.State) -> bool:
             held = len(propose.context_ids(self.codec, state))
-            asked = len(self.judge_context(state))
+            steps = [step.ids for step in state.steps]
+            asked = judging.shared_context(
+                self.codec, score, state.question.problem, steps
+            )
             return (
                 held + most <= options.context_tokens
-                and asked <= self.config.judge.context_tokens
+                and len(asked) <= self.config.judge.context_tokens
             )
 
         def pause(active: Mapping[int, search.State]) -> None:
             # A run that goes on from here has empty caches; so does this one, so
             # that both compute the same bits.
-            for slots in (solving, judged):
+            for slots in caches:
                 slots.hold({slot: () for slot in range(self.slots)})
             on_pause(active)
 
-        score, seed = self.config.judge.score, self.config.seed
-        if by == "random":
-            judge = judging.random_judge(score, seed)
-        elif by == "oracle":
-            judge = judging.oracle_judge(self.is_right, self.codec, score, seed)
-        else:
-            judge = self.own_judge(judged, self.config.judge.rows)
         return search.step_search(
             questions,
             proposer,
@@ -328,20 +333,14 @@ class Engine:
             on_pause=pause if on_pause else None,
         )
 
-    def read_pairs(self, number: int) -> tuple[list[forest.IdPair], int]:
-        """Returns the pairs of M`number` that fit a row, and how many do not."""
-        path = self.dir.model(number) / "pairs.jsonl"
-        ids = [row.ids() for row in records.read_jsonl(path, preferences.Pair)]
+    def fitting(
+        self, pairs: Sequence[preferences.Pair]
+    ) -> tuple[list[forest.IdPair], int]:
+        """Returns the pairs that fit a row of training, and how many do not."""
+        ids = [pair.ids() for pair in pairs]
         length = self.config.train.row_length
         kept = [p for p in ids if sum(map(len, dataclasses.astuple(p))) <= length]
         return kept, len(ids) - len(kept)
-
-    def judge_context(self, state: search.State) -> tuple[int, ...]:
-        """Returns the ids that all judgments of a state's next step share."""
-        problem, steps = state.question.problem, [step.ids for step in state.steps]
-        if self.config.judge.score == "rating":
-            return self.codec.rate_context(problem)
-        return self.codec.judge_context(problem, steps)
 
     def judgment_type(self) -> type:
         """Returns the kind of the run's EFT rows: comparisons, or ratings."""

@@ -18,6 +18,8 @@ from stepjax.lm.slots import Slots
 from stepjax.records import Comparison, Problem, Rating
 from stepjax.search import State
 
+_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
+
 
 def wilson(right: int, total: int) -> tuple[float, float]:
     """Returns the 95 % Wilson interval of a rate (E. B. Wilson, 1927).
@@ -28,11 +30,10 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     """
     if not total:
         return 0.0, 1.0
-    z = 1.959963984540054
     rate = right / total
-    middle = rate + z * z / (2 * total)
-    spread = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total**2))
-    scale = 1 + z * z / total
+    middle = rate + _Z * _Z / (2 * total)
+    spread = _Z * math.sqrt(rate * (1 - rate) / total + _Z * _Z / (4 * total**2))
+    scale = 1 + _Z * _Z / total
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
@@ -65,7 +66,7 @@ def paired_gain(
     gained = sum(now[i] and not was[i] for i in was)
     lost = sum(was[i] and not now[i] for i in was)
     up, down = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
-    spread = 1.959963984540054 * math.sqrt((up + down - (up - down) ** 2) / (total + 2))
+    spread = _Z * math.sqrt((up + down - (up - down) ** 2) / (total + 2))
     low, high = max(-1.0, up - down - spread), min(1.0, up - down + spread)
     return (gained - lost) / max(total, 1), low, high
 
@@ -153,13 +154,6 @@ def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str,
         "tokens": tokens,
         "text": text,
     }
-
-
-def asked_context(row: Comparison | Rating, codec: Codec) -> tuple[int, ...]:
-    """Returns the ids behind which the judge is asked about a held-out row."""
-    if isinstance(row, Rating):
-        return codec.rate_context(row.problem)
-    return codec.judge_context(row.problem, [codec.step(s) for s in row.steps])
 
 
 def judge_accuracy(

@@ -244,7 +244,8 @@ class Run:
         if not self._begun(number + 1, inputs):
             return
         began = time.monotonic()
-        kept, dropped = engine.read_pairs(number)
+        pairs = records.read_jsonl(source / "pairs.jsonl", preferences.Pair)
+        kept, dropped = engine.fitting(pairs)
         if dropped:
             monitor.say(
                 f"dpo: {dropped} of {len(kept) + dropped} pairs are longer than "

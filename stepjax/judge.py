@@ -92,6 +92,30 @@ def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[tuple]:
     return [(j, i) if s else (i, j) for (i, j), s in zip(once, swap, strict=True)]
 
 
+def _all_calls(requests: Sequence[Request], score: str, seed: int) -> list[list[tuple]]:
+    """Returns the calls of each request, by `ordered_pairs`."""
+    return [
+        ordered_pairs(len(request.candidates), score, (seed, *request.path))
+        for request in requests
+    ]
+
+
+def shared_context(
+    codec: Codec, score: str, problem: str, steps: Sequence[Sequence[int]]
+) -> tuple[int, ...]:
+    """Returns the ids that all judgments of a next step, or all ratings, begin with.
+
+    Args:
+      codec: tokenizer and templates.
+      score: one of `SCORES`; a rating is of the whole solution, whatever the steps.
+      problem: text of the problem.
+      steps: ids of the steps so far.
+    """
+    if score == "rating":
+        return codec.rate_context(problem)
+    return codec.judge_context(problem, steps)
+
+
 def win_counts(
     count: int, verdicts: Sequence[Verdict], score: str
 ) -> list[int] | list[int | None]:
@@ -180,11 +204,6 @@ def make_judge(
     )
     groups_a_call = len(slots.held)
 
-    def context(request: Request) -> tuple[int, ...]:
-        if rated:
-            return codec.rate_context(request.problem)
-        return codec.judge_context(request.problem, request.steps)
-
     def question(request: Request, a: int, b: int) -> tuple[int, ...]:
         if rated:
             return codec.rate_question(request.candidates[a])
@@ -198,12 +217,14 @@ def make_judge(
 
     def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
         if calls is None:
-            calls = [
-                ordered_pairs(len(r.candidates), score, (seed, *r.path))
-                for r in requests
-            ]
+            calls = _all_calls(requests, score, seed)
         asked = {r.slot: r for r, pairs in zip(requests, calls, strict=True) if pairs}
-        slots.hold({slot: context(request) for slot, request in asked.items()})
+        slots.hold(
+            {
+                slot: shared_context(codec, score, request.problem, request.steps)
+                for slot, request in asked.items()
+            }
+        )
         groups = [
             (number, pairs[at : at + rows])
             for number, pairs in enumerate(calls)
@@ -332,10 +353,7 @@ def oracle_judge(
 def _judge_by(verdict: Callable[..., Verdict], score: str, seed: int) -> Judge:
     def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
         if calls is None:
-            calls = [
-                ordered_pairs(len(r.candidates), score, (seed, *r.path))
-                for r in requests
-            ]
+            calls = _all_calls(requests, score, seed)
         return [
             [verdict(request, a, b) for a, b in pairs]
             for request, pairs in zip(requests, calls, strict=True)

@@ -4,6 +4,7 @@ The only stages, with data preparation and the oracle judge, that read gold answ
 Each writes ``eval/MODEL_BENCHMARK_MODE.json`` with its metrics and items.
 """
 
+import functools
 import pathlib
 import time
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import Any
 
 from stepjax import diagnose, dpo, prepare, records, rundir
 from stepjax import evaluate as evaluation
+from stepjax import judge as judging
 from stepjax import pairs as preferences
 from stepjax.engine import Engine
 from stepjax.lm import checkpoint, hosts
@@ -48,13 +50,8 @@ def evaluate(
         files["unseen"] = data / "unseen.jsonl"
     if number > 1 and (engine.dir.model(number - 1) / "pairs.jsonl").exists():
         files["training"] = engine.dir.model(number - 1) / "pairs.jsonl"
-    loaded: list[Any] = []  # parameters, once they are needed
-
-    def params() -> Any:
-        if not loaded:
-            loaded.append(engine.sampling_params(number))
-        return loaded[0]
-
+    # Loaded once, when a mode needs them.
+    params = functools.cache(lambda: engine.sampling_params(number))
     result = {}
     for mode in modes:
         if mode not in files:
@@ -94,13 +91,14 @@ def _greedy(engine: Engine, number: int, params, file: pathlib.Path) -> dict:
 
 
 def _judge(engine: Engine, number: int, params, file: pathlib.Path) -> dict:
-    capacity = engine.config.judge.context_tokens
+    capacity, score = engine.config.judge.context_tokens, engine.config.judge.score
     every = records.read_jsonl(file, engine.judgment_type())
-    rows = [
-        row
-        for row in every
-        if len(evaluation.asked_context(row, engine.codec)) <= capacity
-    ]
+
+    def context(row) -> tuple[int, ...]:
+        steps = [engine.codec.step(text) for text in row.steps]
+        return judging.shared_context(engine.codec, score, row.problem, steps)
+
+    rows = [row for row in every if len(context(row)) <= capacity]
     left_out = len(every) - len(rows)
     if left_out:
         engine.monitor.say(
@@ -142,14 +140,14 @@ def _search(engine: Engine, number: int, params, file: pathlib.Path) -> dict:
 def _training(engine: Engine, number: int, params, file: pathlib.Path) -> dict:
     del params  # those for training are needed, of two models
     config, metrics = engine.config, {}
+    pairs = records.read_jsonl(file, preferences.Pair)
     if engine.is_right:
-        pairs = records.read_jsonl(file, preferences.Pair)
         searched = records.read_objects(file.with_name("search.jsonl"))
         found = [preferences.trajectory_from_row(row) for _, row in searched]
         states = {state.question.id: state for state in found}
         metrics |= diagnose.pair_quality(pairs, states, engine.is_right)
         metrics |= diagnose.sampled_judgments(found, engine.is_right)
-    kept, _ = engine.read_pairs(number - 1)
+    kept, _ = engine.fitting(pairs)
     warnings: list[str] = []
     if kept:
         batches = dpo.make_batches(

@@ -15,7 +15,7 @@ import ml_collections
 
 from stepjax import prompts, records, sources
 from stepjax.encode import Codec
-from stepjax.judge import JUDGES, MODES, SCORES
+from stepjax.judge import JUDGES, MODES, SCORES, shared_context
 from stepjax.lm import hf_config, hosts, sharding, tokenizer, train
 from stepjax.lm import model as lm
 from stepjax.prompts import Templates
@@ -391,12 +391,7 @@ def check_budgets(
                     f"tokens; expected at most search.context_tokens="
                     f"{search.context_tokens}. Raise it or drop the problem."
                 )
-            rated = config.judge.score == "rating"
-            need = len(
-                codec.rate_context(row.problem)
-                if rated
-                else codec.judge_context(row.problem, ())
-            )
+            need = len(shared_context(codec, judge.score, row.problem, ()))
             if need > judge.context_tokens:
                 raise ValueError(
                     f"{name} row {row.id!r}: the judge's prompt has {need} tokens; "

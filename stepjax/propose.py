@@ -136,7 +136,7 @@ class Reader:
           logps: log-probabilities, [rows, >= longest row].
         """
         counts: dict[tuple[int, ...], int] = {}
-        kept: dict[tuple[int, ...], tuple[int, bool]] = {}
+        kept: dict[tuple[int, ...], tuple[int, int]] = {}
         malformed = 0
         for index, (ids, ended) in enumerate(zip(rows, stopped, strict=True)):
             ids = tuple(ids)

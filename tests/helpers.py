@@ -136,6 +136,16 @@ def copy_run(folder: pathlib.Path, *without: str, **changes) -> iterate.Run:
     return iterate.Run(settings, folder)
 
 
+def written(stops, ids, capacity: int) -> tuple[int, bool]:
+    """Returns how many of the ids sampling would write, and whether it then stopped."""
+    state = 0
+    for count, token in enumerate(ids[:capacity], 1):
+        state = stops[state, token]
+        if state == len(stops) - 1:
+            return count, True
+    return min(len(ids), capacity), False
+
+
 def contents(folder: pathlib.Path) -> dict[str, str]:
     """Returns relative path → SHA-256 of every file."""
     return {

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from helpers import written
 
 from stepjax import judge, prompts, propose, search
 from stepjax.encode import Codec
@@ -104,15 +105,10 @@ class Fake:
                 decode = self.codec.tokenizer.decode
                 context, rest = decode(self.held[slot]), decode(ids)
                 self.asked.append((context, rest, tuple(paths[g, w].tolist())))
-                state, answer = 0, self.respond(context, rest, w)
-                line = self.codec.tokenizer.encode_line(answer)
-                for token in [*line, self.codec.tokenizer.eos_id][:capacity]:
-                    tokens[g, w, count[g, w]] = token
-                    count[g, w] += 1
-                    state = stops[state, token]
-                    if state == len(stops) - 1:
-                        stopped[g, w] = True
-                        break
+                line = self.codec.tokenizer.encode_line(self.respond(context, rest, w))
+                answer = [*line, self.codec.tokenizer.eos_id]
+                count[g, w], stopped[g, w] = written(stops, answer, capacity)
+                tokens[g, w, : count[g, w]] = answer[: count[g, w]]
         return Samples(tokens, count, stopped, np.full(tokens.shape, -0.5))
 
 
@@ -171,23 +167,27 @@ def test_a_solution_without_a_rating_is_neither_best_nor_worst():
     assert state.expansions[0].action == "append" and state.expansions[0].best == 0
 
 
-def test_whole_solutions_are_proposed_and_malformed_ones_counted(codec):
-    good = "\n".join(STEPS)
-    answers = [good, good, "\n".join(STEPS[:2]), good.replace("Step 2", "Step 3")]
-    answers += [good + "\n" + "Step 4: 7*3+1=2"]
-    fake = Fake(codec, 1, lambda context, rest, w: answers[w])
-    made = propose.make_proposer(
-        fake,
+def proposer_of_solutions(slots, codec, width):
+    return propose.make_proposer(
+        slots,
         codec,
         unit="solution",
-        width=5,
+        width=width,
         temperature=1.0,
         top_p=1.0,
         max_tokens=60,
         iteration=1,
         seed=0,
     )
-    proposal = made({0: State(Question("q", PROBLEM))})[0]
+
+
+def test_whole_solutions_are_proposed_and_malformed_ones_counted(codec):
+    good = "\n".join(STEPS)
+    answers = [good, good, "\n".join(STEPS[:2]), good.replace("Step 2", "Step 3")]
+    answers += [good + "\n" + "Step 4: 7*3+1=2"]
+    fake = Fake(codec, 1, lambda context, rest, w: answers[w])
+    proposer = proposer_of_solutions(fake, codec, 5)
+    proposal = proposer({0: State(Question("q", PROBLEM))})[0]
     texts = [(c.text, c.count, c.finished) for c in proposal.candidates]
     assert texts == [(good, 2, True), (answers[4], 1, True)]
     assert proposal.malformed == 2  # no box; a step that is missing
@@ -201,17 +201,7 @@ def test_search_over_solutions_takes_one_expansion(codec):
     good, bad = "\n".join(STEPS), "\n".join((*STEPS[:2], "Step 3: 2*3+1=1; \\boxed{1}"))
     solver = Fake(codec, 2, lambda context, rest, w: (good, bad)[w % 2])
     rater = Fake(codec, 2, lambda c, rest, w: "[[3]]" if "{7}" in rest else "[[2]]")
-    proposer = propose.make_proposer(
-        solver,
-        codec,
-        unit="solution",
-        width=4,
-        temperature=1.0,
-        top_p=1.0,
-        max_tokens=60,
-        iteration=1,
-        seed=0,
-    )
+    proposer = proposer_of_solutions(solver, codec, 4)
     rate = judge.make_judge(
         rater, codec, mode="generate", score="rating", rows=2, **OPTIONS
     )

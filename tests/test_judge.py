@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from helpers import written
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -168,15 +169,10 @@ class FakeSlots:
         tokens, count = np.zeros((*shape, capacity), int), np.zeros(shape, int)
         stopped, used = np.zeros(shape, bool), []
         for g, w, context, question in self._texts(groups, prompts):
-            state = 0
             response = self.respond(context, question)
-            for token in self.codec.tokenizer.encode_line(response)[:capacity]:
-                tokens[g, w, count[g, w]] = token
-                count[g, w] += 1
-                state = stops[state, token]
-                if state == len(stops) - 1:
-                    stopped[g, w] = True
-                    break
+            ids = self.codec.tokenizer.encode_line(response)
+            count[g, w], stopped[g, w] = written(stops, ids, capacity)
+            tokens[g, w, : count[g, w]] = ids[: count[g, w]]
             used.append(tuple(paths[g, w].tolist()))
         self.calls.append((list(groups), used, options | {"capacity": capacity}))
         return Samples(tokens, count, stopped, np.zeros(tokens.shape))

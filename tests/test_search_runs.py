@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from helpers import written
 
 from stepjax import propose
 from stepjax.encode import Codec
@@ -239,13 +240,8 @@ class SolverSlots:
                 continue
             self.paths.append(tuple(paths[g, w].tolist()))
             ids = self._row(g, prompts[g][w], [seed, *paths[g, w].tolist()])
-            state = 0
-            for index, token in enumerate(ids[:capacity]):
-                tokens[g, w, index], count[g, w] = token, index + 1
-                state = stops[state, token]
-                if state == len(stops) - 1:
-                    stopped[g, w] = True
-                    break
+            count[g, w], stopped[g, w] = written(stops, ids, capacity)
+            tokens[g, w, : count[g, w]] = ids[: count[g, w]]
         return Samples(tokens, count, stopped, np.where(tokens > 0, -0.25, 0.0))
 
     def _row(self, slot, prompt, key):

@@ -112,7 +112,13 @@ def scored_logps(model: lm.Decoder, params: Any, rows: forest.Rows) -> jax.Array
     Logits exist only for scored tokens, in float32, in chunks; each comes from the
     hidden state of the token's parent.
     """
-    states = parent_states(model, params, rows)
+    return state_logps(model, params, rows, parent_states(model, params, rows))
+
+
+def state_logps(
+    model: lm.Decoder, params: Any, rows: forest.Rows, states: jax.Array
+) -> jax.Array:
+    """Returns `scored_logps` from the `parent_states` of the same model and rows."""
     targets = jnp.take_along_axis(rows.tokens, rows.scored, 1)
     logps = vocabulary.token_logps(states, lm.unembedding(params), targets, model.mesh)
     return jnp.where(rows.weight > 0, logps, 0.0)

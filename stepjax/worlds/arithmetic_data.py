@@ -221,7 +221,11 @@ def comparison_from(
 
 def _marked(step: str, right: str) -> str:
     """The result digit that a step states, marked "(+)" if the step is right."""
-    return f"{_copied_result(step, right)} {'(+)' if step == right else '(-)'} "
+    return f"{_copied_result(step, right)} {_mark(step, right)} "
+
+
+def _mark(step: str, right: str) -> str:
+    return "(+)" if step == right else "(-)"
 
 
 def _copied_result(step: str, right: str) -> str:
@@ -251,7 +255,7 @@ def rating(id: str, problem: str, rng: random.Random) -> Rating:
     parts = []
     for place, step in enumerate(steps):
         right = world.right_step(problem, steps[:place])
-        mark = " (+) " if step == right else " (-) "
-        parts.append(f"{_copied_result(step, right)} {world.working(right)}{mark}")
+        digit, mark = _copied_result(step, right), _mark(step, right)
+        parts.append(f"{digit} {world.working(right)} {mark} ")
     score = length - len(wrong_at)
     return Rating(id, problem, tuple(steps), score, "Check: " + "".join(parts))
