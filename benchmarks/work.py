@@ -34,6 +34,11 @@ SPECIAL = 8  # the first ids are kept for padding, end of sequence and the like
 PAIRS, CONTEXT, STEP = 4, 192, 64  # one step of dpo_step.py
 PROBLEMS, STEPS, PROMPT, STEP_TOKENS = 4, 8, 170, 60  # one step of trajectories.py
 
+# rollout.py: candidates of 8 problems sampled or scored, and the judgments of a step.
+CONTEXTS, CONTEXT_TOKENS, CANDIDATES, CANDIDATE_TOKENS = 8, 256, 6, 64
+TEMPERATURE, TOP_P = 0.5, 0.95
+JUDGE_CONTEXT, JUDGE_STEP, JUDGE_TEMPLATE, EXPLANATION = 200, 62, 20, 64
+
 
 class Pair(NamedTuple):
     """A preference as token ids."""
@@ -70,20 +75,77 @@ def trajectories(number: int) -> list[list[Pair]]:
     return problems
 
 
+def prompts(number: int) -> list[tuple[int, ...]]:
+    """Returns the contexts of call `number` of sampling or scoring."""
+    rng = np.random.default_rng([2, number])
+    return [_draw(rng, CONTEXT_TOKENS) for _ in range(CONTEXTS)]
+
+
+def candidates(number: int) -> list[list[tuple[int, ...]]]:
+    """Returns the steps to score behind each of `prompts`."""
+    rng = np.random.default_rng([3, number])
+    return [
+        [_draw(rng, CANDIDATE_TOKENS) for _ in range(CANDIDATES)]
+        for _ in range(CONTEXTS)
+    ]
+
+
+def judgments(number: int) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Returns a judge's context, and the question of every ordered pair of candidates.
+
+    A question: a few words, the one step, a few words, the other one, a few words.
+    """
+    rng = np.random.default_rng([4, number])
+    context = _draw(rng, JUDGE_CONTEXT)
+    steps = [_draw(rng, JUDGE_STEP) for _ in range(CANDIDATES)]
+    words = _draw(rng, JUDGE_TEMPLATE)
+    questions = [
+        words[:5] + a + words[5:10] + b + words[10:]
+        for a in steps
+        for b in steps
+        if a != b
+    ]
+    return context, questions
+
+
+def _per_token() -> tuple[float, float, float]:
+    """Returns FLOPs of a token in the layers, of its logits, and of a key it sees."""
+    width, heads = MODEL["hidden_size"], MODEL["num_heads"] * MODEL["head_dim"]
+    kv = MODEL["num_kv_heads"] * MODEL["head_dim"]
+    layer = 2 * width * heads + 2 * width * kv + 3 * width * MODEL["intermediate_size"]
+    layers = MODEL["num_layers"]
+    return 2 * layers * layer, 2 * width * MODEL["vocab_size"], 4 * layers * heads
+
+
+def behind_context_flops(
+    contexts: int, length: int, rows: int, fed: int, made: int
+) -> float:
+    """Returns the least arithmetic of rows of tokens behind shared contexts.
+
+    Each context once, logits of `made` tokens of a row only, attention to earlier
+    tokens only.
+
+    Args:
+      contexts: number of contexts.
+      length: tokens of each.
+      rows: rows behind each.
+      fed: tokens of a row that go through the layers.
+      made: tokens of a row that need logits.
+    """
+    body, head, key = _per_token()
+    context = body * length + key * length * (length + 1) / 2
+    row = body * fed + key * (fed * length + fed * (fed + 1) / 2) + head * made
+    return contexts * (context + rows * row)
+
+
 def least_flops() -> float:
     """Returns the least arithmetic of one step of dpo_step.py.
 
     Policy forward and backward and reference forward, the context once a pair, logits
     of scored tokens only, attention to earlier tokens only.
     """
-    width, heads = MODEL["hidden_size"], MODEL["num_heads"] * MODEL["head_dim"]
-    kv = MODEL["num_kv_heads"] * MODEL["head_dim"]
-    layer = 2 * width * heads + 2 * width * kv + 3 * width * MODEL["intermediate_size"]
-    seen = CONTEXT * (CONTEXT + 1) / 2
-    seen += 2 * (STEP * CONTEXT + STEP * (STEP + 1) / 2)
-    body = MODEL["num_layers"] * (2 * layer * (CONTEXT + 2 * STEP) + 4 * heads * seen)
-    head = 2 * width * MODEL["vocab_size"] * 2 * STEP
-    return 4 * PAIRS * (body + head)
+    each = behind_context_flops(1, CONTEXT, 2, STEP, STEP)
+    return 4 * PAIRS * each
 
 
 def _cpu_seconds() -> float:

@@ -316,7 +316,7 @@ class Sampling(NamedTuple):
 
     def extend(self, name, contexts, beside) -> Program:
         """Returns the program that computes contexts, of full length."""
-        slots, capacity = self.slots, contexts.key.shape[2]
+        slots, capacity = self.slots, contexts.key.shape[3]
         params = _params(self.model, self.model.config.dtype)
         lengths, tokens = self._shape(slots), self._shape(slots, capacity)
         arguments = params, contexts, lengths, lengths, tokens, lengths
@@ -328,7 +328,7 @@ class Sampling(NamedTuple):
 
     def sample(self, name, contexts, width, fed, new, beside) -> Program:
         """Returns the program that samples; FLOPs and bytes are those of one turn."""
-        slots, capacity = self.slots, contexts.key.shape[2]
+        slots, capacity = self.slots, contexts.key.shape[3]
         params = _params(self.model, self.model.config.dtype)
         scalar = functools.partial(self._shape, split=False)
         lengths, rows = self._shape(slots), self._shape(slots, width)

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
-from stepjax.lm import generate, sharding
+from stepjax.lm import draws, generate, sharding
 from stepjax.lm import model as lm
 from stepjax.lm.slots import Slots
 from stepjax.lm.stops import compile_stops
@@ -18,11 +18,21 @@ MODEL = lm.Decoder(lm.ModelConfig(PADDED, 32, 2, 4, 2, 8, 48))
 TOKEN_BYTES = [bytes([40 + token]) for token in range(VOCAB)]
 # As many states as a table of one stop string of two bytes, so of the same shape.
 NO_STOPS = np.array([[0], [0], [2]]) + np.zeros((3, VOCAB), np.int32)
-nucleus, draw = jax.jit(generate.nucleus), jax.jit(generate.draw)
-row_keys = jax.jit(generate.row_keys)
+draw, row_keys = jax.jit(draws.draw), jax.jit(draws.row_keys)
 
 
 # The nucleus.
+
+
+@jax.jit
+def nucleus(probabilities, top_p):
+    """Which tokens are in the nucleus, [..., V], asked token by token."""
+    size = probabilities.shape[-1]
+    every = jnp.broadcast_to(
+        jnp.arange(size), (*probabilities.shape[:-1], size)
+    )  # [..., V]
+    above = jax.vmap(draws.mass_above, (None, -1), -1)(probabilities, every)
+    return ((above < top_p) | (top_p >= 1)) & (probabilities > 0)
 
 
 def exact_nucleus(row, top_p):
@@ -58,13 +68,6 @@ def test_nucleus_of_everything():
     flat /= flat.sum(-1, keepdims=True)
     kept = np.asarray(nucleus(jnp.asarray(flat), 1.0))
     np.testing.assert_array_equal(kept, flat > 0)
-    # Of a steep one, no more than rounding is left out.
-    steep = np.asarray(jax.nn.softmax(jnp.asarray(rng.normal(0, 6, (8, 200)))))
-    kept = np.asarray(nucleus(jnp.asarray(steep), 1.0))
-    assert np.where(kept, 0, steep).astype(np.float64).sum(-1).max() < 2e-6
-    assert (
-        steep.max(-1, where=~kept, initial=0) < steep.min(-1, where=kept, initial=1)
-    ).all()
 
 
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 1.0])
@@ -97,31 +100,59 @@ def test_temperature_zero_is_argmax():
     logits = rng.normal(0, 3, (500, 30)).astype(np.float32)
     logits[:, 4] = -np.inf
     logits[7, [3, 9]] = 50.0  # equal: the first
-    uniform = rng.random(500).astype(np.float32)
+    keys = jax.random.split(jax.random.key(1), 500)
     for top_p in (0.3, 1.0):
-        drawn = draw(jnp.asarray(logits), jnp.asarray(uniform), 0.0, top_p)
+        drawn = draw(jnp.asarray(logits), keys, 0.0, top_p)
         assert drawn.dtype == jnp.int32
         np.testing.assert_array_equal(drawn, logits.argmax(-1))
     assert drawn[7] == 3
 
 
+@pytest.mark.parametrize("size", [50, 128, 300])
 @pytest.mark.parametrize("uniform", [0.0, 0.5, float(np.float32(1 - 2**-24))])
-def test_extreme_numbers_stay_inside_the_nucleus(uniform):
+def test_extreme_numbers_pick_what_has_a_weight(uniform, size):
     rng = np.random.default_rng(2)
-    logits = rng.normal(0, 2, (400, 50)).astype(np.float32)
-    logits[:, [0, 49]] = -np.inf
+    weights = rng.gamma(0.1, size=(400, size)).astype(np.float32)
+    weights[rng.random(weights.shape) < 0.5] = 0
+    weights[:, [0, -1]] = 0
+    weights[np.arange(400), rng.integers(1, size - 1, 400)] = 1  # never all 0
     numbers = jnp.full(400, uniform, jnp.float32)
-    drawn = np.asarray(draw(jnp.asarray(logits), numbers, 0.8, 0.7))
-    probabilities = jax.nn.softmax(jnp.asarray(logits) / 0.8)
-    kept = np.asarray(nucleus(probabilities, 0.7))
-    assert kept[np.arange(400), drawn].all()
-    first, last = kept.argmax(-1), 49 - kept[:, ::-1].argmax(-1)
+    drawn = np.asarray(jax.jit(draws.pick)(jnp.asarray(weights), numbers))
+    positive = weights > 0
+    assert positive[np.arange(400), drawn].all()
     if uniform == 0.0:
-        np.testing.assert_array_equal(drawn, first)
-    if uniform > 0.9:
-        # Where the sum rounds up to its end, the most probable one is drawn.
-        assert ((drawn == last) | (drawn == logits.argmax(-1))).all()
-        assert (drawn == last).mean() > 0.5
+        np.testing.assert_array_equal(drawn, positive.argmax(-1))
+    wide = weights.astype(np.float64)
+    share = np.cumsum(wide, -1)[np.arange(400), drawn] / wide.sum(-1)
+    own = wide[np.arange(400), drawn] / wide.sum(-1)
+    assert (share > uniform - 1e-6).all() and (share - own < uniform + 1e-6).all()
+
+
+@pytest.mark.parametrize("top_p", [0.02, 0.5, 0.9, 1.0])
+def test_draws_are_of_the_nucleus_and_all_of_it_is_drawn(top_p):
+    logits = np.random.default_rng(7).normal(0, 1.5, 300).astype(np.float32)
+    logits[[0, 299]] = -np.inf
+    keys = jax.random.split(jax.random.key(3), 20000)
+    rows = jnp.broadcast_to(logits, (20000, 300))
+    counts = np.bincount(draw(rows, keys, 0.8, top_p), minlength=300)
+    wide = np.exp(logits.astype(np.float64) / 0.8)
+    wide /= wide.sum()
+    expected = np.where(exact_nucleus(wide, top_p), wide, 0)
+    expected *= 20000 / expected.sum()
+    assert counts[expected == 0].sum() == 0
+    often = expected > 20
+    assert (counts[often] > 0).all()
+    rest = expected[~often].sum()
+    seen = np.append(counts[often], counts[~often].sum())
+    wanted = np.append(expected[often], rest)
+    seen, wanted = seen[wanted > 0], wanted[wanted > 0]
+    assert len(wanted) == 1 or stats.chisquare(seen, wanted).pvalue > 1e-4
+
+
+def test_a_row_without_numbers_ends():
+    keys = jax.random.split(jax.random.key(3), 2)
+    rows = jnp.asarray([[1.0, 2.0, 3.0], [jnp.nan] * 3])
+    assert ((draw(rows, keys, 0.8, 0.5) >= 0) & (draw(rows, keys, 0.8, 0.5) < 3)).all()
 
 
 def exact_distribution(logits, temperature, top_p):
@@ -146,9 +177,8 @@ def test_draws_follow_the_exact_nucleus_distribution():
     logits = np.random.default_rng(4).normal(0, 1.2, 32).astype(np.float32)
     paths = jnp.stack(jnp.indices((2, 10, 1000)), -1).astype(jnp.uint32)
     keys = row_keys(jnp.uint32(5), paths).reshape(-1)
-    uniform = jax.jit(jax.vmap(jax.random.uniform))(keys)
     rows = jnp.broadcast_to(logits, (20000, 32))
-    drawn = np.asarray(draw(rows, uniform, 0.7, 0.9))
+    drawn = np.asarray(draw(rows, keys, 0.7, 0.9))
     expected = exact_distribution(logits, 0.7, 0.9)
     check_distribution(drawn, expected)
     # The test would see another temperature.

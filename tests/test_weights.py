@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from stepjax.lm import cached as caching
 from stepjax.lm import export, weights
 from stepjax.lm import model as model_lib
 
@@ -162,18 +163,16 @@ def test_cached_decoding_equals_the_full_forward(name):
     start = prefix_size - prefix_length
 
     def empty(width, size):  # garbage that the masks must hide
-        shape = (3, groups, width, size, config.num_kv_heads, config.head_dim)
+        shape = (3, groups, config.num_kv_heads, width, size, config.head_dim)
         return model_lib.KeyValues(*jnp.full((2, *shape), 9.0))
 
     @jax.jit
     def step(params, tokens, position, cached):
-        hidden, cache = model_lib.Decoder(config).apply(
-            {"params": params}, tokens, position, None, cached
-        )
+        hidden, cache = caching.run(config, params, tokens, position, cached)
         return model_lib.logits(params, hidden), cache
 
-    nothing = model_lib.KeyValues(*(x[:, :, 0] for x in empty(1, 1)))
-    cached = model_lib.Cached(
+    nothing = model_lib.KeyValues(*(x[:, :, :, 0] for x in empty(1, 1)))
+    cached = caching.Cached(
         context=nothing,
         context_length=jnp.zeros(groups, jnp.int32),
         suffix=empty(1, context_size),
@@ -182,8 +181,8 @@ def test_cached_decoding_equals_the_full_forward(name):
     )
     position = np.tile(np.arange(context_size), (groups, 1, 1))
     on_context, cache = step(params, context[:, None], position, cached)
-    cached = model_lib.Cached(
-        context=model_lib.KeyValues(*(x[:, :, 0] for x in cache)),
+    cached = caching.Cached(
+        context=model_lib.KeyValues(*(x[:, :, :, 0] for x in cache)),
         context_length=jnp.asarray(context_length, jnp.int32),
         suffix=empty(width, prefix_size + more + 1),
         start=jnp.asarray(start, jnp.int32),

@@ -238,8 +238,8 @@ def cached_attention(
 
     Args:
       query: [G, W, T, H, D].
-      context: keys and values, each [G, C, K, D].
-      suffix: keys and values, each [G, W, S, K, D].
+      context: keys and values, each [G, K, C, D].
+      suffix: keys and values, each [G, K, W, S, D].
       context_mask: [G, C] bool.
       suffix_mask: [G, W, T, S] bool.
 
@@ -269,31 +269,46 @@ def cached_attention(
 
 def _attend_cached(context, suffix, context_mask, query, suffix_mask):
     groups, width, length, heads, size = query.shape
-    kv_heads = suffix[0].shape[3]
-    shape = (groups, width, length, kv_heads, heads // kv_heads, size)
-    query = query.reshape(shape)
-    scale = 1.0 / math.sqrt(size)
+    kv_heads = suffix[0].shape[1]
+    shared = heads // kv_heads  # J, query heads that read one key
+    query = query.reshape(groups, width, length, kv_heads, shared, size)
+    query = query.transpose(0, 3, 1, 2, 4, 5)  # [G, K, W, T, J, D]
+    flat = groups, kv_heads, width * length * shared, size
     on_context = jnp.einsum(
-        "gwtkhd,gckd->gwkhtc", query, context[0], preferred_element_type=jnp.float32
+        "gkqd,gkcd->gkqc",
+        query.reshape(flat),
+        context[0],
+        preferred_element_type=jnp.float32,
     )
+    # Keys times queries, not the other way round: XLA for CPU is 4 times faster at it.
     on_suffix = jnp.einsum(
-        "gwtkhd,gwskd->gwkhts", query, suffix[0], preferred_element_type=jnp.float32
-    )
-    on_context = jnp.where(
-        context_mask[:, None, None, None, None, :], on_context * scale, _MASKED
-    )
-    on_suffix = jnp.where(
-        suffix_mask[:, :, None, None, :, :], on_suffix * scale, _MASKED
-    )
+        "gkwsd,gkwqd->gkwsq",
+        suffix[0],
+        query.reshape(groups, kv_heads, width, length * shared, size),
+        preferred_element_type=jnp.float32,
+    ).swapaxes(3, 4)
+    scale = 1.0 / math.sqrt(size)
+    shape = groups, kv_heads, width, length, shared
+    on_context = (on_context * scale).reshape(*shape, -1)
+    on_suffix = (on_suffix * scale).reshape(*shape, -1)
+    on_context = jnp.where(context_mask[:, None, None, None, None], on_context, _MASKED)
+    on_suffix = jnp.where(suffix_mask[:, None, :, :, None], on_suffix, _MASKED)
     highest = jnp.maximum(
         on_context.max(-1, keepdims=True), on_suffix.max(-1, keepdims=True)
     )
     on_context = jnp.exp(on_context - highest)
     on_suffix = jnp.exp(on_suffix - highest)
-    total = on_context.sum(-1) + on_suffix.sum(-1)  # [G, W, K, H/K, T]
+    total = on_context.sum(-1) + on_suffix.sum(-1)  # [G, K, W, T, J]
     dtype = suffix[1].dtype
-    out = jnp.einsum("gwkhtc,gckd->gwtkhd", on_context.astype(dtype), context[1])
-    out += jnp.einsum("gwkhts,gwskd->gwtkhd", on_suffix.astype(dtype), suffix[1])
-    total = jnp.moveaxis(total, 4, 2)[..., None]  # [G, W, T, K, H/K, 1]
-    out = (out / total.astype(jnp.float32)).astype(query.dtype)
+    out = jnp.einsum(
+        "gkqc,gkcd->gkqd",
+        on_context.astype(dtype).reshape(*flat[:3], -1),
+        context[1],
+    ).reshape(*shape, size)
+    out += jnp.einsum(
+        "gkwqs,gkwsd->gkwqd",
+        on_suffix.astype(dtype).reshape(*shape[:3], length * shared, -1),
+        suffix[1],
+    ).reshape(*shape, size)
+    out = (out / total[..., None]).astype(query.dtype).transpose(0, 2, 3, 1, 4, 5)
     return out.reshape(groups, width, length, heads, size)

@@ -97,24 +97,6 @@ class KeyValues(NamedTuple):
     value: jax.Array
 
 
-class Cached(NamedTuple):
-    """What a cached call reads besides its tokens.
-
-    Attributes:
-      context: shared contexts, [L, G, C, K, D] each.
-      context_length: valid keys of each context, [G] int32.
-      suffix: own suffixes, [L, G, W, S, K, D] each; written at `offset`.
-      start: first valid suffix index of each row, [G, W] int32 (left padding).
-      offset: suffix index of the first token fed, scalar int32.
-    """
-
-    context: KeyValues
-    context_length: jax.Array
-    suffix: KeyValues
-    start: jax.Array
-    offset: jax.Array
-
-
 def _normal(std: float, *axes: str):
     return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
 
@@ -146,7 +128,7 @@ class Block(nn.Module):
 
         Args:
           carry: (hidden [..., T, E], suffix KeyValues or None, layer index).
-          context: this layer's context (key, value), [G, C, K, D] each, or None.
+          context: this layer's context (key, value), [G, K, C, D] each, or None.
           shared: (sin, cos, sight, offset), the same for every layer; `sight` is
             the rows' subtree ends, or the masks of `attention.cached_attention`.
 
@@ -171,10 +153,13 @@ class Block(nn.Module):
                 query, key, value, sight, kind=kind, mesh=self.mesh
             )
         else:
-            at = (layer, 0, 0, offset, 0, 0)
-            suffix = KeyValues(
-                jax.lax.dynamic_update_slice(suffix.key, key[None], at),
-                jax.lax.dynamic_update_slice(suffix.value, value[None], at),
+            at = (layer, 0, 0, 0, offset, 0)
+            suffix = jax.tree.map(
+                lambda cache, new: jax.lax.dynamic_update_slice(
+                    cache, new.transpose(0, 3, 1, 2, 4)[None], at
+                ),
+                suffix,
+                KeyValues(key, value),
             )
             own = (suffix.key[layer], suffix.value[layer])
             mixed = attention.cached_attention(query, context, own, *sight)
@@ -260,26 +245,19 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        tokens: jax.Array,
-        position: jax.Array,
-        subtree_end: jax.Array | None = None,
-        cached: Cached | None = None,
-    ):
-        """Runs the decoder on forest rows, or on suffixes behind cached contexts.
+        self, tokens: jax.Array, position: jax.Array, subtree_end: jax.Array
+    ) -> jax.Array:
+        """Runs the decoder on forest rows.
 
         Args:
-          tokens: [B, T] int32 (forest rows) or [G, W, T] int32 (cached).
-          position: depth of each token on its own path, same shape.
-          subtree_end: [B, T] int32 for forest rows; None with `cached`.
-          cached: contexts and suffix caches; None for forest rows.
+          tokens: [B, T] int32.
+          position: depth of each token on its own path, [B, T] int32.
+          subtree_end: first index after the subtree of each token, [B, T] int32.
 
         Returns:
-          Hidden states after the last norm, tokens.shape + [E]; with `cached` a
-          pair of them and the suffix caches with these tokens written.
+          Hidden states after the last norm, [B, T, E].
         """
         config = self.config
-        dtype = jnp.dtype(config.dtype)
         embedding = self.param(
             "embedding",
             _normal(config.embedding_std, "vocab", "embed"),
@@ -291,21 +269,9 @@ class Decoder(nn.Module):
                 _normal(config.init_std, "vocab", "embed"),
                 (config.vocab_size, config.hidden_size),
             )
-        mesh = self.mesh if cached is None else None
-        hidden = vocabulary.embed(embedding, tokens, dtype, mesh)
-        hidden = _spread(hidden, mesh)
-        scaling = dict(config.rope_scaling) if config.rope_scaling else None
-        frequency = attention.rope_frequencies(
-            config.head_dim, config.rope_theta, scaling
-        )
-        angle = position[..., None].astype(jnp.float32) * frequency
-        if cached is None:
-            context, suffix, offset = None, None, None
-            sight = subtree_end
-        else:
-            context, suffix, offset = cached.context, cached.suffix, cached.offset
-            sight = _cached_masks(cached, tokens.shape[-1])
-        shared = (jnp.sin(angle), jnp.cos(angle), sight, offset)
+        hidden = vocabulary.embed(embedding, tokens, config.dtype, self.mesh)
+        hidden = _spread(hidden, self.mesh)
+        shared = (*rotations(config, position), subtree_end, None)
         block = Block
         if config.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
@@ -315,24 +281,26 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=config.num_layers,
-            unroll=_UNROLLED if config.num_layers <= _UNROLLED else 1,
+            unroll=unroll(config),
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, mesh, name="layers")
-        carry = (hidden, suffix, jnp.zeros((), jnp.int32))
-        (hidden, suffix, _), _ = layers(carry, context, shared)
+        )(config, self.mesh, name="layers")
+        carry = (hidden, None, jnp.zeros((), jnp.int32))
+        (hidden, _, _), _ = layers(carry, None, shared)
         hidden = RMSNorm(config.rms_norm_eps, name="final_norm")(hidden)
-        hidden = _whole(hidden, mesh)
-        return hidden if cached is None else (hidden, suffix)
+        return _whole(hidden, self.mesh)
 
 
-def _cached_masks(cached: Cached, length: int) -> tuple[jax.Array, jax.Array]:
-    capacity = cached.context.key.shape[2]
-    context_mask = jnp.arange(capacity) < cached.context_length[:, None]  # [G, C]
-    key = jnp.arange(cached.suffix.key.shape[3])
-    query = cached.offset + jnp.arange(length)
-    seen = key[None, :] <= query[:, None]  # [T, S]
-    suffix_mask = seen & (key >= cached.start[..., None])[:, :, None, :]
-    return context_mask, suffix_mask  # [G, C], [G, W, T, S]
+def unroll(config: ModelConfig) -> int:
+    """Returns how many layers of the scan over layers are one turn."""
+    return _UNROLLED if config.num_layers <= _UNROLLED else 1
+
+
+def rotations(config: ModelConfig, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns (sin, cos) of rotary positions [...], [..., D / 2] float32 each."""
+    scaling = dict(config.rope_scaling) if config.rope_scaling else None
+    frequency = attention.rope_frequencies(config.head_dim, config.rope_theta, scaling)
+    angle = position[..., None].astype(jnp.float32) * frequency
+    return jnp.sin(angle), jnp.cos(angle)
 
 
 def unembedding(params: Any) -> jax.Array:

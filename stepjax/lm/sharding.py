@@ -139,8 +139,8 @@ def split_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def split_caches(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of key and value caches, [L, slots, C, K, D]."""
-    return NamedSharding(mesh, PartitionSpec(None, ROWS, None, "tensor"))
+    """Returns the sharding of key and value caches, [L, slots, K, C, D]."""
+    return NamedSharding(mesh, PartitionSpec(None, ROWS, "tensor"))
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, *axes) -> jax.Array:

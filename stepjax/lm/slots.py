@@ -204,7 +204,7 @@ class Slots:
     ) -> np.ndarray:
         """Returns log-probabilities of the rows' last tokens, [G, W]; see `score`."""
         count, lengths, slots, rows, start, _ = self._lay_out(
-            groups, rows, group_multiple
+            groups, rows, group_multiple, beyond=1
         )
         padded = np.zeros((len(rows), scored.shape[1]), np.int32)
         padded[:count] = scored
@@ -213,21 +213,27 @@ class Slots:
             self.params,
             self.contexts,
             *map(self.put, (slots, lengths, rows, start, padded)),
-            np.int32(vocab),
+            vocab=vocab,
             bucket=self._bucket(lengths),
             last=int(padded.max()),
         )
         return np.asarray(out)[:count]
 
-    def _lay_out(self, groups, prompts, group_multiple):
-        """Lays ragged prompts out as [G, W, T], left-padded, G and T in buckets."""
+    def _lay_out(self, groups, prompts, group_multiple, beyond=0):
+        """Lays ragged prompts out as [G, W, T], left-padded, G and T in buckets.
+
+        The last `beyond` tokens of a prompt are not fed: the bucket is of the others.
+        """
         count = len(prompts)
         order = range(count) if groups is None else groups
         multiple = math.lcm(group_multiple, self._multiple)
         total = count if groups is None else forest.bucket(count, multiple)
         width = len(prompts[0])
         longest = max((len(row) for group in prompts for row in group), default=1)
-        length = 1 if longest <= 1 else forest.bucket(longest, _PROMPT_BUCKET)
+        length = max(1, longest - beyond)
+        length = beyond + (
+            length if length == 1 else forest.bucket(length, _PROMPT_BUCKET)
+        )
         rows = np.zeros((total, width, length), np.int32)
         start = np.zeros((total, width), np.int32)
         active = np.zeros((total, width), bool)

@@ -1,0 +1,86 @@
+"""Sampling, scoring and judging with stepjax: rollout_stepjax.py WEIGHTS LAYOUT.
+
+WEIGHTS is a Hugging Face directory for the other programs to read; it is written when
+it does not exist. LAYOUT is sample, score or judge, see work.py.
+"""
+
+import pathlib
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import work
+
+from stepjax.lm import export, sharding, train
+from stepjax.lm import model as lm
+from stepjax.lm.slots import Slots
+
+CONFIG = lm.ModelConfig(**work.MODEL)
+VOCAB = CONFIG.vocab_size
+NO_STOPS = np.repeat([[0], [1]], VOCAB, axis=1).astype(np.int32)
+
+
+def sampler(slots: Slots, budget: int, temperature: float, top_p: float):
+    """Returns a function that samples rows behind slots: as the search does it."""
+    table = jnp.asarray(NO_STOPS)
+
+    def sample(groups, rows, number):
+        shape = (len(rows), len(rows[0]))
+        out = slots.sample(
+            groups,
+            rows,
+            np.stack(np.indices(shape), -1).astype(np.uint32),
+            seed=number,
+            temperature=temperature,
+            top_p=top_p,
+            stops=table,
+            vocab=VOCAB,
+            budget=budget,
+            capacity=budget,
+        )
+        assert out.tokens.shape == (*shape, budget) and (out.count == budget).all()
+        return out.tokens
+
+    return sample
+
+
+def main(directory: str, layout: str) -> None:
+    """Prepares the work and serves it."""
+    mesh = sharding.host_mesh(1)
+    model = lm.Decoder(CONFIG, mesh)
+    params = train.init_params(model, mesh, seed=0)
+    if not pathlib.Path(directory).exists():
+        export.save_hf(params, CONFIG, directory)
+    if layout == "judge":
+        slots = Slots(model, params, mesh, 1, work.JUDGE_CONTEXT)
+        sample = sampler(slots, work.EXPLANATION, 0.0, 1.0)
+
+        def step(number):
+            context, questions = work.judgments(number)
+            slots.hold({0: context})
+            tokens = sample([0], [questions], number)
+            return {"rows": tokens[0].tolist()}
+
+        return work.serve(step)
+    slots = Slots(model, params, mesh, work.CONTEXTS, work.CONTEXT_TOKENS)
+    sample = sampler(slots, work.CANDIDATE_TOKENS, work.TEMPERATURE, work.TOP_P)
+
+    def step(number):
+        prompts = work.prompts(number)
+        slots.hold({slot: ids[:-1] for slot, ids in enumerate(prompts)})
+        if layout == "sample":
+            sample(None, [[ids[-1:]] * work.CANDIDATES for ids in prompts], number)
+            return {}
+        rows = [
+            [ids[-1:] + one for one in ones]
+            for ids, ones in zip(prompts, work.candidates(number), strict=True)
+        ]
+        scored = np.full((work.CONTEXTS, work.CANDIDATES), work.CANDIDATE_TOKENS)
+        logps = slots.score(range(work.CONTEXTS), rows, scored, vocab=VOCAB)
+        return {"rows": logps.ravel().tolist()}
+
+    return work.serve(step)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
