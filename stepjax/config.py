@@ -103,6 +103,8 @@ def default() -> ml_collections.ConfigDict:
     judge.by = "self"  # (paper); controls: "random" coins, "oracle" (reads the gold)
     judge.score = "sum"  # reading of equation 2: "sum", "consistent", "single"; or
     # "rating": every candidate alone (arXiv 2401.10020)
+    judge.schedule = "full"  # which pairs are judged: all (paper), or a partial
+    # tournament, "knockout" or "swiss"
     judge.temperature = 0.0  # of the explanation
     judge.top_p = 1.0
     judge.max_tokens = 512  # of explanation and verdict

@@ -14,7 +14,17 @@ from typing import Any
 import jax
 import ml_collections
 
-from stepjax import dpo, forest, prepare, propose, records, rundir, search, sft
+from stepjax import (
+    dpo,
+    forest,
+    prepare,
+    propose,
+    records,
+    rundir,
+    schedules,
+    search,
+    sft,
+)
 from stepjax import judge as judging
 from stepjax import pairs as preferences
 from stepjax.encode import Codec
@@ -289,6 +299,8 @@ class Engine:
             judged = self.open_slots(params, self.config.judge.context_tokens)
             judge = self.own_judge(judged, self.config.judge.rows)
             caches.append(judged)
+        schedule = self.config.judge.schedule
+        judge = schedules.scheduled(judge, schedule, score, seed)
         proposer = propose.make_proposer(
             solving,
             self.codec,

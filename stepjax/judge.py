@@ -118,10 +118,12 @@ def shared_context(
 
 def win_counts(
     count: int, verdicts: Sequence[Verdict], score: str
-) -> list[int] | list[int | None]:
+) -> list[float] | list[int | None]:
     """Returns Score_i of each candidate (equation 2, read as `score` says).
 
-    In the reading ``rating`` it is the candidate's rating, None when unparsed.
+    In the reading ``rating`` it is the candidate's rating, None when unparsed. When not
+    all pairs were asked (`stepjax.schedules`), it is what the count would be if all
+    other comparisons had gone like the asked ones.
 
     Args:
       count: number of candidates.
@@ -144,7 +146,13 @@ def win_counts(
             wins[verdict.b, verdict.a] += 1
     if score == "consistent":
         wins = wins == 2
-    return [int(n) for n in wins.sum(1)]
+    met = np.zeros((count, count), bool)
+    for verdict in verdicts:
+        met[verdict.a, verdict.b] = met[verdict.b, verdict.a] = True
+    played = met.sum(1)
+    if (played == count - 1).all():
+        return [int(n) for n in wins.sum(1)]
+    return [float(n) for n in wins.sum(1) * (count - 1) / np.maximum(played, 1)]
 
 
 def position_flips(verdicts: Sequence[Verdict]) -> tuple[int, int]:

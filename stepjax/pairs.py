@@ -53,7 +53,7 @@ class Pair:
     rejected_ids: list[int]
     chosen: str
     rejected: str
-    scores: list[int | None]
+    scores: list[float | None]
     counts: list[int]
     candidates: list[str]
     best: int

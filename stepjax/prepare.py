@@ -20,6 +20,7 @@ from stepjax.lm import hf_config, hosts, sharding, tokenizer, train
 from stepjax.lm import model as lm
 from stepjax.prompts import Templates
 from stepjax.propose import UNITS
+from stepjax.schedules import SCHEDULES
 from stepjax.search import ON_TIE
 from stepjax.worlds import arithmetic, arithmetic_data
 
@@ -39,6 +40,7 @@ _CHOICES = {
     "judge.by": JUDGES,
     "judge.mode": MODES,
     "judge.score": SCORES,
+    "judge.schedule": tuple(SCHEDULES),
 }
 _LEAST = {
     "seed": 0,
@@ -125,6 +127,12 @@ def _rules_of_controls(config: ml_collections.ConfigDict) -> list[tuple]:
             judge.score,
             "'rating' with search.unit='solution', and only then",
             rated == whole,
+        ),
+        (
+            "judge.schedule",
+            judge.schedule,
+            "'full' with judge.score='rating'",
+            judge.schedule == "full" or not rated,
         ),
         (
             "judge.by",

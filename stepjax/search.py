@@ -65,7 +65,7 @@ class Expansion:
     candidates: tuple[Candidate, ...]
     malformed: int
     verdicts: tuple[Verdict, ...]
-    scores: tuple[int | None, ...]
+    scores: tuple[float | None, ...]
     best: int | None
     worst: int | None
     action: str
@@ -104,7 +104,7 @@ Propose = Callable[[Mapping[int, State]], dict[int, Proposal]]
 
 
 def best_and_worst(
-    candidates: Sequence[Candidate], scores: Sequence[int | None]
+    candidates: Sequence[Candidate], scores: Sequence[float | None]
 ) -> tuple[int, int]:
     """Returns the indices of the best and the worst candidate.
 

@@ -60,8 +60,9 @@ TABLES = [
     ("01- 10-", 2, [0, 0], [0, 0]),
     ("", 1, [0], [0]),
     ("", 0, [], []),
-    # Four candidates: 0 and 3 are equal by sum, 0 is ahead by consistency.
-    ("01A 10B 02A 20B 03B 30A 13B 31B 23B 32B", 4, [4, 1, 1, 4], [2, 0, 0, 1]),
+    # Four candidates: 0 and 3 are equal by sum, 0 is ahead by consistency. 1 and 2
+    # never met: each won one of four calls against two others, so 1.5 of six.
+    ("01A 10B 02A 20B 03B 30A 13B 31B 23B 32B", 4, [4, 1.5, 1.5, 4], [2, 0, 0, 1]),
 ]
 
 

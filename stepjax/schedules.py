@@ -1,0 +1,132 @@
+"""Partial tournaments: the best and the worst candidate from fewer judgments.
+
+The paper judges all pairs of candidates, n (n - 1) calls in both orders (``full``).
+The other two ask in rounds, each from the results of the ones before:
+
+  ``knockout``: who loses leaves; the first-round losers play on for the last place,
+    where who wins leaves. The best has won all its matches, the worst has lost all.
+  ``swiss``: ceil(log2 n) rounds between candidates of like scores that have not met.
+
+A schedule is a generator: it yields the matches of a round, (i, j) with i < j or not,
+and is sent the winner of each.
+"""
+
+import math
+from collections.abc import Generator, Sequence
+
+import numpy as np
+
+from stepjax.judge import Judge, Request, Verdict, win_counts
+
+Schedule = Generator[list[tuple[int, int]], list[int], None]
+
+
+def knockout(count: int) -> Schedule:
+    """Yields the rounds of two brackets, one for the best and one for the worst."""
+    upper, lower, played = list(range(count)), [], set()
+    while len(upper) > 1 or len(lower) > 1:
+        above, below = _neighbours(upper), _neighbours(lower)
+        winners = yield above + below
+        lost = [_other(m, w) for m, w in zip(above + below, winners, strict=True)]
+        upper = winners[: len(above)] + upper[2 * len(above) :]
+        lower = lost[len(above) :] + lower[2 * len(below) :]
+        lower += [i for i in lost[: len(above)] if i not in played]
+        played |= {i for match in above for i in match}
+
+
+def swiss(count: int) -> Schedule:
+    """Yields rounds between candidates of like scores; an odd one out rests once."""
+    points, met, rested = [0] * count, set(), set()
+    for _ in range(math.ceil(math.log2(count)) if count > 1 else 0):
+        order = sorted(range(count), key=lambda i: (-points[i], i))
+        if count % 2:
+            rests = next(i for i in reversed(order) if i not in rested)
+            rested.add(rests)
+            order.remove(rests)
+        matches = []
+        while order:
+            first = order.pop(0)
+            fresh = [i for i in order if frozenset((first, i)) not in met]
+            if fresh:  # or it has met all that are left, and rests
+                order.remove(fresh[0])
+                matches.append((first, fresh[0]))
+        met |= {frozenset(match) for match in matches}
+        for winner in (yield matches):
+            points[winner] += 1
+
+
+SCHEDULES = {"full": None, "knockout": knockout, "swiss": swiss}
+
+
+def _neighbours(row: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(row[::2], row[1::2], strict=False))
+
+
+def _other(match: tuple[int, int], one: int) -> int:
+    return match[0] if match[1] == one else match[1]
+
+
+def scheduled(judge: Judge, schedule: str, score: str, seed: int) -> Judge:
+    """Returns a judge that asks as a schedule says where it is not told what to ask.
+
+    Args:
+      judge: from `stepjax.judge`.
+      schedule: one of `SCHEDULES`.
+      score: reading of equation 2: both orders of a match, or one drawn by key.
+      seed: base seed.
+
+    Raises:
+      ValueError: for an unknown schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"judge.schedule={schedule!r}; expected one of {tuple(SCHEDULES)}."
+        )
+    if schedule == "full":
+        return judge
+
+    def by_rounds(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
+        if calls is not None:
+            return judge(requests, calls)
+        plays = [SCHEDULES[schedule](len(r.candidates)) for r in requests]
+        verdicts: list[list[Verdict]] = [[] for _ in requests]
+        rounds = [_next(play, None) for play in plays]
+        while any(rounds):
+            asked = [
+                [call for match in matches for call in _orders(match, request)]
+                for request, matches in zip(requests, rounds, strict=True)
+            ]
+            for number, answers in enumerate(judge(requests, asked)):
+                verdicts[number] += answers
+                if rounds[number]:
+                    winners = [_winner(m, answers, score) for m in rounds[number]]
+                    rounds[number] = _next(plays[number], winners)
+        return verdicts
+
+    def _orders(match: tuple[int, int], request: Request) -> list[tuple[int, int]]:
+        both = [match, match[::-1]]
+        if score != "single":
+            return both
+        coin = np.random.default_rng([seed, *request.path, *sorted(match)]).random()
+        return [both[coin < 0.5]]
+
+    return by_rounds
+
+
+def _next(play: Schedule, winners: list[int] | None) -> list[tuple[int, int]]:
+    try:
+        return play.send(winners)
+    except StopIteration:
+        return []
+
+
+def _winner(match: tuple[int, int], verdicts: Sequence[Verdict], score: str) -> int:
+    """Returns who won; without a preference it is the candidate sampled first."""
+    names = {name: place for place, name in enumerate(sorted(match))}
+    own = [
+        Verdict(names[v.a], names[v.b], v.winner)
+        for v in verdicts
+        if {v.a, v.b} == set(match)
+    ]
+    first, second = win_counts(2, own, score)
+    return sorted(match)[int(second > first)]
