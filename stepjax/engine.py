@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -273,8 +273,8 @@ class Engine:
         by: str = "self",
         active: Mapping[int, search.State] | None = None,
         on_pause: Callable[[Mapping[int, search.State]], None] | None = None,
-    ) -> Iterable[search.State]:
-        """Searches the questions with the model.
+    ) -> Iterator[search.State]:
+        """Searches the questions with the model; says how busy the devices were kept.
 
         Args:
           params: from `sampling_params`.
@@ -331,7 +331,8 @@ class Engine:
                 slots.hold({slot: () for slot in range(self.slots)})
             on_pause(active)
 
-        return search.step_search(
+        turns = []
+        yield from search.step_search(
             questions,
             proposer,
             judge,
@@ -343,7 +344,17 @@ class Engine:
             fits=fits,
             active=active,
             on_pause=pause if on_pause else None,
+            on_turn=turns.append,
         )
+        if turns:
+            self._say_usage(turns, caches)
+
+    def _say_usage(self, turns: list[int], caches: list[Slots]) -> None:
+        used = [sum(turns) / len(turns) / self.slots]
+        used += [cache.made / max(cache.turns, 1) for cache in caches]
+        names = "slots in use", "candidates' turns sampled", "judgments' turns sampled"
+        parts = [f"{n} {u:.0%}" for n, u in zip(names, used, strict=False)]
+        self.monitor.say(f"search: {len(turns)} turns, {', '.join(parts)}")
 
     def fitting(
         self, pairs: Sequence[preferences.Pair]

@@ -19,6 +19,7 @@ question, without an explanation.
 `random_judge` and `oracle_judge` take the model's place for control experiments.
 """
 
+import collections
 import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -239,18 +240,26 @@ def make_judge(
             for at in range(0, len(pairs), rows)
         ]
         verdicts: list[list[Verdict]] = [[] for _ in requests]
-        for at in range(0, len(groups), groups_a_call):
-            batch = groups[at : at + groups_a_call]
-            for (number, pairs), answers in zip(
-                batch, ask(requests, batch), strict=True
-            ):
+
+        def take(batch, finish):
+            for (number, pairs), answers in zip(batch, finish(), strict=True):
                 verdicts[number] += [
                     Verdict(a, b, *answer)
                     for (a, b), answer in zip(pairs, answers, strict=False)
                 ]
+
+        begun = collections.deque()
+        for at in range(0, len(groups), groups_a_call):
+            batch = groups[at : at + groups_a_call]
+            begun.append((batch, ask(requests, batch)))
+            if len(begun) > 1:  # the host reads one while the devices write the next
+                take(*begun.popleft())
+        for one in begun:
+            take(*one)
         return verdicts
 
     def ask(requests, batch):
+        """Begins a batch; returns a function that waits for it and reads it."""
         chosen = [requests[number].slot for number, _ in batch]
         questions = [
             [question(requests[number], a, b) for a, b in pairs]
@@ -267,7 +276,7 @@ def make_judge(
             for w, (a, b) in enumerate(pairs):
                 paths[g, w] = (*path, a, b, 1)[:7]
         padded = [q + [()] * (rows - len(q)) for q in questions]
-        out = slots.sample(
+        finish = slots.start(
             chosen,
             padded,
             paths,
@@ -280,14 +289,18 @@ def make_judge(
             capacity=max_tokens,
             group_multiple=groups_a_call,
         )
-        answers = []
-        for g, group in enumerate(questions):
-            texts = [
-                codec.text(out.tokens[g, w, : out.count[g, w]].tolist())
-                for w in range(len(group))
-            ]
-            answers.append([(winner(text), text) for text in texts])
-        return answers
+
+        def read():
+            out, answers = finish(), []
+            for g, group in enumerate(questions):
+                texts = [
+                    codec.text(out.tokens[g, w, : out.count[g, w]].tolist())
+                    for w in range(len(group))
+                ]
+                answers.append([(winner(text), text) for text in texts])
+            return answers
+
+        return read
 
     def compare(chosen, questions):
         verdicts = [codec.verdict(side) for side in "AB"]
@@ -308,7 +321,7 @@ def make_judge(
         for g, group in enumerate(questions):
             odds = logps[g, : 2 * len(group) : 2] - logps[g, 1 : 2 * len(group) : 2]
             answers.append([(_side(o), f"{o:.6f}") for o in odds])
-        return answers
+        return lambda: answers
 
     return judge
 

@@ -200,6 +200,7 @@ def step_search(
     fits: Callable[[State], bool] = lambda state: True,
     active: Mapping[int, State] | None = None,
     on_pause: Callable[[Mapping[int, State]], None] | None = None,
+    on_turn: Callable[[int], None] = lambda in_flight: None,
 ) -> Iterator[State]:
     """Searches all questions, `slots` at a time; yields each one when it closes.
 
@@ -220,6 +221,7 @@ def step_search(
       active: slot → problem in flight, of a search that goes on; not in `questions`.
       on_pause: called with the problems in flight, between two expansions, whenever
         `slots` more problems were yielded: from there a search can go on.
+      on_turn: called with the number of problems in flight before each expansion.
 
     Yields:
       Closed states, in the order in which they close.
@@ -242,6 +244,7 @@ def step_search(
                 yield dataclasses.replace(state, status="length")
         if not active:
             continue
+        on_turn(len(active))
         proposals = propose(active)
         requests = [
             Request(

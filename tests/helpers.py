@@ -176,3 +176,12 @@ def command(*arguments: str) -> int:
     # The overrides of a config file are looked up in sys.argv.
     with mock.patch.object(sys, "argv", argv), flagsaver.flagsaver():
         return main.main(argv)
+
+
+class AtOnce:
+    """The part of `slots.Slots` that begins to sample, of fakes that only sample."""
+
+    def start(self, *args, **options):
+        """Samples at once."""
+        out = self.sample(*args, **options)
+        return lambda: out

@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from helpers import written
+from helpers import AtOnce, written
 
 from stepjax import judge, prompts, propose, search
 from stepjax.encode import Codec
@@ -81,7 +81,7 @@ def test_the_oracle_prefers_right_steps_only(codec):
 # Ratings of whole solutions.
 
 
-class Fake:
+class Fake(AtOnce):
     """Stands in for `slots.Slots`; `respond(problem text, rest)` writes the answer."""
 
     def __init__(self, codec, count, respond):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import written
+from helpers import AtOnce, written
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,7 +141,7 @@ def test_single_order_is_drawn_by_seed():
 SUM = "8*7+4*4+2*3+1"
 
 
-class FakeSlots:
+class FakeSlots(AtOnce):
     """Stands in for `slots.Slots`; `respond(context text, question text)` answers.
 
     A response is a text (generate) or the log-odds of A (logprob).

@@ -1,7 +1,7 @@
 """Which token ids each context cache holds: the host side of `stepjax.lm.generate`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -21,6 +21,9 @@ class Slots:
 
     Attributes:
       held: token ids whose keys and values each slot holds.
+      made: tokens that were sampled so far.
+      turns: tokens that the rows of all calls had time for: `made`, and the turns in
+        which a row had stopped, or was never used, while others went on.
     """
 
     def __init__(self, model, params, mesh: Mesh, slots: int, capacity: int):
@@ -41,12 +44,16 @@ class Slots:
                 f"{slots} slots; expected a multiple of the {self._multiple} "
                 "data-parallel devices."
             )
-        make = jax.jit(
-            lambda: generate.empty_contexts(model.config, slots, capacity),
-            out_shardings=sharding.split_caches(mesh),
-        )
+        where = sharding.split_caches(mesh)
+
+        @jax.jit  # without out_shardings: XLA names the split as it does for `extend`
+        def make():
+            empty = generate.empty_contexts(model.config, slots, capacity)
+            return jax.lax.with_sharding_constraint(empty, where)
+
         self.contexts = make()
         self.held: list[list[int]] = [[] for _ in range(slots)]
+        self.made = self.turns = 0
         self._sampled = None  # (base ids, prompts, samples, suffix) of the last call
 
     def put(self, array):
@@ -131,7 +138,7 @@ class Slots:
             self.capacity, forest.bucket(int(lengths.max(initial=1)), _CONTEXT_BUCKET)
         )
 
-    def sample(
+    def start(
         self,
         groups: Sequence[int] | None,
         prompts: Sequence[Sequence[Sequence[int]]],
@@ -145,25 +152,28 @@ class Slots:
         budget: int,
         capacity: int,
         group_multiple: int = 1,
-    ) -> generate.Samples:
-        """Samples behind the held contexts; see the function `sample`.
+    ) -> Callable[[], generate.Samples]:
+        """Begins to sample behind the held contexts; see `generate.sample`.
+
+        The devices work while the host does something else.
 
         Args:
           groups: slot of each group; None for one group a slot, in order, whose
             suffixes `hold` may then append.
           prompts: ids fed first, group by group, row by row; an empty row is unused.
           paths: [G, W, n] uint32 key path of each row.
-          seed: see `sample`.
-          temperature: see `sample`.
-          top_p: see `sample`.
+          seed: see `generate.sample`.
+          temperature: see `generate.sample`.
+          top_p: see `generate.sample`.
           stops: stop table, on device.
-          vocab: see `sample`.
-          budget: see `sample`.
-          capacity: see `sample`.
+          vocab: see `generate.sample`.
+          budget: see `generate.sample`.
+          capacity: see `generate.sample`.
           group_multiple: the number of groups is padded to a bucket of this.
 
         Returns:
-          `generate.Samples` as numpy arrays of the given groups.
+          A function that waits, and returns `generate.Samples` as numpy arrays of the
+          given groups. With `groups` None, call it before `hold`.
         """
         count, lengths, slots, rows, start, active = self._lay_out(
             groups, prompts, group_multiple
@@ -187,11 +197,21 @@ class Slots:
             capacity=capacity,
             keep=keep,
         )
-        out = generate.Samples(*(np.asarray(x)[:count] for x in out))
-        if keep:
-            base = [list(ids) for ids in self.held]
-            self._sampled = (base, rows, out, suffix)
-        return out
+
+        def finish() -> generate.Samples:
+            made = generate.Samples(*(np.asarray(x)[:count] for x in out))
+            self.made += int(made.count.sum())
+            self.turns += rows.shape[0] * rows.shape[1] * int(made.count.max(initial=0))
+            if keep:
+                base = [list(ids) for ids in self.held]
+                self._sampled = (base, rows, made, suffix)
+            return made
+
+        return finish
+
+    def sample(self, *args, **options) -> generate.Samples:
+        """Samples behind the held contexts, and waits; see `start`."""
+        return self.start(*args, **options)()
 
     def score(
         self,
