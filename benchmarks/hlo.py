@@ -174,13 +174,16 @@ def body(loop: Instruction) -> str:
     return _called(loop, "body")
 
 
-def traffic(module, name: str, sums: dict[str, int] | None = None) -> int:
+def traffic(
+    module, name: str, sums: dict[str, int] | None = None, tries: int | None = None
+) -> int:
     """Returns the HBM bytes that one run of a computation reads and writes.
 
     Args:
       module: from `parse`.
       name: of the computation, e.g. `body` of a loop.
       sums: filled with instruction name → bytes, when given.
+      tries: how often to count a loop whose trips depend on data; None refuses it.
     """
     total, items = 0, module[name]
     for item in items.values():
@@ -188,10 +191,11 @@ def traffic(module, name: str, sums: dict[str, int] | None = None) -> int:
             continue
         if item.opcode == "while":
             count = trips(module, item)
+            count = tries if count is None else count
             if count is None:
                 raise ValueError(f"the trips of {item.name} depend on data")
             inner: dict[str, int] = {}
-            bytes_ = count * traffic(module, body(item), inner)
+            bytes_ = count * traffic(module, body(item), inner, tries)
             if sums is not None:
                 sums |= {f"{count} x {key}": count * n for key, n in inner.items()}
         elif item.opcode == "conditional":
@@ -200,7 +204,7 @@ def traffic(module, name: str, sums: dict[str, int] | None = None) -> int:
             )
             named = re.findall(r"(?:true|false)_computation=%([^\s,]+)", item.rest)
             known = [b for b in (*branches, *named) if b in module]
-            bytes_ = max(traffic(module, branch) for branch in known)
+            bytes_ = max(traffic(module, branch, None, tries) for branch in known)
         else:
             bytes_ = _moved(module, items, item)
         total += bytes_
@@ -225,7 +229,11 @@ def products(module, name: str) -> float:
             left, right = (items[name].type for name in item.operands[:2])
             total += _convolution(item, _dims(left), _dims(right))
         elif item.opcode == "while":
-            total += trips(module, item) * products(module, body(item))
+            inside = products(module, body(item))
+            count = trips(module, item)
+            if inside and count is None:
+                raise ValueError(f"the trips of {item.name} depend on data")
+            total += inside * (count or 0)
         elif item.opcode == "dot":
             raise ValueError(f"{item.name} is a dot; expected a convolution")
         else:
