@@ -376,6 +376,8 @@ def test_changed_values_compile_nothing(slots):
     changes += [{"top_p": 0.5}, {"top_p": 1}, {"seed": 2**32 - 1}, {"budget": 2}]
     changes += [{"stops": table}, {"vocab": 20}]
     changes += [{"paths": key_paths((7, 8, 9), (3, 4, 5))}]
+    fewer = [[ids[-1:]] * 2 + [()] for ids in CONTEXTS]  # candidates than there is room
+    changes += [{"prompts": fewer}]
     results = [sample(slots, **change).tokens.tobytes() for change in changes]
     assert generate.sample._cache_size() == before
     assert len(set(results)) >= len(changes) - 1  # they did have an effect

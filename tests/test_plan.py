@@ -127,6 +127,10 @@ def test_a_training_step_and_a_decoding_loop_compile_for_tpu(capfd):
     # Moments and parameters are given back in the place of the old ones.
     fit = aot.compile_fit(step.traced)
     assert fit.total < fit.arguments + fit.temporaries + 2**20
+    # So are the contexts that tokens are appended to.
+    fit, contexts = aot.compile_fit(found[0].traced), 2 * 2 * 2 * 256 * 128 * 2
+    assert found[0].name == "search: prefill"
+    assert fit.total < fit.arguments + fit.temporaries + contexts / 4
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
