@@ -110,7 +110,7 @@ def default() -> ml_collections.ConfigDict:
     judge.max_tokens = 512  # of explanation and verdict
     judge.rating_tokens = 512  # of explanation and rating of a whole solution
     judge.context_tokens = 2560  # tokens of instructions, question and steps
-    judge.rows = 30  # judgments of a problem that share a read of its context
+    judge.rows = 30  # judgments of a problem that share a read of its context, at most
 
     c.pairs = pairs = ml_collections.ConfigDict()
     pairs.best_beats_all = False  # keep a pair only if the best won all its calls

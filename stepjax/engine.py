@@ -285,10 +285,10 @@ class Engine:
           on_pause: see `search.step_search`.
         """
         options, seed = self.config.search, self.config.seed
-        score = self.config.judge.score
-        most = options.max_step_tokens
+        score, schedule = self.config.judge.score, self.config.judge.schedule
+        most_tokens = options.max_step_tokens
         if options.unit == "solution":
-            most = self.config.eval.max_tokens
+            most_tokens = self.config.eval.max_tokens
         solving = self.open_slots(params, options.context_tokens)
         caches = [solving]
         if by == "random":
@@ -297,9 +297,9 @@ class Engine:
             judge = judging.oracle_judge(self.is_right, self.codec, score, seed)
         else:
             judged = self.open_slots(params, self.config.judge.context_tokens)
-            judge = self.own_judge(judged, self.config.judge.rows)
+            most = schedules.most_calls(schedule, options.width, score)
+            judge = self.own_judge(judged, min(self.config.judge.rows, most))
             caches.append(judged)
-        schedule = self.config.judge.schedule
         judge = schedules.scheduled(judge, schedule, score, seed)
         proposer = propose.make_proposer(
             solving,
@@ -308,7 +308,7 @@ class Engine:
             width=options.width,
             temperature=options.temperature,
             top_p=options.top_p,
-            max_tokens=most,
+            max_tokens=most_tokens,
             iteration=iteration,
             seed=seed,
         )
@@ -320,7 +320,7 @@ class Engine:
                 self.codec, score, state.question.problem, steps
             )
             return (
-                held + most <= options.context_tokens
+                held + most_tokens <= options.context_tokens
                 and len(asked) <= self.config.judge.context_tokens
             )
 

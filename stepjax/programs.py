@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stepjax import dpo, forest, prepare, sft
+from stepjax import dpo, forest, prepare, schedules, sft
 from stepjax.lm import aot, forest_kernel, generate, sharding, train
 from stepjax.lm import model as lm
 
@@ -281,7 +281,9 @@ def _search(config, shape: lm.ModelConfig, host: list, hosts: int):
     if judge.mode == "generate":
         new = judge.max_tokens
         name = "judge: judgments"
-        yield sampling.sample(name, judging, judge.rows, question, new, solve)
+        most = schedules.most_calls(judge.schedule, search.width, judge.score)
+        rows = min(judge.rows, most)
+        yield sampling.sample(name, judging, rows, question, new, solve)
     new = config.eval.max_tokens
     yield sampling.sample("eval: greedy", solving, 1, 1, new, judged)
 

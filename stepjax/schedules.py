@@ -16,7 +16,7 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from stepjax.judge import Judge, Request, Verdict, win_counts
+from stepjax.judge import Judge, Request, Verdict, ordered_pairs, win_counts
 
 Schedule = Generator[list[tuple[int, int]], list[int], None]
 
@@ -56,6 +56,19 @@ def swiss(count: int) -> Schedule:
 
 
 SCHEDULES = {"full": None, "knockout": knockout, "swiss": swiss}
+
+
+def most_calls(schedule: str, count: int, score: str) -> int:
+    """Returns the calls of a problem that a schedule asks at once, at most.
+
+    Args:
+      schedule: one of `SCHEDULES`.
+      count: number of candidates.
+      score: reading of equation 2.
+    """
+    if schedule == "full":
+        return len(ordered_pairs(count, score, ()))
+    return count // 2 * (1 if score == "single" else 2)
 
 
 def _neighbours(row: Sequence[int]) -> list[tuple[int, int]]:

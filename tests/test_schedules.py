@@ -97,6 +97,20 @@ def test_no_call_is_asked_twice_and_everybody_plays(schedule, count, data):
     assert len(asked) <= count * (count - 1)
 
 
+@pytest.mark.parametrize("schedule", ["full", "knockout", "swiss"])
+@pytest.mark.parametrize("score", ["sum", "single"])
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 9])
+def test_most_calls_is_the_largest_round(schedule, score, count):
+    log = []
+    judge = by_rank({0: list(range(count))}, log)
+    if schedule == "full":
+        asked = [len(ordered_pairs(count, score, ()))]
+    else:
+        schedules.scheduled(judge, schedule, score, 0)([request(count)])
+        asked = [len(calls[0]) for calls in log]
+    assert max(asked) == schedules.most_calls(schedule, count, score)
+
+
 def test_requests_of_unlike_sizes_share_their_rounds():
     log = []
     ranks = {0: [0, 3, 1, 2], 1: [0], 2: [1, 0]}
