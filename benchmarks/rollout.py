@@ -19,29 +19,26 @@ import compare
 import numpy as np
 import work
 
+# Rows of a call and their least arithmetic, whether they are sampled or scored.
+OF_CANDIDATES = (
+    work.CONTEXTS * work.CANDIDATES,
+    work.behind_context_flops(
+        work.CONTEXTS,
+        work.CONTEXT_TOKENS,
+        work.CANDIDATES,
+        work.CANDIDATE_TOKENS,
+        work.CANDIDATE_TOKENS,
+    ),
+)
 # work → (programs of the peers, rows of a call, least arithmetic of a call)
 WORK = {
     "sample": (
         [("torch", "sample"), ("torch", "sample, shared"), ("tunix", "sample")],
-        work.CONTEXTS * work.CANDIDATES,
-        work.behind_context_flops(
-            work.CONTEXTS,
-            work.CONTEXT_TOKENS,
-            work.CANDIDATES,
-            work.CANDIDATE_TOKENS,
-            work.CANDIDATE_TOKENS,
-        ),
+        *OF_CANDIDATES,
     ),
     "score": (
         [("torch", "score, whole"), ("torch", "score")],
-        work.CONTEXTS * work.CANDIDATES,
-        work.behind_context_flops(
-            work.CONTEXTS,
-            work.CONTEXT_TOKENS,
-            work.CANDIDATES,
-            work.CANDIDATE_TOKENS,
-            work.CANDIDATE_TOKENS,
-        ),
+        *OF_CANDIDATES,
     ),
     "judge": (
         [("torch", "judge")],

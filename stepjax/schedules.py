@@ -7,8 +7,8 @@ The other two ask in rounds, each from the results of the ones before:
     where who wins leaves. The best has won all its matches, the worst has lost all.
   ``swiss``: ceil(log2 n) rounds between candidates of like scores that have not met.
 
-A schedule is a generator: it yields the matches of a round, (i, j) with i < j or not,
-and is sent the winner of each.
+A schedule is a generator: it yields the matches of a round, pairs of candidates, and
+is sent the winner of each.
 """
 
 import math
