@@ -42,7 +42,7 @@ def compile_one(model: str, where: str, tensor: int) -> None:
     mesh = sharding.make_mesh(-1, 1, tensor, devices=devices)
     sampling = programs.Sampling(lm.Decoder(shape, mesh), 8)
     contexts = sampling.contexts(1792)
-    program = sampling.sample("decode", contexts, 6, 1, 256, 0)
+    program = sampling.sample("decode", contexts, (6, 1), 1, 256, 0)
     compiled = program.traced.lower().compile()  # at the level that runs use
     memory = compiled.memory_analysis()
     total = (

@@ -249,8 +249,8 @@ class Engine:
         """Returns empty context caches of `capacity` tokens for the slots."""
         return Slots(self.sampler, params, self.sampler.mesh, self.slots, capacity)
 
-    def own_judge(self, slots: Slots, rows: int) -> judging.Judge:
-        """Returns the model as its own judge, `rows` calls a read of its context."""
+    def own_judge(self, slots: Slots, rows: int, share: int = 1) -> judging.Judge:
+        """Returns the model as its own judge; see `judge.make_judge`."""
         judge = self.config.judge
         rated = judge.score == "rating"
         return judging.make_judge(
@@ -262,6 +262,7 @@ class Engine:
             temperature=judge.temperature,
             top_p=judge.top_p,
             rows=rows,
+            share=share,
             seed=self.config.seed,
         )
 
@@ -297,8 +298,9 @@ class Engine:
             judge = judging.oracle_judge(self.is_right, self.codec, score, seed)
         else:
             judged = self.open_slots(params, self.config.judge.context_tokens)
-            most = schedules.most_calls(schedule, options.width, score)
-            judge = self.own_judge(judged, min(self.config.judge.rows, most))
+            most = self.config.judge.rows
+            layout = schedules.rows_of_a_call(schedule, options.width, score, most)
+            judge = self.own_judge(judged, *layout)
             caches.append(judged)
         judge = schedules.scheduled(judge, schedule, score, seed)
         proposer = propose.make_proposer(

@@ -20,6 +20,7 @@ question, without an explanation.
 """
 
 import collections
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -166,6 +167,22 @@ def position_flips(verdicts: Sequence[Verdict]) -> tuple[int, int]:
     return sum(winner[i, j] != winner[j, i] for i, j in both), len(both)
 
 
+def _groups(pairs: Sequence[tuple], rows: int, share: int) -> list[list[tuple | None]]:
+    """Lays calls out in groups of `rows`, each in blocks with one candidate first.
+
+    None fills up a block of `share` calls, and the last group.
+    """
+    if share == 1:
+        places = list(pairs)
+    else:
+        places = []
+        for _, same in itertools.groupby(pairs, key=lambda pair: pair[0]):
+            places += same
+            places += [None] * (-len(places) % share)
+    places += [None] * (-len(places) % rows)
+    return [places[at : at + rows] for at in range(0, len(places), rows)]
+
+
 def _side(odds: float) -> str | None:
     """The winner by the log-odds of A; none when they are even or not a number."""
     return "A" if odds > 0 else "B" if odds < 0 else None
@@ -181,6 +198,7 @@ def make_judge(
     temperature: float,
     top_p: float,
     rows: int,
+    share: int = 1,
     seed: int,
 ) -> Judge:
     """Returns the model as its own judge.
@@ -194,6 +212,8 @@ def make_judge(
       temperature: of the explanation; 0 is greedy.
       top_p: of the explanation.
       rows: judgments of one problem that share a read of its context.
+      share: judgments of them that share a read of the candidate shown first; divides
+        `rows`.
       seed: base seed.
 
     Returns:
@@ -235,17 +255,18 @@ def make_judge(
             }
         )
         groups = [
-            (number, pairs[at : at + rows])
+            (number, group)
             for number, pairs in enumerate(calls)
-            for at in range(0, len(pairs), rows)
+            for group in _groups(pairs, rows, share)
         ]
         verdicts: list[list[Verdict]] = [[] for _ in requests]
 
         def take(batch, finish):
-            for (number, pairs), answers in zip(batch, finish(), strict=True):
+            for (number, group), answers in zip(batch, finish(), strict=True):
+                pairs = [pair for pair in group if pair]
                 verdicts[number] += [
                     Verdict(a, b, *answer)
-                    for (a, b), answer in zip(pairs, answers, strict=False)
+                    for (a, b), answer in zip(pairs, answers, strict=True)
                 ]
 
         begun = collections.deque()
@@ -262,8 +283,8 @@ def make_judge(
         """Begins a batch; returns a function that waits for it and reads it."""
         chosen = [requests[number].slot for number, _ in batch]
         questions = [
-            [question(requests[number], a, b) for a, b in pairs]
-            for number, pairs in batch
+            [question(requests[number], *pair) if pair else () for pair in group]
+            for number, group in batch
         ]
         if mode == "logprob":
             return compare(chosen, questions)
@@ -271,14 +292,13 @@ def make_judge(
 
     def write(requests, batch, chosen, questions):
         paths = np.zeros((len(batch), rows, 7), np.uint32)
-        for g, (number, pairs) in enumerate(batch):
-            path = requests[number].path
-            for w, (a, b) in enumerate(pairs):
-                paths[g, w] = (*path, a, b, 1)[:7]
-        padded = [q + [()] * (rows - len(q)) for q in questions]
+        for g, (number, group) in enumerate(batch):
+            for w, pair in enumerate(group):
+                if pair:
+                    paths[g, w] = (*requests[number].path, *pair, 1)[:7]
         finish = slots.start(
             chosen,
-            padded,
+            questions,
             paths,
             seed=seed,
             temperature=temperature,
@@ -288,6 +308,7 @@ def make_judge(
             budget=max_tokens,
             capacity=max_tokens,
             group_multiple=groups_a_call,
+            share=share,
         )
 
         def read():
@@ -295,7 +316,8 @@ def make_judge(
             for g, group in enumerate(questions):
                 texts = [
                     codec.text(out.tokens[g, w, : out.count[g, w]].tolist())
-                    for w in range(len(group))
+                    for w, asked in enumerate(group)
+                    if asked
                 ]
                 answers.append([(winner(text), text) for text in texts])
             return answers
@@ -304,23 +326,31 @@ def make_judge(
 
     def compare(chosen, questions):
         verdicts = [codec.verdict(side) for side in "AB"]
-        scored = np.zeros((len(questions), 2 * rows), np.int32)
-        padded = []
-        for g, group in enumerate(questions):
-            padded.append([q + v for q in group for v in verdicts])
-            scored[g, : 2 * len(group)] = [len(v) for _ in group for v in verdicts]
-            padded[-1] += [()] * (2 * rows - len(padded[-1]))
+        padded = [
+            [asked + v if asked else () for asked in group for v in verdicts]
+            for group in questions
+        ]
+        scored = [
+            [len(v) if asked else 0 for asked in group for v in verdicts]
+            for group in questions
+        ]
         logps = slots.score(
             chosen,
             padded,
-            scored,
+            np.array(scored, np.int32),
             vocab=codec.tokenizer.vocab_size,
             group_multiple=groups_a_call,
+            share=2 * share if share > 1 else 1,
         )
-        answers = []
-        for g, group in enumerate(questions):
-            odds = logps[g, : 2 * len(group) : 2] - logps[g, 1 : 2 * len(group) : 2]
-            answers.append([(_side(o), f"{o:.6f}") for o in odds])
+        odds = logps[:, ::2] - logps[:, 1::2]
+        answers = [
+            [
+                (_side(odds[g, w]), f"{odds[g, w]:.6f}")
+                for w, asked in enumerate(group)
+                if asked
+            ]
+            for g, group in enumerate(questions)
+        ]
         return lambda: answers
 
     return judge

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from stepjax import programs
+from stepjax import programs, schedules
 from stepjax.lm import aot, flops
 from stepjax.monitor import text_table
 from stepjax.programs import Program
@@ -217,7 +217,11 @@ def _whole_run(config, where, found: list[Planned], utilisation: float) -> str:
     mean = work.ift * solution + work.eft * (judgment + work.explanation)
     batch = phase.batch_size
     times["SFT: M1"] = [training("sft", examples * epochs, mean / examples, batch)]
-    width, slots = config.search.width, config.search.slots
+    width, slots, judge = config.search.width, config.search.slots, config.judge
+    rounds = schedules.rounds(judge.schedule, width, judge.score)
+    rows, share = schedules.rows_of_a_call(
+        judge.schedule, width, judge.score, judge.rows
+    )
     layers, _ = programs.weights_of(programs.model_config(config))
     speed = aot.CHIPS[where.family].flops
     ways = config.search.tensor or config.mesh.tensor
@@ -230,10 +234,11 @@ def _whole_run(config, where, found: list[Planned], utilisation: float) -> str:
         steps.append((1, 2 * layers * tokens / where.chips / speed))
         if "judge: judgments" in by_name:
             judged = by_name["judge: judgments"]
-            asked = math.ceil(width * (width - 1) / config.judge.rows)
+            asked = sum(math.ceil(n / rows) for n in rounds)
             steps.append((calls * asked * work.explanation, judged.seconds))
             # Questions are read before their explanations are written.
-            tokens = judged.program.sequences * 2 * work.step_tokens
+            read = 1 + 1 / share if share > 1 else 2  # steps a judgment
+            tokens = judged.program.sequences * read * work.step_tokens
             steps.append((calls * asked, 2 * layers * tokens / ways / speed))
         times[f"search: M{number}"] = steps
         tree = work.prompt + 2 * work.steps * work.step_tokens  # of a solution

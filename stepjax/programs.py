@@ -37,7 +37,7 @@ class Program(NamedTuple):
       beside: bytes of a chip that other arrays of the stage take meanwhile.
       seen: share of the attention kernel's blocks that are not skipped.
       rows: forest rows and tokens of each, of training.
-      fed: for sampling, tokens of a prompt fed first; figures are of one turn after.
+      fed: for sampling, tokens fed first for a row; figures are of one turn after.
       sequences: that a chip samples in a turn.
     """
 
@@ -276,16 +276,17 @@ def _search(config, shape: lm.ModelConfig, host: list, hosts: int):
     step, question = search.max_step_tokens, 2 * search.max_step_tokens + _TEMPLATE
     question = forest.bucket(question, 16)
     yield sampling.extend("search: prefill", solving, judged)
-    yield sampling.sample("search: candidates", solving, search.width, 1, step, judged)
+    layout = search.width, 1
+    yield sampling.sample("search: candidates", solving, layout, 1, step, judged)
     yield sampling.extend("judge: prefill", judging, solve)
     if judge.mode == "generate":
+        layout = schedules.rows_of_a_call(
+            judge.schedule, search.width, judge.score, judge.rows
+        )
         new = judge.max_tokens
-        name = "judge: judgments"
-        most = schedules.most_calls(judge.schedule, search.width, judge.score)
-        rows = min(judge.rows, most)
-        yield sampling.sample(name, judging, rows, question, new, solve)
+        yield sampling.sample("judge: judgments", judging, layout, question, new, solve)
     new = config.eval.max_tokens
-    yield sampling.sample("eval: greedy", solving, 1, 1, new, judged)
+    yield sampling.sample("eval: greedy", solving, (1, 1), 1, new, judged)
 
 
 class Sampling(NamedTuple):
@@ -328,9 +329,18 @@ class Sampling(NamedTuple):
         taken = _bytes(arguments)
         return Program(name, traced, self.model.mesh.size, ideal, taken, taken, beside)
 
-    def sample(self, name, contexts, width, fed, new, beside) -> Program:
-        """Returns the program that samples; FLOPs and bytes are those of one turn."""
+    def sample(self, name, contexts, layout, fed, new, beside) -> Program:
+        """Returns the program that samples; FLOPs and bytes are those of one turn.
+
+        `layout` is (rows, rows of them that share the first half of what is fed).
+        """
         slots, capacity = self.slots, contexts.key.shape[3]
+        width, share = layout
+        leads = None
+        if share > 1:
+            fed = forest.bucket(fed // 2, 16)
+            tokens = self._shape(slots, width // share, fed)
+            leads = generate.Leads(tokens, self._shape(slots, width // share))
         params = _params(self.model, self.model.config.dtype)
         scalar = functools.partial(self._shape, split=False)
         lengths, rows = self._shape(slots), self._shape(slots, width)
@@ -339,6 +349,7 @@ class Sampling(NamedTuple):
             contexts,
             None if fed == 1 else lengths,
             lengths,
+            leads,
             self._shape(slots, width, fed),
             rows,
             self._shape(slots, width, dtype=jnp.bool_),
@@ -356,7 +367,8 @@ class Sampling(NamedTuple):
         layers, head = self._weights()
         sequences = self._groups() * width
         item = jnp.dtype(self.model.config.dtype).itemsize
-        own = sequences * (fed + new / 2) / (self._groups() * capacity)
+        led = fed / share if leads else 0
+        own = sequences * (led + fed + new / 2) / (self._groups() * capacity)
         cached = _bytes(contexts) * (1 + own)
         return Program(
             name,

@@ -58,8 +58,8 @@ def swiss(count: int) -> Schedule:
 SCHEDULES = {"full": None, "knockout": knockout, "swiss": swiss}
 
 
-def most_calls(schedule: str, count: int, score: str) -> int:
-    """Returns the calls of a problem that a schedule asks at once, at most.
+def rounds(schedule: str, count: int, score: str) -> list[int]:
+    """Returns the calls of each round, were the candidate sampled first always better.
 
     Args:
       schedule: one of `SCHEDULES`.
@@ -67,8 +67,32 @@ def most_calls(schedule: str, count: int, score: str) -> int:
       score: reading of equation 2.
     """
     if schedule == "full":
-        return len(ordered_pairs(count, score, ()))
-    return count // 2 * (1 if score == "single" else 2)
+        return [len(ordered_pairs(count, score, ()))]
+    calls, play, winners = [], SCHEDULES[schedule](count), None
+    while matches := _next(play, winners):
+        calls.append(len(matches) * (1 if score == "single" else 2))
+        winners = [min(match) for match in matches]
+    return calls
+
+
+def rows_of_a_call(schedule: str, count: int, score: str, most: int) -> tuple[int, int]:
+    """Returns how the calls of a problem are laid out for the devices.
+
+    Args:
+      schedule: one of `SCHEDULES`.
+      count: number of candidates.
+      score: reading of equation 2.
+      most: rows that share a read of the context, at most (`judge.rows`).
+
+    Returns:
+      (rows, rows of them that share the candidate shown first); see
+      `judge.make_judge`.
+    """
+    rows = max(1, min(most, max(rounds(schedule, count, score), default=0)))
+    share = count - 1
+    if schedule != "full" or score in ("single", "rating") or not 1 < share <= rows:
+        return rows, 1
+    return rows // share * share, share
 
 
 def _neighbours(row: Sequence[int]) -> list[tuple[int, int]]:

@@ -32,7 +32,8 @@ def buckets(monkeypatch):
             if name == "extend":
                 seen[name].add((args[5].shape, options["bucket"]))
             elif name == "sample":
-                seen[name].add((args[5].shape, options["bucket"], options["capacity"]))
+                shapes = tuple(x.shape for x in jax.tree.leaves(args[5:7]))
+                seen[name].add((*shapes, options["bucket"], options["capacity"]))
             else:
                 seen[name].add(())
             return real(*args, **options)
@@ -51,6 +52,7 @@ def compiled():
 
 def test_a_search_compiles_once_a_bucket_and_new_settings_compile_nothing(run, buckets):
     engine = run.engine
+    engine.config.judge.rows = 6  # all judgments of a step: they share leads
     texts = arithmetic.problems(PROBLEMS, operations=2, seed=9)
     questions = [Question(f"new-{i}", text) for i, text in enumerate(texts)]
     params = engine.sampling_params(1)

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from stepjax.lm import generate, sharding
 from stepjax.lm import model as lm
+from stepjax.lm import slots as slots_module
 from stepjax.lm.slots import Slots
 
 PADDED, VOCAB = 48, 45  # rows of the embedding, and ids that exist
@@ -274,6 +275,64 @@ def test_score_equals_log_softmax_of_a_plain_forward(params, one_device, plain):
             expected = table[places - 1, np.array(ids)[places]].sum() if count else 0.0
             assert out[g, w] == pytest.approx(expected, abs=2e-4)
     assert (out[scored == 0] == 0).all() and (out[scored > 0] < 0).all()
+
+
+def alike(seed):
+    """Groups of six rows, of which three and three begin alike; some are unused."""
+    rng = np.random.default_rng(seed)
+    groups, prompts = [2, 0, 0, 1], []
+    for first, second in [(20, 5), (3, 17), (1, 0), (0, 9)]:
+        prompts.append([])
+        for size in (first, second):
+            lead = rng.integers(0, VOCAB, size).tolist()
+            ends = [rng.integers(0, VOCAB, n).tolist() for n in (1, 19, 6)]
+            prompts[-1] += [lead + end for end in ends]
+    prompts[1][4] = prompts[2][3] = prompts[2][4] = prompts[2][5] = []
+    prompts[0][1] = prompts[0][0]  # one row is where the other two of its block begin
+    return groups, prompts
+
+
+@pytest.mark.parametrize("share", [3, 6])
+def test_rows_that_begin_alike_share_a_lead(params, one_device, plain, share):
+    slots = Slots(MODEL, params, one_device, 3, 60)
+    held = {0: some_ids(17, 30), 1: some_ids(19, 4), 2: some_ids(18, 13)}
+    slots.hold(held)
+    groups, prompts = alike(15)
+    whole = sample(slots, groups, prompts)
+    out = sample(slots, groups, prompts, share=share)
+    np.testing.assert_array_equal(out.tokens, whole.tokens)
+    np.testing.assert_array_equal(out.count, whole.count)
+    for g, slot in enumerate(groups):
+        for w, prompt in enumerate(prompts[g]):
+            if prompt:
+                ids = [*held[slot], *prompt]
+                check_row(plain, ids, out.tokens[g, w], out.logps[g, w], greedy=True)
+    scored = np.array([[min(5, max(0, len(p) - 1)) for p in ps] for ps in prompts])
+    for sharing in (share, 1):
+        logps = slots.score(groups, prompts, scored, vocab=PADDED, share=sharing)
+        for g, slot in enumerate(groups):
+            for w, prompt in enumerate(prompts[g]):
+                ids, count = [*held[slot], *prompt], scored[g, w]
+                table = log_softmax(plain(ids))
+                places = np.arange(len(ids) - count, len(ids))
+                expected = table[places - 1, np.array(ids)[places]].sum()
+                assert logps[g, w] == pytest.approx(expected, abs=2e-4)
+
+
+def test_leads_are_what_rows_begin_with():
+    a, b, c = [1, 2, 3, 4], [1, 2, 5], [1, 2, 3]
+    prompts = [[a, b, (), (), c, c], [(), (), (), a, (), ()]]
+    found, rest = slots_module._parted(prompts, 3, least=1)
+    assert found == [[1, 2], [1, 2], (), [1, 2, 3]]
+    assert rest == [[[3, 4], [5], (), (), [3], [3]], [(), (), (), [4], (), ()]]
+    # Scored tokens and the one before them are left in the rows.
+    assert slots_module._parted([[c, c]], 2, least=3) == ([[]], [[c, c]])
+    leads = slots_module._leads(found, (3, 2, 4))  # the last group is padding
+    assert leads.counts.tolist() == [[2, 2], [0, 3], [0, 0]]
+    assert leads.tokens[:2].tolist() == [
+        [[1, 2, 0, 0], [1, 2, 0, 0]],
+        [[0, 0, 0, 0], [1, 2, 3, 0]],
+    ]
 
 
 def test_context_longer_than_the_capacity_is_refused(params, one_device):

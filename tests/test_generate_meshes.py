@@ -30,7 +30,7 @@ def some_ids(seed, count):
 
 
 def search_like(mesh, params):
-    """Two steps of eight problems with the same draws on any mesh, and scores."""
+    """Two steps of eight problems, and judgments and scores behind them."""
     slots = Slots(MODEL, params, mesh, 8, 60)
     contexts = {slot: some_ids(30 + slot, 3 + slot) for slot in range(8)}
     paths = np.stack(np.indices((8, 2)), -1).astype(np.uint32)
@@ -55,9 +55,28 @@ def search_like(mesh, params):
             contexts[slot] = ids + out.tokens[slot, slot % 2, :count].tolist()
     slots.hold({slot: ids[:-1] for slot, ids in contexts.items()})
     rows = [[some_ids(60 + g, n) for n in (2, 9)] for g in range(3)]
-    scored = np.array([[1, 3], [0, 2], [1, 2]])
+    rows = [group + [group[1] + [g]] for g, group in enumerate(rows)]
+    rows = [group + [group[0] + [g, 5]] for g, group in enumerate(rows)]
+    rows = [[a, d, b, c] for a, b, c, d in rows]  # two and two begin alike
+    made.append(
+        slots.sample(
+            [3, 0, 7],
+            rows,
+            np.stack(np.indices((3, 4)), -1).astype(np.uint32),
+            seed=5,
+            temperature=0.7,
+            top_p=0.95,
+            stops=NO_STOPS,
+            vocab=48,
+            budget=NEW,
+            capacity=NEW,
+            group_multiple=2,
+            share=2,
+        )
+    )
+    scored = np.array([[1, 2, 3, 1], [0, 0, 2, 4], [1, 1, 2, 2]])
     return made, slots.score(
-        [3, 0, 7], rows, scored, vocab=MODEL.config.vocab_size, group_multiple=8
+        [3, 0, 7], rows, scored, vocab=48, group_multiple=8, share=2
     )
 
 
@@ -81,7 +100,7 @@ def test_one_device_and_eight_give_the_same_tokens(params, on_one_device, shape,
         np.testing.assert_allclose(a.logps, b.logps, atol=2e-4)
         assert len(np.unique(a.tokens)) > 10
     np.testing.assert_allclose(one_scores, eight_scores, atol=2e-4)
-    assert eight_scores.shape == (3, 2) and eight_scores[1, 0] == 0
+    assert eight_scores.shape == (3, 4) and eight_scores[1, 0] == 0
 
 
 def test_slots_must_divide_over_the_devices(params):

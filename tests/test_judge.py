@@ -178,7 +178,7 @@ class FakeSlots(AtOnce):
         self.calls.append((list(groups), used, options | {"capacity": capacity}))
         return Samples(tokens, count, stopped, np.zeros(tokens.shape))
 
-    def score(self, groups, rows, scored, *, vocab, group_multiple):
+    def score(self, groups, rows, scored, *, vocab, **options):
         logps, used = np.zeros(scored.shape), []
         verdicts = {self.codec.verdict(side): side for side in "AB"}
         for g, w, context, _ in self._texts(groups, rows):
@@ -188,7 +188,7 @@ class FakeSlots(AtOnce):
             odds = self.respond(context, question)
             logps[g, w] = -7 + odds / 2 * (1 if side == "A" else -1)
             used.append((g, w))
-        self.calls.append((list(groups), used, {"group_multiple": group_multiple}))
+        self.calls.append((list(groups), used, options))
         return logps
 
 
@@ -228,17 +228,21 @@ def prefer_right(context, question):
 
 
 @pytest.mark.parametrize(
-    ("rows", "groups"),
+    ("rows", "share", "groups"),
     [
-        (1, [[2, 2, 2, 2], [2, 2, 3, 3]]),  # as many groups a call as slots
-        (2, [[2, 2, 2, 3]]),
-        (4, [[2, 2, 3]]),
-        (30, [[2, 3]]),
+        (1, 1, [[2, 2, 2, 2], [2, 2, 3, 3]]),  # as many groups a call as slots
+        (2, 1, [[2, 2, 2, 3]]),
+        (4, 1, [[2, 2, 3]]),
+        (30, 1, [[2, 3]]),
+        (2, 2, [[2, 2, 2, 3], [3]]),  # a group for each first candidate
+        (3, 3, [[2, 2, 2, 3], [3]]),
+        (30, 5, [[2, 3]]),
     ],
 )
-def test_generated_verdicts_come_back_in_order(codec, rows, groups):
+def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
     slots = FakeSlots(codec, 4, prefer_right)
-    judge = make_judge(slots, codec, mode="generate", score="sum", rows=rows, **OPTIONS)
+    layout = {"rows": rows, "share": share}
+    judge = make_judge(slots, codec, mode="generate", score="sum", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)
     verdicts = judge(requests)
     assert [[v[:3] for v in answers] for answers in verdicts] == [
@@ -261,21 +265,23 @@ def test_generated_verdicts_come_back_in_order(codec, rows, groups):
             "budget": 40,
             "vocab": codec.tokenizer.vocab_size,
             "group_multiple": 4,
+            "share": share,
             **{name: OPTIONS[name] for name in ("seed", "temperature", "top_p")},
         }
 
 
 def test_each_call_has_its_own_key_path(codec):
     paths = {}
-    for rows in (1, 3):
+    for rows, share in ((1, 1), (3, 1), (6, 3)):
         slots = FakeSlots(codec, 4, prefer_right)
+        layout = {"rows": rows, "share": share}
         judge = make_judge(
-            slots, codec, mode="generate", score="sum", rows=rows, **OPTIONS
+            slots, codec, mode="generate", score="sum", **layout, **OPTIONS
         )
         judge(requests_of_three_slots(codec))
         paths[rows] = [path for call in slots.calls for path in call[1]]
     # The row's place does not count; the last 1 parts them from those of proposals.
-    assert paths[1] == paths[3]
+    assert paths[1] == paths[3] == paths[6]
     assert len(set(paths[1])) == 8
     assert paths[1][:2] == [(1, 1002, 1, 0, 0, 1, 1), (1, 1002, 1, 0, 0, 2, 1)]
     assert paths[1][7] == (1, 1003, 3, 4, 1, 0, 1)
@@ -308,14 +314,15 @@ def test_calls_can_be_named_and_single_asks_one_order(codec):
     assert judge([]) == []
 
 
-@pytest.mark.parametrize("rows", [1, 2, 30])
-def test_log_odds_decide_in_logprob_mode(codec, rows):
+@pytest.mark.parametrize(("rows", "share"), [(1, 1), (2, 1), (30, 1), (2, 2), (30, 5)])
+def test_log_odds_decide_in_logprob_mode(codec, rows, share):
     def odds(context, question):
         a, _, b, _ = question.strip("\n").split("\n")
         return (int(b[8] == "5") - int(a[8] == "5")) * 2.5 + len(context) / 64 - 0.5
 
     slots = FakeSlots(codec, 4, odds)
-    judge = make_judge(slots, codec, mode="logprob", score="sum", rows=rows, **OPTIONS)
+    layout = {"rows": rows, "share": share}
+    judge = make_judge(slots, codec, mode="logprob", score="sum", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)
     verdicts = judge(requests)
     low, middle, high = "-2.781250", "-0.281250", "2.218750"  # 14 characters
@@ -350,7 +357,8 @@ def test_unknown_mode_is_refused(codec):
 # The judge with a real, random model: verdicts are what a plain forward says.
 
 
-def test_logprob_verdicts_equal_a_plain_forward_pass(codec):
+@pytest.mark.parametrize(("rows", "share"), [(3, 1), (4, 2)])
+def test_logprob_verdicts_equal_a_plain_forward_pass(codec, rows, share):
     config = lm.ModelConfig(128, 32, 2, 4, 2, 8, 48)
     model = lm.Decoder(config)
     shapes = nn.meta.unbox(lm.abstract_params(model))
@@ -362,7 +370,8 @@ def test_logprob_verdicts_equal_a_plain_forward_pass(codec):
         np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES
     )
     slots = Slots(model, params, mesh, 4, 96)
-    judge = make_judge(slots, codec, mode="logprob", score="sum", rows=3, **OPTIONS)
+    layout = {"rows": rows, "share": share}
+    judge = make_judge(slots, codec, mode="logprob", score="sum", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)
 
     @jax.jit

@@ -100,15 +100,26 @@ def test_no_call_is_asked_twice_and_everybody_plays(schedule, count, data):
 @pytest.mark.parametrize("schedule", ["full", "knockout", "swiss"])
 @pytest.mark.parametrize("score", ["sum", "single"])
 @pytest.mark.parametrize("count", [2, 3, 5, 6, 9])
-def test_most_calls_is_the_largest_round(schedule, score, count):
+def test_a_call_has_rows_for_the_largest_round(schedule, score, count):
     log = []
-    judge = by_rank({0: list(range(count))}, log)
+    judge = by_rank({0: list(range(count, 0, -1))}, log)
     if schedule == "full":
         asked = [len(ordered_pairs(count, score, ()))]
     else:
         schedules.scheduled(judge, schedule, score, 0)([request(count)])
         asked = [len(calls[0]) for calls in log]
-    assert max(asked) == schedules.most_calls(schedule, count, score)
+    assert asked == schedules.rounds(schedule, count, score)
+    rows, share = schedules.rows_of_a_call(schedule, count, score, 1000)
+    assert rows == max(asked)
+    shared = schedule == "full" and score == "sum"
+    assert share == (count - 1 if shared else 1)
+
+
+@pytest.mark.parametrize(
+    ("most", "layout"), [(1, (1, 1)), (4, (4, 1)), (5, (5, 5)), (14, (10, 5))]
+)
+def test_rows_are_whole_blocks_of_one_first_candidate(most, layout):
+    assert schedules.rows_of_a_call("full", 6, "consistent", most) == layout
 
 
 def test_requests_of_unlike_sizes_share_their_rounds():

@@ -167,35 +167,31 @@ def test_cached_decoding_equals_the_full_forward(name):
         return model_lib.KeyValues(*jnp.full((2, *shape), 9.0))
 
     @jax.jit
-    def step(params, tokens, position, cached):
-        hidden, cache = caching.run(config, params, tokens, position, cached)
+    def step(params, tokens, cached):
+        hidden, cache = caching.run(config, params, tokens, cached)
         return model_lib.logits(params, hidden), cache
 
-    nothing = model_lib.KeyValues(*(x[:, :, :, 0] for x in empty(1, 1)))
+    nothing = caching.Shared(empty(1, 1), jnp.zeros((groups, 1), jnp.int32))
     cached = caching.Cached(
-        context=nothing,
-        context_length=jnp.zeros(groups, jnp.int32),
+        shared=(nothing,),
         suffix=empty(1, context_size),
         start=jnp.zeros((groups, 1), jnp.int32),
         offset=jnp.zeros((), jnp.int32),
     )
-    position = np.tile(np.arange(context_size), (groups, 1, 1))
-    on_context, cache = step(params, context[:, None], position, cached)
+    on_context, cache = step(params, context[:, None], cached)
     cached = caching.Cached(
-        context=model_lib.KeyValues(*(x[:, :, :, 0] for x in cache)),
-        context_length=jnp.asarray(context_length, jnp.int32),
+        shared=(caching.Shared(cache, jnp.asarray(context_length)[:, None]),),
         suffix=empty(width, prefix_size + more + 1),
         start=jnp.asarray(start, jnp.int32),
         offset=jnp.zeros((), jnp.int32),
     )
     index = np.arange(prefix_size + more)
-    position = context_length[:, None, None] + index - start[..., None]
     pieces = []
     chunks = [(0, prefix_size)] + [(i, i + 1) for i in index[prefix_size:]]
     for low, high in chunks:
         cached = cached._replace(offset=jnp.asarray(low, jnp.int32))
         part = np.s_[..., low:high]
-        found, cache = step(params, suffix[part], position[part], cached)
+        found, cache = step(params, suffix[part], cached)
         cached = cached._replace(suffix=cache)
         pieces.append(found)
     on_suffix = np.concatenate(pieces, axis=2)

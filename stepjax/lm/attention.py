@@ -1,20 +1,22 @@
 """Attention over forest rows and over cached contexts, and rotary positions.
 
 One rule decides who sees whom in a forest row: query i sees key j if and only if
-``j <= i < subtree_end[j]``. In cached decoding a query sees the first
-``context_length`` keys of its problem's shared context and the keys of its own
-suffix up to itself. Scores and softmax are float32.
+``j <= i < subtree_end[j]``. In cached decoding a query sees the keys that its row
+shares with others (`Level`) and those of its own suffix up to itself. Scores and
+softmax are float32.
 
 Forest rows have three implementations of the one rule: query chunks in plain JAX,
 a TPU kernel (`stepjax.lm.forest_kernel`), and cuDNN's on NVIDIA GPUs.
 
 Axis names: B rows, T tokens, H query heads, K key/value heads, D head size,
-G groups (each reads one context), W rows of a group, C context capacity,
-S suffix capacity.
+G groups (each reads one context), W rows of a group, N caches of a level (each is
+shared by W / N rows), S keys of a cache.
 """
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -224,33 +226,40 @@ def _plain(query, key, value, subtree_end, start):
     return out.reshape(batch, kv_heads, length, group, size)
 
 
-def cached_attention(
-    query: jax.Array,
-    context: tuple[jax.Array, jax.Array],
-    suffix: tuple[jax.Array, jax.Array],
-    context_mask: jax.Array,
-    suffix_mask: jax.Array,
-) -> jax.Array:
-    """Attention over a shared context and an own suffix, with one softmax.
+class Level(NamedTuple):
+    """Cached keys that rows of a group see: a context, a lead, or their own suffixes.
 
-    The context is read once for all W rows of a group; nothing is copied per row.
+    Attributes:
+      key: [G, K, N, S, D]; each of the N is seen by W / N rows in a row.
+      value: likewise.
+      mask: which of them are seen, [G, N, T or 1, S] bool.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    mask: jax.Array
+
+
+def cached_attention(
+    query: jax.Array, shared: Sequence[Level], own: Level
+) -> jax.Array:
+    """Attention over shared keys and an own suffix, with one softmax.
+
+    Shared keys are read once for all rows that see them; nothing is copied per row.
     Many queries at once (long prompts) are taken in chunks.
 
     Args:
       query: [G, W, T, H, D].
-      context: keys and values, each [G, K, C, D].
-      suffix: keys and values, each [G, K, W, S, D].
-      context_mask: [G, C] bool.
-      suffix_mask: [G, W, T, S] bool.
+      shared: levels whose masks are the same for every token.
+      own: the suffixes, N = W.
 
     Returns:
       [G, W, T, H, D] in the query's dtype.
     """
     width, length = query.shape[1:3]
     chunk = max(1, _QUERIES // width)
-    attend = functools.partial(_attend_cached, context, suffix, context_mask)
     if length <= chunk:
-        return attend(query, suffix_mask)
+        return _attend_cached(query, shared, own)
     chunk = -(-length // -(-length // chunk))  # as few chunks, of one size
     padding = -length % chunk
 
@@ -261,54 +270,51 @@ def cached_attention(
         shape = (*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])
         return jnp.moveaxis(x.reshape(shape), axis, 0)
 
-    chunks = cut(query, 2), cut(suffix_mask, 2)
-    out = jax.lax.map(lambda both: attend(*both), chunks)
+    def attend(both):
+        query, mask = both
+        return _attend_cached(query, shared, own._replace(mask=mask))
+
+    out = jax.lax.map(attend, (cut(query, 2), cut(own.mask, 2)))
     out = jnp.moveaxis(out, 0, 2)  # [G, W, chunks, chunk, H, D]
     return out.reshape(*out.shape[:2], -1, *out.shape[4:])[:, :, :length]
 
 
-def _attend_cached(context, suffix, context_mask, query, suffix_mask):
+def _attend_cached(query, shared, own):
     groups, width, length, heads, size = query.shape
-    kv_heads = suffix[0].shape[1]
-    shared = heads // kv_heads  # J, query heads that read one key
-    query = query.reshape(groups, width, length, kv_heads, shared, size)
+    kv_heads = own.key.shape[1]
+    grouped = heads // kv_heads  # J, query heads that read one key
+    query = query.reshape(groups, width, length, kv_heads, grouped, size)
     query = query.transpose(0, 3, 1, 2, 4, 5)  # [G, K, W, T, J, D]
-    flat = groups, kv_heads, width * length * shared, size
-    on_context = jnp.einsum(
-        "gkqd,gkcd->gkqc",
-        query.reshape(flat),
-        context[0],
-        preferred_element_type=jnp.float32,
-    )
-    # Keys times queries, not the other way round: XLA for CPU is 4 times faster at it.
-    on_suffix = jnp.einsum(
-        "gkwsd,gkwqd->gkwsq",
-        suffix[0],
-        query.reshape(groups, kv_heads, width, length * shared, size),
-        preferred_element_type=jnp.float32,
-    ).swapaxes(3, 4)
-    scale = 1.0 / math.sqrt(size)
-    shape = groups, kv_heads, width, length, shared
-    on_context = (on_context * scale).reshape(*shape, -1)
-    on_suffix = (on_suffix * scale).reshape(*shape, -1)
-    on_context = jnp.where(context_mask[:, None, None, None, None], on_context, _MASKED)
-    on_suffix = jnp.where(suffix_mask[:, None, :, :, None], on_suffix, _MASKED)
-    highest = jnp.maximum(
-        on_context.max(-1, keepdims=True), on_suffix.max(-1, keepdims=True)
-    )
-    on_context = jnp.exp(on_context - highest)
-    on_suffix = jnp.exp(on_suffix - highest)
-    total = on_context.sum(-1) + on_suffix.sum(-1)  # [G, K, W, T, J]
-    dtype = suffix[1].dtype
-    out = jnp.einsum(
-        "gkqc,gkcd->gkqd",
-        on_context.astype(dtype).reshape(*flat[:3], -1),
-        context[1],
-    ).reshape(*shape, size)
-    out += jnp.einsum(
-        "gkwqs,gkwsd->gkwqd",
-        on_suffix.astype(dtype).reshape(*shape[:3], length * shared, -1),
-        suffix[1],
-    ).reshape(*shape, size)
+    levels = (*shared, own)
+    scores = [_scores(query, level, level is own) for level in levels]
+    highest = functools.reduce(jnp.maximum, [x.max(-1, keepdims=True) for x in scores])
+    weights = [jnp.exp(x - highest) for x in scores]
+    total = sum(x.sum(-1) for x in weights)  # [G, K, W, T, J]
+    out = sum(map(_mixed, weights, levels))
     out = (out / total[..., None]).astype(query.dtype).transpose(0, 2, 3, 1, 4, 5)
     return out.reshape(groups, width, length, heads, size)
+
+
+def _scores(query, level, own):
+    """Masked scores of queries [G, K, W, T, J, D] on a level, [G, K, W, T, J, S]."""
+    rows, keys, size = level.key.shape[2:]
+    flat = query.reshape(*query.shape[:2], rows, -1, size)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    if own:  # keys times queries: XLA for CPU is 4 times faster at it
+        scores = product("gknsd,gknqd->gknsq", level.key, flat).swapaxes(3, 4)
+    else:
+        scores = product("gknqd,gknsd->gknqs", flat, level.key)
+    seen_by = query.shape[2] // rows
+    shape = (*query.shape[:2], rows, seen_by, *query.shape[3:5], keys)
+    scores = (scores / math.sqrt(size)).reshape(shape)
+    mask = level.mask[:, None, :, None, :, None]  # [G, 1, N, 1, T or 1, 1, S]
+    return jnp.where(mask, scores, _MASKED).reshape(*query.shape[:5], keys)
+
+
+def _mixed(weights, level):
+    """Values of a level in the sum of the weights [G, K, W, T, J, S]."""
+    value = level.value
+    flat = (*value.shape[:3], -1, value.shape[3])
+    weighted = weights.astype(value.dtype).reshape(flat)
+    out = jnp.einsum("gknqs,gknsd->gknqd", weighted, value)
+    return out.reshape(*weights.shape[:5], value.shape[4])

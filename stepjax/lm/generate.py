@@ -2,15 +2,16 @@
 
 Each problem owns a slot: one cache of keys and values of its context. The rows of a
 group (candidate steps, or judgments of one problem) read the shared context and
-write only their own suffix. A chosen candidate's suffix is appended to the context
-by a gather; going back a step only shortens a length.
+write only their own suffix; judgments that begin alike also share this lead. A chosen
+candidate's suffix is appended to the context by a gather; going back a step only
+shortens a length.
 
 The functions are pure and jitted; `stepjax.lm.slots` keeps, on the host, which token
 ids each slot holds. Temperature, top-p, keys, stop tables and budgets are traced:
 changing them compiles nothing.
 
 Axis names: L layers, P slots, C context capacity, G groups, W rows of a group,
-T prompt tokens of a row, N new tokens, V vocabulary.
+T prompt tokens of a row, N new tokens, V vocabulary; A leads of M tokens.
 """
 
 import functools
@@ -23,6 +24,18 @@ from stepjax import losses
 from stepjax.lm import cached as caches
 from stepjax.lm import draws
 from stepjax.lm import model as lm
+
+
+class Leads(NamedTuple):
+    """Tokens that come between the context and the prompts, for W / A rows in a row.
+
+    Attributes:
+      tokens: [G, A, M] int32, right-padded.
+      counts: real tokens of each, [G, A] int32.
+    """
+
+    tokens: jax.Array
+    counts: jax.Array
 
 
 class Samples(NamedTuple):
@@ -60,17 +73,28 @@ def _new_suffix(config: lm.ModelConfig, groups: int, width: int, capacity: int):
     return lm.KeyValues(zeros, jnp.zeros_like(zeros))
 
 
-def _take_contexts(contexts: lm.KeyValues, slots, bucket: int) -> lm.KeyValues:
+def _contexts(contexts: lm.KeyValues, slots, lengths, bucket: int) -> caches.Shared:
     """Returns the first `bucket` keys of the given slots ([G], or None for all)."""
     cut = jax.tree.map(lambda x: x[:, :, :, :bucket], contexts)
-    return cut if slots is None else jax.tree.map(lambda x: x[:, slots], cut)
+    taken = cut if slots is None else jax.tree.map(lambda x: x[:, slots], cut)
+    return caches.Shared(jax.tree.map(lambda x: x[:, :, :, None], taken), lengths)
 
 
-def _positions(lengths, start, first: int, count: int):
-    """Positions of suffix indices first..first+count, [G, W, count]."""
-    index = first + jnp.arange(count)
-    relative = jnp.maximum(index - start[..., None], 0)
-    return lengths[:, None, None] + relative
+def _shared(config, params, contexts, slots, lengths, leads, bucket: int):
+    """Returns what rows read before their prompts; computes the leads."""
+    context = _contexts(contexts, slots, lengths[:, None], bucket)
+    if leads is None:
+        return (context,)
+    cached = _fresh(config, (context,), *leads.tokens.shape)
+    _, suffix = caches.run(config, params, leads.tokens, cached)
+    return context, caches.Shared(suffix, leads.counts)
+
+
+def _fresh(config, shared, groups: int, width: int, capacity: int) -> caches.Cached:
+    """Returns empty suffixes of full rows behind shared caches."""
+    suffix = _new_suffix(config, groups, width, capacity)
+    start = jnp.zeros((groups, width), jnp.int32)
+    return caches.Cached(shared, suffix, start, jnp.zeros((), jnp.int32))
 
 
 @functools.partial(
@@ -93,12 +117,10 @@ def extend(model, params, contexts, slots, lengths, tokens, counts, *, bucket: i
       The extended caches.
     """
     groups, length = tokens.shape
-    start = jnp.zeros((groups, 1), jnp.int32)
-    suffix = _new_suffix(model.config, groups, 1, length)
-    context = _take_contexts(contexts, slots, bucket)
-    cached = caches.Cached(context, lengths, suffix, start, jnp.zeros((), jnp.int32))
-    position = _positions(lengths, start, 0, length)
-    _, suffix = caches.run(model.config, params, tokens[:, None], position, cached)
+    config = model.config
+    shared = _shared(config, params, contexts, slots, lengths, None, bucket)
+    cached = _fresh(config, shared, groups, 1, length)
+    _, suffix = caches.run(config, params, tokens[:, None], cached)
     capacity = contexts.key.shape[3]
     source = jnp.arange(capacity) - lengths[:, None]  # [G, C]
     fresh = (source >= 0) & (source < counts[:, None])
@@ -147,6 +169,7 @@ def sample(
     contexts,
     slots,
     lengths,
+    leads,
     prompts,
     start,
     active,
@@ -170,6 +193,7 @@ def sample(
       contexts: caches [L, P, K, C, D].
       slots: context of each group, [G] int32, or None when G = P in order.
       lengths: valid keys of each group's context, [G] int32.
+      leads: `Leads` that the rows share beside their context, or None.
       prompts: tokens fed before sampling, [G, W, T] int32, left-padded; T >= 1.
       start: first real prompt index, [G, W] int32.
       active: rows that matter, [G, W] bool; the others cost no extra turn.
@@ -189,16 +213,15 @@ def sample(
     """
     groups, width, length = prompts.shape
     config = model.config
-    context = _take_contexts(contexts, slots, bucket)
+    shared = _shared(config, params, contexts, slots, lengths, leads, bucket)
     suffix = _new_suffix(config, groups, width, length + capacity)
     keys = draws.row_keys(seed, paths)
     allowed = jnp.arange(config.vocab_size) < vocab
     last_state = stops.shape[0] - 1
 
     def feed(tokens, suffix, offset):
-        position = _positions(lengths, start, offset, tokens.shape[-1])
-        cached = caches.Cached(context, lengths, suffix, start, offset)
-        hidden, suffix = caches.run(config, params, tokens, position, cached)
+        cached = caches.Cached(shared, suffix, start, offset)
+        hidden, suffix = caches.run(config, params, tokens, cached)
         logits = lm.logits(params, hidden[:, :, -1])
         return jnp.where(allowed, logits, -jnp.inf), suffix
 
@@ -245,6 +268,7 @@ def score(
     contexts,
     slots,
     lengths,
+    leads,
     rows,
     start,
     scored,
@@ -261,6 +285,7 @@ def score(
       contexts: caches [L, P, K, C, D].
       slots: context of each group, [G] int32.
       lengths: valid keys of each group's context, [G] int32.
+      leads: `Leads` that the rows share beside their context, or None.
       rows: [G, W, T] int32, left-padded, at least one token before the scored ones.
       start: first real index of each row, [G, W] int32.
       scored: how many of the last tokens count, [G, W] int32 <= last.
@@ -273,18 +298,16 @@ def score(
     """
     groups, width, length = rows.shape
     fed = length - 1  # nothing comes after the last token
-    suffix = _new_suffix(model.config, groups, width, fed)
-    context = _take_contexts(contexts, slots, bucket)
-    cached = caches.Cached(context, lengths, suffix, start, jnp.zeros((), jnp.int32))
-    position = _positions(lengths, start, 0, fed)
-    tokens = rows[:, :, :fed]
-    hidden, _ = caches.run(model.config, params, tokens, position, cached)
+    config = model.config
+    shared = _shared(config, params, contexts, slots, lengths, leads, bucket)
+    cached = _fresh(config, shared, groups, width, fed)._replace(start=start)
+    hidden, _ = caches.run(config, params, rows[:, :, :fed], cached)
     hidden = hidden[:, :, fed - last :]
     logps = losses.token_logps_from_hidden(
         hidden.reshape(-1, hidden.shape[-1]),
         lm.unembedding(params).astype(hidden.dtype),
         rows[:, :, length - last :].reshape(-1),
-        vocab_size=min(vocab, model.config.vocab_size),
+        vocab_size=min(vocab, config.vocab_size),
     )
     counts = jnp.arange(last) >= last - scored[..., None]
     return jnp.where(counts, logps.reshape(counts.shape), 0.0).sum(-1)

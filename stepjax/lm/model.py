@@ -123,14 +123,14 @@ class Block(nn.Module):
     mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
-    def __call__(self, carry, context, shared):
+    def __call__(self, carry, read, shared):
         """Runs one layer.
 
         Args:
           carry: (hidden [..., T, E], suffix KeyValues or None, layer index).
-          context: this layer's context (key, value), [G, K, C, D] each, or None.
+          read: this layer's caches of every shared level, or None for forest rows.
           shared: (sin, cos, sight, offset), the same for every layer; `sight` is
-            the rows' subtree ends, or the masks of `attention.cached_attention`.
+            the rows' subtree ends, or the mask of every level, the suffix's last.
 
         Returns:
           (carry, None), as nn.scan wants it.
@@ -145,7 +145,7 @@ class Block(nn.Module):
         value = self._project(normed, "value", config.num_kv_heads, "kv_heads")
         query = attention.rotate(query, sin, cos)
         key = attention.rotate(key, sin, cos)
-        if context is None:
+        if read is None:
             kind = attention.choose(
                 config.attention, self.mesh, config.dtype, config.head_dim
             )
@@ -161,8 +161,12 @@ class Block(nn.Module):
                 suffix,
                 KeyValues(key, value),
             )
-            own = (suffix.key[layer], suffix.value[layer])
-            mixed = attention.cached_attention(query, context, own, *sight)
+            caches = [*read, jax.tree.map(lambda cache: cache[layer], suffix)]
+            *before, own = (
+                attention.Level(*cache, mask)
+                for cache, mask in zip(caches, sight, strict=True)
+            )
+            mixed = attention.cached_attention(query, before, own)
         shape = (config.num_heads, config.head_dim, config.hidden_size)
         kernel = self._kernel("out", shape, "heads", "head_dim", "embed")
         mixed = mixed.reshape(*mixed.shape[:-2], -1)

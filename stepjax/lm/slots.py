@@ -152,6 +152,7 @@ class Slots:
         budget: int,
         capacity: int,
         group_multiple: int = 1,
+        share: int = 1,
     ) -> Callable[[], generate.Samples]:
         """Begins to sample behind the held contexts; see `generate.sample`.
 
@@ -170,13 +171,15 @@ class Slots:
           budget: see `generate.sample`.
           capacity: see `generate.sample`.
           group_multiple: the number of groups is padded to a bucket of this.
+          share: so many rows in a row, of the W of a group, share the tokens that all
+            of them begin with: they are computed once.
 
         Returns:
           A function that waits, and returns `generate.Samples` as numpy arrays of the
           given groups. With `groups` None, call it before `hold`.
         """
-        count, lengths, slots, rows, start, active = self._lay_out(
-            groups, prompts, group_multiple
+        count, lengths, slots, leads, rows, start, active = self._lay_out(
+            groups, prompts, group_multiple, share
         )
         padded = np.zeros((len(rows), *paths.shape[1:]), np.uint32)
         padded[:count] = paths
@@ -186,7 +189,7 @@ class Slots:
             self.params,
             self.contexts,
             None if groups is None else self.put(slots),
-            *map(self.put, (lengths, rows, start, active, padded)),
+            *map(self.put, (lengths, leads, rows, start, active, padded)),
             np.uint32(seed),
             np.float32(temperature),
             np.float32(top_p),
@@ -221,10 +224,21 @@ class Slots:
         *,
         vocab: int,
         group_multiple: int = 1,
+        share: int = 1,
     ) -> np.ndarray:
-        """Returns log-probabilities of the rows' last tokens, [G, W]; see `score`."""
-        count, lengths, slots, rows, start, _ = self._lay_out(
-            groups, rows, group_multiple, beyond=1
+        """Returns log-probabilities of the rows' last tokens, [G, W].
+
+        Args:
+          groups: slot of each group.
+          rows: see `generate.score`; ragged.
+          scored: see `generate.score`.
+          vocab: see `generate.score`.
+          group_multiple: see `start`.
+          share: see `start`.
+        """
+        last = int(scored.max(initial=0))
+        count, lengths, slots, leads, rows, start, _ = self._lay_out(
+            groups, rows, group_multiple, share, last=last
         )
         padded = np.zeros((len(rows), scored.shape[1]), np.int32)
         padded[:count] = scored
@@ -232,28 +246,36 @@ class Slots:
             self.model,
             self.params,
             self.contexts,
-            *map(self.put, (slots, lengths, rows, start, padded)),
+            *map(self.put, (slots, lengths, leads, rows, start, padded)),
             vocab=vocab,
             bucket=self._bucket(lengths),
-            last=int(padded.max()),
+            last=last,
         )
         return np.asarray(out)[:count]
 
-    def _lay_out(self, groups, prompts, group_multiple, beyond=0):
+    def _lay_out(self, groups, prompts, group_multiple, share, last=0):
         """Lays ragged prompts out as [G, W, T], left-padded, G and T in buckets.
 
-        The last `beyond` tokens of a prompt are not fed: the bucket is of the others.
+        Where some rows share their first tokens these become `generate.Leads`. `last`
+        tokens are scored: they and the one before are no part of a lead; of them the
+        last is not fed, and the bucket is of the others.
         """
-        count = len(prompts)
+        count, beyond = len(prompts), min(last, 1)
         order = range(count) if groups is None else groups
         multiple = math.lcm(group_multiple, self._multiple)
         total = count if groups is None else forest.bucket(count, multiple)
         width = len(prompts[0])
+        found = []
+        if share > 1:
+            found, prompts = _parted(prompts, share, last + 1)
         longest = max((len(row) for group in prompts for row in group), default=1)
-        length = max(1, longest - beyond)
-        length = beyond + (
-            length if length == 1 else forest.bucket(length, _PROMPT_BUCKET)
-        )
+        length = max(1, longest - beyond, *map(len, found))
+        if length > 1:
+            length = forest.bucket(
+                length, _PROMPT_BUCKET
+            )  # of leads and of what is left
+        leads = _leads(found, (total, width // share, length)) if found else None
+        length += beyond
         rows = np.zeros((total, width, length), np.int32)
         start = np.zeros((total, width), np.int32)
         active = np.zeros((total, width), bool)
@@ -265,7 +287,34 @@ class Slots:
                     rows[g, w, length - len(ids) :] = ids
                     start[g, w] = length - len(ids)
                     active[g, w] = True
-        return count, lengths, slots, rows, start, active
+        return count, lengths, slots, leads, rows, start, active
+
+
+def _parted(prompts, share: int, least: int) -> tuple[list, list]:
+    """Parts prompts into what `share` rows in a row begin with, and what is left.
+
+    At least `least` tokens of a row are left; empty rows stay empty.
+    """
+    found, rest = [], []
+    for group in prompts:
+        rest.append([])
+        for at in range(0, len(group), share):
+            rows = group[at : at + share]
+            used = [ids for ids in rows if len(ids)] or [()]
+            size = min(_common_prefix(used[0], ids) for ids in used)
+            size = max(0, min(size, min(map(len, used)) - least))
+            found.append(used[0][:size])
+            rest[-1] += [ids[size:] for ids in rows]
+    return found, rest
+
+
+def _leads(found, shape: tuple[int, int, int]) -> generate.Leads:
+    """Lays leads out as [G, A, M], right-padded."""
+    tokens = np.zeros((shape[0] * shape[1], shape[2]), np.int32)
+    counts = np.zeros(len(tokens), np.int32)
+    for row, ids in enumerate(found):
+        tokens[row, : len(ids)], counts[row] = ids, len(ids)
+    return generate.Leads(tokens.reshape(shape), counts.reshape(shape[:2]))
 
 
 def _common_prefix(held: Sequence[int], ids: Sequence[int]) -> int:
