@@ -404,6 +404,50 @@ def test_two_tokens_in_front_are_refused(tmp_path):
         tokenizer.load(save(model, tmp_path))
 
 
+@st.composite
+def straddled(draw, known):
+    """Ids of a text with step markers, cut anywhere that tokens (bytes → ids) allow."""
+    words = ["Step", "Step 2", "\n", " so ", ".", "x=0", "\u00e9", "\n\n", "\nStep 9"]
+    text = "".join(draw(st.lists(st.sampled_from(words), max_size=6)))
+    text = (
+        text + draw(st.sampled_from(["\nStep 3: ", "\nStep x", ""])) + "so"
+    ).encode()
+    ids, at = [], 0
+    while at < len(text):
+        ends = [n for n in range(at + 1, len(text) + 1) if text[at:n] in known]
+        at, begin = draw(st.sampled_from(ends)), at
+        ids.append(draw(st.sampled_from(known[text[begin:at]])))
+    return ids
+
+
+def check_stops(loaded):
+    """Checks where the automaton stops, however markers are cut; returns its table."""
+    stops = prompts.step_stops(prompts.Templates())
+    table = compile_stops(loaded.token_bytes, stops, loaded.stop_ids)
+    known, found = {}, set()
+    for token, piece in enumerate(loaded.token_bytes):
+        known.setdefault(piece, []).append(token)
+
+    @settings(deadline=None, max_examples=200, database=None)
+    @given(straddled(known))
+    def check(ids):
+        state, text, done = 0, b"", False
+        for token in ids:
+            state, text = table[state, token], text + loaded.token_bytes[token]
+            done = any(stop.encode() in text for stop in stops)
+            assert (state == len(table) - 1) == done
+        found.add(done)
+
+    check()
+    assert found == {True, False}
+    return table
+
+
+def test_markers_are_found_however_tokens_straddle_them(byte_level, byte_fallback):
+    for loaded in (byte_level, byte_fallback):
+        check_stops(loaded)
+
+
 def real_directories():
     """Folders with a tokenizer.json below the one that STEPJAX_TOKENIZERS names."""
     root = os.environ.get("STEPJAX_TOKENIZERS")
@@ -433,8 +477,8 @@ def test_real_tokenizers(directory, tmp_path):
             joint = loaded.encode_prompt(prompt + text)
             assert joint == loaded.encode_prompt(prompt) + line
 
+    table = check_stops(loaded)
     stops = prompts.step_stops(prompts.Templates())
-    table = compile_stops(loaded.token_bytes, stops, loaded.stop_ids)
     ids = loaded.encode_line(TEXTS[0])
     kept = cut_at_stop(loaded.token_bytes, ids, stops)
     assert loaded.decode(ids[:kept]) == TEXTS[0].splitlines(keepends=True)[0]
