@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from stepjax import iterate, rundir, summary
-from stepjax.lm import checkpoint
+from stepjax.lm import checkpoint, hosts
 
 ARMS = ("self", "random", "oracle", "sft", "srlm")
 _TITLES = {
@@ -87,11 +87,12 @@ def ablate(
         ]
         for arm in arms
     }
-    checkpoint.write_json(folder / "ablation.json", {"seeds": seeds, "arms": found})
     text = table(found)
-    (folder / "ablation.md").write_text(text, encoding="utf-8")
-    plot(found, folder / "ablation.png")
-    print(text)
+    if hosts.first():
+        checkpoint.write_json(folder / "ablation.json", {"seeds": seeds, "arms": found})
+        (folder / "ablation.md").write_text(text, encoding="utf-8")
+        plot(found, folder / "ablation.png")
+        print(text)
     return text
 
 

@@ -164,8 +164,11 @@ class RunDirectory:
         Args:
           other: the other run directory; its M1 is finished.
         """
-        if (self.model(1) / "manifest.json").exists():
-            return
+        if hosts.first() and not (self.model(1) / "manifest.json").exists():
+            self._adopt_m1(other)
+        hosts.barrier(f"M1 adopted by {self.path}")
+
+    def _adopt_m1(self, other: pathlib.Path) -> None:
         (self.path / "eval").mkdir(exist_ok=True)
         for number in (0, 1):
             for path in sorted((other / "eval").glob(f"M{number}_*.json")):
