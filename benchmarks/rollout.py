@@ -20,16 +20,7 @@ import numpy as np
 import work
 
 # Rows of a call and their least arithmetic, whether they are sampled or scored.
-OF_CANDIDATES = (
-    work.CONTEXTS * work.CANDIDATES,
-    work.behind_context_flops(
-        work.CONTEXTS,
-        work.CONTEXT_TOKENS,
-        work.CANDIDATES,
-        work.CANDIDATE_TOKENS,
-        work.CANDIDATE_TOKENS,
-    ),
-)
+OF_CANDIDATES = work.CONTEXTS * work.CANDIDATES, work.candidates_flops()
 # work → (programs of the peers, rows of a call, least arithmetic of a call)
 WORK = {
     "sample": (
@@ -43,13 +34,7 @@ WORK = {
     "judge": (
         [("torch", "judge")],
         work.CANDIDATES * (work.CANDIDATES - 1),
-        work.behind_context_flops(
-            1,
-            work.JUDGE_CONTEXT,
-            work.CANDIDATES * (work.CANDIDATES - 1),
-            2 * work.JUDGE_STEP + work.JUDGE_TEMPLATE + work.EXPLANATION,
-            work.EXPLANATION,
-        ),
+        work.judgments_flops(),
     ),
 }
 

@@ -37,7 +37,8 @@ PROBLEMS, STEPS, PROMPT, STEP_TOKENS = 4, 8, 170, 60  # one step of trajectories
 # rollout.py: candidates of 8 problems sampled or scored, and the judgments of a step.
 CONTEXTS, CONTEXT_TOKENS, CANDIDATES, CANDIDATE_TOKENS = 8, 256, 6, 64
 TEMPERATURE, TOP_P = 0.5, 0.95
-JUDGE_CONTEXT, JUDGE_STEP, JUDGE_TEMPLATE, EXPLANATION = 200, 62, 20, 64
+JUDGE_CONTEXT, JUDGE_STEP, EXPLANATION = 200, 62, 64
+JUDGE_WORDS = 5, 5, 10  # tokens before, between and after the two steps of a question
 
 
 class Pair(NamedTuple):
@@ -98,12 +99,9 @@ def judgments(number: int) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     rng = np.random.default_rng([4, number])
     context = _draw(rng, JUDGE_CONTEXT)
     steps = [_draw(rng, JUDGE_STEP) for _ in range(CANDIDATES)]
-    words = _draw(rng, JUDGE_TEMPLATE)
+    before, between, after = (_draw(rng, count) for count in JUDGE_WORDS)
     questions = [
-        words[:5] + a + words[5:10] + b + words[10:]
-        for a in steps
-        for b in steps
-        if a != b
+        before + a + between + b + after for a in steps for b in steps if a != b
     ]
     return context, questions
 
@@ -117,25 +115,31 @@ def _per_token() -> tuple[float, float, float]:
     return 2 * layers * layer, 2 * width * MODEL["vocab_size"], 4 * layers * heads
 
 
-def behind_context_flops(
-    contexts: int, length: int, rows: int, fed: int, made: int
-) -> float:
-    """Returns the least arithmetic of rows of tokens behind shared contexts.
-
-    Each context once, logits of `made` tokens of a row only, attention to earlier
-    tokens only.
+def _row_flops(before: int, fed: int, made: int = 0) -> float:
+    """Returns the least arithmetic of a row: attention to earlier tokens only.
 
     Args:
-      contexts: number of contexts.
-      length: tokens of each.
-      rows: rows behind each.
-      fed: tokens of a row that go through the layers.
-      made: tokens of a row that need logits.
+      before: tokens that it sees and that are computed elsewhere.
+      fed: tokens that go through the layers.
+      made: tokens that need logits.
     """
     body, head, key = _per_token()
-    context = body * length + key * length * (length + 1) / 2
-    row = body * fed + key * (fed * length + fed * (fed + 1) / 2) + head * made
-    return contexts * (context + rows * row)
+    return body * fed + key * fed * (before + (fed + 1) / 2) + head * made
+
+
+def candidates_flops() -> float:
+    """Returns the least arithmetic of sampling, or scoring: each context once."""
+    row = _row_flops(CONTEXT_TOKENS, CANDIDATE_TOKENS, CANDIDATE_TOKENS)
+    return CONTEXTS * (_row_flops(0, CONTEXT_TOKENS) + CANDIDATES * row)
+
+
+def judgments_flops() -> float:
+    """Returns the least arithmetic of judging: the context and each first step once."""
+    lead = JUDGE_STEP + JUDGE_WORDS[0] + JUDGE_WORDS[1]
+    rest = JUDGE_STEP + JUDGE_WORDS[2] + EXPLANATION
+    row = _row_flops(JUDGE_CONTEXT + lead, rest, EXPLANATION)
+    first = _row_flops(JUDGE_CONTEXT, lead) + (CANDIDATES - 1) * row
+    return _row_flops(0, JUDGE_CONTEXT) + CANDIDATES * first
 
 
 def least_flops() -> float:
@@ -144,7 +148,7 @@ def least_flops() -> float:
     Policy forward and backward and reference forward, the context once a pair, logits
     of scored tokens only, attention to earlier tokens only.
     """
-    each = behind_context_flops(1, CONTEXT, 2, STEP, STEP)
+    each = _row_flops(0, CONTEXT) + 2 * _row_flops(CONTEXT, STEP, STEP)
     return 4 * PAIRS * each
 
 

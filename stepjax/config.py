@@ -110,7 +110,8 @@ def default() -> ml_collections.ConfigDict:
     judge.max_tokens = 512  # of explanation and verdict
     judge.rating_tokens = 512  # of explanation and rating of a whole solution
     judge.context_tokens = 2560  # tokens of instructions, question and steps
-    judge.rows = 30  # judgments of a problem that share a read of its context, at most
+    judge.rows = 30  # judgments of a problem that share a read of its context, at most;
+    # from search.width - 1 on, those with the same step first share a read of it, too
 
     c.pairs = pairs = ml_collections.ConfigDict()
     pairs.best_beats_all = False  # keep a pair only if the best won all its calls
