@@ -269,11 +269,9 @@ class Slots:
         if share > 1:
             found, prompts = _parted(prompts, share, last + 1)
         longest = max((len(row) for group in prompts for row in group), default=1)
-        length = max(1, longest - beyond, *map(len, found))
+        length = max(1, longest - beyond, *map(len, found))  # of leads, too
         if length > 1:
-            length = forest.bucket(
-                length, _PROMPT_BUCKET
-            )  # of leads and of what is left
+            length = forest.bucket(length, _PROMPT_BUCKET)
         leads = _leads(found, (total, width // share, length)) if found else None
         length += beyond
         rows = np.zeros((total, width, length), np.int32)
