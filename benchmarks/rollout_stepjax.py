@@ -24,7 +24,7 @@ def sampler(slots: Slots, budget: int, temperature: float, top_p: float):
     """Returns a function that samples rows behind slots: as the search does it."""
     table = jnp.asarray(NO_STOPS)
 
-    def sample(groups, rows, number, share=1):
+    def sample(groups, rows, number, share=()):
         shape = (len(rows), len(rows[0]))
         out = slots.sample(
             groups,
@@ -59,7 +59,7 @@ def main(directory: str, layout: str) -> None:
         def step(number):
             context, questions = work.judgments(number)
             slots.hold({0: context})
-            tokens = sample([0], [questions], number, work.CANDIDATES - 1)
+            tokens = sample([0], [questions], number, (work.CANDIDATES - 1,))
             return {"rows": tokens[0].tolist()}
 
         return work.serve(step)

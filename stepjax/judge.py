@@ -308,7 +308,7 @@ def make_judge(
             budget=max_tokens,
             capacity=max_tokens,
             group_multiple=groups_a_call,
-            share=share,
+            share=(share,) if share > 1 else (),
         )
 
         def read():
@@ -340,7 +340,7 @@ def make_judge(
             np.array(scored, np.int32),
             vocab=codec.tokenizer.vocab_size,
             group_multiple=groups_a_call,
-            share=2 * share if share > 1 else 1,
+            share=(2 * share, 2) if share > 1 else (2,),
         )
         odds = logps[:, ::2] - logps[:, 1::2]
         answers = [

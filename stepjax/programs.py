@@ -336,11 +336,11 @@ class Sampling(NamedTuple):
         """
         slots, capacity = self.slots, contexts.key.shape[3]
         width, share = layout
-        leads = None
+        leads = ()
         if share > 1:
             fed = forest.bucket(fed // 2, 16)
             tokens = self._shape(slots, width // share, fed)
-            leads = generate.Leads(tokens, self._shape(slots, width // share))
+            leads = (generate.Leads(tokens, self._shape(slots, width // share)),)
         params = _params(self.model, self.model.config.dtype)
         scalar = functools.partial(self._shape, split=False)
         lengths, rows = self._shape(slots), self._shape(slots, width)

@@ -292,7 +292,7 @@ def alike(seed):
     return groups, prompts
 
 
-@pytest.mark.parametrize("share", [3, 6])
+@pytest.mark.parametrize("share", [(3,), (6,), (6, 3), (6, 3, 1)])
 def test_rows_that_begin_alike_share_a_lead(params, one_device, plain, share):
     slots = Slots(MODEL, params, one_device, 3, 60)
     held = {0: some_ids(17, 30), 1: some_ids(19, 4), 2: some_ids(18, 13)}
@@ -308,7 +308,7 @@ def test_rows_that_begin_alike_share_a_lead(params, one_device, plain, share):
                 ids = [*held[slot], *prompt]
                 check_row(plain, ids, out.tokens[g, w], out.logps[g, w], greedy=True)
     scored = np.array([[min(5, max(0, len(p) - 1)) for p in ps] for ps in prompts])
-    for sharing in (share, 1):
+    for sharing in (share, ()):
         logps = slots.score(groups, prompts, scored, vocab=PADDED, share=sharing)
         for g, slot in enumerate(groups):
             for w, prompt in enumerate(prompts[g]):

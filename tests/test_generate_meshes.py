@@ -71,12 +71,12 @@ def search_like(mesh, params):
             budget=NEW,
             capacity=NEW,
             group_multiple=2,
-            share=2,
+            share=(4, 2),
         )
     )
     scored = np.array([[1, 2, 3, 1], [0, 0, 2, 4], [1, 1, 2, 2]])
     return made, slots.score(
-        [3, 0, 7], rows, scored, vocab=48, group_multiple=8, share=2
+        [3, 0, 7], rows, scored, vocab=48, group_multiple=8, share=(4, 2)
     )
 
 

@@ -265,7 +265,7 @@ def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
             "budget": 40,
             "vocab": codec.tokenizer.vocab_size,
             "group_multiple": 4,
-            "share": share,
+            "share": (share,) if share > 1 else (),
             **{name: OPTIONS[name] for name in ("seed", "temperature", "top_p")},
         }
 
@@ -338,8 +338,10 @@ def test_log_odds_decide_in_logprob_mode(codec, rows, share):
         [],
         [Verdict(0, 1, "A", "0.218750"), Verdict(1, 0, "A", "0.218750")],  # 46
     ]
-    # Two rows a judgment, one for each verdict.
+    # Two rows a judgment, one for each verdict: they share its question.
     assert sum(len(call[1]) for call in slots.calls) == 16
+    levels = (2,) if share == 1 else (2 * share, 2)
+    assert all(call[2]["share"] == levels for call in slots.calls)
 
 
 def test_unknown_mode_is_refused(codec):

@@ -27,7 +27,9 @@ from stepjax.lm import model as lm
 
 
 class Leads(NamedTuple):
-    """Tokens that come between the context and the prompts, for W / A rows in a row.
+    """Tokens between the context and the prompts, each for W / A rows in a row.
+
+    A call may have several levels, each within the one before.
 
     Attributes:
       tokens: [G, A, M] int32, right-padded.
@@ -82,12 +84,12 @@ def _contexts(contexts: lm.KeyValues, slots, lengths, bucket: int) -> caches.Sha
 
 def _shared(config, params, contexts, slots, lengths, leads, bucket: int):
     """Returns what rows read before their prompts; computes the leads."""
-    context = _contexts(contexts, slots, lengths[:, None], bucket)
-    if leads is None:
-        return (context,)
-    cached = _fresh(config, (context,), *leads.tokens.shape)
-    _, suffix = caches.run(config, params, leads.tokens, cached)
-    return context, caches.Shared(suffix, leads.counts)
+    shared = (_contexts(contexts, slots, lengths[:, None], bucket),)
+    for level in leads:
+        cached = _fresh(config, shared, *level.tokens.shape)
+        _, suffix = caches.run(config, params, level.tokens, cached)
+        shared += (caches.Shared(suffix, level.counts),)
+    return shared
 
 
 def _fresh(config, shared, groups: int, width: int, capacity: int) -> caches.Cached:
@@ -118,7 +120,7 @@ def extend(model, params, contexts, slots, lengths, tokens, counts, *, bucket: i
     """
     groups, length = tokens.shape
     config = model.config
-    shared = _shared(config, params, contexts, slots, lengths, None, bucket)
+    shared = _shared(config, params, contexts, slots, lengths, (), bucket)
     cached = _fresh(config, shared, groups, 1, length)
     _, suffix = caches.run(config, params, tokens[:, None], cached)
     capacity = contexts.key.shape[3]
@@ -193,7 +195,7 @@ def sample(
       contexts: caches [L, P, K, C, D].
       slots: context of each group, [G] int32, or None when G = P in order.
       lengths: valid keys of each group's context, [G] int32.
-      leads: `Leads` that the rows share beside their context, or None.
+      leads: levels of `Leads` that rows share beside their context, () for none.
       prompts: tokens fed before sampling, [G, W, T] int32, left-padded; T >= 1.
       start: first real prompt index, [G, W] int32.
       active: rows that matter, [G, W] bool; the others cost no extra turn.
@@ -285,7 +287,7 @@ def score(
       contexts: caches [L, P, K, C, D].
       slots: context of each group, [G] int32.
       lengths: valid keys of each group's context, [G] int32.
-      leads: `Leads` that the rows share beside their context, or None.
+      leads: levels of `Leads` that rows share beside their context, () for none.
       rows: [G, W, T] int32, left-padded, at least one token before the scored ones.
       start: first real index of each row, [G, W] int32.
       scored: how many of the last tokens count, [G, W] int32 <= last.

@@ -152,7 +152,7 @@ class Slots:
         budget: int,
         capacity: int,
         group_multiple: int = 1,
-        share: int = 1,
+        share: Sequence[int] = (),
     ) -> Callable[[], generate.Samples]:
         """Begins to sample behind the held contexts; see `generate.sample`.
 
@@ -172,7 +172,8 @@ class Slots:
           capacity: see `generate.sample`.
           group_multiple: the number of groups is padded to a bucket of this.
           share: so many rows in a row, of the W of a group, share the tokens that all
-            of them begin with: they are computed once.
+            of them begin with: they are computed once. Several levels, from many rows
+            to few.
 
         Returns:
           A function that waits, and returns `generate.Samples` as numpy arrays of the
@@ -224,7 +225,7 @@ class Slots:
         *,
         vocab: int,
         group_multiple: int = 1,
-        share: int = 1,
+        share: Sequence[int] = (),
     ) -> np.ndarray:
         """Returns log-probabilities of the rows' last tokens, [G, W].
 
@@ -266,13 +267,22 @@ class Slots:
         total = count if groups is None else forest.bucket(count, multiple)
         width = len(prompts[0])
         found = []
-        if share > 1:
-            found, prompts = _parted(prompts, share, last + 1)
+        for size in share:
+            level, prompts = _parted(prompts, size, last + 1)
+            found.append(level)
         longest = max((len(row) for group in prompts for row in group), default=1)
-        length = max(1, longest - beyond, *map(len, found))  # of leads, too
+        length = max(1, longest - beyond)
         if length > 1:
-            length = forest.bucket(length, _PROMPT_BUCKET)
-        leads = _leads(found, (total, width // share, length)) if found else None
+            # After a lead, what is scored is short and always as long.
+            length = forest.bucket(length, 1 if share and last else _PROMPT_BUCKET)
+        lead = max((len(ids) for level in found for ids in level), default=0)
+        lead = forest.bucket(lead, _PROMPT_BUCKET)
+        if share and length > _PROMPT_BUCKET:  # few shapes: one length for both
+            length = lead = max(length, lead)
+        leads = tuple(
+            _leads(level, (total, width // size, lead))
+            for level, size in zip(found, share, strict=True)
+        )
         length += beyond
         rows = np.zeros((total, width, length), np.int32)
         start = np.zeros((total, width), np.int32)
