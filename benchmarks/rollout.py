@@ -4,9 +4,10 @@
 
 The shapes are in work.py: 6 candidates of 64 tokens for each of 8 contexts of 256
 tokens are sampled (T = 0.5, top-p 0.95), or scored; and the 30 judgments of a step of 6
-candidates, in both orders, are written behind a shared context of 200 tokens. Each
-PYTHON is an interpreter in which that peer is installed; a peer without one is skipped.
-README.md has the last results.
+candidates, in both orders, are written behind a shared context of 200 tokens, or their
+verdicts compared without an explanation (`judge.mode=logprob`). Each PYTHON is an
+interpreter in which that peer is installed; a peer without one is skipped. The last
+results are in README.md.
 """
 
 import argparse
@@ -34,7 +35,12 @@ WORK = {
     "judge": (
         [("torch", "judge")],
         work.CANDIDATES * (work.CANDIDATES - 1),
-        work.judgments_flops(),
+        work.judgments_flops(work.EXPLANATION),
+    ),
+    "verdict": (
+        [("torch", "verdict")],
+        work.CANDIDATES * (work.CANDIDATES - 1),
+        work.judgments_flops(0),
     ),
 }
 
@@ -80,7 +86,7 @@ def agreement(name: str, calls) -> str:
     ours, theirs = (
         np.array([step["rows"] for step in side]) for side in zip(*calls, strict=True)
     )
-    if name == "score":
+    if name in ("score", "verdict"):
         return f"scores differ by at most {abs(ours - theirs).max():.1e}"
     same = (ours == theirs).all(-1)
     return f"{same.sum()} of {same.size} rows have the same tokens as stepjax's"

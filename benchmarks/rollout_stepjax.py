@@ -1,7 +1,7 @@
 """Sampling, scoring and judging with stepjax: rollout_stepjax.py WEIGHTS LAYOUT.
 
 WEIGHTS is a Hugging Face directory for the other programs to read; it is written when
-it does not exist. LAYOUT is sample, score or judge, see work.py.
+it does not exist. LAYOUT is sample, score, judge or verdict, see work.py.
 """
 
 import pathlib
@@ -52,15 +52,21 @@ def main(directory: str, layout: str) -> None:
     params = train.init_params(model, mesh, seed=0)
     if not pathlib.Path(directory).exists():
         export.save_hf(params, CONFIG, directory)
-    if layout == "judge":
+    if layout in ("judge", "verdict"):
         slots = Slots(model, params, mesh, 1, work.JUDGE_CONTEXT)
         sample = sampler(slots, work.EXPLANATION, 0.0, 1.0)
+        share = work.CANDIDATES - 1  # as `judge.make_judge` lays them out
 
         def step(number):
             context, questions = work.judgments(number)
             slots.hold({0: context})
-            tokens = sample([0], [questions], number, (work.CANDIDATES - 1,))
-            return {"rows": tokens[0].tolist()}
+            if layout == "judge":
+                tokens = sample([0], [questions], number, (share,))
+                return {"rows": tokens[0].tolist()}
+            rows = [q + (verdict,) for q in questions for verdict in work.VERDICTS]
+            ones = np.ones((1, len(rows)), np.int32)
+            logps = slots.score([0], [rows], ones, vocab=VOCAB, share=(2 * share, 2))
+            return {"rows": (logps[0, ::2] - logps[0, 1::2]).tolist()}
 
         return work.serve(step)
     slots = Slots(model, params, mesh, work.CONTEXTS, work.CONTEXT_TOKENS)

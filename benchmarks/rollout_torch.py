@@ -5,6 +5,7 @@ sample, shared  the contexts computed once by hand and their caches copied.
 score           the contexts computed once by hand and their caches copied.
 score, whole    every row whole, logits of scored tokens only.
 judge           `generate` on the whole prompt of every judgment, in one batch.
+verdict         the logits after the same prompts, in one batch.
 """
 
 import sys
@@ -76,6 +77,15 @@ def judge(model, number):
     return out[:, rows.shape[1] :]
 
 
+def verdict(model, number):
+    """Returns the log-odds of A right after every prompt."""
+    context, questions = work.judgments(number)
+    rows = torch.tensor([context + question for question in questions])
+    logits = model(rows, use_cache=False, logits_to_keep=1).logits[:, -1]
+    a, b = work.VERDICTS
+    return logits[:, a] - logits[:, b]
+
+
 def main(directory: str, layout: str) -> None:
     """Prepares the work and serves it."""
     torch.set_num_threads(2)
@@ -88,6 +98,8 @@ def main(directory: str, layout: str) -> None:
     def step(number):
         if layout == "judge":
             return {"rows": judge(model, number).tolist()}
+        if layout == "verdict":
+            return {"rows": verdict(model, number).tolist()}
         if layout.startswith("score"):
             return {"rows": score(model, number, layout == "score").tolist()}
         rows = sample(model, number, layout == "sample, shared")

@@ -38,6 +38,7 @@ PROBLEMS, STEPS, PROMPT, STEP_TOKENS = 4, 8, 170, 60  # one step of trajectories
 CONTEXTS, CONTEXT_TOKENS, CANDIDATES, CANDIDATE_TOKENS = 8, 256, 6, 64
 TEMPERATURE, TOP_P = 0.5, 0.95
 JUDGE_CONTEXT, JUDGE_STEP, EXPLANATION = 200, 62, 64
+VERDICTS = SPECIAL, SPECIAL + 1  # ids of A and B
 JUDGE_WORDS = 5, 5, 10  # tokens before, between and after the two steps of a question
 
 
@@ -133,11 +134,15 @@ def candidates_flops() -> float:
     return CONTEXTS * (_row_flops(0, CONTEXT_TOKENS) + CANDIDATES * row)
 
 
-def judgments_flops() -> float:
-    """Returns the least arithmetic of judging: the context and each first step once."""
+def judgments_flops(written: int) -> float:
+    """Returns the least arithmetic of judging: the context and each first step once.
+
+    Args:
+      written: tokens of an explanation; 0 when the verdict follows the question.
+    """
     lead = JUDGE_STEP + JUDGE_WORDS[0] + JUDGE_WORDS[1]
-    rest = JUDGE_STEP + JUDGE_WORDS[2] + EXPLANATION
-    row = _row_flops(JUDGE_CONTEXT + lead, rest, EXPLANATION)
+    rest = JUDGE_STEP + JUDGE_WORDS[2] + written
+    row = _row_flops(JUDGE_CONTEXT + lead, rest, max(written, 1))
     first = _row_flops(JUDGE_CONTEXT, lead) + (CANDIDATES - 1) * row
     return _row_flops(0, JUDGE_CONTEXT) + CANDIDATES * first
 
