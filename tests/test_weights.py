@@ -166,34 +166,27 @@ def test_cached_decoding_equals_the_full_forward(name):
         shape = (3, groups, config.num_kv_heads, width, size, config.head_dim)
         return model_lib.KeyValues(*jnp.full((2, *shape), 9.0))
 
-    @jax.jit
-    def step(params, tokens, cached):
-        hidden, cache = caching.run(config, params, tokens, cached)
-        return model_lib.logits(params, hidden), cache
+    @functools.partial(jax.jit, static_argnames="reach")
+    def step(params, tokens, start, shared, suffix=None, reach=None):
+        hidden, made = caching.run(config, params, tokens, start, shared, suffix, reach)
+        return model_lib.logits(params, hidden), made
 
     nothing = caching.Shared(empty(1, 1), jnp.zeros((groups, 1), jnp.int32))
-    cached = caching.Cached(
-        shared=(nothing,),
-        suffix=empty(1, context_size),
-        start=jnp.zeros((groups, 1), jnp.int32),
-        offset=jnp.zeros((), jnp.int32),
-    )
-    on_context, cache = step(params, context[:, None], cached)
-    cached = caching.Cached(
-        shared=(caching.Shared(cache, jnp.asarray(context_length)[:, None]),),
-        suffix=empty(width, prefix_size + more + 1),
-        start=jnp.asarray(start, jnp.int32),
-        offset=jnp.zeros((), jnp.int32),
-    )
-    index = np.arange(prefix_size + more)
+    at_once = jnp.zeros((groups, 1), jnp.int32)
+    on_context, made = step(params, context[:, None], at_once, (nothing,))
+    shared = (caching.Shared(made, jnp.asarray(context_length)[:, None]),)
+    own = caching.Suffix(empty(width, prefix_size + more + 1), jnp.int32(0))
     pieces = []
-    chunks = [(0, prefix_size)] + [(i, i + 1) for i in index[prefix_size:]]
-    for low, high in chunks:
-        cached = cached._replace(offset=jnp.asarray(low, jnp.int32))
-        part = np.s_[..., low:high]
-        found, cache = step(params, suffix[part], cached)
-        cached = cached._replace(suffix=cache)
+    lengths = [prefix_size] + [1] * more
+    for low, size in zip(np.cumsum([0, *lengths]), lengths, strict=False):
+        part, results = suffix[..., low : low + size], []
+        # Keys that are not written yet may be read, and must not count.
+        for reach in (int(low + size), None):
+            found, made = step(params, part, start, shared, own, reach=reach)
+            results.append(found)
+        np.testing.assert_allclose(*results, atol=TOLERANCE)
         pieces.append(found)
+        own = caching.written(own, made)
     on_suffix = np.concatenate(pieces, axis=2)
 
     length = context_length[:, None] + prefix_length + more

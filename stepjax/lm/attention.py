@@ -241,9 +241,9 @@ class Level(NamedTuple):
 
 
 def cached_attention(
-    query: jax.Array, shared: Sequence[Level], own: Level
+    query: jax.Array, shared: Sequence[Level], own: Sequence[Level]
 ) -> jax.Array:
-    """Attention over shared keys and an own suffix, with one softmax.
+    """Attention over shared keys and own ones, with one softmax.
 
     Shared keys are read once for all rows that see them; nothing is copied per row.
     Many queries at once (long prompts) are taken in chunks.
@@ -251,7 +251,8 @@ def cached_attention(
     Args:
       query: [G, W, T, H, D].
       shared: levels whose masks are the same for every token.
-      own: the suffixes, N = W.
+      own: levels of single rows, N = W; of the last one, the tokens themselves, the
+        mask is of every token.
 
     Returns:
       [G, W, T, H, D] in the query's dtype.
@@ -272,21 +273,22 @@ def cached_attention(
 
     def attend(both):
         query, mask = both
-        return _attend_cached(query, shared, own._replace(mask=mask))
+        return _attend_cached(query, shared, [*own[:-1], own[-1]._replace(mask=mask)])
 
-    out = jax.lax.map(attend, (cut(query, 2), cut(own.mask, 2)))
+    out = jax.lax.map(attend, (cut(query, 2), cut(own[-1].mask, 2)))
     out = jnp.moveaxis(out, 0, 2)  # [G, W, chunks, chunk, H, D]
     return out.reshape(*out.shape[:2], -1, *out.shape[4:])[:, :, :length]
 
 
 def _attend_cached(query, shared, own):
     groups, width, length, heads, size = query.shape
-    kv_heads = own.key.shape[1]
+    kv_heads = own[-1].key.shape[1]
     grouped = heads // kv_heads  # J, query heads that read one key
     query = query.reshape(groups, width, length, kv_heads, grouped, size)
     query = query.transpose(0, 3, 1, 2, 4, 5)  # [G, K, W, T, J, D]
-    levels = (*shared, own)
-    scores = [_scores(query, level, level is own) for level in levels]
+    levels = [*shared, *own]
+    scores = [_scores(query, level, own=False) for level in shared]
+    scores += [_scores(query, level, own=True) for level in own]
     highest = functools.reduce(jnp.maximum, [x.max(-1, keepdims=True) for x in scores])
     weights = [jnp.exp(x - highest) for x in scores]
     total = sum(x.sum(-1) for x in weights)  # [G, K, W, T, J]
@@ -295,7 +297,7 @@ def _attend_cached(query, shared, own):
     return out.reshape(groups, width, length, heads, size)
 
 
-def _scores(query, level, own):
+def _scores(query, level, *, own):
     """Masked scores of queries [G, K, W, T, J, D] on a level, [G, K, W, T, J, S]."""
     rows, keys, size = level.key.shape[2:]
     flat = query.reshape(*query.shape[:2], rows, -1, size)

@@ -4,13 +4,14 @@ The layers are those of `stepjax.lm.model`, scanned as in training. Heads lead i
 caches, so that no product has to transpose them.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from stepjax.lm import attention, vocabulary
 from stepjax.lm import model as lm
-from stepjax.lm import vocabulary
 
 
 class Shared(NamedTuple):
@@ -25,77 +26,104 @@ class Shared(NamedTuple):
     length: jax.Array
 
 
-class Cached(NamedTuple):
-    """What a call reads besides its tokens.
+class Suffix(NamedTuple):
+    """Own caches of the rows, of which a call reads what was written before.
 
     Attributes:
-      shared: what comes before the suffixes.
-      suffix: own suffixes, [L, G, K, W, S, D] each; written at `offset`.
-      start: first valid suffix index of each row, [G, W] int32 (left padding).
-      offset: suffix index of the first token fed, scalar int32.
+      cache: [L, G, K, W, S, D] each.
+      length: tokens written, the same for all rows; scalar int32.
     """
 
-    shared: tuple[Shared, ...]
-    suffix: lm.KeyValues
-    start: jax.Array
-    offset: jax.Array
+    cache: lm.KeyValues
+    length: jax.Array
 
 
 def run(
     config: lm.ModelConfig,
     params: Any,
     tokens: jax.Array,
-    cached: Cached,
+    start: jax.Array,
+    shared: Sequence[Shared],
+    suffix: Suffix | None = None,
+    reach: int | None = None,
 ) -> tuple[jax.Array, lm.KeyValues]:
-    """Runs the decoder on suffixes behind cached contexts.
+    """Runs the decoder on tokens behind cached ones.
 
     Args:
       config: of the decoder.
       params: its parameters.
       tokens: [G, W, T] int32.
-      cached: shared and suffix caches.
+      start: first index of each row, its suffix included, that is no padding, [G, W].
+      shared: what comes before the suffixes.
+      suffix: what the rows hold already; None for nothing.
+      reach: keys of it to read, at least those written; None for all.
 
     Returns:
-      Hidden states after the last norm, [G, W, T, E], and the suffix caches with these
-      tokens written.
+      Hidden states after the last norm, [G, W, T, E], and the tokens' keys and values,
+      [L, G, K, W, T, D] each.
     """
     hidden = vocabulary.embed(params["embedding"], tokens, config.dtype, None)
-    length = tokens.shape[-1]
-    sin, cos = lm.rotations(config, _positions(cached, length))
-    shared = sin, cos, _masks(cached, length), cached.offset
-    block = lm.Block(config)
-
-    def layer(carry, inputs):
-        params, read = inputs
-        return block.apply({"params": params}, carry, read, shared)
-
-    carry = hidden, cached.suffix, jnp.zeros((), jnp.int32)
-    inputs = params["layers"], [level.cache for level in cached.shared]
-    (hidden, suffix, _), _ = jax.lax.scan(
-        layer, carry, inputs, unroll=lm.unroll(config)
-    )
-    norm = lm.RMSNorm(config.rms_norm_eps)
-    return norm.apply({"params": params["final_norm"]}, hidden), suffix
-
-
-def _positions(cached: Cached, length: int) -> jax.Array:
-    """Returns the depth of each token on its own path, [G, W, T]."""
-    width = cached.start.shape[1]
+    offset = jnp.zeros((), jnp.int32) if suffix is None else suffix.length
+    index = offset + jnp.arange(tokens.shape[-1])
     before = sum(
-        jnp.repeat(level.length, width // level.length.shape[1], axis=1)
-        for level in cached.shared
+        jnp.repeat(level.length, start.shape[1] // level.length.shape[1], axis=1)
+        for level in shared
     )
-    index = cached.offset + jnp.arange(length)
-    return before[..., None] + jnp.maximum(index - cached.start[..., None], 0)
+    position = before[..., None] + jnp.maximum(index - start[..., None], 0)
+    real = index >= start[..., None]  # [G, W, T]
+    causal = real[:, :, None, :] & (index[:, None] >= index)
+    valid = [_keys(level.cache) < level.length[..., None] for level in shared]
+
+    def sight(read, made):
+        layer, caches = read
+        levels = [
+            attention.Level(*cache, mask[:, :, None])
+            for cache, mask in zip(caches, valid, strict=True)
+        ]
+        own = [attention.Level(*made, causal)]
+        if suffix is not None:
+            cache = _of_layer(suffix.cache, layer, reach)
+            key = _keys(cache)
+            mask = (key >= start[..., None]) & (key < offset)
+            own.insert(0, attention.Level(*cache, mask[:, :, None]))
+        return levels, own
+
+    block, sines = lm.Block(config), lm.rotations(config, position)
+
+    def layer(hidden, inputs):
+        params, *read = inputs
+        return block.apply({"params": params}, hidden, read, (*sines, sight))
+
+    numbers = jnp.arange(config.num_layers)
+    inputs = params["layers"], numbers, [level.cache for level in shared]
+    hidden, made = jax.lax.scan(layer, hidden, inputs, unroll=lm.unroll(config))
+    norm = lm.RMSNorm(config.rms_norm_eps)
+    return norm.apply({"params": params["final_norm"]}, hidden), made
 
 
-def _masks(cached: Cached, length: int) -> list[jax.Array]:
-    """Returns which keys of each level are seen, the suffix last."""
-    masks = []
-    for level in cached.shared:
-        index = jnp.arange(level.cache.key.shape[-2])
-        masks.append((index < level.length[..., None])[:, :, None])  # [G, N, 1, S]
-    key = jnp.arange(cached.suffix.key.shape[-2])
-    query = cached.offset + jnp.arange(length)
-    seen = key[None, :] <= query[:, None]  # [T, S]
-    return [*masks, seen & (key >= cached.start[..., None])[:, :, None, :]]
+def _keys(cache: lm.KeyValues) -> jax.Array:
+    return jnp.arange(cache.key.shape[-2])
+
+
+def _of_layer(cache: lm.KeyValues, layer, reach: int | None) -> lm.KeyValues:
+    """Returns the first keys of a layer, [G, K, W, reach, D], cut out in one slice.
+
+    Of two slices XLA would make a copy.
+    """
+
+    def cut(x):
+        size = (1, *x.shape[1:4], reach or x.shape[4], x.shape[5])
+        return jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0, 0), size)[0]
+
+    return jax.tree.map(cut, cache)
+
+
+def written(suffix: Suffix, made: lm.KeyValues) -> Suffix:
+    """Returns the suffixes with the keys and values of new tokens."""
+    at = (0, 0, 0, 0, suffix.length, 0)
+    cache = jax.tree.map(
+        lambda cache, new: jax.lax.dynamic_update_slice(cache, new, at),
+        suffix.cache,
+        made,
+    )
+    return Suffix(cache, suffix.length + made.key.shape[-2])

@@ -25,6 +25,8 @@ from stepjax.lm import cached as caches
 from stepjax.lm import draws
 from stepjax.lm import model as lm
 
+_SHORTEST = 128  # new tokens that the first loop of `sample` may read
+
 
 class Leads(NamedTuple):
     """Tokens between the context and the prompts, each for W / A rows in a row.
@@ -72,7 +74,8 @@ def empty_contexts(config: lm.ModelConfig, slots: int, capacity: int) -> lm.KeyV
 def _new_suffix(config: lm.ModelConfig, groups: int, width: int, capacity: int):
     shape = (config.num_layers, groups, config.num_kv_heads, width, capacity)
     zeros = jnp.zeros((*shape, config.head_dim), config.dtype)
-    return lm.KeyValues(zeros, jnp.zeros_like(zeros))
+    cache = lm.KeyValues(zeros, jnp.zeros_like(zeros))
+    return caches.Suffix(cache, jnp.zeros((), jnp.int32))
 
 
 def _contexts(contexts: lm.KeyValues, slots, lengths, bucket: int) -> caches.Shared:
@@ -86,17 +89,10 @@ def _shared(config, params, contexts, slots, lengths, leads, bucket: int):
     """Returns what rows read before their prompts; computes the leads."""
     shared = (_contexts(contexts, slots, lengths[:, None], bucket),)
     for level in leads:
-        cached = _fresh(config, shared, *level.tokens.shape)
-        _, suffix = caches.run(config, params, level.tokens, cached)
-        shared += (caches.Shared(suffix, level.counts),)
+        start = jnp.zeros_like(level.counts)
+        _, made = caches.run(config, params, level.tokens, start, shared)
+        shared += (caches.Shared(made, level.counts),)
     return shared
-
-
-def _fresh(config, shared, groups: int, width: int, capacity: int) -> caches.Cached:
-    """Returns empty suffixes of full rows behind shared caches."""
-    suffix = _new_suffix(config, groups, width, capacity)
-    start = jnp.zeros((groups, width), jnp.int32)
-    return caches.Cached(shared, suffix, start, jnp.zeros((), jnp.int32))
 
 
 @functools.partial(
@@ -121,8 +117,8 @@ def extend(model, params, contexts, slots, lengths, tokens, counts, *, bucket: i
     groups, length = tokens.shape
     config = model.config
     shared = _shared(config, params, contexts, slots, lengths, (), bucket)
-    cached = _fresh(config, shared, groups, 1, length)
-    _, suffix = caches.run(config, params, tokens[:, None], cached)
+    start = jnp.zeros((groups, 1), jnp.int32)
+    _, suffix = caches.run(config, params, tokens[:, None], start, shared)
     capacity = contexts.key.shape[3]
     source = jnp.arange(capacity) - lengths[:, None]  # [G, C]
     fresh = (source >= 0) & (source < counts[:, None])
@@ -216,16 +212,15 @@ def sample(
     groups, width, length = prompts.shape
     config = model.config
     shared = _shared(config, params, contexts, slots, lengths, leads, bucket)
-    suffix = _new_suffix(config, groups, width, length + capacity)
     keys = draws.row_keys(seed, paths)
     allowed = jnp.arange(config.vocab_size) < vocab
     last_state = stops.shape[0] - 1
 
-    def feed(tokens, suffix, offset):
-        cached = caches.Cached(shared, suffix, start, offset)
-        hidden, suffix = caches.run(config, params, tokens, cached)
+    feed = functools.partial(caches.run, config, params, shared=shared, start=start)
+
+    def logits_of(hidden):
         logits = lm.logits(params, hidden[:, :, -1])
-        return jnp.where(allowed, logits, -jnp.inf), suffix
+        return jnp.where(allowed, logits, -jnp.inf)
 
     def pick(index, logits, state, done, out):
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
@@ -242,11 +237,16 @@ def sample(
         )
         return token, state, done | stopped, out
 
-    def turn(carry):
+    def turn(reach, carry):
         index, token, suffix, state, done, out = carry
-        logits, suffix = feed(token[..., None], suffix, length + index - 1)
-        token, state, done, out = pick(index, logits, state, done, out)
+        hidden, made = feed(token[..., None], suffix=suffix, reach=length + reach)
+        suffix = caches.written(suffix, made)
+        token, state, done, out = pick(index, logits_of(hidden), state, done, out)
         return index + 1, token, suffix, state, done, out
+
+    def goes_on(end, carry):
+        index, done = carry[0], carry[4]
+        return (index < end) & ~done.all()
 
     blank = jnp.zeros((groups, width), jnp.int32)
     out = Samples(
@@ -255,12 +255,28 @@ def sample(
         blank > 0,
         jnp.zeros((groups, width, capacity), jnp.float32),
     )
-    logits, suffix = feed(prompts, suffix, jnp.zeros((), jnp.int32))
-    token, state, done, out = pick(0, logits, blank, ~active, out)
+    hidden, made = feed(prompts)
+    suffix = _new_suffix(config, groups, width, length + capacity)
+    suffix = caches.written(suffix, made)
+    token, state, done, out = pick(0, logits_of(hidden), blank, ~active, out)
     carry = (jnp.ones((), jnp.int32), token, suffix, state, done, out)
-    keep_going = lambda c: (c[0] < budget) & ~c[4].all()  # noqa: E731
-    _, _, suffix, _, _, out = jax.lax.while_loop(keep_going, turn, carry)
-    return out, suffix if keep else None
+    for reach in reaches(capacity):
+        keep_going = functools.partial(goes_on, jnp.minimum(budget, reach))
+        carry = jax.lax.while_loop(keep_going, functools.partial(turn, reach), carry)
+    _, _, suffix, _, _, out = carry
+    return out, suffix.cache if keep else None
+
+
+def reaches(capacity: int) -> list[int]:
+    """Returns how many new tokens the loops of `sample` read, one loop after another.
+
+    A program reads arrays of fixed length: a loop for each power of 2 leaves most of
+    what is not written yet unread.
+    """
+    shorter = []
+    while _SHORTEST << len(shorter) < capacity:
+        shorter.append(_SHORTEST << len(shorter))
+    return [*shorter, capacity]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "vocab", "bucket", "last"))
@@ -302,8 +318,7 @@ def score(
     fed = length - 1  # nothing comes after the last token
     config = model.config
     shared = _shared(config, params, contexts, slots, lengths, leads, bucket)
-    cached = _fresh(config, shared, groups, width, fed)._replace(start=start)
-    hidden, _ = caches.run(config, params, rows[:, :, :fed], cached)
+    hidden, _ = caches.run(config, params, rows[:, :, :fed], start, shared)
     hidden = hidden[:, :, fed - last :]
     logps = losses.token_logps_from_hidden(
         hidden.reshape(-1, hidden.shape[-1]),

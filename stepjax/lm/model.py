@@ -123,20 +123,20 @@ class Block(nn.Module):
     mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
-    def __call__(self, carry, read, shared):
+    def __call__(self, hidden, read, shared):
         """Runs one layer.
 
         Args:
-          carry: (hidden [..., T, E], suffix KeyValues or None, layer index).
-          read: this layer's caches of every shared level, or None for forest rows.
-          shared: (sin, cos, sight, offset), the same for every layer; `sight` is
-            the rows' subtree ends, or the mask of every level, the suffix's last.
+          hidden: [..., T, E].
+          read: this layer's caches, or None for forest rows.
+          shared: (sin, cos, sight), the same for every layer; `sight` is the rows'
+            subtree ends, or takes the caches and the new keys and values to the
+            arguments of `attention.cached_attention`.
 
         Returns:
-          (carry, None), as nn.scan wants it.
+          (hidden, keys and values of the tokens behind caches, [G, K, W, T, D]).
         """
-        hidden, suffix, layer = carry
-        sin, cos, sight, offset = shared
+        sin, cos, sight = shared
         config = self.config
         normed = RMSNorm(config.rms_norm_eps, name="attention_norm")(hidden)
         normed = _whole(normed, self.mesh)
@@ -145,6 +145,7 @@ class Block(nn.Module):
         value = self._project(normed, "value", config.num_kv_heads, "kv_heads")
         query = attention.rotate(query, sin, cos)
         key = attention.rotate(key, sin, cos)
+        made = None
         if read is None:
             kind = attention.choose(
                 config.attention, self.mesh, config.dtype, config.head_dim
@@ -153,20 +154,8 @@ class Block(nn.Module):
                 query, key, value, sight, kind=kind, mesh=self.mesh
             )
         else:
-            at = (layer, 0, 0, 0, offset, 0)
-            suffix = jax.tree.map(
-                lambda cache, new: jax.lax.dynamic_update_slice(
-                    cache, new.transpose(0, 3, 1, 2, 4)[None], at
-                ),
-                suffix,
-                KeyValues(key, value),
-            )
-            caches = [*read, jax.tree.map(lambda cache: cache[layer], suffix)]
-            *before, own = (
-                attention.Level(*cache, mask)
-                for cache, mask in zip(caches, sight, strict=True)
-            )
-            mixed = attention.cached_attention(query, before, own)
+            made = KeyValues(*(x.transpose(0, 3, 1, 2, 4) for x in (key, value)))
+            mixed = attention.cached_attention(query, *sight(read, made))
         shape = (config.num_heads, config.head_dim, config.hidden_size)
         kernel = self._kernel("out", shape, "heads", "head_dim", "embed")
         mixed = mixed.reshape(*mixed.shape[:-2], -1)
@@ -175,7 +164,7 @@ class Block(nn.Module):
         normed = RMSNorm(config.rms_norm_eps, name="mlp_norm")(hidden)
         normed = _whole(normed, self.mesh)
         hidden = hidden + _spread(self._mlp(normed), self.mesh)
-        return (hidden, suffix, layer + 1), None
+        return hidden, made
 
     def _project(self, x, name, heads, axis):
         config = self.config
@@ -275,7 +264,7 @@ class Decoder(nn.Module):
             )
         hidden = vocabulary.embed(embedding, tokens, config.dtype, self.mesh)
         hidden = _spread(hidden, self.mesh)
-        shared = (*rotations(config, position), subtree_end, None)
+        shared = (*rotations(config, position), subtree_end)
         block = Block
         if config.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
@@ -288,8 +277,7 @@ class Decoder(nn.Module):
             unroll=unroll(config),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, self.mesh, name="layers")
-        carry = (hidden, None, jnp.zeros((), jnp.int32))
-        (hidden, _, _), _ = layers(carry, None, shared)
+        hidden, _ = layers(hidden, None, shared)
         hidden = RMSNorm(config.rms_norm_eps, name="final_norm")(hidden)
         return _whole(hidden, self.mesh)
 
