@@ -1,14 +1,17 @@
-"""HBM traffic of one decoding turn on TPU slices, from the scheduled program.
+"""HBM traffic of decoding turns on TPU slices, from the scheduled program.
 
     python benchmarks/tpu_decode.py
 
-8 problems with 1792 context tokens, 6 candidates each, steps of 256 tokens. The program
-is the one that `stepjax search` runs (`stepjax.lm.generate.sample`), compiled by libtpu
-and never run. Bytes are those that its schedule moves between HBM and the chip, see
-`hlo.py`. The ideal reads every weight but the embedding once, every problem's context
-once, and half of the candidates' own caches; the schedule reads all of the latter.
-The last column checks the reader of schedules: matrix products that it finds in a turn,
-over those of the traced program. The largest instructions are printed below each row.
+8 problems with 1792 context tokens. Candidates: 6 for each, of 256 tokens. Judgments:
+30 for each, of 512 tokens, behind two steps of 256 tokens and a few words; 5 of them
+share the first of the two. The program is the one that `stepjax search` runs
+(`stepjax.lm.generate.sample`), compiled by libtpu and never run. Bytes are those that
+its schedule moves between HBM and the chip, see `hlo.py`: of all turns, over their
+number, since later ones read longer suffixes. The ideal reads every weight but the
+embedding once, every context and every shared step once, and half of the rows' new
+tokens. The last column checks the reader of schedules: matrix products that it finds in
+a turn, over those of the traced program. Each row's largest instructions of a last turn
+go to the standard error.
 """
 
 import importlib.metadata
@@ -18,16 +21,24 @@ import sys
 
 import hlo
 
+from stepjax.lm import generate
+
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 TRIES = 3  # passes of a draw that are counted; on average it takes two
-CASES = [  # model, slice, tensor, bar
-    ("7b", "v5e:2x4", 4, 1.05),
-    ("7b", "v5p:2x2x1", 4, 1.15),
-    ("72b", "v5p:2x2x2", 8, None),
+KINDS = {  # (rows, of one first step), tokens fed, new tokens
+    "candidates": ((6, 1), 1, 256),
+    "judgments": ((30, 5), 576, 512),
+}
+CASES = [  # rows, model, slice, tensor, bar
+    ("candidates", "7b", "v5e:2x4", 4, 1.05),
+    ("candidates", "7b", "v5p:2x2x1", 4, 1.15),
+    ("candidates", "72b", "v5p:2x2x2", 8, None),
+    ("judgments", "7b", "v5e:2x4", 4, None),
+    ("judgments", "7b", "v5p:2x2x1", 4, None),
 ]
 
 
-def compile_one(model: str, where: str, tensor: int) -> None:
+def compile_one(kind: str, model: str, where: str, tensor: int) -> None:
     """Compiles a case in a process of its own and prints memory and the ideal."""
     import jax
 
@@ -42,7 +53,7 @@ def compile_one(model: str, where: str, tensor: int) -> None:
     mesh = sharding.make_mesh(-1, 1, tensor, devices=devices)
     sampling = programs.Sampling(lm.Decoder(shape, mesh), 8)
     contexts = sampling.contexts(1792)
-    program = sampling.sample("decode", contexts, (6, 1), 1, 256, 0)
+    program = sampling.sample("decode", contexts, *KINDS[kind], 0)
     compiled = program.traced.lower().compile()  # at the level that runs use
     memory = compiled.memory_analysis()
     total = (
@@ -52,35 +63,50 @@ def compile_one(model: str, where: str, tensor: int) -> None:
         - memory.alias_size_in_bytes
     )
     one, none = (flops.count(program.traced, mesh.size, turns=n) for n in (1, 0))
-    print(program.moved, total, one.products - none.products)
+    print(program.moved, total, (one.products - none.products) / program.loops)
 
 
 def main():
     """Prints a row for each case."""
     print(f"libtpu {importlib.metadata.version('libtpu')}")
-    names = "model, slice, tensor, GiB/chip, GB a turn, ideal, ratio, bar, FLOPs/traced"
+    names = "rows, model, slice, tensor, GiB/chip, GB a turn, ideal, ratio, bar"
+    names += ", FLOPs/traced"
     print("|", " | ".join(names.split(", ")), "|")
     print("|---" * len(names.split(", ")) + "|")
-    for model, where, tensor, bar in CASES:
-        case = (__file__, model, where, str(tensor))
+    for kind, model, where, tensor, bar in CASES:
+        case = (__file__, kind, model, where, str(tensor))
         printed, module, _ = hlo.dumped("sample", *case)
         ideal, total, traced = map(float, printed.split()[-3:])
-        open_ = [loop for loop in hlo.loops(module) if hlo.trips(module, loop) is None]
-        # Over tokens, until all candidates have stopped; the others repeat draws.
-        (loop,) = [x for x in open_ if hlo.products(module, hlo.body(x))]
-        parts: dict[str, int] = {}
-        moved = hlo.traffic(module, hlo.body(loop), parts, TRIES)
-        cells = [model, where, tensor, f"{total / 2**30:.2f}", f"{moved / 1e9:.3f}"]
-        found = hlo.products(module, hlo.body(loop))
-        cells += [f"{ideal / 1e9:.3f}", f"{moved / ideal:.3f}", bar or "-"]
-        cells.append(f"{found / traced:.4f}")
-        print("|", " | ".join(map(str, cells)), "|")
+        moved, found, parts = turns(module, KINDS[kind][-1])
+        cells = [kind, model, where, tensor, f"{total / 2**30:.2f}"]
+        cells += [f"{moved / 1e9:.3f}", f"{ideal / 1e9:.3f}", f"{moved / ideal:.3f}"]
+        cells += [bar or "-", f"{found / traced:.4f}"]
+        print("|", " | ".join(map(str, cells)), "|", flush=True)
         for name, size in sorted(parts.items(), key=lambda item: -item[1])[:8]:
             print(f"    {size / 1e6:9.1f} MB  {name}", file=sys.stderr)
 
 
+def turns(module, new: int) -> tuple[float, float, dict[str, int]]:
+    """Returns bytes and products of a turn in the mean, and the parts of the last."""
+    open_ = [loop for loop in hlo.loops(module) if hlo.trips(module, loop) is None]
+    # Over tokens, until all rows have stopped; the others repeat draws.
+    bodies = [hlo.body(x) for x in open_ if hlo.products(module, hlo.body(x))]
+    ends = generate.reaches(new)
+    found, moved, parts = [], [], {}
+    for body in bodies:
+        own: dict[str, int] = {}
+        moved.append(hlo.traffic(module, body, own, TRIES))
+        found.append(hlo.products(module, body))
+        if moved[-1] == max(moved):
+            parts = own
+    assert len(bodies) == len(ends), (len(bodies), ends)
+    counts = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    mean = sum(n * m for n, m in zip(counts, sorted(moved), strict=True)) / new
+    return mean, sum(found) / len(found), parts
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        compile_one(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+        compile_one(*sys.argv[1:4], int(sys.argv[4]))
     else:
         main()

@@ -126,7 +126,7 @@ def plan(
 
 def compiled(program: Program, chip: aot.Chip) -> Planned:
     """Compiles a program and counts it."""
-    counted = flops.count(program.traced, program.devices)
+    counted = flops.count(program.traced, program.devices, turns=1 / program.loops)
     if program.sequences:
         before = flops.count(program.traced, program.devices, turns=0)
         counted = flops.Flops(counted.products - before.products)

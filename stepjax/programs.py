@@ -39,6 +39,7 @@ class Program(NamedTuple):
       rows: forest rows and tokens of each, of training.
       fed: for sampling, tokens fed first for a row; figures are of one turn after.
       sequences: that a chip samples in a turn.
+      loops: over new tokens, one after another; FLOPs of a turn are their mean.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Program(NamedTuple):
     rows: tuple[int, int] = (0, 0)
     fed: int = 0
     sequences: int = 0
+    loops: int = 1
 
 
 def model_config(config: ml_collections.ConfigDict) -> lm.ModelConfig:
@@ -380,4 +382,5 @@ class Sampling(NamedTuple):
             beside,
             fed=fed,
             sequences=sequences,
+            loops=len(generate.reaches(new)),
         )

@@ -29,7 +29,7 @@ class Flops(NamedTuple):
         return Flops(self.products * count, self.kernels * count)
 
 
-def count(traced: jax.stages.Traced, devices: int, turns: int = 1) -> Flops:
+def count(traced: jax.stages.Traced, devices: int, turns: float = 1) -> Flops:
     """Returns the FLOPs of one device.
 
     What stands outside of a `shard_map` is taken to be split evenly. Of the branches
@@ -43,7 +43,7 @@ def count(traced: jax.stages.Traced, devices: int, turns: int = 1) -> Flops:
     return _count(traced.jaxpr.jaxpr, 1 / devices, turns)
 
 
-def _count(jaxpr: core.Jaxpr, share: float, turns: int) -> Flops:
+def _count(jaxpr: core.Jaxpr, share: float, turns: float) -> Flops:
     total = Flops()
     for equation in _needed(jaxpr):
         name, params = equation.primitive.name, equation.params
