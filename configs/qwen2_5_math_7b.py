@@ -11,8 +11,8 @@ The settings are the paper's where it states them (`stepjax.config`). What
 0.0.52; times are arithmetic at 40 % of the peak, nothing was run:
 
     GiB of a chip      SFT   DPO   candidates  judgments   M0 → M4
-    v5p:2x2x2 (95.7)  17.9  17.8          5.5       19.2    15 chip-hours
-    v5e:4x4   (15.8)   9.1   9.0          4.6       11.3    42 chip-hours
+    v5p:2x2x2 (95.7)  17.9  17.8          5.5       15.8    15 chip-hours
+    v5e:4x4   (15.8)   9.1   9.0          4.6        9.6    42 chip-hours
 
 The smallest slices that fit are v5p:2x2x1 (4 chips) and v5e:4x4 (16 chips). Accuracy:
 not yet reproduced (paper: average 51.3 for M1, 55.7 for M4).
