@@ -7,7 +7,7 @@ As qwen2_5_math_7b.py beside it, for a slice of v5p:4x4x8 (128 chips, 32 hosts).
 nothing was run:
 
     GiB of a chip      SFT   DPO   candidates  judgments   M0 → M4
-    v5p:4x4x8 (95.7)   9.9   9.9         39.6       50.5   299 chip-hours
+    v5p:4x4x8 (95.7)   9.9   9.9         39.6       49.4   299 chip-hours
 
 Training fits v5e:16x16 too, with --config.mesh.tensor=8; sampling does not, since a
 host holds the weights whole (145 GB in bfloat16). Accuracy: not yet reproduced (paper:
