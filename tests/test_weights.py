@@ -155,7 +155,7 @@ def test_golden_logits_show_every_config_value(name, change):
 def test_cached_decoding_equals_the_full_forward(name):
     config, params, _ = golden(name)
     random = np.random.default_rng(5)
-    groups, width, context_size, prefix_size, more = 2, 3, 6, 3, 4
+    groups, width, context_size, prefix_size, more = 2, 3, 6, 3, 2
     context_length = np.array([5, 3])
     prefix_length = np.array([[3, 1, 2], [2, 3, 0]])
     context = random.integers(0, 85, (groups, context_size))
