@@ -43,8 +43,8 @@ def compile_one(kind: str, model: str, where: str, tensor: int) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from stepjax import programs
-    from stepjax.lm import aot, flops, sharding
+    from stepjax import plan, programs
+    from stepjax.lm import aot, sharding
     from stepjax.lm import model as lm
 
     config = runpy.run_path(str(CONFIGS / f"qwen2_5_math_{model}.py"))["get_config"]()
@@ -62,8 +62,7 @@ def compile_one(kind: str, model: str, where: str, tensor: int) -> None:
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    one, none = (flops.count(program.traced, mesh.size, turns=n) for n in (1, 0))
-    print(program.moved, total, (one.products - none.products) / program.loops)
+    print(program.moved, total, plan.counted(program).products)
 
 
 def main():

@@ -172,13 +172,10 @@ def _groups(pairs: Sequence[tuple], rows: int, share: int) -> list[list[tuple | 
 
     None fills up a block of `share` calls, and the last group.
     """
-    if share == 1:
-        places = list(pairs)
-    else:
-        places = []
-        for _, same in itertools.groupby(pairs, key=lambda pair: pair[0]):
-            places += same
-            places += [None] * (-len(places) % share)
+    places: list[tuple | None] = []
+    for _, same in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        places += same
+        places += [None] * (-len(places) % share)
     places += [None] * (-len(places) % rows)
     return [places[at : at + rows] for at in range(0, len(places), rows)]
 

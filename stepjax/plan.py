@@ -126,11 +126,16 @@ def plan(
 
 def compiled(program: Program, chip: aot.Chip) -> Planned:
     """Compiles a program and counts it."""
-    counted = flops.count(program.traced, program.devices, turns=1 / program.loops)
-    if program.sequences:
-        before = flops.count(program.traced, program.devices, turns=0)
-        counted = flops.Flops(counted.products - before.products)
-    return Planned(program, aot.compile_fit(program.traced), chip, counted)
+    return Planned(program, aot.compile_fit(program.traced), chip, counted(program))
+
+
+def counted(program: Program) -> flops.Flops:
+    """Returns the FLOPs of a chip: of a call, or of a turn where it samples."""
+    all_ = flops.count(program.traced, program.devices, turns=1 / program.loops)
+    if not program.sequences:
+        return all_
+    before = flops.count(program.traced, program.devices, turns=0)
+    return flops.Flops(all_.products - before.products)
 
 
 def smallest(

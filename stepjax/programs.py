@@ -37,8 +37,7 @@ class Program(NamedTuple):
       beside: bytes of a chip that other arrays of the stage take meanwhile.
       seen: share of the attention kernel's blocks that are not skipped.
       rows: forest rows and tokens of each, of training.
-      fed: for sampling, tokens fed first for a row; figures are of one turn after.
-      sequences: that a chip samples in a turn.
+      sequences: that a chip samples in a turn; figures are of one turn.
       loops: over new tokens, one after another; FLOPs of a turn are their mean.
     """
 
@@ -51,7 +50,6 @@ class Program(NamedTuple):
     beside: int = 0
     seen: float = 1.0
     rows: tuple[int, int] = (0, 0)
-    fed: int = 0
     sequences: int = 0
     loops: int = 1
 
@@ -380,7 +378,6 @@ class Sampling(NamedTuple):
             item * (layers + head) + cached,
             _bytes(arguments),
             beside,
-            fed=fed,
             sequences=sequences,
             loops=len(generate.reaches(new)),
         )

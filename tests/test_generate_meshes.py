@@ -13,6 +13,14 @@ from stepjax.lm.slots import Slots
 NEW = 6
 MODEL = lm.Decoder(lm.ModelConfig(48, 32, 2, 4, 2, 8, 48))
 NO_STOPS = jnp.array([[0], [1]]) + jnp.zeros((2, 48), jnp.int32)
+OPTIONS = {
+    "temperature": 0.7,
+    "top_p": 0.95,
+    "stops": NO_STOPS,
+    "vocab": 48,
+    "budget": NEW,
+    "capacity": NEW,
+}
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +50,7 @@ def search_like(mesh, params):
             [[contexts[slot][-1:]] * 2 for slot in range(8)],
             paths,
             seed=number,
-            temperature=0.7,
-            top_p=0.95,
-            stops=NO_STOPS,
-            vocab=48,
-            budget=NEW,
-            capacity=NEW,
+            **OPTIONS,
         )
         made.append(out)
         for slot, ids in contexts.items():
@@ -64,12 +67,7 @@ def search_like(mesh, params):
             rows,
             np.stack(np.indices((3, 4)), -1).astype(np.uint32),
             seed=5,
-            temperature=0.7,
-            top_p=0.95,
-            stops=NO_STOPS,
-            vocab=48,
-            budget=NEW,
-            capacity=NEW,
+            **OPTIONS,
             group_multiple=2,
             share=(4, 2),
         )

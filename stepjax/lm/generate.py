@@ -82,12 +82,13 @@ def _contexts(contexts: lm.KeyValues, slots, lengths, bucket: int) -> caches.Sha
     """Returns the first `bucket` keys of the given slots ([G], or None for all)."""
     cut = jax.tree.map(lambda x: x[:, :, :, :bucket], contexts)
     taken = cut if slots is None else jax.tree.map(lambda x: x[:, slots], cut)
-    return caches.Shared(jax.tree.map(lambda x: x[:, :, :, None], taken), lengths)
+    cache = jax.tree.map(lambda x: x[:, :, :, None], taken)
+    return caches.Shared(cache, lengths[:, None])
 
 
 def _shared(config, params, contexts, slots, lengths, leads, bucket: int):
     """Returns what rows read before their prompts; computes the leads."""
-    shared = (_contexts(contexts, slots, lengths[:, None], bucket),)
+    shared = (_contexts(contexts, slots, lengths, bucket),)
     for level in leads:
         start = jnp.zeros_like(level.counts)
         _, made = caches.run(config, params, level.tokens, start, shared)
@@ -115,10 +116,9 @@ def extend(model, params, contexts, slots, lengths, tokens, counts, *, bucket: i
       The extended caches.
     """
     groups, length = tokens.shape
-    config = model.config
-    shared = _shared(config, params, contexts, slots, lengths, (), bucket)
+    context = _contexts(contexts, slots, lengths, bucket)
     start = jnp.zeros((groups, 1), jnp.int32)
-    _, suffix = caches.run(config, params, tokens[:, None], start, shared)
+    _, suffix = caches.run(model.config, params, tokens[:, None], start, (context,))
     capacity = contexts.key.shape[3]
     source = jnp.arange(capacity) - lengths[:, None]  # [G, C]
     fresh = (source >= 0) & (source < counts[:, None])

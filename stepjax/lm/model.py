@@ -128,9 +128,9 @@ class Block(nn.Module):
 
         Args:
           hidden: [..., T, E].
-          read: this layer's caches, or None for forest rows.
+          read: what `sight` takes of this layer, or None for forest rows.
           shared: (sin, cos, sight), the same for every layer; `sight` is the rows'
-            subtree ends, or takes the caches and the new keys and values to the
+            subtree ends, or takes what is read and the new keys and values to the
             arguments of `attention.cached_attention`.
 
         Returns:
