@@ -13,7 +13,7 @@ import work
 
 from stepjax.lm import export, sharding, train
 from stepjax.lm import model as lm
-from stepjax.lm.slots import Slots
+from stepjax.lm.sampler import Slots
 
 CONFIG = lm.ModelConfig(**work.MODEL)
 VOCAB = CONFIG.vocab_size

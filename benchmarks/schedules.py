@@ -10,7 +10,7 @@ its search.jsonl: a greedy judge would answer the same.
 import argparse
 import pathlib
 
-from stepjax import pairs, records, schedules
+from stepjax import pairs, records, tournament
 from stepjax.judge import Request, win_counts
 from stepjax.search import best_and_worst
 
@@ -42,7 +42,7 @@ def main() -> None:
         "| schedule | calls | same best | same worst | same pair |\n"
         "|---|---|---|---|---|"
     )
-    for schedule in schedules.SCHEDULES:
+    for schedule in tournament.SCHEDULES:
         print(row_of(schedule, expansions, options.score), flush=True)
 
 
@@ -59,7 +59,7 @@ def row_of(schedule: str, expansions, score: str) -> str:
 
         ids = tuple(c.ids for c in e.candidates)
         request = Request(0, "", "", (), ids, (e.step, e.attempt))
-        (verdicts,) = schedules.scheduled(judge, schedule, score, 0)([request])
+        (verdicts,) = tournament.scheduled(judge, schedule, score, 0)([request])
         full = best_and_worst(e.candidates, win_counts(len(ids), e.verdicts, score))
         part = best_and_worst(e.candidates, win_counts(len(ids), verdicts, score))
         asked, total = asked + len(verdicts), total + len(table)

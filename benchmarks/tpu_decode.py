@@ -43,13 +43,13 @@ def compile_one(kind: str, model: str, where: str, tensor: int) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from stepjax import plan, programs
-    from stepjax.lm import aot, sharding
     from stepjax.lm import model as lm
+    from stepjax.lm import sharding
+    from stepjax.planning import plan, programs, slices
 
     config = runpy.run_path(str(CONFIGS / f"qwen2_5_math_{model}.py"))["get_config"]()
     shape = programs.model_config(config)
-    devices = aot.devices(aot.topology(where))
+    devices = slices.devices(slices.topology(where))
     mesh = sharding.make_mesh(-1, 1, tensor, devices=devices)
     sampling = programs.Sampling(lm.Decoder(shape, mesh), 8)
     contexts = sampling.contexts(1792)

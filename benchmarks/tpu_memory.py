@@ -16,9 +16,10 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from stepjax import losses, programs
-from stepjax.lm import aot, flops, sharding, train
+from stepjax import losses
 from stepjax.lm import model as lm
+from stepjax.lm import sharding, train
+from stepjax.planning import flops, programs, slices
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 CASES = [  # model, slice, tensor, reference, micro-batches, bar in GiB
@@ -63,16 +64,16 @@ def naive(config, devices):
 
     boxed = lm.abstract_params(model)
     where = sharding.param_shardings(mesh, boxed)
-    params = aot.spread(lm.unboxed(boxed), where)
+    params = slices.spread(lm.unboxed(boxed), where)
     optimizer = train.make_optimizer(train.OptimizerOptions(5e-7), 10)
     places = train.state_shardings(params, optimizer)
     moments = jax.eval_shape(optimizer.init, params)
-    state = train.TrainState(params, aot.spread(moments, places.opt_state))
+    state = train.TrainState(params, slices.spread(moments, places.opt_state))
     rows = sharding.split_rows(mesh, 1)
     side = jax.ShapeDtypeStruct((1, pairs, length), jnp.int32, sharding=rows)
     names = ("chosen_tokens", "chosen_mask", "rejected_tokens", "rejected_mask")
     update = train.make_update(loss, optimizer, places)
-    reference = aot.spread(params, where, model.config.dtype)
+    reference = slices.spread(params, where, model.config.dtype)
     return update.trace(state, reference, dict.fromkeys(names, side))
 
 
@@ -87,14 +88,14 @@ def main(wanted):
         if wanted and model not in wanted:
             continue
         config = settings(model, tensor, reference, micro)
-        where = aot.topology(name)
-        devices = aot.devices(where)
+        where = slices.topology(name)
+        devices = slices.devices(where)
         program = next(programs.programs(config, devices, ("dpo",)))
         traced = naive(config, devices) if model == "naive" else program.traced
-        fit = aot.compile_fit(traced)
+        fit = slices.compile_fit(traced)
         products = flops.count(traced, where.chips).products
         sizes = (fit.arguments, fit.temporaries, fit.total)
-        sizes = [f"{size / aot.GIB:.2f}" for size in sizes]
+        sizes = [f"{size / slices.GIB:.2f}" for size in sizes]
         if fit.refused:
             sizes[:2] = "refused", "-"
         cells = [model, name, tensor, reference, micro, *sizes, bar or "-"]

@@ -3,9 +3,9 @@
     python benchmarks/tpu_products.py
 
 1 means that no chip computes what another computes too, and that the counter of
-traced programs (`stepjax.lm.flops`), by which plans go, is right. Programs are those
-of `tpu_memory.py`, but products are not interleaved with the exchanges that feed them:
-the loops that do so do not say how often they run.
+traced programs (`stepjax.planning.flops`), by which plans go, is right. Programs are
+those of `tpu_memory.py`, but products are not interleaved with the exchanges that feed
+them: the loops that do so do not say how often they run.
 """
 
 import importlib.metadata
@@ -30,12 +30,11 @@ def compile_one(model: str, name: str, tensor: int, reference: str) -> None:
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_optimization_level", "O1")
-    from stepjax import programs
-    from stepjax.lm import aot, flops
+    from stepjax.planning import flops, programs, slices
 
-    where = aot.topology(name)
+    where = slices.topology(name)
     config = tpu_memory.settings(model, tensor, reference, 1)
-    program = next(programs.programs(config, aot.devices(where), ("dpo",)))
+    program = next(programs.programs(config, slices.devices(where), ("dpo",)))
     program.traced.lower().compile(compiler_options=PLAIN)
     print(flops.count(program.traced, where.chips).products)
 

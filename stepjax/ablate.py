@@ -25,8 +25,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from stepjax import iterate, rundir, summary
+from stepjax import iterate
+from stepjax.evaluation import tables
 from stepjax.lm import checkpoint, hosts
+from stepjax.run import rundir
 
 ARMS = ("self", "random", "oracle", "sft", "srlm")
 _TITLES = {
@@ -137,7 +139,7 @@ def _updates(run: pathlib.Path, iterations: int) -> tuple[int, ...]:
 
 def _measured(run: pathlib.Path, models: int) -> dict[str, list[float | None]]:
     """Returns measure → its values for M1 ... M`models`."""
-    parts = [summary.results(run, number) for number in range(1, models + 1)]
+    parts = [tables.results(run, number) for number in range(1, models + 1)]
     return {
         measure: [part.get(mode, {}).get("metrics", {}).get(name) for part in parts]
         for measure, (mode, name) in _MEASURES.items()

@@ -21,11 +21,13 @@ from typing import Any
 
 import ml_collections
 
-from stepjax import dpo, measure, records, rundir, sft, summary
+from stepjax import dpo, records, sft
 from stepjax import pairs as preferences
-from stepjax.engine import Engine
+from stepjax.evaluation import stages, tables
 from stepjax.lm import checkpoint, hosts, train
 from stepjax.lm import model as lm
+from stepjax.run import rundir
+from stepjax.run.run import Engine
 from stepjax.search import State
 
 
@@ -302,21 +304,21 @@ class Run:
     def evaluate(
         self,
         number: int,
-        modes: Iterable[str] = measure.MODES,
+        modes: Iterable[str] = stages.MODES,
         benchmark: str = "test",
     ) -> dict[str, Any]:
         """Measures M`number`; see `measure.evaluate`."""
-        return measure.evaluate(self.engine, number, modes, benchmark)
+        return stages.evaluate(self.engine, number, modes, benchmark)
 
     def finish(self) -> str:
         """Prints the tables of the run and returns them as text."""
         engine = self.engine
         engine.monitor.close()
         title = f"{engine.dir.path}, seed {engine.config.seed}"
-        tables = summary.tables(engine.dir.path, engine.config.iterations + 1)
+        found = tables.tables(engine.dir.path, engine.config.iterations + 1)
         titles = [title, "iterations", "seconds"]
         return "".join(
             engine.monitor.table(title, rows)
-            for title, rows in zip(titles, tables, strict=True)
+            for title, rows in zip(titles, found, strict=True)
             if rows
         )

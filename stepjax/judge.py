@@ -29,9 +29,9 @@ import jax
 import numpy as np
 
 from stepjax import prompts
-from stepjax.encode import Codec
+from stepjax.codec import Codec
 from stepjax.lm import stops
-from stepjax.lm.slots import Slots
+from stepjax.lm.sampler import Slots
 
 SCORES = ("sum", "consistent", "single", "rating")
 MODES = ("generate", "logprob")
@@ -124,7 +124,7 @@ def win_counts(
     """Returns Score_i of each candidate (equation 2, read as `score` says).
 
     In the reading ``rating`` it is the candidate's rating, None when unparsed. When not
-    all pairs were asked (`stepjax.schedules`), it is what the count would be if all
+    all pairs were asked (`stepjax.tournament`), it is what the count would be if all
     other comparisons had gone like the asked ones.
 
     Args:

@@ -165,7 +165,7 @@ def _plan(config: ml_collections.ConfigDict) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # leaves an accelerator to others
-    from stepjax import plan
+    from stepjax.planning import plan
 
     options = _stage.value, _utilisation.value, _suggest.value
     print(plan.plan(config, _topology.value, *options))

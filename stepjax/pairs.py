@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepjax import search
-from stepjax.encode import Codec
+from stepjax.codec import Codec
 from stepjax.forest import IdPair
 from stepjax.judge import position_flips
 from stepjax.records import Question

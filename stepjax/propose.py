@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from stepjax import prompts
-from stepjax.encode import Codec
+from stepjax.codec import Codec
 from stepjax.lm import stops
-from stepjax.lm.slots import Slots
+from stepjax.lm.sampler import Slots
 from stepjax.search import Candidate, Proposal, Propose, State
 
 UNITS = ("step", "solution")

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stepjax import forest, prompts
-from stepjax.encode import Codec
+from stepjax.codec import Codec
 from stepjax.lm import sharding, train
 from stepjax.records import Comparison, Rating, Solution
 

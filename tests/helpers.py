@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from stepjax import config, iterate, main
 from stepjax.lm import checkpoint, sharding
-from stepjax.monitor import Monitor
+from stepjax.run.monitor import Monitor
 
 make_mesh = sharding.make_mesh  # all eight devices, also where it is replaced
 

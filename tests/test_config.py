@@ -7,8 +7,9 @@ import pathlib
 import ml_collections
 import pytest
 
-from stepjax import config, prepare, sft
+from stepjax import config, sft
 from stepjax.lm import train
+from stepjax.run import checks, data
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -88,8 +89,8 @@ def test_config_files(path):
     c = load(path)
     assert isinstance(c, ml_collections.ConfigDict) and c.is_locked
     assert set(c) == set(config.default()) and c != config.default()
-    prepare.check_settings(c)
-    prepare.templates(c)
+    checks.check_settings(c)
+    data.templates(c)
     assert len(c.data.questions) >= c.iterations
     text = json.dumps(config.to_dict(c))
     back = config.from_dict(json.loads(text))

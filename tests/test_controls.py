@@ -8,7 +8,7 @@ import pytest
 from helpers import AtOnce, written
 
 from stepjax import judge, prompts, propose, search
-from stepjax.encode import Codec
+from stepjax.codec import Codec
 from stepjax.judge import Request, Verdict
 from stepjax.lm import tokenizer
 from stepjax.lm.generate import Samples

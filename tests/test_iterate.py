@@ -26,12 +26,13 @@ from helpers import (
 from tensorboardX.proto import event_pb2
 
 import stepjax
-from stepjax import answers, diagnose, evaluate, iterate, records, summary
 from stepjax import config as configs
-from stepjax.engine import Engine
+from stepjax import iterate, records
+from stepjax.evaluation import answers, diagnose, grading, tables
 from stepjax.lm import checkpoint, sharding
-from stepjax.monitor import Monitor
 from stepjax.pairs import Pair
+from stepjax.run.monitor import Monitor
+from stepjax.run.run import Engine
 from stepjax.worlds import arithmetic, arithmetic_data
 
 COLUMNS = [
@@ -119,7 +120,7 @@ def test_metrics_stand_once_and_in_tensorboard(finished):
 
 
 def test_the_final_table_has_a_row_a_model(finished):
-    rows, iterations, seconds = summary.tables(finished, 3)
+    rows, iterations, seconds = tables.tables(finished, 3)
     assert [row["model"] for row in rows] == ["M0", "M1", "M2", "M3"]
     assert all(list(row) == COLUMNS for row in rows)
     assert [row["iteration"] for row in iterations] == ["M1 → M2", "M2 → M3"]
@@ -333,7 +334,7 @@ def test_search_and_dpo_never_see_gold(finished, tmp_path, monkeypatch):
         arithmetic: ("solve", "right_step", "is_right", "corrupt", "working"),
         arithmetic_data: ("solution", "comparisons", "rating"),
         answers: ("extract", "equivalent"),
-        evaluate: ("greedy", "judge_accuracy", "searched", "accuracy"),
+        grading: ("greedy", "judge_accuracy", "searched", "accuracy"),
         diagnose: ("pair_quality", "sampled_judgments"),
     }.items():
         for name in names:
@@ -373,12 +374,18 @@ def test_nothing_that_knows_gold_is_imported(name):
     while todo:
         known.add(todo[-1])
         todo += imports(todo.pop()) - known
-    gold = {"answers", "evaluate", "measure", "diagnose", "sources", "prepare"}
+    gold = {"evaluation.answers", "evaluation.grading", "evaluation.stages"}
+    gold |= {"evaluation.diagnose", "initial_data.sources", "run.data"}
     gold |= {"worlds.arithmetic", "worlds.arithmetic_data"}
     assert {"stepjax.forest", "stepjax.lm.sharding"} <= known
     assert not known & {f"stepjax.{name}" for name in gold}
-    reached = imports("stepjax.measure") | imports("stepjax.evaluate")
-    assert {"stepjax.evaluate", "stepjax.answers"} <= reached  # the walk finds them
+    reached = imports("stepjax.evaluation.stages") | imports(
+        "stepjax.evaluation.grading"
+    )
+    assert {
+        "stepjax.evaluation.grading",
+        "stepjax.evaluation.answers",
+    } <= reached  # the walk finds them
 
 
 # Devices.

@@ -22,12 +22,13 @@ from helpers import (
 )
 
 import stepjax
-from stepjax import iterate, rundir, search
+from stepjax import iterate, search
 from stepjax import pairs as preferences
-from stepjax.engine import Engine
 from stepjax.lm import checkpoint, train
-from stepjax.monitor import Monitor
 from stepjax.records import Question
+from stepjax.run import rundir
+from stepjax.run.monitor import Monitor
+from stepjax.run.run import Engine
 
 EVERY = {f"arith-q1-{index}" for index in range(24)}
 CONFIG = pathlib.Path(__file__).with_name("helpers.py")

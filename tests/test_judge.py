@@ -11,7 +11,7 @@ from helpers import AtOnce, written
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepjax.encode import Codec
+from stepjax.codec import Codec
 from stepjax.judge import (
     Request,
     Verdict,
@@ -23,7 +23,7 @@ from stepjax.judge import (
 from stepjax.lm import model as lm
 from stepjax.lm import sharding, tokenizer
 from stepjax.lm.generate import Samples
-from stepjax.lm.slots import Slots
+from stepjax.lm.sampler import Slots
 from stepjax.worlds import arithmetic
 
 OPTIONS = {"max_tokens": 40, "temperature": 0.5, "top_p": 0.9, "seed": 11}

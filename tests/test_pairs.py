@@ -6,7 +6,7 @@ import json
 import pytest
 
 from stepjax import records, search
-from stepjax.encode import Codec
+from stepjax.codec import Codec
 from stepjax.forest import IdPair
 from stepjax.judge import Verdict, hash_id, ordered_pairs
 from stepjax.lm import tokenizer

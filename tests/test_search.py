@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stepjax import search
-from stepjax.encode import Codec
+from stepjax.codec import Codec
 from stepjax.judge import Verdict, hash_id, ordered_pairs
 from stepjax.lm import tokenizer
 from stepjax.propose import Reader

@@ -10,7 +10,7 @@ import pytest
 from helpers import written
 
 from stepjax import propose
-from stepjax.encode import Codec
+from stepjax.codec import Codec
 from stepjax.judge import Verdict, hash_id, ordered_pairs
 from stepjax.lm import tokenizer
 from stepjax.lm.generate import Samples

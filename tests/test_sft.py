@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stepjax import forest, sft
-from stepjax.encode import Codec
+from stepjax.codec import Codec
 from stepjax.lm import sharding, tokenizer, train
 from stepjax.worlds import arithmetic, arithmetic_data
 

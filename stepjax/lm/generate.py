@@ -6,7 +6,7 @@ write only their own suffix; judgments that begin alike also share this lead. A 
 candidate's suffix is appended to the context by a gather; going back a step only
 shortens a length.
 
-The functions are pure and jitted; `stepjax.lm.slots` keeps, on the host, which token
+The functions are pure and jitted; `stepjax.lm.sampler` keeps, on the host, which token
 ids each slot holds. Temperature, top-p, keys, stop tables and budgets are traced:
 changing them compiles nothing.
 
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from stepjax import losses
-from stepjax.lm import cached as caches
+from stepjax.lm import decode as caches
 from stepjax.lm import draws
 from stepjax.lm import model as lm
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from stepjax.lm import attention, forest_kernel, sharding, vocabulary
+from stepjax.lm import attention, embedding, forest_kernel, sharding
 
 # remat of `ModelConfig` → what the backward pass keeps of a block; None is everything.
 REMAT = {
@@ -251,7 +251,7 @@ class Decoder(nn.Module):
           Hidden states after the last norm, [B, T, E].
         """
         config = self.config
-        embedding = self.param(
+        table = self.param(
             "embedding",
             _normal(config.embedding_std, "vocab", "embed"),
             (config.vocab_size, config.hidden_size),
@@ -262,7 +262,7 @@ class Decoder(nn.Module):
                 _normal(config.init_std, "vocab", "embed"),
                 (config.vocab_size, config.hidden_size),
             )
-        hidden = vocabulary.embed(embedding, tokens, config.dtype, self.mesh)
+        hidden = embedding.embed(table, tokens, config.dtype, self.mesh)
         hidden = _spread(hidden, self.mesh)
         shared = (*rotations(config, position), subtree_end)
         block = Block

@@ -19,7 +19,7 @@ import optax
 from jax.sharding import Mesh
 
 from stepjax import forest
-from stepjax.lm import checkpoint, sharding, vocabulary
+from stepjax.lm import checkpoint, embedding, sharding
 from stepjax.lm import model as lm
 
 LossFunction = Callable[..., tuple[jax.Array, tuple[jax.Array, dict]]]
@@ -120,7 +120,7 @@ def state_logps(
 ) -> jax.Array:
     """Returns `scored_logps` from the `parent_states` of the same model and rows."""
     targets = jnp.take_along_axis(rows.tokens, rows.scored, 1)
-    logps = vocabulary.token_logps(states, lm.unembedding(params), targets, model.mesh)
+    logps = embedding.token_logps(states, lm.unembedding(params), targets, model.mesh)
     return jnp.where(rows.weight > 0, logps, 0.0)
 
 

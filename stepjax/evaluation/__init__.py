@@ -1,0 +1,1 @@
+"""What a model is worth: answers, grading, diagnosis, tables."""

@@ -1,0 +1,139 @@
+"""The final tables of a run: its models, its iterations, and the seconds."""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from stepjax.evaluation import grading
+from stepjax.lm import checkpoint
+
+_MISSING = "-"
+
+
+def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
+    """Reads what the stages measured.
+
+    Rates of ties, flips and unparsed verdicts are those of the search evaluation, so
+    that all models are compared on the same problems.
+
+    Args:
+      workdir: the run directory.
+      models: M0 ... M`models`.
+
+    Returns:
+      Rows of the models, of the iterations and of the seconds; "-" where a stage did
+      not run.
+    """
+    parts = [results(workdir, number) for number in range(models + 1)]
+    found = [number for number in range(models + 1) if parts[number]]
+    return [
+        [_model_row(f"M{number}", parts[number]) for number in found],
+        [
+            _iteration_row(number, parts[number], parts[number + 1])
+            for number in found
+            if number and number < models and "trained" in parts[number + 1]
+        ],
+        [_seconds_row(f"M{number}", parts[number]) for number in found],
+    ]
+
+
+def results(workdir: pathlib.Path, number: int) -> dict[str, dict[str, Any]]:
+    """Returns the manifests of what made and measured a model, those that exist.
+
+    Args:
+      workdir: the run directory.
+      number: of the model.
+
+    Returns:
+      "trained" (how it came to be), "made" (its search of questions), and the modes of
+      `measure.evaluate` on the run's own data.
+    """
+    folder, evals = workdir / f"M{number}", workdir / "eval"
+    files = {
+        "trained": folder / "manifest.json",
+        "made": folder / "search.json",
+        "greedy": evals / f"M{number}_test_greedy.json",
+        "unseen": evals / f"M{number}_unseen_greedy.json",
+        "judge": evals / f"M{number}_heldout_judge.json",
+        "search": evals / f"M{number}_test_search.json",
+        "training": evals / f"M{number}_pairs_training.json",
+    }
+    return {k: checkpoint.read_json(p) for k, p in files.items() if p.exists()}
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _interval(rate: float, low: float, high: float) -> str:
+    return f"{_percent(rate)} [{_percent(low)}, {_percent(high)}]"
+
+
+def _cell(parts: Mapping[str, dict], part: str, name: str, form=_percent, at="metrics"):
+    value = parts.get(part, {}).get(at, {}).get(name)
+    return _MISSING if value is None else form(value)
+
+
+def _model_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
+    cell, accuracy = functools.partial(_cell, parts), _MISSING
+    if "greedy" in parts:
+        metrics = parts["greedy"]["metrics"]
+        accuracy = _interval(*(metrics[key] for key in ("accuracy", "low", "high")))
+    return {
+        "model": name,
+        "greedy % [95 %]": accuracy,
+        "search %": cell("search", "accuracy"),
+        "unseen %": cell("unseen", "accuracy"),
+        "judge %": cell("judge", "accuracy"),
+        "sampled %": cell("search", "judge_sampled"),
+        "tie %": cell("search", "tie_rate"),
+        "flip %": cell("search", "flip_rate"),
+        "unparsed %": cell("search", "unparsed_rate"),
+        "steps": cell("greedy", "steps_per_solution", "{:.2f}".format),
+        "tokens/step": cell("greedy", "tokens_per_step", "{:.1f}".format),
+    }
+
+
+def _iteration_row(number: int, before: dict, after: dict) -> dict[str, str]:
+    trained = after.get("training", {})
+    cell = functools.partial(_cell, before | {"training": trained})
+    gain = _MISSING
+    if "greedy" in before and "greedy" in after:
+        items = before["greedy"]["items"], after["greedy"]["items"]
+        gain = _interval(*grading.paired_gain(*items))
+
+    def move(side: str) -> str:
+        keys = (f"{side}_logp_before", f"{side}_logp_after")
+        ends = [cell("training", key, "{:.2f}".format) for key in keys]
+        return _MISSING if _MISSING in ends else " → ".join(ends)
+
+    return {
+        "iteration": f"M{number} → M{number + 1}",
+        "gain [95 %]": gain,
+        "questions": cell("made", "questions", str, "counts"),
+        "pairs": cell("made", "pairs", str, "counts"),
+        "right %": cell("training", "pairs_right"),
+        "reversed %": cell("training", "pairs_reversed"),
+        "judged right %": cell("training", "judge_sampled"),
+        "updates": _cell(after, "trained", "updates", str, "counts"),
+        "chosen logp": move("chosen"),
+        "rejected logp": move("rejected"),
+        "KL/token": cell("training", "kl", "{:.3f}".format),
+    }
+
+
+def _seconds_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
+    titles = {
+        "trained": "train",
+        "made": "search questions",
+        "greedy": "eval greedy",
+        "unseen": "eval unseen",
+        "judge": "eval judge",
+        "search": "eval search",
+        "training": "eval training",
+    }
+    return {"model": name} | {
+        title: f"{parts[key]['seconds']:.1f}" if key in parts else _MISSING
+        for key, title in titles.items()
+    }

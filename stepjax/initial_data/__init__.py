@@ -1,0 +1,1 @@
+"""Where the initial data comes from: public data sets read as records."""

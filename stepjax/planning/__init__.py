@@ -1,0 +1,1 @@
+"""What a run needs of a TPU slice, compiled without one."""

@@ -1,0 +1,385 @@
+"""The programs of a run, traced for the devices of a slice that need not exist.
+
+Batches are the largest that the settings allow: every sequence of SFT fills a row and
+is scored whole, every pair of DPO has a row of its own, every context is full.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from stepjax import dpo, forest, sft, tournament
+from stepjax.lm import forest_kernel, generate, sharding, train
+from stepjax.lm import model as lm
+from stepjax.planning import slices
+from stepjax.run import data
+
+STAGES = ("sft", "dpo", "search")
+_STOP_STATES = 64  # states of a stop table, at most
+_TEMPLATE = 64  # tokens of the judge's template after the shared context
+
+
+class Program(NamedTuple):
+    """One program of a run, traced.
+
+    Attributes:
+      name: stage and what it does.
+      traced: by ``jax.jit(...).trace``, with shardings of the slice.
+      devices: chips that run it together.
+      ideal: FLOPs of a chip with nothing executed twice and no attention.
+      moved: bytes of HBM that a chip cannot do without.
+      arguments: bytes of a chip that its arguments take.
+      beside: bytes of a chip that other arrays of the stage take meanwhile.
+      seen: share of the attention kernel's blocks that are not skipped.
+      rows: forest rows and tokens of each, of training.
+      sequences: that a chip samples in a turn; figures are of one turn.
+      loops: over new tokens, one after another; FLOPs of a turn are their mean.
+    """
+
+    name: str
+    traced: jax.stages.Traced
+    devices: int
+    ideal: float
+    moved: float
+    arguments: int
+    beside: int = 0
+    seen: float = 1.0
+    rows: tuple[int, int] = (0, 0)
+    sequences: int = 0
+    loops: int = 1
+
+
+def model_config(config: ml_collections.ConfigDict) -> lm.ModelConfig:
+    """Returns the decoder's configuration, without reading any weights.
+
+    Raises:
+      ValueError: when the settings do not tell the vocabulary.
+    """
+    try:
+        return data.model_config(config, 0)
+    except ValueError as error:
+        if config.model.init == "random" or not config.model.vocab_size:
+            raise ValueError(
+                f"{error} A plan needs model.vocab_size and the model's shape in the "
+                "settings when the weights are not here."
+            ) from error
+    settings = config.model.to_dict()
+    settings.pop("init")
+    return lm.ModelConfig(**settings)
+
+
+def weights_of(config: lm.ModelConfig) -> tuple[int, int]:
+    """Returns the matrix parameters (of all layers, of the unembedding)."""
+    width, size = config.hidden_size, config.head_dim
+    heads = 2 * config.num_heads + 2 * config.num_kv_heads
+    layer = width * heads * size + 3 * width * config.intermediate_size
+    return config.num_layers * layer, config.vocab_size * width
+
+
+def programs(
+    config: ml_collections.ConfigDict,
+    devices: list,
+    stages: tuple[str, ...],
+    host: list | None = None,
+) -> Iterator[Program]:
+    """Yields the traced programs of some stages for the devices of a slice.
+
+    Args:
+      config: the settings.
+      devices: of the slice.
+      stages: of "sft", "dpo" and "search".
+      host: devices of one of its hosts, which sample on their own; None for all.
+
+    Raises:
+      ValueError: when a mesh does not fit the devices or the model.
+    """
+    shape = model_config(config)
+    if {"sft", "dpo"} & set(stages):
+        mesh = sharding.make_mesh(**config.mesh, devices=devices)
+        model = lm.Decoder(shape, mesh)
+        if "sft" in stages:
+            yield _sft(config, model)
+        if "dpo" in stages:
+            yield from _dpo(config, model)
+    if "search" in stages:
+        host = devices if host is None else host
+        yield from _search(config, shape, host, len(devices) // len(host))
+
+
+def _sft(config, model) -> Program:
+    phases = [sft.Phase(**_plain(phase)) for phase in config.sft.phases]
+    length, parts = config.train.row_length, config.train.micro_batches
+    most = max(phase.batch_size for phase in phases)
+    rows = forest.bucket(-(-most // parts), sharding.row_multiple(model.mesh))
+    tree = forest.path_tree(range(length), [0.0] + [1.0] * (length - 1))
+    packed = forest.pack([tree] * rows, length, rows=rows, scored=length)
+    batch = jax.tree.map(lambda x: np.stack([x] * parts), packed)
+    loss = functools.partial(sft.loss, model=model)
+    options = phases[0].optimizer
+    return _training("sft", config, model, loss, batch, packed, options, None)
+
+
+def _dpo(config, model) -> Iterator[Program]:
+    step, length = config.search.max_step_tokens, config.train.row_length
+    if 2 * step >= length:
+        raise ValueError(
+            f"train.row_length={length} holds no pair of two steps of "
+            f"search.max_step_tokens={step} and a context; raise it."
+        )
+    context = tuple(range(1, length - 2 * step))
+    pairs = [
+        forest.IdPair((n + 1, *context), (1,) * step, (2,) * step)
+        for n in range(config.dpo.batch_size)
+    ]
+    yield dpo_program(config, model, pairs)
+    if config.dpo.reference == "precomputed":
+        yield _reference(model, _pair_batch(config, model, pairs))
+
+
+def dpo_program(config, model: lm.Decoder, pairs: list[forest.IdPair]) -> Program:
+    """Returns the program of an update on the given pairs.
+
+    Args:
+      config: the settings; the size of the batch is that of `pairs`.
+      model: the decoder on the mesh of training.
+      pairs: preferences of one update.
+    """
+    batch = _pair_batch(config, model, pairs)
+    options = dpo.Options(**{n: config.dpo[n] for n in dpo.Options.__annotations__})
+    loss = functools.partial(dpo.loss, model=model, options=options)
+    packed = jax.tree.map(lambda x: x[0], batch.rows)
+    rate = train.OptimizerOptions(**config.dpo.optimizer)
+    live = options.reference == "live"
+    return _training("dpo", config, model, loss, batch, packed, rate, live)
+
+
+def _pair_batch(config, model, pairs) -> dpo.Batch:
+    return dpo.make_batches(
+        pairs,
+        mesh=model.mesh,
+        batch_size=len(pairs),
+        micro_batches=config.train.micro_batches,
+        row_length=config.train.row_length,
+        epochs=1,
+        seed=0,
+    )[0]
+
+
+def _reference(model, batch: dpo.Batch) -> Program:
+    arguments = _params(model), _placed(model.mesh, batch)
+    traced = dpo.reference_logps(model, model.mesh).trace(*arguments)
+    ideal, taken = 2 * _parameter_tokens(model, batch.rows), _bytes(arguments)
+    packed = jax.tree.map(lambda x: x[0], batch.rows)
+    seen, size = _seen(packed.subtree_end), _size(batch.rows)
+    name, chips = "dpo: reference", model.mesh.size
+    return Program(name, traced, chips, ideal, taken, taken, seen=seen, rows=size)
+
+
+def _plain(phase) -> dict:
+    values = phase.to_dict()
+    return values | {"optimizer": train.OptimizerOptions(**values["optimizer"])}
+
+
+def _training(name, config, model, loss, batch, packed, options, live) -> Program:
+    mesh, chips = model.mesh, model.mesh.size
+    optimizer = train.make_optimizer(options, 10)
+    params = _params(model)
+    where = train.state_shardings(params, optimizer)
+    state = train.TrainState(
+        params, slices.spread(jax.eval_shape(optimizer.init, params), where.opt_state)
+    )
+    reference = _params(model, model.config.dtype) if live else None
+    update = train.make_update(loss, optimizer, where)
+    arguments = state, reference, _placed(mesh, batch)
+    traced = update.trace(*arguments)
+    rows = batch.rows if isinstance(batch, dpo.Batch) else batch
+    passes = 8 if live else 6  # 2 forward, 4 backward, 2 of the reference
+    ideal = passes * _parameter_tokens(model, rows)
+    # State once in and out; every pass reads whole matrices from HBM.
+    item = jnp.dtype(model.config.dtype).itemsize
+    read = passes // 2 * item * sum(weights_of(model.config)) / mesh.shape["tensor"]
+    moved = 2 * _bytes(state) + config.train.micro_batches * read
+    seen, taken = _seen(packed.subtree_end), _bytes(arguments)
+    size = _size(rows)
+    return Program(name, traced, chips, ideal, moved, taken, seen=seen, rows=size)
+
+
+def _parameter_tokens(model, rows: forest.Rows) -> float:
+    """Returns the products of a parameter and a token of one pass, on a chip."""
+    layers, head = weights_of(model.config)
+    return (layers * rows.tokens.size + head * rows.scored.size) / model.mesh.size
+
+
+def _seen(ends: np.ndarray) -> float:
+    """Returns the share of the attention kernel's blocks that are not skipped."""
+    block = forest_kernel.block_size(ends.shape[1])
+    padded = np.pad(ends, ((0, 0), (0, -ends.shape[1] % block)))
+    return float(forest_kernel.visible_blocks(padded, block).mean())
+
+
+def _size(rows: forest.Rows) -> tuple[int, int]:
+    """Returns the rows of an update and their tokens."""
+    length = rows.tokens.shape[-1]
+    return rows.tokens.size // length, length
+
+
+def _params(model: lm.Decoder, dtype: str | None = None):
+    boxed = lm.abstract_params(model)
+    where = sharding.param_shardings(model.mesh, boxed)
+    return slices.spread(lm.unboxed(boxed), where, dtype)
+
+
+def _placed(mesh: Mesh, batch):
+    """Returns shapes of a batch, split as `train.put_batch` splits it."""
+    split, whole = sharding.split_rows(mesh, axis=1), sharding.replicated(mesh)
+    is_rows = lambda x: isinstance(x, forest.Rows)  # noqa: E731
+
+    def place(part):
+        return slices.spread(part, split if is_rows(part) else whole)
+
+    return jax.tree.map(place, batch, is_leaf=is_rows)
+
+
+def _bytes(tree) -> int:
+    """Returns the bytes of a chip that arrays with shardings take."""
+    leaves = jax.tree.leaves(tree)
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves
+    )
+
+
+# --- sampling ------------------------------------------------------------------------
+
+
+def _search(config, shape: lm.ModelConfig, host: list, hosts: int):
+    search, judge = config.search, config.judge
+    tensor = search.tensor or config.mesh.tensor
+    mesh = sharding.make_mesh(-1, 1, tensor, devices=host)
+    model = lm.Decoder(shape, mesh)
+    _params(model)  # refuses heads that do not divide
+    ways = sharding.row_multiple(mesh)
+    if search.slots % (ways * hosts):
+        raise ValueError(
+            f"search.slots={search.slots}; expected a multiple of the {ways * hosts} "
+            f"data-parallel groups of {tensor} chips."
+        )
+    slots = search.slots // hosts
+    sampling = Sampling(model, slots)
+    solving = sampling.contexts(search.context_tokens)
+    judging = sampling.contexts(judge.context_tokens)
+    solve, judged = _bytes(solving), _bytes(judging)
+    step, question = search.max_step_tokens, 2 * search.max_step_tokens + _TEMPLATE
+    question = forest.bucket(question, 16)
+    yield sampling.extend("search: prefill", solving, judged)
+    layout = search.width, 1
+    yield sampling.sample("search: candidates", solving, layout, 1, step, judged)
+    yield sampling.extend("judge: prefill", judging, solve)
+    if judge.mode == "generate":
+        layout = tournament.rows_of_a_call(
+            judge.schedule, search.width, judge.score, judge.rows
+        )
+        new = judge.max_tokens
+        yield sampling.sample("judge: judgments", judging, layout, question, new, solve)
+    new = config.eval.max_tokens
+    yield sampling.sample("eval: greedy", solving, (1, 1), 1, new, judged)
+
+
+class Sampling(NamedTuple):
+    """Programs that sample on the chips of one host."""
+
+    model: lm.Decoder
+    slots: int
+
+    def contexts(self, capacity: int) -> lm.KeyValues:
+        """Returns the shapes of context caches."""
+        make = functools.partial(
+            generate.empty_contexts, self.model.config, self.slots, capacity
+        )
+        where = sharding.split_caches(self.model.mesh)
+        return slices.spread(jax.eval_shape(make), where)
+
+    def _shape(self, *shape, dtype=jnp.int32, split=True):
+        spec = PartitionSpec(sharding.ROWS) if split else PartitionSpec()
+        where = NamedSharding(self.model.mesh, spec)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    def _weights(self) -> tuple[float, float]:
+        """Returns the parameters of a chip (layers, unembedding)."""
+        ways = self.model.mesh.shape["tensor"]
+        layers, head = weights_of(self.model.config)
+        return layers / ways, head / ways
+
+    def _groups(self) -> int:
+        return self.slots // sharding.row_multiple(self.model.mesh)
+
+    def extend(self, name, contexts, beside) -> Program:
+        """Returns the program that computes contexts, of full length."""
+        slots, capacity = self.slots, contexts.key.shape[3]
+        params = _params(self.model, self.model.config.dtype)
+        lengths, tokens = self._shape(slots), self._shape(slots, capacity)
+        arguments = params, contexts, lengths, lengths, tokens, lengths
+        traced = generate.extend.trace(self.model, *arguments, bucket=capacity)
+        layers, _ = self._weights()
+        ideal = 2 * layers * self._groups() * capacity
+        taken = _bytes(arguments)
+        return Program(name, traced, self.model.mesh.size, ideal, taken, taken, beside)
+
+    def sample(self, name, contexts, layout, fed, new, beside) -> Program:
+        """Returns the program that samples; FLOPs and bytes are those of one turn.
+
+        `layout` is (rows, rows of them that share the first half of what is fed).
+        """
+        slots, capacity = self.slots, contexts.key.shape[3]
+        width, share = layout
+        leads = ()
+        if share > 1:
+            fed = forest.bucket(fed // 2, 16)
+            tokens = self._shape(slots, width // share, fed)
+            leads = (generate.Leads(tokens, self._shape(slots, width // share)),)
+        params = _params(self.model, self.model.config.dtype)
+        scalar = functools.partial(self._shape, split=False)
+        lengths, rows = self._shape(slots), self._shape(slots, width)
+        arguments = (
+            params,
+            contexts,
+            None if fed == 1 else lengths,
+            lengths,
+            leads,
+            self._shape(slots, width, fed),
+            rows,
+            self._shape(slots, width, dtype=jnp.bool_),
+            self._shape(slots, width, 7, dtype=jnp.uint32),
+            scalar(dtype=jnp.uint32),
+            scalar(dtype=jnp.float32),
+            scalar(dtype=jnp.float32),
+            scalar(_STOP_STATES, self.model.config.vocab_size),
+            scalar(),
+            scalar(),
+        )
+        traced = generate.sample.trace(
+            self.model, *arguments, bucket=capacity, capacity=new, keep=fed == 1
+        )
+        layers, head = self._weights()
+        sequences = self._groups() * width
+        item = jnp.dtype(self.model.config.dtype).itemsize
+        led = fed / share if leads else 0
+        own = sequences * (led + fed + new / 2) / (self._groups() * capacity)
+        cached = _bytes(contexts) * (1 + own)
+        return Program(
+            name,
+            traced,
+            self.model.mesh.size,
+            2 * (layers + head) * sequences,
+            item * (layers + head) + cached,
+            _bytes(arguments),
+            beside,
+            sequences=sequences,
+            loops=len(generate.reaches(new)),
+        )

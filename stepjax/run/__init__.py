@@ -1,0 +1,1 @@
+"""A run directory and what its stages share."""

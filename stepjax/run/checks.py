@@ -1,0 +1,210 @@
+"""Checks of a run's settings, mesh and budgets, made before anything is compiled."""
+
+import operator
+
+import ml_collections
+
+from stepjax.codec import Codec
+from stepjax.judge import JUDGES, MODES, SCORES, shared_context
+from stepjax.lm import hosts, sharding, train
+from stepjax.lm import model as lm
+from stepjax.propose import UNITS
+from stepjax.search import ON_TIE
+from stepjax.tournament import SCHEDULES
+
+WORLDS = ("", "arithmetic")
+IMPROVE_BY = ("dpo", "sft")
+_CHOICES = {
+    "data.world": WORLDS,
+    "improve_by": IMPROVE_BY,
+    "search.unit": UNITS,
+    "search.on_tie": ON_TIE,
+    "judge.by": JUDGES,
+    "judge.mode": MODES,
+    "judge.score": SCORES,
+    "judge.schedule": tuple(SCHEDULES),
+}
+_LEAST = {
+    "seed": 0,
+    "iterations": 0,
+    "data.ift_count": 0,
+    "data.eft_count": 0,
+    "data.heldout_count": 0,
+    "data.test_count": 0,
+    "train.checkpoint_every": 0,
+    "train.row_length": 1,
+    "train.micro_batches": 1,
+    "train.log_every": 1,
+    "search.width": 2,
+    "search.temperature": 0,
+    "search.max_expansions": 1,
+    "search.max_step_tokens": 1,
+    "search.slots": 1,
+    "judge.temperature": 0,
+    "judge.rows": 1,
+    "judge.rating_tokens": 1,
+    "pairs.min_margin": 1,
+    "dpo.batch_size": 1,
+    "dpo.epochs": 1,
+    "eval.max_tokens": 1,
+    "eval.search_count": 0,
+}
+
+
+def check_settings(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a setting of an unknown name or out of its range."""
+
+    def found(name: str):
+        return operator.attrgetter(name)(config)
+
+    rules = [
+        (name, found(name), f"one of {known}", found(name) in known)
+        for name, known in _CHOICES.items()
+    ]
+    rules += [
+        (name, found(name), f"at least {least}", found(name) >= least)
+        for name, least in _LEAST.items()
+    ]
+    rules += [
+        (name, found(name), "above 0 and at most 1", 0 < found(name) <= 1)
+        for name in ("search.top_p", "judge.top_p")
+    ]
+    beta, smoothing = config.dpo.beta, config.dpo.label_smoothing
+    rules += [
+        ("seed", config.seed, "below 2**32", config.seed < 2**32),
+        ("dpo.beta", beta, "above 0", beta > 0),
+        ("dpo.label_smoothing", smoothing, "0 to below 0.5", 0 <= smoothing < 0.5),
+    ]
+    names = [phase.name for phase in config.sft.phases]
+    different = "at least one phase, and every name once"
+    rules += [
+        ("names of sft.phases", names, different, 0 < len(set(names)) == len(names))
+    ]
+    for phase in config.sft.phases:
+        name, size = f"batch_size of sft phase {phase.name!r}", phase.batch_size
+        rules.append((name, size, "at least 1", size > 0))
+    rules += _rules_of_controls(config)
+    for name, value, expected, good in rules:
+        if not good:
+            raise ValueError(f"{name}={value!r}; expected {expected}.")
+    for options in (*(p.optimizer for p in config.sft.phases), config.dpo.optimizer):
+        train.make_optimizer(train.OptimizerOptions(**options), 1)
+
+
+def _rules_of_controls(config: ml_collections.ConfigDict) -> list[tuple]:
+    """Returns (name, value, what is expected, whether it holds), across settings."""
+    judge, updates = config.judge, config.dpo.updates
+    numbers = all(type(count) is int and count > 0 for count in updates)
+    enough = numbers and len(updates) >= config.iterations
+    rated, whole = judge.score == "rating", config.search.unit == "solution"
+    rules = [
+        (
+            "dpo.updates",
+            updates,
+            f"one number above 0 for each of {config.iterations} iterations, or ()",
+            enough or (not updates and config.improve_by == "dpo"),
+        ),
+        (
+            "judge.score",
+            judge.score,
+            "'rating' with search.unit='solution', and only then",
+            rated == whole,
+        ),
+        (
+            "judge.schedule",
+            judge.schedule,
+            "'full' with judge.score='rating'",
+            judge.schedule == "full" or not rated,
+        ),
+        (
+            "judge.by",
+            judge.by,
+            "'self', or 'random', or 'oracle' in the arithmetic world",
+            judge.by != "oracle" or config.data.world == "arithmetic",
+        ),
+    ]
+    if rated:
+        rules += [
+            ("judge.by", judge.by, "'self' with ratings", judge.by == "self"),
+            ("judge.mode", judge.mode, "'generate'", judge.mode == "generate"),
+            (
+                "pairs.best_beats_all",
+                config.pairs.best_beats_all,
+                "False: ratings compare nothing",
+                not config.pairs.best_beats_all,
+            ),
+        ]
+    return rules
+
+
+def check_mesh(config: ml_collections.ConfigDict, *models: lm.Decoder) -> None:
+    """Raises ValueError when slots or parameters do not divide over the devices.
+
+    Args:
+      config: the run's settings.
+      *models: the decoder on the mesh of training, and on a host's mesh.
+    """
+    for model in models:
+        sharding.param_shardings(model.mesh, lm.abstract_params(model))
+    multiple = sharding.row_multiple(models[-1].mesh) * hosts.count()
+    if config.search.slots % multiple:
+        raise ValueError(
+            f"search.slots={config.search.slots}; expected a multiple of the "
+            f"{multiple} data-parallel devices."
+        )
+
+
+def check_disjoint(files: dict[str, list]) -> None:
+    """Raises ValueError when a problem's text stands in two splits.
+
+    IFT and EFT may share problems (both are training data of M1).
+    """
+    groups = {("M1 training" if n in ("ift", "eft") else n): [] for n in files}
+    for name, rows in files.items():
+        group = "M1 training" if name in ("ift", "eft") else name
+        groups[group] += [row.problem for row in rows]
+    owner: dict[str, str] = {}
+    for group, texts in groups.items():
+        for text in set(texts):
+            if text in owner:
+                raise ValueError(
+                    f"problem {text[:60]!r} is in {owner[text]} and in {group}; "
+                    "expected every problem in one split. Remove it from one."
+                )
+            owner[text] = group
+
+
+def check_budgets(
+    config: ml_collections.ConfigDict, codec: Codec, files: dict[str, list]
+) -> None:
+    """Raises ValueError when a prompt does not fit its sequence budget.
+
+    Args:
+      config: the run's settings.
+      codec: tokenizer and templates.
+      files: name → rows with a `problem`: questions and test problems.
+    """
+    search, judge = config.search, config.judge
+    for name, rows in files.items():
+        for row in rows:
+            need = len(codec.solve_prompt(row.problem)) + search.max_step_tokens
+            if need > search.context_tokens:
+                raise ValueError(
+                    f"{name} row {row.id!r}: its prompt and one step of "
+                    f"search.max_step_tokens={search.max_step_tokens} need {need} "
+                    f"tokens; expected at most search.context_tokens="
+                    f"{search.context_tokens}. Raise it or drop the problem."
+                )
+            need = len(shared_context(codec, judge.score, row.problem, ()))
+            if need > judge.context_tokens:
+                raise ValueError(
+                    f"{name} row {row.id!r}: the judge's prompt has {need} tokens; "
+                    f"expected at most judge.context_tokens={judge.context_tokens}. "
+                    "Raise it or drop the problem."
+                )
+    response = max(len(codec.verdict(side)) for side in "AB")
+    if judge.mode == "generate" and judge.max_tokens < response:
+        raise ValueError(
+            f"judge.max_tokens={judge.max_tokens}; expected at least the {response} "
+            "tokens of a verdict."
+        )

@@ -1,0 +1,156 @@
+"""Diagnostics of the loop: pairs, judgments, drift, warnings."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from stepjax import dpo, forest
+from stepjax.evaluation import diagnose
+from stepjax.judge import Verdict
+from stepjax.lm import model as lm
+from stepjax.lm import sharding
+from stepjax.pairs import Pair
+from stepjax.records import Question
+from stepjax.search import Candidate, Expansion, State
+
+
+def is_right(problem, steps, step):
+    """A step is right when it counts the steps before it: "0", then "1", ..."""
+    return step == str(len(steps))
+
+
+def candidate(text):
+    return Candidate((1,), text, 1, -1.0, False)
+
+
+def expansion(step, texts, verdicts, action, best=0):
+    calls = tuple(
+        Verdict(int(a), int(b), None if winner == "-" else winner)
+        for a, b, winner in verdicts.split()
+    )
+    made = tuple(map(candidate, texts))
+    scores, worst = (0,) * len(texts), len(texts) - 1
+    return Expansion(step, 0, made, 0, calls, scores, best, worst, action)
+
+
+def state(*expansions, steps=()):
+    kept = tuple(map(candidate, steps))
+    question = Question("q", "count")
+    return State(question, kept, (None,) * len(kept), expansions, "complete")
+
+
+def test_judgments_of_right_and_wrong_candidates_are_counted_by_hand():
+    # Right: 0A 1B of the four; the two of equal worth (1, 2) are not counted.
+    first = expansion(1, "0xy", "01A 10A 02- 20B 12A 21B", "pair")
+    # After the step "0" the right one is "1"; its calls: one of two is right.
+    second = expansion(2, "1z", "01B 10B", "append", best=1)
+    # Gone back from: then "1" is due again.
+    third = expansion(3, "2a", "01A", "back")
+    fourth = expansion(2, "1b", "01A 10B", "pair")
+    found = diagnose.sampled_judgments(
+        [state(first, second, third, fourth, steps=("0", "1"))], is_right
+    )
+    # first: 01A right, 10A wrong, 02- wrong, 20B right; second: B wrong, B right;
+    # third: right; fourth: both right.
+    assert found == {"judge_sampled": 6 / 9, "judge_sampled_count": 9}
+    nothing = {"judge_sampled": 0.0, "judge_sampled_count": 0}
+    assert diagnose.sampled_judgments([], is_right) == nothing
+
+
+def test_ratings_are_right_when_the_right_solution_has_the_higher():
+    rated = expansion(1, "0x0y", "003 112 22- 334", "pair")
+    found = diagnose.sampled_judgments([state(rated, steps=("0",))], is_right)
+    # 3 > 2 right; 3 > 4 wrong; the unparsed one loses both.
+    assert found == {"judge_sampled": 1 / 4, "judge_sampled_count": 4}
+
+
+def pair(step, chosen, rejected):
+    ids = {"context_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}
+    made = {f.name: None for f in dataclasses.fields(Pair)} | ids
+    made |= {"problem_id": "q", "problem": "count", "step": step}
+    return Pair(**made | {"chosen": chosen, "rejected": rejected})
+
+
+def test_quality_of_pairs_by_hand():
+    states = {"q": state(steps=("0", "1", "2"))}
+    pairs = [
+        *(pair(1, "0", "x"), pair(2, "1", "0"), pair(3, "2", "x"), pair(1, "0", "1")),
+        *(pair(2, "x", "1"), pair(1, "x", "y"), pair(2, "0", "2"), pair(3, "2", "2")),
+    ]
+    assert diagnose.pair_quality(pairs, states, is_right) == {
+        "pairs_right": 4 / 8,
+        "pairs_reversed": 1 / 8,
+        "pairs_both_wrong": 2 / 8,
+        "pairs_both_right": 1 / 8,
+    }
+    assert set(diagnose.pair_quality([], {}, is_right).values()) == {0}
+
+
+def test_drift_is_what_plain_forward_passes_say():
+    config = lm.ModelConfig(64, 16, 2, 2, 1, 8, 24)
+    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
+    mesh = jax.sharding.Mesh(devices, sharding.MESH_AXES)
+    model = lm.Decoder(config, mesh)
+    shapes = nn.meta.unbox(lm.abstract_params(model))
+    rng = np.random.default_rng(3)
+    before, after = (
+        jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), "f4"), shapes)
+        for _ in range(2)
+    )
+    pairs = [
+        forest.IdPair((1, 2, 3), (4, 5), (6, 7, 8)),
+        forest.IdPair((1, 2, 3, 4, 5), (9,), (10, 11)),
+        forest.IdPair((12, 13), (14, 15, 16, 17), (18,)),
+    ]
+    batches = dpo.make_batches(
+        pairs,
+        mesh=mesh,
+        batch_size=2,
+        micro_batches=1,
+        row_length=24,
+        epochs=1,
+        seed=0,
+    )
+    found = diagnose.drift(model, before, after, batches, mesh)
+
+    def table(params, ids):
+        tokens = jnp.asarray([ids])
+        position, end = jnp.arange(len(ids))[None], jnp.full((1, len(ids)), len(ids))
+        hidden = model.apply({"params": params}, tokens, position, end)[0]
+        return np.asarray(jax.nn.log_softmax(lm.logits(params, hidden)), np.float64)
+
+    kl, tokens, sums = 0.0, 0, {}
+    for made in pairs:
+        for side in ("chosen", "rejected"):
+            step = getattr(made, side)
+            ids = (*made.context, *step)
+            old, new = table(before, ids), table(after, ids)
+            for at in range(len(made.context) - 1, len(ids) - 1):
+                kl += (np.exp(new[at]) * (new[at] - old[at])).sum()
+                tokens += 1
+            places = np.arange(len(made.context), len(ids))
+            for name, logps in (("before", old), ("after", new)):
+                total = logps[places - 1, list(step)].sum()
+                key = f"{side}_logp_{name}"
+                sums[key] = sums.get(key, 0.0) + total / len(pairs)
+    assert found.pop("kl") == pytest.approx(kl / tokens, rel=1e-4)
+    assert found.pop("chosen_tokens") == pytest.approx((2 + 1 + 4) / 3)
+    assert found.pop("rejected_tokens") == pytest.approx((3 + 2 + 1) / 3)
+    assert found == pytest.approx(sums, rel=1e-4)
+    same = diagnose.drift(model, before, before, batches, mesh)
+    assert same["kl"] == pytest.approx(0, abs=1e-6)
+    assert same["chosen_logp_before"] == same["chosen_logp_after"]
+
+
+def test_warnings_of_collapse_and_of_running_away():
+    calm = {"chosen_logp_before": -4.0, "chosen_logp_after": -3.0, "chosen_tokens": 8.0}
+    assert diagnose.warnings(calm, (8.0, 11.9)) == []
+    assert diagnose.warnings(calm | {"chosen_logp_after": -7.9}, (0.0, 99.0)) == []
+    (fell,) = diagnose.warnings(calm | {"chosen_logp_after": -8.8}, (8.0, 8.0))
+    assert "lost 0.60 nats a token" in fell and "learning_rate" in fell
+    (grew,) = diagnose.warnings(calm, (8.0, 12.5))
+    assert "grew from 8.0 to 12.5 tokens" in grew

@@ -1,0 +1,315 @@
+"""Measuring models: intervals, grading with fakes, the final table, metrics on disk."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from stepjax.codec import Codec
+from stepjax.evaluation import grading, tables
+from stepjax.judge import Verdict, hash_id
+from stepjax.lm import checkpoint, tokenizer
+from stepjax.lm.generate import Samples
+from stepjax.records import Comparison, Problem, Question
+from stepjax.run.monitor import Monitor
+from stepjax.search import Candidate, State
+from stepjax.worlds import arithmetic
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("world")
+    arithmetic.train_tokenizer(directory)
+    return Codec(tokenizer.load(directory), arithmetic.templates())
+
+
+# Intervals.
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [
+        # R. G. Newcombe, Statistics in Medicine 17, 857-872 (1998), table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 1 - 0.1611, 1.0000),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_wilson_interval_of_the_literature(right, total, low, high):
+    np.testing.assert_allclose(grading.wilson(right, total), (low, high), atol=5e-5)
+
+
+def test_wilson_interval_solves_its_equation():
+    for right, total in [(1, 3), (7, 9), (250, 500), (499, 500)]:
+        rate = right / total
+        for end in grading.wilson(right, total):
+            distance = abs(rate - end) / math.sqrt(end * (1 - end) / total)
+            assert distance == pytest.approx(1.959964, abs=1e-5)
+
+
+def test_accuracy():
+    items = [{"right": True}, {"right": False}, {"right": True}, {"right": True}]
+    low, high = grading.wilson(3, 4)
+    expected = {"accuracy": 0.75, "low": low, "high": high, "count": 4}
+    assert grading.accuracy(items) == expected
+    assert grading.accuracy([]) == {"accuracy": 0, "low": 0, "high": 1, "count": 0}
+
+
+# Greedy solutions.
+
+
+class FakeSlots:
+    """Slots that give each prompt its answer; remembers what was asked."""
+
+    def __init__(self, count, answers):
+        self.held = [[] for _ in range(count)]
+        self.answers, self.batches = answers, []
+
+    def hold(self, wanted):
+        for slot, ids in wanted.items():
+            self.held[slot] = list(ids)
+
+    def sample(self, groups, prompts, paths, **options):
+        assert groups is None and options["temperature"] == 0
+        assert len(prompts) == len(paths) == len(self.held)
+        self.batches.append([len(row) for (row,) in prompts])
+        size = options["capacity"]
+        tokens = np.full((len(prompts), 1, size), 1, np.int32)
+        count = np.zeros((len(prompts), 1), np.int32)
+        stopped = np.zeros((len(prompts), 1), bool)
+        for slot, (row,) in enumerate(prompts):
+            if row:
+                ids = self.answers[(*self.held[slot], *row)]
+                count[slot] = min(len(ids), size)
+                stopped[slot] = len(ids) <= size
+                tokens[slot, 0, : len(ids[:size])] = ids[:size]
+        return Samples(tokens, count, stopped, None)
+
+
+def test_greedy_grades_batches_of_different_lengths(codec):
+    texts = {
+        "8*7+4*4+2": "Step 1: 8*7+4=0\nStep 2: 0*4+2=2; \\boxed{2}",
+        "5*3+1": "Step 1: 5*3+1=6; \\boxed{6}",
+        "1*9+2*3+1*7+4": "Step 1: 1*9+2=1\nStep 2: 1*3+1=4\n"
+        "Step 3: 4*7+4=2; \\boxed{2}",
+        "2*3+3": "no step and no answer",
+        "6*4+1": "Step 1: 6*4+1=5; \\boxed{6}",
+    }
+    gold = ["2", "6", "2", "9", "5"]
+    problems = [Problem(f"p{n}", p, gold[n]) for n, p in enumerate(texts)]
+    answers, sizes = {}, []
+    for problem, text in texts.items():
+        ids = (*codec.tokenizer.encode_line(text), codec.tokenizer.eos_id)
+        answers[codec.solve_prompt(problem)] = ids
+        sizes.append(len(ids))
+    slots, done = FakeSlots(3, answers), []
+    limit = sorted(sizes)[-2]  # the longest answer is cut off
+    assert limit < max(sizes) and sizes.index(max(sizes)) == 2
+    items = grading.greedy(
+        slots, codec, problems, max_tokens=limit, on_done=done.append
+    )
+    assert slots.batches == [[1, 1, 1], [1, 1, 0]] and done == [3, 2]
+    assert [item["id"] for item in items] == ["p0", "p1", "p2", "p3", "p4"]
+    assert [item["right"] for item in items] == [True, True, False, False, False]
+    assert [item["prediction"] for item in items] == ["2", "6", None, None, "6"]
+    assert [item["finished"] for item in items] == [True, True, False, True, True]
+    assert [item["steps"] for item in items] == [2, 1, 3, 0, 1]
+    tokens = [min(size, limit) for size in sizes]
+    assert [item["tokens"] for item in items] == tokens
+    assert items[0]["text"] == texts["8*7+4*4+2"] and items[0]["answer"] == "2"
+    metrics = grading.greedy_metrics(items)
+    low, high = grading.wilson(2, 5)
+    assert metrics == {
+        "accuracy": 0.4,
+        "low": low,
+        "high": high,
+        "count": 5,
+        "steps_per_solution": 7 / 5,
+        "tokens_per_step": (sum(tokens) - tokens[3])
+        / 7,  # what has no step is left out
+        "finished_rate": 4 / 5,
+    }
+
+
+# The judge.
+
+
+def test_judge_accuracy_counts_unparsed_as_wrong(codec):
+    rows = [
+        Comparison("r0", "5*3+1", (), "Step 1: 5*3+1=6", "Step 1: 5*3+1=7", "A"),
+        Comparison("r1", "5*3+1", (), "Step 1: 5*3+1=7", "Step 1: 5*3+1=6", "B"),
+        Comparison(
+            "r2",
+            "8*7+4*4+2",
+            ("Step 1: 8*7+4=0",),
+            "Step 2: 0*4+2=2; \\boxed{2}",
+            "Step 2: 0*4+2=5; \\boxed{5}",
+            "A",
+        ),
+    ]
+    said, asked, done = {"r0": "A", "r1": "A", "r2": None}, [], []
+
+    def judge(requests, calls):
+        asked.append((requests, calls))
+        return [[Verdict(0, 1, said[r.problem_id], f"on {r.slot}")] for r in requests]
+
+    items = grading.judge_accuracy(judge, codec, rows, slots=2, on_done=done.append)
+    assert done == [2, 1] and [len(requests) for requests, _ in asked] == [2, 1]
+    assert all(calls == [[(0, 1)]] * len(requests) for requests, calls in asked)
+    assert [item["right"] for item in items] == [True, False, False]
+    assert [item["prediction"] for item in items] == ["A", "A", None]
+    assert [item["answer"] for item in items] == ["A", "B", "A"]
+    assert [item["response"] for item in items] == ["on 0", "on 1", "on 0"]
+    metrics = grading.judge_metrics(items)
+    assert metrics == grading.accuracy(items) | {"unparsed_rate": 1 / 3}
+    last = asked[1][0][0]
+    assert last.steps == (codec.step("Step 1: 8*7+4=0"),)
+    assert last.candidates == (codec.step(rows[2].a), codec.step(rows[2].b))
+    assert last.path == (0, hash_id("r2"), 2, 0)
+    texts = [codec.tokenizer.decode(ids) for ids in last.candidates]
+    assert texts == [rows[2].a, rows[2].b]  # final steps have no newline
+
+
+# Test-time search.
+
+
+def closed(codec, question, texts, status):
+    steps = tuple(
+        Candidate(codec.step(text), text, 1, -1.0, status == "complete")
+        for text in texts
+    )
+    return State(question, steps, (None,) * len(steps), (), status)
+
+
+def test_searched_grades_closed_searches_in_any_order(codec):
+    problems = [
+        Problem("a", "8*7+4*4+2", "2"),
+        Problem("b", "5*3+1", "6"),
+        Problem("c", "6*4+1", "5"),
+    ]
+    first = ["Step 1: 8*7+4=0", "Step 2: 0*4+2=2; \\boxed{2}"]
+    states = [
+        closed(codec, Question("c", "6*4+1"), [], "budget"),
+        closed(codec, Question("a", "8*7+4*4+2"), first, "complete"),
+        closed(codec, Question("b", "5*3+1"), ["Step 1: 5*3+1=6"], "length"),
+    ]
+    made = grading.searched(states, problems, codec)
+    items = made["items"]
+    assert [item["id"] for item in items] == ["a", "b", "c"]
+    assert [item["right"] for item in items] == [True, False, False]
+    assert [item["status"] for item in items] == ["complete", "length", "budget"]
+    assert [item["steps"] for item in items] == [2, 1, 0]
+    sizes = [len(codec.step(text)) for text in first]
+    assert items[0]["tokens"] == sum(sizes) and items[0]["text"] == "\n".join(first)
+    assert made["metrics"] == grading.accuracy(items)
+
+
+# The final table.
+
+
+def test_the_table_shows_what_the_stages_measured(tmp_path):
+    rate = {"accuracy": 0.125, "low": 0.05, "high": 0.3}
+    greedy = rate | {"steps_per_solution": 2.345, "tokens_per_step": 7.06}
+    found = rate | {"tie_rate": 0.5, "flip_rate": 0.25, "unparsed_rate": 0.0625}
+    found |= {"judge_sampled": 0.9375}
+    training = {"pairs_right": 0.75, "pairs_reversed": 0.125, "judge_sampled": 0.875}
+    training |= {"kl": 0.0432, "chosen_logp_before": -1.25, "chosen_logp_after": -1.0}
+    training |= {"rejected_logp_before": -2.0, "rejected_logp_after": -4.0}
+
+    def items(right):
+        return {"items": [{"id": i, "right": i in right} for i in "abcdefghij"]}
+
+    for name, value in {
+        "eval/M0_test_greedy.json": {"metrics": greedy, "seconds": 1.26},
+        "eval/M1_heldout_judge.json": {"metrics": rate, "seconds": 2},
+        "eval/M1_test_search.json": {"metrics": found, "seconds": 3},
+        "eval/M1_test_greedy.json": {"metrics": greedy, "seconds": 4} | items("abc"),
+        "eval/M2_test_greedy.json": {"metrics": greedy, "seconds": 5} | items("bcde"),
+        "eval/M2_unseen_greedy.json": {"metrics": rate, "seconds": 6},
+        "eval/M2_pairs_training.json": {"metrics": training, "seconds": 7},
+        "M1/manifest.json": {"seconds": 40},
+        "M2/manifest.json": {"counts": {"updates": 8}, "seconds": 41},
+        "M1/search.json": {"counts": {"questions": 7, "pairs": 5}, "seconds": 5},
+        "M9/manifest.json": {"seconds": 1},
+    }.items():
+        checkpoint.write_json(tmp_path / name, value)
+    rows, iterations, seconds = tables.tables(tmp_path, 3)
+    accuracy, lengths = "12.5 [5.0, 30.0]", ["2.35", "7.1"]
+    assert [list(row.values()) for row in rows] == [
+        ["M0", accuracy, *"-------", *lengths],
+        ["M1", accuracy, "12.5", "-", "12.5", "93.8", "50.0", "25.0", "6.2", *lengths],
+        ["M2", accuracy, "-", "12.5", *"-----", *lengths],
+    ]
+    # d and e gained, a lost, of ten: 2/10 - 1/10; the interval is of 3/12 and 2/12.
+    assert [list(row.values()) for row in iterations] == [
+        ["M1 → M2", "10.0 [-27.9, 44.5]", "7", "5", "75.0", "12.5", "87.5", "8"]
+        + ["-1.25 → -1.00", "-2.00 → -4.00", "0.043"]
+    ]
+    assert [list(row.values()) for row in seconds] == [
+        ["M0", "-", "-", "1.3", *"----"],
+        ["M1", "40.0", "5.0", "4.0", "-", "2.0", "3.0", "-"],
+        ["M2", "41.0", "-", "5.0", "6.0", "-", "-", "7.0"],
+    ]
+    assert len({tuple(row) for row in rows}) == 1
+    text = Monitor(tmp_path).table("a title", rows)
+    assert "a title" in text and "12.5 [5.0, 30.0]" in text
+    assert len([line for line in text.splitlines() if "│ M" in line]) == 3
+
+
+def test_paired_gain_by_hand():
+    def items(right, ids="abcdefghij"):
+        return [{"id": i, "right": i in right} for i in ids]
+
+    gain, low, high = grading.paired_gain(items("abc"), items("bcde")[::-1])
+    # Bonett and Price: two gained, one lost, of ten; one more of each, of twelve.
+    up, down = 3 / 12, 2 / 12
+    spread = 1.959964 * math.sqrt((up + down - (up - down) ** 2) / 12)
+    assert gain == pytest.approx(0.1)
+    assert (low, high) == pytest.approx((up - down - spread, up - down + spread))
+    same = grading.paired_gain(items("abc"), items("abc"))
+    assert same[0] == 0 and same[1] == -same[2] < 0
+    with pytest.raises(ValueError, match="expected the same problems"):
+        grading.paired_gain(items("a"), items("a", "abc"))
+
+
+# Metrics on disk.
+
+
+def test_metrics_of_a_stage_run_again_replace_its_own(tmp_path):
+    monitor = Monitor(tmp_path)
+    for stage, model, step in [("sft", "M1", 5), ("sft", "M1", 10), ("sft", "M1", 15)]:
+        monitor.log(stage, model, step, {"loss": step / 10})
+    monitor.log("dpo", "M2", 10, {"loss": 0.5, "name": "x"})
+    monitor.log("dpo", "M3", 10, {"loss": math.inf})
+    with open(monitor.path, "a") as file:
+        file.write('{"stage": "dpo", "mod')  # a kill in the middle of a line
+    monitor.restart("sft", "M1", 10)
+    places = [(row["stage"], row["model"], row["step"]) for row in monitor.rows()]
+    kept = [("sft", "M1", 5), ("sft", "M1", 10), ("dpo", "M2", 10), ("dpo", "M3", 10)]
+    assert places == kept
+    monitor.restart("dpo", "M2")
+    assert [row["step"] for row in monitor.rows()] == [5, 10, 10]
+    monitor.log("sft", "M1", 15, {"loss": 1.5})
+    assert monitor.rows()[-1] == {
+        "stage": "sft",
+        "model": "M1",
+        "step": 15,
+        "loss": 1.5,
+    }
+    assert json.loads(monitor.path.read_text().splitlines()[2])["loss"] == math.inf
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_progress_names_what_is_done(tmp_path):
+    monitor = Monitor(tmp_path)
+    with monitor.console.capture() as captured:
+        with monitor.progress("M1 search", 10, "problem", 4) as move:
+            move(2, "a note")
+            move(4)
+    text = captured.get()
+    assert "M1 search" in text and "10/10" in text and "a note" in text
+    assert not (tmp_path / "tensorboard").exists()  # nothing was logged

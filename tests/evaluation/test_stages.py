@@ -1,0 +1,87 @@
+"""What the evaluation stages say of a finished run, recomputed from its files."""
+
+import shutil
+
+import numpy as np
+import pytest
+from helpers import copy_run, finished_run, quick_compiles
+
+from stepjax import records
+from stepjax.codec import Codec
+from stepjax.evaluation import diagnose
+from stepjax.lm import checkpoint, tokenizer
+from stepjax.pairs import Pair
+from stepjax.worlds import arithmetic
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiles():
+    with quick_compiles():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished():
+    return finished_run()
+
+
+def training(folder, number):
+    return checkpoint.read_json(folder / f"eval/M{number}_pairs_training.json")
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_pairs_are_graded_against_the_gold(finished, number):
+    pairs = records.read_jsonl(finished / f"M{number - 1}/pairs.jsonl", Pair)
+    codec = Codec(tokenizer.load(finished / "tokenizer"), arithmetic.templates())
+    kinds = {"pairs_right": 0, "pairs_reversed": 0}
+    for pair in pairs:
+        _, *steps = codec.text(pair.context_ids).strip("\n").split("\n")
+        chosen, rejected = (
+            arithmetic.is_right(pair.problem, steps, text)
+            for text in (pair.chosen, pair.rejected)
+        )
+        kinds["pairs_right"] += chosen and not rejected
+        kinds["pairs_reversed"] += rejected and not chosen
+    found = training(finished, number)["metrics"]
+    for name, count in kinds.items():
+        assert found[name] == pytest.approx(count / len(pairs))
+    parts = ("right", "reversed", "both_wrong", "both_right")
+    assert sum(found[f"pairs_{part}"] for part in parts) == pytest.approx(1)
+
+
+def test_log_probabilities_before_training_are_those_of_sampling(finished):
+    pairs = records.read_jsonl(finished / "M1/pairs.jsonl", Pair)
+    found = training(finished, 2)["metrics"]
+    for side in ("chosen", "rejected"):
+        sampled = np.mean([getattr(pair, f"{side}_logp") for pair in pairs])
+        assert found[f"{side}_logp_before"] == pytest.approx(sampled, abs=1e-3)
+        tokens = np.mean([len(getattr(pair, f"{side}_ids")) for pair in pairs])
+        assert found[f"{side}_tokens"] == pytest.approx(tokens)
+    assert found["kl"] > 0
+    # Trained on them, the model tells the sides further apart.
+    before, after = (
+        found[f"chosen_logp_{when}"] - found[f"rejected_logp_{when}"]
+        for when in ("before", "after")
+    )
+    assert after > before
+
+
+def test_a_warning_is_said_and_kept(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    run = copy_run(folder, "eval/M2_pairs*")
+    assert training(finished_run(), 2)["warnings"] == []
+    monkeypatch.setattr(diagnose, "COLLAPSE", -100.0)
+    run.evaluate(2, ("training",))
+    (warning,) = training(folder, 2)["warnings"]
+    assert "nats a token" in warning
+    said = " ".join(capsys.readouterr().err.split())
+    assert "M2: chosen steps" in said and "dpo.beta" in said
+
+
+def test_modes_that_do_not_apply_are_passed_over(tmp_path):
+    folder = tmp_path / "run"
+    run = copy_run(folder, "eval/*")
+    shutil.rmtree(folder / "eval")
+    # No unseen blocks in this world; M1 was not trained on pairs.
+    assert run.evaluate(1, ("unseen", "training")) == {}
+    assert not (folder / "eval").exists()

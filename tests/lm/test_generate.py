@@ -1,0 +1,341 @@
+"""Shared contexts against a plain forward pass over the whole sequence."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from stepjax.lm import generate, sharding
+from stepjax.lm import model as lm
+from stepjax.lm import sampler as slots_module
+from stepjax.lm.sampler import Slots
+
+PADDED, VOCAB = 48, 45  # rows of the embedding, and ids that exist
+NEW = 6
+CONFIG = lm.ModelConfig(
+    vocab_size=PADDED,
+    hidden_size=32,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+)
+MODEL = lm.Decoder(CONFIG)
+NO_STOPS = np.zeros((2, VOCAB), np.int32) + np.array([[0], [1]], np.int32)
+
+
+@pytest.fixture(scope="session")
+def params():
+    """Random and large enough that every part of the model matters."""
+    rng = np.random.default_rng(3)
+    shapes = nn.meta.unbox(lm.abstract_params(MODEL))
+    return jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes
+    )
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
+    return jax.sharding.Mesh(devices, sharding.MESH_AXES)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _plain_logits(params, tokens, length):
+    position = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    end = jnp.full(tokens.shape, length)
+    hidden = MODEL.apply({"params": params}, tokens, position, end)
+    return lm.logits(params, hidden)
+
+
+@pytest.fixture(scope="session")
+def plain(params):
+    """ids → logits after each of them, [len(ids), PADDED], without any cache."""
+
+    def logits(ids):
+        tokens = np.zeros((1, 128), np.int32)
+        tokens[0, : len(ids)] = ids
+        return np.asarray(_plain_logits(params, tokens, 128))[0, : len(ids)]
+
+    return logits
+
+
+def log_softmax(logits):
+    wide = np.asarray(logits, np.float64)
+    wide = wide - wide.max(-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+
+
+def check_row(plain, context, tokens, logps, *, greedy):
+    """Compares one sampled row with the plain forward pass, token by token."""
+    ids = [*context, *tokens]
+    logits = plain(ids)[len(context) - 1 : -1, :VOCAB]
+    expected = log_softmax(logits)[np.arange(len(tokens)), tokens]
+    np.testing.assert_allclose(logps, expected, atol=2e-4)
+    if greedy:
+        np.testing.assert_array_equal(tokens, logits.argmax(-1))
+        ordered = np.sort(logits, -1)
+        assert (ordered[:, -1] - ordered[:, -2]).min() > 1e-4  # no near tie
+
+
+def some_ids(seed, count):
+    return np.random.default_rng(seed).integers(0, VOCAB, count).tolist()
+
+
+def sample(slots, groups, prompts, seed=0, temperature=0.0, stops=NO_STOPS, **options):
+    shape = (len(prompts), len(prompts[0]))
+    paths = np.stack(np.indices(shape), -1).astype(np.uint32)
+    options = {"top_p": 1.0, "budget": NEW, "capacity": NEW} | options
+    return slots.sample(
+        groups,
+        prompts,
+        paths,
+        seed=seed,
+        temperature=temperature,
+        stops=jnp.asarray(stops),
+        vocab=VOCAB,
+        **options,
+    )
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often contexts were computed and appended."""
+    calls = {"extend": 0, "append": 0}
+
+    def count(name):
+        real = getattr(generate, name)
+
+        def counting(*args, **kwargs):
+            calls[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(generate, name, counting)
+
+    count("extend")
+    count("append")
+    return calls
+
+
+def step(slots, plain, contexts, temperature, round_number):
+    """Brings the slots to the contexts, samples three rows each, checks every row."""
+    slots.hold({slot: ids[:-1] for slot, ids in contexts.items()})
+    prompts = [[()] * 3 for _ in slots.held]
+    for slot, ids in contexts.items():
+        assert slots.held[slot] == ids[:-1]
+        prompts[slot] = [ids[-1:]] * 3
+    out = sample(slots, None, prompts, seed=round_number, temperature=temperature)
+    for slot, ids in contexts.items():
+        assert out.count[slot].tolist() == [NEW] * 3
+        for w in range(3):
+            check_row(
+                plain,
+                ids,
+                out.tokens[slot, w],
+                out.logps[slot, w],
+                greedy=temperature == 0,
+            )
+    return out
+
+
+def test_steps_behind_shared_contexts_equal_a_plain_forward(
+    params, one_device, plain, counted
+):
+    slots = Slots(MODEL, params, one_device, 3, 60)
+    contexts = {0: some_ids(1, 5), 1: some_ids(2, 11), 2: some_ids(4, 2)}
+    history = {slot: [list(ids)] for slot, ids in contexts.items()}
+
+    def choose(out, *choices):
+        """Appends the first tokens of a row to the context of each slot."""
+        for slot, row, count in choices:
+            contexts[slot] = contexts[slot] + out.tokens[slot, row, :count].tolist()
+            history[slot].append(contexts[slot])
+
+    out = step(slots, plain, contexts, 0.0, 0)
+    assert counted == {"extend": 1, "append": 0}
+    choose(out, (0, 0, 4), (1, 1, NEW), (2, 2, 1))
+
+    out = step(slots, plain, contexts, 1.0, 1)
+    # Three different rows each, or choosing among them would prove nothing.
+    assert len({row.tobytes() for slot in out.tokens for row in slot}) == 9
+    choose(out, (0, 2, 5), (1, 0, 2), (2, 1, NEW))
+    out = step(slots, plain, contexts, 1.0, 2)
+    choose(out, (0, 1, NEW), (1, 2, 3), (2, 0, 4))
+    out = step(slots, plain, contexts, 0.0, 3)
+    # Chosen steps were appended by a gather; nothing was computed twice.
+    assert counted == {"extend": 1, "append": 3}
+
+    # Slot 1 goes back two steps, the others go on.
+    choose(out, (0, 0, 3), (2, 0, 2))
+    contexts[1] = history[1][-3]
+    out = step(slots, plain, contexts, 0.0, 4)
+    assert counted == {"extend": 1, "append": 4}
+    choose(out, (0, 0, 1), (1, 1, 5), (2, 0, NEW))
+    out = step(slots, plain, contexts, 1.0, 5)
+    assert counted == {"extend": 1, "append": 5}
+
+    # Slot 2 is finished: its rows are unused, and then it gets another problem.
+    choose(out, (0, 1, 4), (1, 2, 4))
+    del contexts[2]
+    out = step(slots, plain, contexts, 0.0, 6)
+    assert out.count[2].tolist() == [0, 0, 0] and not out.tokens[2].any()
+    choose(out, (0, 0, 4), (1, 0, 4))
+    contexts[2] = some_ids(5, 9)
+    out = step(slots, plain, contexts, 0.0, 7)
+    assert counted == {"extend": 2, "append": 7}
+    choose(out, (0, 0, 2), (1, 0, 2), (2, 0, 2))
+    step(slots, plain, contexts, 1.0, 8)
+    assert counted == {"extend": 2, "append": 8}
+    # Going back to a context and then forward on another branch.
+    contexts[0] = [*history[0][2], *some_ids(6, 3)]
+    step(slots, plain, contexts, 0.0, 9)
+    assert counted == {"extend": 3, "append": 8}
+
+
+def test_hold_computes_what_sampling_never_fed(params, one_device, plain):
+    slots = Slots(MODEL, params, one_device, 3, 60)
+    contexts = {slot: some_ids(20 + slot, 7) for slot in range(3)}
+    slots.hold({slot: ids[:-1] for slot, ids in contexts.items()})
+    prompts = [[contexts[slot][-1:]] * 3 for slot in range(3)]
+    out = sample(slots, None, prompts, budget=3)
+    assert out.count.tolist() == [[3] * 3] * 3
+    # The last token was drawn but not fed, nor was the 0 that fills the row up.
+    sampled = out.tokens[:, 0, :3].tolist()
+    contexts[0] = contexts[0] + sampled[0]
+    contexts[1] = contexts[1] + sampled[1] + [0]
+    # What was sampled behind seven tokens can not be appended to four of them.
+    assert contexts[2][4] != contexts[2][6]
+    contexts[2] = contexts[2][:4] + contexts[2][6:] + sampled[2][:2]
+    slots.hold(contexts)
+    assert slots.held == [contexts[slot] for slot in range(3)]
+    prompts = [[[slot + 7]] * 3 for slot in range(3)]
+    out = sample(slots, None, prompts)
+    for slot in range(3):
+        ids = [*contexts[slot], slot + 7]
+        check_row(plain, ids, out.tokens[slot, 0], out.logps[slot, 0], greedy=True)
+
+
+def judge_like(seed, slots):
+    """Groups with ragged prompts: several of one slot, unused rows, many lengths."""
+    rng = np.random.default_rng(seed)
+    sizes = [[1, 9, 16, 0], [20, 2, 0, 0], [5, 5, 17, 3], [12, 0, 0, 0], [4, 7, 1, 8]]
+    groups = [2, 0, 0, 1, 2]
+    prompts = [[rng.integers(0, VOCAB, n).tolist() for n in row] for row in sizes]
+    return groups, prompts
+
+
+def test_ragged_prompts_behind_contexts_equal_a_plain_forward(
+    params, one_device, plain
+):
+    slots = Slots(MODEL, params, one_device, 3, 60)
+    held = {0: some_ids(7, 30), 1: [], 2: some_ids(8, 13)}
+    slots.hold(held)
+    groups, prompts = judge_like(9, slots)
+    # The empty context needs a prompt to start from; all of its rows have one.
+    for temperature in (0.0, 0.9):
+        out = sample(slots, groups, prompts, temperature=temperature, group_multiple=3)
+        assert out.tokens.shape == (5, 4, NEW)
+        for g, slot in enumerate(groups):
+            for w, prompt in enumerate(prompts[g]):
+                if not prompt:
+                    assert out.count[g, w] == 0 and not out.tokens[g, w].any()
+                    continue
+                assert out.count[g, w] == NEW
+                check_row(
+                    plain,
+                    [*held[slot], *prompt],
+                    out.tokens[g, w],
+                    out.logps[g, w],
+                    greedy=temperature == 0,
+                )
+    assert slots.held == [held[0], held[1], held[2]]
+
+
+def test_score_equals_log_softmax_of_a_plain_forward(params, one_device, plain):
+    slots = Slots(MODEL, params, one_device, 3, 90)
+    held = {0: some_ids(10, 70), 1: some_ids(11, 1), 2: some_ids(12, 13)}
+    slots.hold(held)
+    groups, rows = judge_like(13, slots)
+    scored = np.array(
+        [[0, 4, 5, 0], [3, 1, 0, 0], [2, 4, 5, 1], [5, 0, 0, 0], [3, 5, 0, 1]]
+    )
+    out = slots.score(
+        groups, rows, scored, vocab=MODEL.config.vocab_size, group_multiple=3
+    )
+    assert out.shape == (5, 4)
+    for g, slot in enumerate(groups):
+        for w, row in enumerate(rows[g]):
+            ids, count = [*held[slot], *row], scored[g, w]
+            table = log_softmax(plain(ids))
+            places = np.arange(len(ids) - count, len(ids))
+            expected = table[places - 1, np.array(ids)[places]].sum() if count else 0.0
+            assert out[g, w] == pytest.approx(expected, abs=2e-4)
+    assert (out[scored == 0] == 0).all() and (out[scored > 0] < 0).all()
+
+
+def alike(seed):
+    """Groups of six rows, of which three and three begin alike; some are unused."""
+    rng = np.random.default_rng(seed)
+    groups, prompts = [2, 0, 0, 1], []
+    for first, second in [(20, 5), (3, 17), (1, 0), (0, 9)]:
+        prompts.append([])
+        for size in (first, second):
+            lead = rng.integers(0, VOCAB, size).tolist()
+            ends = [rng.integers(0, VOCAB, n).tolist() for n in (1, 19, 6)]
+            prompts[-1] += [lead + end for end in ends]
+    prompts[1][4] = prompts[2][3] = prompts[2][4] = prompts[2][5] = []
+    prompts[0][1] = prompts[0][0]  # one row is where the other two of its block begin
+    return groups, prompts
+
+
+@pytest.mark.parametrize("share", [(3,), (6, 3)])
+def test_rows_that_begin_alike_share_a_lead(params, one_device, plain, share):
+    slots = Slots(MODEL, params, one_device, 3, 60)
+    held = {0: some_ids(17, 30), 1: some_ids(19, 4), 2: some_ids(18, 13)}
+    slots.hold(held)
+    groups, prompts = alike(15)
+    whole = sample(slots, groups, prompts)
+    out = sample(slots, groups, prompts, share=share)
+    np.testing.assert_array_equal(out.tokens, whole.tokens)
+    np.testing.assert_array_equal(out.count, whole.count)
+    for g, slot in enumerate(groups):
+        for w, prompt in enumerate(prompts[g]):
+            if prompt:
+                ids = [*held[slot], *prompt]
+                check_row(plain, ids, out.tokens[g, w], out.logps[g, w], greedy=True)
+    scored = np.array([[min(5, max(0, len(p) - 1)) for p in ps] for ps in prompts])
+    for sharing in (share, ()):
+        logps = slots.score(groups, prompts, scored, vocab=PADDED, share=sharing)
+        for g, slot in enumerate(groups):
+            for w, prompt in enumerate(prompts[g]):
+                ids, count = [*held[slot], *prompt], scored[g, w]
+                table = log_softmax(plain(ids))
+                places = np.arange(len(ids) - count, len(ids))
+                expected = table[places - 1, np.array(ids)[places]].sum()
+                assert logps[g, w] == pytest.approx(expected, abs=2e-4)
+
+
+def test_leads_are_what_rows_begin_with():
+    a, b, c = [1, 2, 3, 4], [1, 2, 5], [1, 2, 3]
+    prompts = [[a, b, (), (), c, c], [(), (), (), a, (), ()]]
+    found, rest = slots_module._parted(prompts, 3, least=1)
+    assert found == [[1, 2], [1, 2], (), [1, 2, 3]]
+    assert rest == [[[3, 4], [5], (), (), [3], [3]], [(), (), (), [4], (), ()]]
+    # Scored tokens and the one before them are left in the rows.
+    assert slots_module._parted([[c, c]], 2, least=3) == ([[]], [[c, c]])
+    leads = slots_module._leads(found, (3, 2, 4))  # the last group is padding
+    assert leads.counts.tolist() == [[2, 2], [0, 3], [0, 0]]
+    assert leads.tokens[:2].tolist() == [
+        [[1, 2, 0, 0], [1, 2, 0, 0]],
+        [[0, 0, 0, 0], [1, 2, 3, 0]],
+    ]
+
+
+def test_context_longer_than_the_capacity_is_refused(params, one_device):
+    slots = Slots(MODEL, params, one_device, 3, 60)
+    with pytest.raises(ValueError, match="61 tokens; expected at most 60"):
+        slots.hold({0: some_ids(1, 5), 1: some_ids(2, 61)})

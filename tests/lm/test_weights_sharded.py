@@ -1,0 +1,117 @@
+"""Weights straight into sharded arrays, and on object storage."""
+
+import pathlib
+import sys
+
+import fsspec  # noqa: F401  its registry is changed below
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from stepjax.lm import export, sharding, tensor_files, weights
+from stepjax.lm import model as lm
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+def shardings(config, mesh):
+    return sharding.param_shardings(mesh, lm.abstract_params(lm.Decoder(config)))
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama3_tied"])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
+def test_parameters_are_read_into_their_shardings(name, shape, capfd):
+    config = weights.config_from_hf(GOLDEN / name)
+    where = shardings(config, sharding.make_mesh(*shape))
+    found = weights.load_hf(GOLDEN / name, config, where)
+    for array, split in zip(*map(jax.tree.leaves, (found, where)), strict=True):
+        assert array.sharding.is_equivalent_to(split, array.ndim)
+    assert_same(found, weights.load_hf(GOLDEN / name, config))
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+def test_every_row_is_read_once(monkeypatch):
+    config = weights.config_from_hf(GOLDEN / "qwen2")
+    read = []
+
+    def counting(stored, first, last):
+        read.append((str(stored.file), stored.start, first, last, stored.shape))
+        return tensor_files.read_rows(stored, first, last)
+
+    monkeypatch.setattr(weights, "read_rows", counting)
+    where = shardings(config, sharding.make_mesh(1, 4, 2))
+    weights.load_hf(GOLDEN / "qwen2", config, where)
+    by_tensor = {}
+    for file, start, first, last, shape in read:
+        by_tensor.setdefault((file, start, shape), []).append((first, last))
+    split = 0
+    for (_, _, shape), ranges in by_tensor.items():
+        ends = [(a, b) for a, b in sorted(ranges)]
+        assert [a for a, _ in ends] == [0, *(b for _, b in ends[:-1])]
+        assert ends[-1][1] == shape[0]  # nothing twice, nothing left out
+        split += len(ends) > 1
+    # What one of eight devices needs of the embedding is an eighth of its rows.
+    assert max(b - a for *_, a, b, shape in read if shape == (96, 20)) == 12
+    assert split > len(by_tensor) / 2
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """gs:// paths that are files of a folder."""
+
+    class Storage(DirFileSystem):
+        protocol = "gs"
+        cachable = False
+        root_marker = ""
+
+        def __init__(self, **kwargs):
+            local = LocalFileSystem(auto_mkdir=True)
+            super().__init__(path=str(tmp_path / "gs"), fs=local)
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return str(path).removeprefix("gs://")
+
+    (tmp_path / "gs").mkdir()
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gcs", Storage)
+    monkeypatch.setenv("EPATH_USE_TF", "false")
+    return tmp_path / "gs"
+
+
+def test_object_storage_in_and_out(bucket):
+    config = weights.config_from_hf(GOLDEN / "llama")
+    params = weights.load_hf(GOLDEN / "llama", config)
+    target = "gs://bucket/models/out"
+    export.save_hf(params, config, target, stop_ids=(3,))
+    names = sorted(path.name for path in (bucket / "bucket/models/out").iterdir())
+    assert names == ["config.json", "generation_config.json", "model.safetensors"]
+    assert weights.config_from_hf(target) == config
+    assert_same(weights.load_hf(target, config), params)
+    where = shardings(config, sharding.make_mesh(1, 4, 2))
+    assert_same(weights.load_hf(epath.Path(target), config, where), params)
+    with pytest.raises(ValueError, match="gs://bucket/models/out exists and is not"):
+        export.save_hf(params, config, target)
+    (bucket / "bucket/models/out/model.safetensors").write_bytes(b"short")
+    with pytest.raises(ValueError, match="gs://.*model.safetensors: missing or dam"):
+        weights.load_hf(target, config)
+    with pytest.raises(ValueError, match="gs://bucket/none/config.json: .*expected a"):
+        weights.config_from_hf("gs://bucket/none")
+
+
+def test_sharded_parameters_are_exported(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_SHARD_BYTES", 15_000)
+    config = weights.config_from_hf(GOLDEN / "qwen2")
+    where = shardings(config, sharding.make_mesh(1, 4, 2))
+    params = weights.load_hf(GOLDEN / "qwen2", config, where)
+    export.save_hf(params, config, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    assert_same(weights.load_hf(tmp_path / "out", config), params)

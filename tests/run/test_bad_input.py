@@ -1,0 +1,222 @@
+"""Bad input is refused with a clear error, before anything is compiled."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from stepjax import config, iterate
+from stepjax.lm import tokenizer
+from stepjax.worlds import arithmetic
+
+STEPS = ["Step 1: 8*7+4=0", "Step 2: 0*4+2=2; \\boxed{2}"]
+ROWS = {
+    "ift": [{"id": "i1", "problem": "8*7+4*4+2", "steps": STEPS, "answer": "2"}],
+    "eft": [
+        {
+            "id": f"e{i}",
+            "problem": f"{i}*7+4*4+2",
+            "steps": [],
+            "a": f"Step 1: {i}*7+4={(i * 7 + 4) % 10}",
+            "b": f"Step 1: {i}*7+4={(i * 7 + 5) % 10}",
+            "verdict": "A",
+        }
+        for i in range(3)
+    ],
+    "questions": [{"id": f"q{i}", "problem": f"{i}*9+1*4+2"} for i in range(4)],
+    "test": [{"id": "t1", "problem": "3*3+3*3+3", "answer": "9"}],
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Fails a test in which XLA compiled anything."""
+    compiled = []
+
+    def listen(name, seconds, **_):
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    jax.clear_caches()  # so that programs of earlier tests cannot hide one
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+
+
+def test_the_listener_notices_a_compilation(nothing_compiled):
+    jax.jit(lambda x: x * 3 + 41)(1.0)
+    assert nothing_compiled
+    nothing_compiled.clear()
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Settings of a run over small files, all valid."""
+    arithmetic.train_tokenizer(tmp_path / "tokenizer")
+    for name, rows in ROWS.items():
+        write(tmp_path, name, rows)
+    c = config.default()
+    c.iterations = 1
+    c.tokenizer = str(tmp_path / "tokenizer")
+    c.prompts.solve, c.prompts.judge = arithmetic.SOLVE, arithmetic.JUDGE
+    c.data.questions = (4,)
+    c.data.heldout_count = 1
+    c.data.ift = str(tmp_path / "ift.jsonl")
+    c.data.eft = str(tmp_path / "eft.jsonl")
+    c.data.question_file = str(tmp_path / "questions.jsonl")
+    c.data.test = str(tmp_path / "test.jsonl")
+    c.search.max_step_tokens = 16
+    c.search.context_tokens = 64
+    c.judge.context_tokens = 64
+    return c
+
+
+def write(folder, name, rows):
+    text = "".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows)
+    (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def refused(c, tmp_path, *words):
+    """Asserts that a run is refused with these words and leaves no folder behind."""
+    with pytest.raises(ValueError) as caught:
+        iterate.Run(c, tmp_path / "run")
+    for word in words:
+        assert word in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_valid_settings_pass(settings, tmp_path):
+    run = iterate.Run(settings, tmp_path / "run")
+    assert len(run.engine.dir.read("questions_1", iterate.records.Question)) == 4
+
+
+@pytest.mark.parametrize("name", ["ift", "eft", "questions", "test"])
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ('{"id": "x", "problem": "1*3+\n', "broken JSON"),
+        ('{"id": "x"}\n', "missing field 'problem'"),
+        ('{"id": 7, "problem": "1*3+1"}\n', "field 'id' is 7"),
+        ("\n", "empty line"),
+    ],
+)
+def test_malformed_rows_are_named_by_line(settings, tmp_path, name, bad, reason):
+    write(tmp_path, name, [*ROWS[name], bad])
+    line = len(ROWS[name]) + 1
+    refused(settings, tmp_path, f"{name}.jsonl:{line}: ", reason, "expected")
+
+
+@pytest.mark.parametrize("key", ["ift", "eft", "question_file", "test"])
+def test_missing_files(settings, tmp_path, key):
+    settings.data[key] = str(tmp_path / "nowhere.jsonl")
+    refused(settings, tmp_path, "nowhere.jsonl", "cannot be read")
+    settings.data[key] = ""
+    refused(settings, tmp_path, f"data.{key} is empty")
+
+
+def test_a_tokenizer_larger_than_the_model(settings, tmp_path):
+    size = tokenizer.load(settings.tokenizer).vocab_size
+    settings.model.vocab_size = size - 1
+    refused(settings, tmp_path, f"{size} ids", f"vocabulary {size - 1}", "raise")
+
+
+def test_a_marker_that_the_template_does_not_produce(settings, tmp_path):
+    row = ROWS["ift"][0] | {"steps": ["Stage 1: 8*7+4=0; \\boxed{0}"]}
+    write(tmp_path, "ift", [row])
+    refused(settings, tmp_path, "'i1'", "Stage 1", "Step 1: ")
+
+
+def test_budgets_smaller_than_a_prompt(settings, tmp_path):
+    settings.search.context_tokens = 20
+    refused(settings, tmp_path, "'q0'", "search.context_tokens=20", "Raise")
+    settings.search.context_tokens, settings.judge.context_tokens = 64, 5
+    refused(settings, tmp_path, "judge.context_tokens=5", "Raise")
+    settings.judge.context_tokens, settings.train.row_length = 64, 12
+    refused(settings, tmp_path, "train.row_length=12", "Raise train.row_length")
+
+
+def test_a_problem_in_two_splits_and_too_few_questions(settings, tmp_path):
+    write(tmp_path, "test", [ROWS["ift"][0] | {"id": "t"}])
+    refused(settings, tmp_path, "unknown field 'steps'")
+    leak = {"id": "t", "problem": ROWS["ift"][0]["problem"], "answer": "2"}
+    write(tmp_path, "test", [leak])
+    refused(settings, tmp_path, "M1 training", "test", "one split")
+    write(tmp_path, "test", ROWS["test"])
+    settings.data.questions = (5,)
+    refused(settings, tmp_path, "has 4 questions", "at least 5")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("search.on_tie", "forward", "('back', 'append')"),
+        ("judge.mode", "guess", "('generate', 'logprob')"),
+        ("judge.score", "most", "('sum', 'consistent', 'single', 'rating')"),
+        ("dpo.reference", "dead", "('precomputed', 'live')"),
+        ("dpo.optimizer.schedule", "step", "'constant' or 'cosine'"),
+        ("data.world", "chess", "('', 'arithmetic')"),
+        ("data.ift_format", "csv", "('jsonl', 'gsm8k')"),
+        ("model.init", "zeros", "'random' or 'hf:DIR'"),
+        ("model.dtype", "int8", "'float32' or 'bfloat16'"),
+        ("search.top_p", 1.5, "above 0 and at most 1"),
+        ("search.width", 1, "at least 2"),
+        ("mesh.tensor", 3, "8 devices"),
+    ],
+)
+def test_unknown_choices(settings, tmp_path, key, value, words):
+    settings.update_from_flattened_dict({key: value})
+    refused(settings, tmp_path, repr(value) if key[:4] != "mesh" else "3", words)
+
+
+def test_a_phase_with_two_lengths(settings, tmp_path):
+    settings.sft.phases = (config.phase(epochs=1, steps=5),)
+    refused(settings, tmp_path, "epochs=1", "steps=5", "exactly one")
+
+
+def test_the_folder_of_another_configuration(settings, tmp_path):
+    iterate.Run(settings, tmp_path / "run")
+    settings.dpo.beta = 0.7
+    with pytest.raises(ValueError, match=r"dpo\.beta was 0\.1, now 0\.7"):
+        iterate.Run(settings, tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_folder_that_is_no_run(settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and has no config.json"):
+        iterate.Run(settings, tmp_path / "run")
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.serch.width=4"], "Did you mean"),
+        (["--config.search.width=wide"], "config.search.width=wide"),
+        (["extra"], "unexpected arguments"),
+    ],
+)
+def test_the_command_line(tmp_path, arguments, words):
+    quickstart = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
+    command = [sys.executable, "-m", "stepjax", "run", f"--config={quickstart}"]
+    command += [f"--workdir={tmp_path / 'run'}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("stepjax: ") and words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_key_in_a_config_file():
+    c = config.default()
+    with pytest.raises(AttributeError, match="width"):
+        c.search.widht = 4
+    with pytest.raises(TypeError):
+        c.search.width = "four"
+    with pytest.raises(TypeError, match="leraning_rate"):
+        config.optimizer(leraning_rate=1.0)
