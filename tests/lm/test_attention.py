@@ -1,4 +1,4 @@
-"""Attention over forest rows: three ways to compute one rule."""
+"""Attention over forest rows: one rule, however it is computed, and its gradient."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import random_parameters
 
 from stepjax import forest
 from stepjax.lm import attention, forest_kernel, sharding
@@ -14,6 +15,8 @@ from stepjax.lm import model as lm
 
 LENGTH = 640  # five blocks of 128
 HEADS, KV_HEADS, SIZE = 4, 2, 8
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @functools.cache
@@ -103,6 +106,21 @@ def test_the_plain_rule_is_the_rule():
     np.testing.assert_allclose(plain()[0][:, some], expected, atol=2e-6)
 
 
+# One chunk; two, the last one short; four; more, the last one short.
+@pytest.mark.parametrize("length", [7, 100, 256, 265])
+def test_any_number_of_chunks_gives_the_rule(length):
+    rng = np.random.default_rng(length)
+    heads = HEADS, KV_HEADS, KV_HEADS
+    arrays = [rng.normal(size=(2, length, n, SIZE)).astype(np.float32) for n in heads]
+    ends = np.arange(1, length + 1) + rng.integers(0, length, (2, length))
+    ends = np.minimum(ends, length)
+    attend = jax.jit(attention.forest_attention)
+    expected = by_the_rule(*arrays, ends)
+    np.testing.assert_allclose(attend(*arrays, ends), expected, atol=2e-6)
+    causal = attend(*arrays, 0 * ends + 999)
+    assert np.abs(causal - expected).max() > 0.1  # the ends matter
+
+
 @pytest.mark.parametrize("largest", [512, 96])  # 96: scores of a chunk are not kept
 def test_query_chunks_give_the_numbers_of_the_plain_rule(largest, monkeypatch):
     monkeypatch.setattr(attention, "_LARGEST", largest)
@@ -179,35 +197,49 @@ def test_what_is_chosen_and_what_is_refused():
         choose("cudnn")
 
 
-def test_what_is_computed_again_has_the_same_gradient():
-    config = lm.ModelConfig(11, 16, 2, 2, 1, 8, 24)
-    batch = forest.pack([forest.path_tree(range(8), [0] * 8)] * 2, 16, rows=2)
-    rng = np.random.default_rng(2)
-    shapes = lm.unboxed(lm.abstract_params(lm.Decoder(config)))
-    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape)), shapes)
+def test_what_is_computed_again_changes_no_gradient():
+    config = lm.ModelConfig(
+        vocab_size=23,
+        hidden_size=12,
+        num_layers=5,  # more than are unrolled
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=6,
+        intermediate_size=20,
+        tie_embeddings=True,
+    )
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, config.vocab_size, (2, 40))
+    position = np.tile(np.arange(40), (2, 1))
+    ends = np.full((2, 40), 40)
+    params = random_parameters(lm.abstract_params(lm.Decoder(config)))
+    weight = jnp.sin(jnp.arange(2 * 40 * config.hidden_size, dtype=jnp.float32))
 
+    @functools.cache
     def lowered(remat):
         model = lm.Decoder(dataclasses.replace(config, remat=remat))
 
         def total(params):
-            inputs = batch.tokens, batch.position, batch.subtree_end
-            return (model.apply({"params": params}, *inputs) ** 2).sum()
+            hidden = model.apply({"params": params}, tokens, position, ends)
+            return (hidden * weight.reshape(hidden.shape)).sum()
 
         return jax.jit(jax.grad(total)).lower(params)
 
-    def products(remat):
-        return lowered(remat).as_text().count("dot_general")
+    def gradient(remat):
+        compiled = lowered(remat).compile()
+        return compiled(params), compiled.memory_analysis().temp_size_in_bytes
 
     # Keeping the results of products, or of nothing, shows in how many there are.
-    assert products("none") < products("dots") < products("full")
-    quick = {
-        "xla_backend_optimization_level": "0",
-        "xla_llvm_disable_expensive_passes": True,
-    }
-    expected = lowered("none").compile(quick)(params)
-    for remat in ("full", "attention", "dots"):
-        found = lowered(remat).compile(quick)(params)
-        for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="remat='some'; expected one of"):
-        dataclasses.replace(config, remat="some")
+    products = {name: lowered(name).as_text().count("dot_general") for name in lm.REMAT}
+    assert products["none"] < products["dots"] < products["full"]
+    results = {name: gradient(name) for name in lm.REMAT}
+    assert results.keys() == {"none", "full", "attention", "dots"}
+    wanted, most = results["none"]
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(wanted))
+    for found, size in results.values():
+        for one, other in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        assert size <= most
+    assert results["full"][1] < results["dots"][1] < most
+    with pytest.raises(ValueError, match="remat='half'; expected one of"):
+        dataclasses.replace(config, remat="half")
