@@ -1,6 +1,5 @@
 """Attention over forest rows: three ways to compute one rule."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,7 +9,6 @@ import pytest
 
 from stepjax import forest
 from stepjax.lm import attention, forest_kernel, sharding
-from stepjax.lm import model as lm
 
 LENGTH = 640  # five blocks of 128
 HEADS, KV_HEADS, SIZE = 4, 2, 8
@@ -51,11 +49,13 @@ def inputs():
 def by_the_rule(query, key, value, ends):
     """Softmax over the seen keys, query by query, in float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
-    key, value = (np.repeat(x, HEADS // KV_HEADS, 2) for x in (key, value))
+    group = query.shape[2] // key.shape[2]
+    key, value = (np.repeat(x, group, 2) for x in (key, value))
     out = np.zeros(query.shape)
     for b, i in np.ndindex(query.shape[:2]):
         seen = [j for j in range(i + 1) if i < ends[b, j]]
-        scores = np.einsum("hd,jhd->hj", query[b, i], key[b, seen]) / np.sqrt(SIZE)
+        scores = np.einsum("hd,jhd->hj", query[b, i], key[b, seen])
+        scores /= np.sqrt(query.shape[-1])
         weights = np.exp(scores - scores.max(1, keepdims=True))
         weights /= weights.sum(1, keepdims=True)
         out[b, i] = np.einsum("hj,jhd->hd", weights, value[b, seen])
@@ -101,6 +101,21 @@ def test_the_plain_rule_is_the_rule():
         query[:, some], key[:, some], value[:, some], rows().subtree_end[:, some]
     )
     np.testing.assert_allclose(plain()[0][:, some], expected, atol=2e-6)
+
+
+# One chunk; two, the last one short; four; four, the last one short.
+@pytest.mark.parametrize("length", [7, 100, 256, 265])
+def test_any_number_of_query_chunks_gives_the_rule(length):
+    rng = np.random.default_rng(length)
+    shapes = ((2, length, 4, 6), (2, length, 2, 6), (2, length, 2, 6))
+    inputs = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    ends = np.arange(1, length + 1) + rng.integers(0, length, (2, length))
+    ends = np.minimum(ends, length)
+    got = jax.jit(attention.forest_attention)(*inputs, ends)
+    expected = by_the_rule(*inputs, ends)
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+    causal = attention.forest_attention(*inputs, 0 * ends + 999)
+    assert np.abs(causal - expected).max() > 0.1  # the ends matter
 
 
 @pytest.mark.parametrize("largest", [512, 96])  # 96: scores of a chunk are not kept
@@ -177,37 +192,3 @@ def test_what_is_chosen_and_what_is_refused():
         choose("flash")
     with pytest.raises(ValueError, match="'cudnn' on cpu .* model.attention='chunks'"):
         choose("cudnn")
-
-
-def test_what_is_computed_again_has_the_same_gradient():
-    config = lm.ModelConfig(11, 16, 2, 2, 1, 8, 24)
-    batch = forest.pack([forest.path_tree(range(8), [0] * 8)] * 2, 16, rows=2)
-    rng = np.random.default_rng(2)
-    shapes = lm.unboxed(lm.abstract_params(lm.Decoder(config)))
-    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape)), shapes)
-
-    def lowered(remat):
-        model = lm.Decoder(dataclasses.replace(config, remat=remat))
-
-        def total(params):
-            inputs = batch.tokens, batch.position, batch.subtree_end
-            return (model.apply({"params": params}, *inputs) ** 2).sum()
-
-        return jax.jit(jax.grad(total)).lower(params)
-
-    def products(remat):
-        return lowered(remat).as_text().count("dot_general")
-
-    # Keeping the results of products, or of nothing, shows in how many there are.
-    assert products("none") < products("dots") < products("full")
-    quick = {
-        "xla_backend_optimization_level": "0",
-        "xla_llvm_disable_expensive_passes": True,
-    }
-    expected = lowered("none").compile(quick)(params)
-    for remat in ("full", "attention", "dots"):
-        found = lowered(remat).compile(quick)(params)
-        for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="remat='some'; expected one of"):
-        dataclasses.replace(config, remat="some")
