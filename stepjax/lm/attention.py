@@ -29,7 +29,7 @@ KINDS = ("auto", "chunks", "kernel", "cudnn")
 
 _MASKED = -1e30  # finite, so that a fully masked query gives no NaN
 _QUERIES = 1024  # most queries of a group that attend to a cached context at once
-# Fewest and most queries in a chunk of a forest row; a row that is not long has 4 chunks.
+# Fewest and most queries in a chunk of a forest row; most chunks of a short row.
 _CHUNK, _LARGEST, _CHUNKS = 64, 512, 4
 
 
