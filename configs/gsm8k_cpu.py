@@ -8,8 +8,8 @@ and prm800k/phase1_train_rebuilt.jsonl (PRM800K, one labelled solution per line)
 TOKENIZER is a Hugging Face tokenizer.json or its folder, for example Llama 2's.
 
 M0 is a random model of 4.5 million parameters. It is trained here on GSM8K's training
-solutions, of which each line is a step, and on pairs of PRM800K's steps, one rated +1
-and one rated -1. Result: 0 of 64 test problems solved, a judge at chance, and 24 pairs
+solutions, each line as a step, and on pairs of PRM800K's steps, one rated +1 and one
+rated -1. Result: 0 of 64 test problems solved, a judge at chance, and 24 pairs
 from 16 questions. So small a model does not solve these problems; the run shows that
 every stage works on real text with a real tokenizer.
 """
