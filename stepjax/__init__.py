@@ -47,7 +47,7 @@ The language model; it imports nothing of the above but forest and losses:
                     embedding.py   token look-up and scoring on a mesh
                     decode.py      the decoder behind cached contexts
                     generate.py    sampling and scoring of steps on the device
-                    sampler.py     which token ids each cache holds
+                    sampler.py     sampling behind contexts, seen from the host
                     draws.py       random keys, one token from the nucleus
                     stops.py       stop strings as an automaton over token ids
                     tokenizer.py   text to ids and back
