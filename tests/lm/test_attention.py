@@ -1,4 +1,4 @@
-"""Attention over forest rows: three ways to compute one rule."""
+"""Attention over forest rows: one rule, however it is computed."""
 
 import functools
 
@@ -12,6 +12,8 @@ from stepjax.lm import attention, forest_kernel, sharding
 
 LENGTH = 640  # five blocks of 128
 HEADS, KV_HEADS, SIZE = 4, 2, 8
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @functools.cache
@@ -49,13 +51,11 @@ def inputs():
 def by_the_rule(query, key, value, ends):
     """Softmax over the seen keys, query by query, in float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
-    group = query.shape[2] // key.shape[2]
-    key, value = (np.repeat(x, group, 2) for x in (key, value))
+    key, value = (np.repeat(x, HEADS // KV_HEADS, 2) for x in (key, value))
     out = np.zeros(query.shape)
     for b, i in np.ndindex(query.shape[:2]):
         seen = [j for j in range(i + 1) if i < ends[b, j]]
-        scores = np.einsum("hd,jhd->hj", query[b, i], key[b, seen])
-        scores /= np.sqrt(query.shape[-1])
+        scores = np.einsum("hd,jhd->hj", query[b, i], key[b, seen]) / np.sqrt(SIZE)
         weights = np.exp(scores - scores.max(1, keepdims=True))
         weights /= weights.sum(1, keepdims=True)
         out[b, i] = np.einsum("hj,jhd->hd", weights, value[b, seen])
@@ -103,18 +103,18 @@ def test_the_plain_rule_is_the_rule():
     np.testing.assert_allclose(plain()[0][:, some], expected, atol=2e-6)
 
 
-# One chunk; two, the last one short; four; four, the last one short.
+# One chunk; two, the last one short; four; more, the last one short.
 @pytest.mark.parametrize("length", [7, 100, 256, 265])
-def test_any_number_of_query_chunks_gives_the_rule(length):
+def test_any_number_of_chunks_gives_the_rule(length):
     rng = np.random.default_rng(length)
-    shapes = ((2, length, 4, 6), (2, length, 2, 6), (2, length, 2, 6))
-    inputs = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    heads = HEADS, KV_HEADS, KV_HEADS
+    arrays = [rng.normal(size=(2, length, n, SIZE)).astype(np.float32) for n in heads]
     ends = np.arange(1, length + 1) + rng.integers(0, length, (2, length))
     ends = np.minimum(ends, length)
-    got = jax.jit(attention.forest_attention)(*inputs, ends)
-    expected = by_the_rule(*inputs, ends)
-    np.testing.assert_allclose(got, expected, atol=2e-6)
-    causal = attention.forest_attention(*inputs, 0 * ends + 999)
+    attend = jax.jit(attention.forest_attention)
+    expected = by_the_rule(*arrays, ends)
+    np.testing.assert_allclose(attend(*arrays, ends), expected, atol=2e-6)
+    causal = attend(*arrays, 0 * ends + 999)
     assert np.abs(causal - expected).max() > 0.1  # the ends matter
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import random_parameters
 
 from stepjax.lm import model as lm
 
@@ -18,9 +19,9 @@ CONFIG = lm.ModelConfig(
     head_dim=6,
     intermediate_size=20,
     tie_embeddings=True,
-    embedding_std=1.0,
-    init_std=0.4,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.mark.parametrize("layers", [2, 5])  # unrolled; one turn of a loop per layer
@@ -31,7 +32,7 @@ def test_what_is_computed_again_changes_no_gradient(layers):
     tokens = rng.integers(0, CONFIG.vocab_size, (2, 40))
     position = np.tile(np.arange(40), (2, 1))
     ends = np.full((2, 40), 40)
-    params = lm.init(lm.Decoder(config), jax.random.key(0))
+    params = random_parameters(lm.abstract_params(lm.Decoder(config)))
 
     def lowered(remat):
         decoder = lm.Decoder(dataclasses.replace(config, remat=remat))
@@ -86,7 +87,7 @@ def test_a_block_attends_as_it_is_told():
         return jnp.repeat(value, 2, axis=2), {"kept": key}
 
     variables = block.init(jax.random.key(0), hidden, sin, cos, own_value)
-    params = lm.unboxed(variables)["params"]
+    params = random_parameters(variables["params"])
     out, kept = block.apply({"params": params}, hidden, sin, cos, own_value)
     assert set(seen) == {((2, 7, 4, 6), (2, 7, 2, 6), (2, 7, 2, 6))}
     assert kept["kept"].shape == (2, 7, 2, 6) and out.shape == hidden.shape
@@ -97,11 +98,13 @@ def test_a_block_attends_as_it_is_told():
     without, kept = block.apply({"params": params}, hidden, sin, cos, nothing)
     assert kept is None
     scale = np.sqrt(np.mean(np.square(hidden), -1, keepdims=True) + 1e-6)
-    value = np.einsum("rte,ehd->rthd", hidden / scale, params["value"])
+    normed = hidden / scale * params["attention_norm"]["scale"]
+    value = np.einsum("rte,ehd->rthd", normed, params["value"])
     mixed = np.einsum("rthd,hde->rte", np.repeat(value, 2, 2), params["out"])
 
     def mlp(x):
         x = x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + 1e-6)
+        x = x * params["mlp_norm"]["scale"]
         gate, up = x @ params["gate"], x @ params["up"]
         return np.asarray(gate / (1 + np.exp(-gate)) * up) @ params["down"]
 
