@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from stepjax.codec import Codec
 from stepjax.judge import Verdict, ordered_pairs
-from stepjax.lm.generate import Samples
+from stepjax.lm.generate import Decoding, Samples
 
 
 class Asked(NamedTuple):
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     Attributes:
       groups: slot of each group; None for one group per slot.
       rows: the rows in use, in order.
-      options: the keyword arguments, less the table of stops.
+      options: the keyword arguments and fields of the decoding, less its stops.
     """
 
     groups: list[int] | None
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class FakeSampler:
-    """Stands in for `stepjax.lm.sampler.Slots`; a function writes what is sampled.
+    """Stands in for `stepjax.lm.sampler.Sampler`; a function writes what is sampled.
 
     As in the real one, a row ends where its stop table says or where its budget ends,
     each written token has log-probability -0.25, and other rows do not matter.
@@ -75,13 +75,17 @@ class FakeSampler:
         for slot, ids in wanted.items():
             self.held[slot] = tuple(ids)
 
-    def sample(self, groups, prompts, paths, *, stops, capacity, **options) -> Samples:
-        shape, stops = paths.shape[:2], np.asarray(stops)
+    def sample(
+        self, prompts, paths, decoding: Decoding, *, slots=None, **options
+    ) -> Samples:
+        shape, stops = paths.shape[:2], np.asarray(decoding.stops)
+        capacity, settings = decoding.budget, decoding._asdict()
+        del settings["stops"]
         assert all(len(group) == shape[1] for group in prompts)
         tokens = np.zeros((*shape, capacity), np.int32)
         count, stopped = np.zeros(shape, np.int32), np.zeros(shape, bool)
-        batch = self._begin(groups, options | {"capacity": capacity})
-        for g, w, context, ids in self._used(groups, prompts):
+        batch = self._begin(slots, options | settings)
+        for g, w, context, ids in self._used(slots, prompts):
             path = tuple(paths[g, w].tolist())
             row = Asked(context, self.codec.tokenizer.decode(ids), path)
             batch.rows.append(row)
@@ -98,11 +102,11 @@ class FakeSampler:
         samples = self.sample(*args, **options)
         return lambda: samples
 
-    def score(self, groups, prompts, scored, **options) -> np.ndarray:
+    def score(self, prompts, scored, *, slots, **options) -> np.ndarray:
         logps = np.zeros(scored.shape)
         verdicts = {self.codec.verdict(side): side for side in "AB"}
-        batch = self._begin(groups, options)
-        for g, w, context, ids in self._used(groups, prompts):
+        batch = self._begin(slots, options)
+        for g, w, context, ids in self._used(slots, prompts):
             size = scored[g, w]
             side = verdicts[tuple(ids[-size:])]
             row = Asked(context, self.codec.tokenizer.decode(ids[:-size]))

@@ -19,7 +19,7 @@ from stepjax.judge import (
     win_counts,
 )
 from stepjax.lm import model as lm
-from stepjax.lm.sampler import Slots
+from stepjax.lm.sampler import Sampler
 from stepjax.worlds import arithmetic
 
 OPTIONS = {"max_tokens": 40, "temperature": 0.5, "top_p": 0.9, "seed": 11}
@@ -199,10 +199,8 @@ def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
     assert [batch.groups for batch in slots.batches] == groups
     for batch in slots.batches:
         assert batch.options == {
-            "capacity": 40,
             "budget": 40,
             "vocab": codec.tokenizer.vocab_size,
-            "group_multiple": 4,
             "share": (share,) if share > 1 else (),
             **{name: OPTIONS[name] for name in ("seed", "temperature", "top_p")},
         }
@@ -310,7 +308,7 @@ def test_logprob_verdicts_equal_a_plain_forward_pass(codec, one_device, rows, sh
     )
     model = lm.Decoder(config)
     params = random_parameters(lm.abstract_params(model), seed=5)
-    slots = Slots(model, params, one_device, 4, 96)
+    slots = Sampler(model, params, one_device, 4, 96)
     layout = {"rows": rows, "share": share}
     judge = make_judge(slots, codec, mode="logprob", score="sum", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)

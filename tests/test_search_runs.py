@@ -243,7 +243,7 @@ def test_proposer_and_search_solve_the_world(codec):
         )
         states = step_search(questions, proposer, gold, slots=count, iteration=1)
         results.append({s.question.id: s for s in states})
-        expected = {"temperature": 0.6, "top_p": 0.9, "budget": 24, "capacity": 24}
+        expected = {"temperature": 0.6, "top_p": 0.9, "budget": 24}
         expected |= {"seed": 7, "vocab": codec.tokenizer.vocab_size}
         assert all(expected.items() <= batch.options.items() for batch in slots.batches)
         assert all(batch.groups is None for batch in slots.batches)

@@ -1,17 +1,14 @@
-"""Attention over forest rows: one rule, however it is computed, and its gradient."""
+"""Attention over forest rows: one rule, however it is computed."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import random_parameters
 
 from stepjax import forest
 from stepjax.lm import attention, forest_kernel, sharding
-from stepjax.lm import model as lm
 
 LENGTH = 640  # five blocks of 128
 HEADS, KV_HEADS, SIZE = 4, 2, 8
@@ -195,51 +192,3 @@ def test_what_is_chosen_and_what_is_refused():
         choose("flash")
     with pytest.raises(ValueError, match="'cudnn' on cpu .* model.attention='chunks'"):
         choose("cudnn")
-
-
-def test_what_is_computed_again_changes_no_gradient():
-    config = lm.ModelConfig(
-        vocab_size=23,
-        hidden_size=12,
-        num_layers=5,  # more than are unrolled
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=6,
-        intermediate_size=20,
-        tie_embeddings=True,
-    )
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, config.vocab_size, (2, 40))
-    position = np.tile(np.arange(40), (2, 1))
-    ends = np.full((2, 40), 40)
-    params = random_parameters(lm.abstract_params(lm.Decoder(config)))
-    weight = jnp.sin(jnp.arange(2 * 40 * config.hidden_size, dtype=jnp.float32))
-
-    @functools.cache
-    def lowered(remat):
-        model = lm.Decoder(dataclasses.replace(config, remat=remat))
-
-        def total(params):
-            hidden = model.apply({"params": params}, tokens, position, ends)
-            return (hidden * weight.reshape(hidden.shape)).sum()
-
-        return jax.jit(jax.grad(total)).lower(params)
-
-    def gradient(remat):
-        compiled = lowered(remat).compile()
-        return compiled(params), compiled.memory_analysis().temp_size_in_bytes
-
-    # Keeping the results of products, or of nothing, shows in how many there are.
-    products = {name: lowered(name).as_text().count("dot_general") for name in lm.REMAT}
-    assert products["none"] < products["dots"] < products["full"]
-    results = {name: gradient(name) for name in lm.REMAT}
-    assert results.keys() == {"none", "full", "attention", "dots"}
-    wanted, most = results["none"]
-    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(wanted))
-    for found, size in results.values():
-        for one, other in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-        assert size <= most
-    assert results["full"][1] < results["dots"][1] < most
-    with pytest.raises(ValueError, match="remat='half'; expected one of"):
-        dataclasses.replace(config, remat="half")
