@@ -39,6 +39,10 @@ class Codec:
         line = tokenizer.encode_line("a")
         self.newline = tokenizer.encode_line("a\n")[len(line) :]
         self._line = functools.lru_cache(maxsize=65536)(self._encode_line)
+        # "{problem}" stays in the head: each problem's text is put in later.
+        self._judge_head = prompts.judge_pieces(templates, "{problem}").head
+        _, *fixed = prompts.judge_pieces(templates, "")
+        self._before_a, self._between, self._tail = map(self._line, fixed)
 
     def _encode_line(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode_line(text)) if text else ()
@@ -64,7 +68,7 @@ class Codec:
         self, problem: str, steps: Sequence[Sequence[int]]
     ) -> tuple[int, ...]:
         """Returns the ids shared by all judgments of a step; grows with the steps."""
-        head = prompts.judge_pieces(self.templates, problem).head
+        head = self._judge_head.replace("{problem}", problem)
         ids = list(self.tokenizer.encode_prompt(head))
         for step in steps:
             ids.extend(self._as_line(step))
@@ -72,15 +76,8 @@ class Codec:
 
     def judge_question(self, a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
         """Returns the ids after the shared context, for one ordered pair of steps."""
-        pieces = prompts.judge_pieces(self.templates, "")
-        parts = (
-            self._line(pieces.before_a),
-            self._as_line(a),
-            self._line(pieces.between),
-            self._as_line(b),
-            self._line(pieces.tail),
-        )
-        return sum(parts, ())
+        first = self._before_a + self._as_line(a)
+        return first + self._between + self._as_line(b) + self._tail
 
     def rate_context(self, problem: str) -> tuple[int, ...]:
         """Returns the ids shared by all ratings of a problem's solutions."""
@@ -106,16 +103,13 @@ class Codec:
         prompts.check_steps(self.templates, row.steps)
         context = self.judge_context(row.problem, [self.step(s) for s in row.steps])
         question = self.judge_question(self.step(row.a), self.step(row.b))
-        response = self._line(row.explanation + self.verdict_text(row.verdict))
+        verdict = prompts.verdict(self.templates, row.verdict)
+        response = self._line(row.explanation + verdict)
         return context + question, (*response, self.tokenizer.eos_id)
-
-    def verdict_text(self, side: str) -> str:
-        """Returns the text of a verdict, e.g. "[[A]]"."""
-        return self.templates.verdict.replace("{side}", side)
 
     def verdict(self, side: str) -> tuple[int, ...]:
         """Returns the ids of a bare verdict."""
-        return self._line(self.verdict_text(side))
+        return self._line(prompts.verdict(self.templates, side))
 
     def verdict_tokens(self, response: Sequence[int], verdict: str) -> int:
         """Returns how many of a response's last ids cover its verdict and EOS.

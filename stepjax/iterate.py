@@ -21,14 +21,14 @@ from typing import Any
 
 import ml_collections
 
-from stepjax import dpo, records, sft
+from stepjax import dpo, records, sft, trajectory
 from stepjax import pairs as preferences
 from stepjax.evaluation import stages, tables
 from stepjax.lm import checkpoint, hosts, train
 from stepjax.lm import model as lm
 from stepjax.run import rundir
 from stepjax.run.run import Engine
-from stepjax.search import State
+from stepjax.trajectory import State
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
@@ -205,7 +205,7 @@ class Run:
         states = [found[q.id] for q in questions]
         rows = [pair for state in states for pair in self._pairs(state, number)]
         if hosts.first():
-            found = map(preferences.trajectory_row, states)
+            found = map(trajectory.to_row, states)
             records.write_jsonl(folder / "search.jsonl", found)
             records.write_jsonl(folder / "pairs.jsonl", rows)
         counts = preferences.summary(states) | {"pairs": len(rows)}

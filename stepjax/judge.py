@@ -6,23 +6,21 @@ ends with [[A]] or [[B]]; Score_i counts the comparisons that i wins.
 
 Readings of equation 2 (`score`): ``sum`` judges all ordered pairs and the winner of
 each call scores (position-symmetric, 0 ... 2 (n - 1)); ``consistent`` lets a win
-count only when both orders agree (0 ... n - 1); ``single`` asks one order a pair,
+count only when both orders agree (0 ... n - 1); ``single`` asks one order per pair,
 drawn by key. A verdict that cannot be parsed counts for nobody.
 
 The baseline of arXiv 2401.10020 is the fourth reading, ``rating``: every candidate is a
 whole solution and is scored alone, nothing is compared.
 
-Two modes: ``generate`` writes the explanation and then the verdict, as in the paper;
-``logprob`` compares the log-probabilities of the two verdicts right after the
-question, without an explanation.
+Two modes: ``generate`` writes the explanation and then the verdict, as in the paper
+(`writing_judge`); ``logprob`` compares the log-probabilities of the two verdicts right
+after the question, without an explanation (`logprob_judge`).
 
 `random_judge` and `oracle_judge` take the model's place for control experiments.
 """
 
-import collections
 import itertools
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,30 +30,24 @@ from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.lm import stops
 from stepjax.lm.sampler import Slots
+from stepjax.trajectory import Verdict
 
 SCORES = ("sum", "consistent", "single", "rating")
 MODES = ("generate", "logprob")
 JUDGES = ("self", "random", "oracle")
 
 
-class Verdict(NamedTuple):
-    """One call of the judge: candidate `a` shown first, `b` second.
+class Request(NamedTuple):
+    """What to judge for one problem.
 
     Attributes:
-      a: index of the candidate shown as A.
-      b: index of the candidate shown as B; the same as `a` for a rating.
-      winner: "A", "B", or None when unparsed; of a rating its digit.
-      response: what the judge wrote; in logprob mode the log-odds of A.
+      slot: place of the problem's context cache.
+      problem_id: id of the question.
+      problem: its text.
+      steps: ids of the steps so far.
+      candidates: ids of each candidate for the next step.
+      path: key path of the expansion, see `trajectory.State.key_path`.
     """
-
-    a: int
-    b: int
-    winner: str | None
-    response: str = ""
-
-
-class Request(NamedTuple):
-    """What to judge for one problem: ids of its steps so far and its candidates."""
 
     slot: int
     problem_id: str
@@ -65,15 +57,16 @@ class Request(NamedTuple):
     path: tuple[int, ...]
 
 
-Judge = Callable[..., list[list[Verdict]]]
+Call = tuple[int, int]  # (candidate shown as A, candidate shown as B)
+Judge = Callable[..., list[list[Verdict]]]  # (requests, calls=None), see `make_judge`
+# Calls of one request that are computed side by side; None is padding.
+Group = tuple[Request, Sequence[Call | None]]
+# Begins a batch of groups. The function that it returns waits for the batch and gives
+# (winner, response) of every call, group by group.
+Ask = Callable[[Sequence[Group]], Callable[[], list[list[tuple[str | None, str]]]]]
 
 
-def hash_id(text: str) -> int:
-    """Returns a stable 32-bit integer of a problem id, for key paths."""
-    return zlib.crc32(text.encode())
-
-
-def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[tuple]:
+def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[Call]:
     """Returns the calls to make for `count` distinct candidates.
 
     Args:
@@ -82,7 +75,7 @@ def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[tuple]:
       seed: integers that draw the order of each pair in ``single``.
 
     Returns:
-      Pairs (shown as A, shown as B).
+      Calls: (shown as A, shown as B).
     """
     if score == "rating":
         return [(i, i) for i in range(count)]
@@ -94,7 +87,7 @@ def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[tuple]:
     return [(j, i) if s else (i, j) for (i, j), s in zip(once, swap, strict=True)]
 
 
-def _all_calls(requests: Sequence[Request], score: str, seed: int) -> list[list[tuple]]:
+def _all_calls(requests: Sequence[Request], score: str, seed: int) -> list[list[Call]]:
     """Returns the calls of each request, by `ordered_pairs`."""
     return [
         ordered_pairs(len(request.candidates), score, (seed, *request.path))
@@ -167,24 +160,6 @@ def position_flips(verdicts: Sequence[Verdict]) -> tuple[int, int]:
     return sum(winner[i, j] != winner[j, i] for i, j in both), len(both)
 
 
-def _groups(pairs: Sequence[tuple], rows: int, share: int) -> list[list[tuple | None]]:
-    """Lays calls out in groups of `rows`, each in blocks with one candidate first.
-
-    None fills up a block of `share` calls, and the last group.
-    """
-    places: list[tuple | None] = []
-    for _, same in itertools.groupby(pairs, key=lambda pair: pair[0]):
-        places += same
-        places += [None] * (-len(places) % share)
-    places += [None] * (-len(places) % rows)
-    return [places[at : at + rows] for at in range(0, len(places), rows)]
-
-
-def _side(odds: float) -> str | None:
-    """The winner by the log-odds of A; none when they are even or not a number."""
-    return "A" if odds > 0 else "B" if odds < 0 else None
-
-
 def make_judge(
     slots: Slots,
     codec: Codec,
@@ -201,45 +176,41 @@ def make_judge(
     """Returns the model as its own judge.
 
     Args:
-      slots: context caches of the judge, one slot a problem.
+      slots: context caches of the judge, one slot per problem.
       codec: tokenizer and templates.
       mode: one of `MODES`.
       score: one of `SCORES`; which orders are asked.
       max_tokens: most tokens of an explanation with its verdict.
       temperature: of the explanation; 0 is greedy.
       top_p: of the explanation.
-      rows: judgments of one problem that share a read of its context.
-      share: judgments of them that share a read of the candidate shown first; divides
-        `rows`.
+      rows: calls of a problem that are batched behind its context.
+      share: so many consecutive calls have the same candidate A, whose tokens are
+        computed once; divides `rows`.
       seed: base seed.
 
     Returns:
-      ``judge(requests, calls=None)``: the verdicts of each request (at most one a
-      slot); `calls` names the ordered pairs to ask of each, by default those of
-      `ordered_pairs`.
+      ``judge(requests, calls=None)``: the verdicts of each request (at most one
+      request per slot); `calls` names the ordered pairs to ask of each, by default
+      those of `ordered_pairs`.
+
+    Raises:
+      ValueError: for an unknown mode.
     """
-    if mode not in MODES:
+    if mode == "generate":
+        ask = writing_judge(
+            slots,
+            codec,
+            score=score,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            share=share,
+            seed=seed,
+        )
+    elif mode == "logprob":
+        ask = logprob_judge(slots, codec, share=share)
+    else:
         raise ValueError(f"judge.mode={mode!r}; expected one of {MODES}.")
-    rated = score == "rating"
-    ends = tuple(codec.verdict_text(side) for side in "AB")
-    if rated:
-        ends = tuple(prompts.rating(codec.templates, n) for n in range(10))
-    stop_ids = codec.tokenizer.stop_ids
-    table = jax.numpy.asarray(
-        stops.compile_stops(codec.tokenizer.token_bytes, ends, stop_ids)
-    )
-    groups_a_call = len(slots.held)
-
-    def question(request: Request, a: int, b: int) -> tuple[int, ...]:
-        if rated:
-            return codec.rate_question(request.candidates[a])
-        return codec.judge_question(request.candidates[a], request.candidates[b])
-
-    def winner(text: str) -> str | None:
-        if rated:
-            found = prompts.parse_rating(codec.templates, text)
-            return None if found is None else str(found)
-        return prompts.parse_verdict(codec.templates, text)
 
     def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
         if calls is None:
@@ -251,52 +222,37 @@ def make_judge(
                 for slot, request in asked.items()
             }
         )
-        groups = [
-            (number, group)
-            for number, pairs in enumerate(calls)
-            for group in _groups(pairs, rows, share)
-        ]
-        verdicts: list[list[Verdict]] = [[] for _ in requests]
+        layout = {"rows": rows, "share": share, "size": len(slots.held)}
+        return in_batches(ask, requests, calls, **layout)
 
-        def take(batch, finish):
-            for (number, group), answers in zip(batch, finish(), strict=True):
-                pairs = [pair for pair in group if pair]
-                verdicts[number] += [
-                    Verdict(a, b, *answer)
-                    for (a, b), answer in zip(pairs, answers, strict=True)
-                ]
+    return judge
 
-        begun = collections.deque()
-        for at in range(0, len(groups), groups_a_call):
-            batch = groups[at : at + groups_a_call]
-            begun.append((batch, ask(requests, batch)))
-            if len(begun) > 1:  # the host reads one while the devices write the next
-                take(*begun.popleft())
-        for one in begun:
-            take(*one)
-        return verdicts
 
-    def ask(requests, batch):
-        """Begins a batch; returns a function that waits for it and reads it."""
-        chosen = [requests[number].slot for number, _ in batch]
-        questions = [
-            [question(requests[number], *pair) if pair else () for pair in group]
-            for number, group in batch
-        ]
-        if mode == "logprob":
-            return compare(chosen, questions)
-        return write(requests, batch, chosen, questions)
+def writing_judge(
+    slots: Slots,
+    codec: Codec,
+    *,
+    score: str,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    share: int,
+    seed: int,
+) -> Ask:
+    """Returns a judge that explains and then writes its verdict (mode ``generate``).
 
-    def write(requests, batch, chosen, questions):
-        paths = np.zeros((len(batch), rows, 7), np.uint32)
-        for g, (number, group) in enumerate(batch):
-            for w, pair in enumerate(group):
-                if pair:
-                    paths[g, w] = (*requests[number].path, *pair, 1)[:7]
+    Arguments as in `make_judge`; the contexts of the requests must be held.
+    """
+    ends, parse = _ends(codec, score), _parser(codec, score)
+    table = jax.numpy.asarray(
+        stops.compile_stops(codec.tokenizer.token_bytes, ends, codec.tokenizer.stop_ids)
+    )
+
+    def ask(batch: Sequence[Group]):
         finish = slots.start(
-            chosen,
-            questions,
-            paths,
+            [request.slot for request, _ in batch],
+            _questions(codec, score, batch),
+            _key_paths(batch),
             seed=seed,
             temperature=temperature,
             top_p=top_p,
@@ -304,53 +260,193 @@ def make_judge(
             vocab=codec.tokenizer.vocab_size,
             budget=max_tokens,
             capacity=max_tokens,
-            group_multiple=groups_a_call,
+            group_multiple=len(slots.held),
             share=(share,) if share > 1 else (),
         )
 
         def read():
-            out, answers = finish(), []
-            for g, group in enumerate(questions):
-                texts = [
+            out = finish()
+            texts = [
+                [
                     codec.text(out.tokens[g, w, : out.count[g, w]].tolist())
-                    for w, asked in enumerate(group)
-                    if asked
+                    for w, call in enumerate(calls)
+                    if call
                 ]
-                answers.append([(winner(text), text) for text in texts])
-            return answers
+                for g, (_, calls) in enumerate(batch)
+            ]
+            return [[(parse(text), text) for text in group] for group in texts]
 
         return read
 
-    def compare(chosen, questions):
-        verdicts = [codec.verdict(side) for side in "AB"]
-        padded = [
-            [asked + v if asked else () for asked in group for v in verdicts]
-            for group in questions
-        ]
-        scored = [
-            [len(v) if asked else 0 for asked in group for v in verdicts]
-            for group in questions
-        ]
+    return ask
+
+
+def logprob_judge(slots: Slots, codec: Codec, *, share: int) -> Ask:
+    """Returns a judge that writes nothing (mode ``logprob``).
+
+    The more probable of the two verdicts right after the question counts; its
+    response is the log-odds of A. The contexts of the requests must be held.
+
+    Args:
+      slots: see `make_judge`.
+      codec: see `make_judge`.
+      share: see `make_judge`.
+    """
+    verdicts = [codec.verdict(side) for side in "AB"]
+
+    def ask(batch: Sequence[Group]):
+        questions = _questions(codec, "sum", batch)
+        rows = [[q + v if q else () for q in g for v in verdicts] for g in questions]
+        scored = [[len(v) if q else 0 for q in g for v in verdicts] for g in questions]
         logps = slots.score(
-            chosen,
-            padded,
+            [request.slot for request, _ in batch],
+            rows,
             np.array(scored, np.int32),
             vocab=codec.tokenizer.vocab_size,
-            group_multiple=groups_a_call,
+            group_multiple=len(slots.held),
             share=(2 * share, 2) if share > 1 else (2,),
         )
-        odds = logps[:, ::2] - logps[:, 1::2]
+        odds = logps[:, ::2] - logps[:, 1::2]  # [groups, calls]
         answers = [
             [
-                (_side(odds[g, w]), f"{odds[g, w]:.6f}")
-                for w, asked in enumerate(group)
-                if asked
+                (_side(x), f"{x:.6f}")
+                for x, call in zip(line, calls, strict=True)
+                if call
             ]
-            for g, group in enumerate(questions)
+            for line, (_, calls) in zip(odds, batch, strict=True)
         ]
         return lambda: answers
 
-    return judge
+    return ask
+
+
+def in_batches(
+    ask: Ask,
+    requests: Sequence[Request],
+    calls: Sequence[Sequence[Call]],
+    *,
+    rows: int,
+    share: int,
+    size: int,
+) -> list[list[Verdict]]:
+    """Asks all calls, batch by batch, and returns the verdicts of each request.
+
+    Args:
+      ask: `writing_judge` or `logprob_judge`.
+      requests: what to judge.
+      calls: of each request.
+      rows: calls per group.
+      share: see `blocks_by_first`.
+      size: groups per batch.
+
+    Returns:
+      The verdicts of each request, in the order of its calls.
+    """
+    groups = [
+        (number, group)
+        for number, asked in enumerate(calls)
+        for group in blocks_by_first(asked, rows, share)
+    ]
+    batches = [groups[at : at + size] for at in range(0, len(groups), size)]
+    answers = _one_ahead(
+        ask, [[(requests[n], group) for n, group in batch] for batch in batches]
+    )
+    verdicts: list[list[Verdict]] = [[] for _ in requests]
+    for batch, answered in zip(batches, answers, strict=True):
+        for (number, group), pairs in zip(batch, answered, strict=True):
+            asked = [call for call in group if call]
+            verdicts[number] += [
+                Verdict(*call, *answer)
+                for call, answer in zip(asked, pairs, strict=True)
+            ]
+    return verdicts
+
+
+def _one_ahead(ask: Ask, batches: Sequence[Sequence[Group]]) -> Iterator[list]:
+    """Yields the answers of each batch after the next batch has begun.
+
+    So the host reads one batch while the devices write the next.
+    """
+    finish = None
+    for batch in batches:
+        begun = ask(batch)
+        if finish:
+            yield finish()
+        finish = begun
+    if finish:
+        yield finish()
+
+
+def blocks_by_first(
+    calls: Sequence[Call], rows: int, share: int
+) -> list[list[Call | None]]:
+    """Lays calls out in groups that are made of blocks with one candidate A each.
+
+    Args:
+      calls: in an order in which calls with the same candidate A are consecutive.
+      rows: calls per group; the last group is filled up with None.
+      share: calls per block; a block that has fewer is filled up with None.
+    """
+    places: list[Call | None] = []
+    for _, block in itertools.groupby(calls, key=lambda call: call[0]):
+        places += block
+        places += [None] * (-len(places) % share)
+    places += [None] * (-len(places) % rows)
+    return [places[at : at + rows] for at in range(0, len(places), rows)]
+
+
+def _questions(codec: Codec, score: str, batch: Sequence[Group]) -> list[list[tuple]]:
+    """Returns the ids after the shared context of every call; () for padding."""
+
+    def question(request: Request, call: Call) -> tuple[int, ...]:
+        a, b = (request.candidates[i] for i in call)
+        if score == "rating":
+            return codec.rate_question(a)
+        return codec.judge_question(a, b)
+
+    return [
+        [question(request, call) if call else () for call in calls]
+        for request, calls in batch
+    ]
+
+
+def _key_paths(batch: Sequence[Group]) -> np.ndarray:
+    """Returns the key path of every call, [groups, calls, 7] uint32.
+
+    It is the path of the expansion, then the call, then a 1 that parts judgments from
+    the draws of candidates.
+    """
+    paths = np.zeros((len(batch), len(batch[0][1]), 7), np.uint32)
+    for g, (request, calls) in enumerate(batch):
+        for w, call in enumerate(calls):
+            if call:
+                paths[g, w] = (*request.path, *call, 1)
+    return paths
+
+
+def _ends(codec: Codec, score: str) -> tuple[str, ...]:
+    """Returns the texts that end a judgment."""
+    if score == "rating":
+        return tuple(prompts.rating(codec.templates, n) for n in range(10))
+    return tuple(prompts.verdict(codec.templates, side) for side in "AB")
+
+
+def _parser(codec: Codec, score: str) -> Callable[[str], str | None]:
+    """Returns a function from what a judge wrote to the winner."""
+
+    def rating(text: str) -> str | None:
+        digit = prompts.parse_rating(codec.templates, text)
+        return None if digit is None else str(digit)
+
+    def verdict(text: str) -> str | None:
+        return prompts.parse_verdict(codec.templates, text)
+
+    return rating if score == "rating" else verdict
+
+
+def _side(odds: float) -> str | None:
+    """Returns the winner by the log-odds of A; None when even or not a number."""
+    return "A" if odds > 0 else "B" if odds < 0 else None
 
 
 def random_judge(score: str, seed: int) -> Judge:

@@ -7,7 +7,7 @@ unless they can be cut into steps and hold a closed box.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.lm import stops
 from stepjax.lm.sampler import Slots
-from stepjax.search import Candidate, Proposal, Propose, State
+from stepjax.trajectory import Candidate, Proposal, State, context_ids
 
 UNITS = ("step", "solution")
 
@@ -32,7 +32,7 @@ def make_proposer(
     max_tokens: int,
     iteration: int,
     seed: int,
-) -> Propose:
+) -> Callable[[Mapping[int, State]], dict[int, Proposal]]:
     """Returns the model as the proposer of next steps.
 
     Args:
@@ -86,12 +86,6 @@ def make_proposer(
         }
 
     return propose
-
-
-def context_ids(codec: Codec, state: State) -> tuple[int, ...]:
-    """Returns the ids that the next step follows."""
-    ids = codec.solve_prompt(state.question.problem)
-    return ids + tuple(i for step in state.steps for i in step.ids)
 
 
 class Reader:

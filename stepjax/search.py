@@ -19,88 +19,11 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from stepjax.judge import Judge, Request, Verdict, hash_id, win_counts
+from stepjax.judge import Judge, Request, win_counts
 from stepjax.records import Question
+from stepjax.trajectory import Candidate, Expansion, Proposal, State, Verdict
 
 ON_TIE = ("back", "append")
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One distinct candidate: a step, or a whole solution (`search.unit`).
-
-    Attributes:
-      ids: the sampled token ids, cut where the next step would begin.
-      text: for people.
-      count: how many of the w samples it is.
-      logp: sum of its tokens' log-probabilities under the model.
-      finished: it ends the solution (EOS, or a closed box).
-    """
-
-    ids: tuple[int, ...]
-    text: str
-    count: int
-    logp: float
-    finished: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Proposal:
-    """Distinct well-formed candidates, and how many samples were malformed."""
-
-    candidates: tuple[Candidate, ...]
-    malformed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Expansion:
-    """What happened at one expansion; kept whole, so that pairs can be audited.
-
-    ``action`` is "pair", "append" (a tie, kept going), "back" or "resample" (a tie
-    at step 1).
-    """
-
-    step: int
-    attempt: int
-    candidates: tuple[Candidate, ...]
-    malformed: int
-    verdicts: tuple[Verdict, ...]
-    scores: tuple[float | None, ...]
-    best: int | None
-    worst: int | None
-    action: str
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """A problem in search.
-
-    Attributes:
-      question: the problem, without an answer.
-      steps: the steps kept so far.
-      pairs: for each kept step, the number of the expansion that made its pair, or
-        None where it was appended without one.
-      expansions: all expansions, going back included.
-      status: "running", "complete", "budget" or "length".
-    """
-
-    question: Question
-    steps: tuple[Candidate, ...] = ()
-    pairs: tuple[int | None, ...] = ()
-    expansions: tuple[Expansion, ...] = ()
-    status: str = "running"
-
-    def key_path(self, iteration: int) -> tuple[int, ...]:
-        """Returns (iteration, problem, step, attempt): the seed path of its draws."""
-        step = len(self.steps) + 1
-        return iteration, hash_id(self.question.id), step, self.attempt()
-
-    def attempt(self) -> int:
-        """Returns how often the next step was expanded before."""
-        return sum(e.step == len(self.steps) + 1 for e in self.expansions)
-
-
-Propose = Callable[[Mapping[int, State]], dict[int, Proposal]]
 
 
 def best_and_worst(
@@ -132,6 +55,7 @@ def transition(
     score: str = "sum",
     on_tie: str = "back",
     max_expansions: int = 20,
+    iteration: int = 0,
 ) -> State:
     """Returns the state after one expansion.
 
@@ -142,6 +66,7 @@ def transition(
       score: reading of equation 2, see `stepjax.judge`.
       on_tie: what to do without a preference, one of `ON_TIE`.
       max_expansions: budget; the problem is closed when it is used up.
+      iteration: first integer of the key path.
 
     Raises:
       ValueError: when the state is closed, or for an unknown `on_tie`.
@@ -157,16 +82,17 @@ def transition(
     best = worst = None
     if candidates:
         best, worst = best_and_worst(candidates, scores)
-    steps, pairs = state.steps, state.pairs
+    steps, pair_from = state.steps, state.pair_from
     if candidates and scores[best] != scores[worst]:
         action = "pair"
-        steps, pairs = (*steps, candidates[best]), (*pairs, len(state.expansions))
+        steps = *steps, candidates[best]
+        pair_from = *pair_from, len(state.expansions)
     elif candidates and on_tie == "append":
         action, worst = "append", None
-        steps, pairs = (*steps, candidates[best]), (*pairs, None)
+        steps, pair_from = (*steps, candidates[best]), (*pair_from, None)
     else:
         action, best, worst = "back" if steps else "resample", None, None
-        steps, pairs = steps[:-1], pairs[:-1]
+        steps, pair_from = steps[:-1], pair_from[:-1]
     expansion = Expansion(
         len(state.steps) + 1,
         state.attempt(),
@@ -177,6 +103,7 @@ def transition(
         best,
         worst,
         action,
+        state.key_path(iteration),
     )
     expansions = (*state.expansions, expansion)
     status = "running"
@@ -184,12 +111,12 @@ def transition(
         status = "complete"
     elif len(expansions) >= max_expansions:
         status = "budget"
-    return State(state.question, steps, pairs, expansions, status)
+    return State(state.question, steps, pair_from, expansions, status)
 
 
 def step_search(
     questions: Sequence[Question],
-    propose: Propose,
+    propose: Callable[[Mapping[int, State]], dict[int, Proposal]],
     judge: Judge,
     *,
     slots: int,
@@ -266,6 +193,7 @@ def step_search(
                 score=score,
                 on_tie=on_tie,
                 max_expansions=max_expansions,
+                iteration=iteration,
             )
             active[request.slot] = state
             if state.status != "running":

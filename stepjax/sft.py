@@ -81,7 +81,7 @@ def judgment_tree(
         text = prompts.rating(codec.templates, row.score)
     else:
         prompt, response = codec.comparison(row)
-        text = codec.verdict_text(row.verdict)
+        text = prompts.verdict(codec.templates, row.verdict)
     verdict = codec.verdict_tokens(response, text)
     weights = [1.0] * (len(response) - verdict) + [verdict_weight] * verdict
     return forest.path_tree(prompt + response, [0.0] * len(prompt) + weights)

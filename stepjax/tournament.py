@@ -16,7 +16,8 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from stepjax.judge import Judge, Request, Verdict, ordered_pairs, win_counts
+from stepjax.judge import Judge, Request, ordered_pairs, win_counts
+from stepjax.trajectory import Verdict
 
 Schedule = Generator[list[tuple[int, int]], list[int], None]
 

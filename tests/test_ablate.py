@@ -9,7 +9,8 @@ from helpers import contents, get_config, quick_compiles, session_folder
 from stepjax import ablate, iterate, records
 from stepjax import config as configs
 from stepjax.lm import checkpoint
-from stepjax.pairs import Pair, trajectory_from_row
+from stepjax.pairs import Pair
+from stepjax.trajectory import from_row
 from stepjax.worlds import arithmetic
 
 SEEDS = (3, 4)
@@ -71,7 +72,7 @@ def test_arms_differ_in_one_thing_only(ablation, seed):
 
 def searches(ablation, arm):
     path = ablation / f"seed_{SEEDS[0]}" / arm / "M1" / "search.jsonl"
-    return [trajectory_from_row(row) for _, row in records.read_objects(path)]
+    return [from_row(row) for _, row in records.read_objects(path)]
 
 
 def pairs(ablation, arm):

@@ -9,11 +9,12 @@ from helpers import AtOnce, written
 
 from stepjax import judge, prompts, propose, search
 from stepjax.codec import Codec
-from stepjax.judge import Request, Verdict
+from stepjax.judge import Request
 from stepjax.lm import tokenizer
 from stepjax.lm.generate import Samples
 from stepjax.records import Question, Rating
-from stepjax.search import Candidate, Proposal, State, transition
+from stepjax.search import transition
+from stepjax.trajectory import Candidate, Proposal, State, Verdict
 from stepjax.worlds import arithmetic, arithmetic_data
 
 PROBLEM = "8*7+4*4+2*3+1"

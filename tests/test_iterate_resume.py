@@ -22,7 +22,7 @@ from helpers import (
 )
 
 import stepjax
-from stepjax import iterate, search
+from stepjax import iterate, search, trajectory
 from stepjax import pairs as preferences
 from stepjax.lm import checkpoint, train
 from stepjax.records import Question
@@ -218,9 +218,9 @@ def propose(active):
     for slot, state in active.items():
         rng = np.random.default_rng(state.key_path(1))
         last = len(state.steps) == 2
-        result[slot] = search.Proposal(
+        result[slot] = trajectory.Proposal(
             tuple(
-                search.Candidate((int(i),), f"{i}", 1, float(logp), bool(last))
+                trajectory.Candidate((int(i),), f"{i}", 1, float(logp), bool(last))
                 for i, logp in zip(
                     rng.permutation(9)[:3], rng.normal(size=3), strict=True
                 )
@@ -232,7 +232,7 @@ def propose(active):
 def judge(requests):
     """One random verdict for each request; a third of them cannot be parsed."""
     winners = (np.random.default_rng(r.path).choice(["A", "B", "-"]) for r in requests)
-    return [[search.Verdict(0, 1, w if w in "AB" else None)] for w in winners]
+    return [[trajectory.Verdict(0, 1, w if w in "AB" else None)] for w in winners]
 
 
 QUESTIONS = [Question(f"q{index}", f"problem {index}") for index in range(30)]

@@ -14,16 +14,20 @@ from hypothesis import strategies as st
 from stepjax.codec import Codec
 from stepjax.judge import (
     Request,
-    Verdict,
+    blocks_by_first,
+    in_batches,
+    logprob_judge,
     make_judge,
     ordered_pairs,
     position_flips,
     win_counts,
+    writing_judge,
 )
 from stepjax.lm import model as lm
 from stepjax.lm import sharding, tokenizer
 from stepjax.lm.generate import Samples
 from stepjax.lm.sampler import Slots
+from stepjax.trajectory import Verdict
 from stepjax.worlds import arithmetic
 
 OPTIONS = {"max_tokens": 40, "temperature": 0.5, "top_p": 0.9, "seed": 11}
@@ -354,6 +358,88 @@ def test_unknown_mode_is_refused(codec):
             rows=1,
             **OPTIONS,
         )
+
+
+# Pieces.
+
+
+def test_calls_are_laid_out_in_blocks_of_one_first_candidate():
+    calls = [(0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
+    assert blocks_by_first(calls, 3, 1) == [calls[:3], [*calls[3:], None]]
+    assert blocks_by_first(calls, 4, 2) == [
+        [(0, 1), (0, 2), (1, 0), None],
+        [(2, 0), (2, 1), None, None],
+    ]
+    assert blocks_by_first([], 4, 2) == []
+
+
+def test_the_next_batch_is_begun_before_the_last_one_is_read(codec):
+    log = []
+
+    def ask(batch):
+        calls = [call for _, group in batch for call in group if call]
+        log.append(("begin", calls))
+
+        def finish():
+            log.append(("read", calls))
+            return [[(None, f"{c}") for c in group if c] for _, group in batch]
+
+        return finish
+
+    requests = [request(codec, slot, [], [], 0) for slot in (3, 0, 2)]
+    asked = [[(0, 1), (1, 0), (2, 0)], [], [(4, 3), (3, 4)]]
+    verdicts = in_batches(ask, requests, asked, rows=2, share=1, size=1)
+    batches = [[(0, 1), (1, 0)], [(2, 0)], [(4, 3), (3, 4)]]
+    assert log == [
+        ("begin", batches[0]),
+        ("begin", batches[1]),
+        ("read", batches[0]),
+        ("begin", batches[2]),
+        ("read", batches[1]),
+        ("read", batches[2]),
+    ]
+    assert verdicts == [[Verdict(*c, None, f"{c}") for c in line] for line in asked]
+    assert in_batches(ask, [], [], rows=2, share=1, size=1) == []
+
+
+def test_a_writing_judge_waits_only_when_it_is_read(codec):
+    caches = FakeSlots(codec, 4, prefer_right)
+    caches.hold({2: codec.judge_context(SUM, [])})
+    waits = []
+    begin = caches.start
+
+    def start(*args, **options):
+        finish = begin(*args, **options)
+        return lambda: (waits.append(1), finish())[1]
+
+    caches.start = start
+    ask = writing_judge(caches, codec, score="sum", share=1, **OPTIONS)
+    three = requests_of_three_slots(codec)[0]
+    finish = ask([(three, [(0, 1), (1, 0)]), (three, [(2, 1), None])])
+    assert waits == []
+    assert finish() == [
+        [("A", "Check: 0 5 [[A]]"), (None, "I can not tell")],
+        [("A", "Check: 9 5 [[A]]")],
+    ]
+    assert waits == [1]
+
+
+def test_a_logprob_judge_scores_both_verdicts_of_each_call(codec):
+    caches = FakeSlots(codec, 4, lambda context, question: int(question[14]) - 1)
+    caches.hold({2: codec.judge_context(SUM, [])})
+    ask = logprob_judge(caches, codec, share=1)
+    three = requests_of_three_slots(codec)[0]
+    assert ask([(three, [(0, 1), None, (1, 0)])])() == [
+        [("B", "-1.000000"), ("A", "4.000000")]
+    ]
+    # Places 2 and 3 are those of the padding, where nothing is scored.
+    assert caches.calls == [
+        (
+            [2],
+            [(0, 0), (0, 1), (0, 4), (0, 5)],
+            {"vocab": codec.tokenizer.vocab_size, "group_multiple": 4, "share": (2,)},
+        )
+    ]
 
 
 # The judge with a real, random model: verdicts are what a plain forward says.

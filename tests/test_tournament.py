@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepjax import tournament
-from stepjax.judge import Request, Verdict, ordered_pairs, win_counts
-from stepjax.search import Candidate, best_and_worst
+from stepjax.judge import Request, ordered_pairs, win_counts
+from stepjax.search import best_and_worst
+from stepjax.trajectory import Candidate, Verdict
 
 
 def request(count, slot=0):

@@ -17,7 +17,7 @@ from stepjax import dpo
 from stepjax.lm import model as lm
 from stepjax.lm import train
 from stepjax.pairs import Pair
-from stepjax.search import Expansion, State
+from stepjax.trajectory import Expansion, State
 
 IsRight = Callable[[str, Sequence[str], str], bool]
 

@@ -13,11 +13,11 @@ import numpy as np
 from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.evaluation import answers
-from stepjax.judge import Judge, Request, hash_id
+from stepjax.judge import Judge, Request
 from stepjax.lm import stops
 from stepjax.lm.sampler import Slots
 from stepjax.records import Comparison, Problem, Rating
-from stepjax.search import State
+from stepjax.trajectory import State, hash_id
 
 _Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
 

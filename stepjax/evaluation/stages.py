@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from stepjax import dpo, records
+from stepjax import dpo, records, trajectory
 from stepjax import judge as judging
 from stepjax import pairs as preferences
 from stepjax.evaluation import diagnose
@@ -128,10 +128,10 @@ def _search(engine: Engine, number: int, params, file: pathlib.Path) -> dict:
     name, found, mine = f"M{number} eval search", {}, hosts.share(questions)
     with engine.monitor.progress(name, len(mine), "problem") as move:
         for state in engine.searches(params(), mine, 0):
-            found[state.question.id] = preferences.trajectory_row(state)
+            found[state.question.id] = trajectory.to_row(state)
             move(1)
     rows = engine.merged([found[question.id] for question in mine], name)
-    states = [preferences.trajectory_from_row(row) for row in rows]
+    states = [trajectory.from_row(row) for row in rows]
     made = evaluation.searched(states, problems, engine.codec)
     made["metrics"] |= preferences.summary(states)
     if engine.is_right:
@@ -145,7 +145,7 @@ def _training(engine: Engine, number: int, params, file: pathlib.Path) -> dict:
     pairs = records.read_jsonl(file, preferences.Pair)
     if engine.is_right:
         searched = records.read_objects(file.with_name("search.jsonl"))
-        found = [preferences.trajectory_from_row(row) for _, row in searched]
+        found = [trajectory.from_row(row) for _, row in searched]
         states = {state.question.id: state for state in found}
         metrics |= diagnose.pair_quality(pairs, states, engine.is_right)
         metrics |= diagnose.sampled_judgments(found, engine.is_right)

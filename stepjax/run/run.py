@@ -23,6 +23,7 @@ from stepjax.lm import model as lm
 from stepjax.lm.sampler import Slots
 from stepjax.run import checks, data, rundir
 from stepjax.run.monitor import Monitor
+from stepjax.trajectory import State, context_ids
 from stepjax.worlds import arithmetic
 
 
@@ -263,9 +264,9 @@ class Engine:
         questions: Sequence[records.Question],
         iteration: int,
         by: str = "self",
-        active: Mapping[int, search.State] | None = None,
-        on_pause: Callable[[Mapping[int, search.State]], None] | None = None,
-    ) -> Iterator[search.State]:
+        active: Mapping[int, State] | None = None,
+        on_pause: Callable[[Mapping[int, State]], None] | None = None,
+    ) -> Iterator[State]:
         """Searches the questions with the model; says how busy the devices were kept.
 
         Args:
@@ -306,8 +307,8 @@ class Engine:
             seed=seed,
         )
 
-        def fits(state: search.State) -> bool:
-            held = len(propose.context_ids(self.codec, state))
+        def fits(state: State) -> bool:
+            held = len(context_ids(self.codec, state))
             steps = [step.ids for step in state.steps]
             asked = judging.shared_context(
                 self.codec, score, state.question.problem, steps
@@ -317,7 +318,7 @@ class Engine:
                 and len(asked) <= self.config.judge.context_tokens
             )
 
-        def pause(active: Mapping[int, search.State]) -> None:
+        def pause(active: Mapping[int, State]) -> None:
             # A run that goes on from here has empty caches; so does this one, so
             # that both compute the same bits.
             for slots in caches:

@@ -14,8 +14,7 @@ import ml_collections
 
 import stepjax
 from stepjax import config as configs
-from stepjax import pairs as preferences
-from stepjax import records, search
+from stepjax import records, trajectory
 from stepjax.lm import checkpoint, hosts
 
 
@@ -219,8 +218,8 @@ class Journal:
         number = hosts.index()
         name = path.name if not number else f"{path.stem}.{number}.jsonl"
         self.path = path.with_name(name)
-        self.closed: dict[str, search.State] = {}
-        self.active: dict[int, search.State] = {}
+        self.closed: dict[str, trajectory.State] = {}
+        self.active: dict[int, trajectory.State] = {}
         self.read()
         hosts.barrier(f"{path} read")
         if not self.path.exists():
@@ -236,12 +235,11 @@ class Journal:
             whole = lines[:-1] if lines[:1] == [self._head()] else [self._head()]
             for line in whole[1:]:
                 row = json.loads(line)
-                states = map(preferences.trajectory_from_row, row["closed"])
+                states = map(trajectory.from_row, row["closed"])
                 self.closed |= {state.question.id: state for state in states}
                 if path == self.path:
                     self.active = {
-                        slot: preferences.trajectory_from_row(item)
-                        for slot, item in row["active"]
+                        slot: trajectory.from_row(item) for slot, item in row["active"]
                     }
             if path == self.path:
                 temporary = path.with_suffix(".tmp")
@@ -249,16 +247,15 @@ class Journal:
                 temporary.replace(path)
 
     def add(
-        self, closed: Sequence[search.State], active: Mapping[int, search.State]
+        self, closed: Sequence[trajectory.State], active: Mapping[int, trajectory.State]
     ) -> None:
         """Keeps the searches closed since the last pause, and those in flight."""
         self.closed |= {state.question.id: state for state in closed}
         self.active = dict(active)
         row = {
-            "closed": list(map(preferences.trajectory_row, closed)),
+            "closed": list(map(trajectory.to_row, closed)),
             "active": [
-                [slot, preferences.trajectory_row(state)]
-                for slot, state in active.items()
+                [slot, trajectory.to_row(state)] for slot, state in active.items()
             ],
         }
         with open(self.path, "a", encoding="utf-8") as file:

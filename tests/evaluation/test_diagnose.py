@@ -10,12 +10,11 @@ from flax import linen as nn
 
 from stepjax import dpo, forest
 from stepjax.evaluation import diagnose
-from stepjax.judge import Verdict
 from stepjax.lm import model as lm
 from stepjax.lm import sharding
 from stepjax.pairs import Pair
 from stepjax.records import Question
-from stepjax.search import Candidate, Expansion, State
+from stepjax.trajectory import Candidate, Expansion, State, Verdict
 
 
 def is_right(problem, steps, step):
@@ -34,7 +33,8 @@ def expansion(step, texts, verdicts, action, best=0):
     )
     made = tuple(map(candidate, texts))
     scores, worst = (0,) * len(texts), len(texts) - 1
-    return Expansion(step, 0, made, 0, calls, scores, best, worst, action)
+    path = (0, 0, step, 0)
+    return Expansion(step, 0, made, 0, calls, scores, best, worst, action, path)
 
 
 def state(*expansions, steps=()):

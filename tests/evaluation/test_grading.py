@@ -8,12 +8,11 @@ import pytest
 
 from stepjax.codec import Codec
 from stepjax.evaluation import grading, tables
-from stepjax.judge import Verdict, hash_id
 from stepjax.lm import checkpoint, tokenizer
 from stepjax.lm.generate import Samples
 from stepjax.records import Comparison, Problem, Question
 from stepjax.run.monitor import Monitor
-from stepjax.search import Candidate, State
+from stepjax.trajectory import Candidate, State, Verdict, hash_id
 from stepjax.worlds import arithmetic
 
 
