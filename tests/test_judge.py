@@ -437,7 +437,7 @@ def test_a_logprob_judge_scores_both_verdicts_of_each_call(codec):
         (
             [2],
             [(0, 0), (0, 1), (0, 4), (0, 5)],
-            {"vocab": codec.tokenizer.vocab_size, "group_multiple": 4, "share": (2,)},
+            {"group_multiple": 4, "share": (2,)},
         )
     ]
 
