@@ -37,7 +37,7 @@ One file per stage of the method, in the order in which it runs, then the plumbi
                    forest_kernel.py  the same for TPU, skipping what nobody sees
                    vocabulary.py  the two ends of the decoder on a mesh
                    generate.py    sampling of steps on the device
-                   slots.py       which token ids each context cache holds
+                   sampler.py     sampling behind contexts, seen from the host
                    stops.py       stop strings as an automaton over token ids
                    tokenizer.py   text to ids and back
                    weights.py     Hugging Face directories in; hf_config.py,

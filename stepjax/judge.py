@@ -23,13 +23,12 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from stepjax import prompts
 from stepjax.codec import Codec
-from stepjax.lm import stops
-from stepjax.lm.sampler import Slots
+from stepjax.lm import draws
+from stepjax.lm.sampler import Sampler, make_decoding
 from stepjax.trajectory import Verdict
 
 SCORES = ("sum", "consistent", "single", "rating")
@@ -161,7 +160,7 @@ def position_flips(verdicts: Sequence[Verdict]) -> tuple[int, int]:
 
 
 def make_judge(
-    slots: Slots,
+    sampler: Sampler,
     codec: Codec,
     *,
     mode: str,
@@ -176,7 +175,7 @@ def make_judge(
     """Returns the model as its own judge.
 
     Args:
-      slots: context caches of the judge, one slot per problem.
+      sampler: context caches of the judge, one slot per problem in flight.
       codec: tokenizer and templates.
       mode: one of `MODES`.
       score: one of `SCORES`; which orders are asked.
@@ -198,7 +197,7 @@ def make_judge(
     """
     if mode == "generate":
         ask = writing_judge(
-            slots,
+            sampler,
             codec,
             score=score,
             max_tokens=max_tokens,
@@ -208,7 +207,7 @@ def make_judge(
             seed=seed,
         )
     elif mode == "logprob":
-        ask = logprob_judge(slots, codec, share=share)
+        ask = logprob_judge(sampler, codec, share=share)
     else:
         raise ValueError(f"judge.mode={mode!r}; expected one of {MODES}.")
 
@@ -216,20 +215,20 @@ def make_judge(
         if calls is None:
             calls = _all_calls(requests, score, seed)
         asked = {r.slot: r for r, pairs in zip(requests, calls, strict=True) if pairs}
-        slots.hold(
+        sampler.hold(
             {
                 slot: shared_context(codec, score, request.problem, request.steps)
                 for slot, request in asked.items()
             }
         )
-        layout = {"rows": rows, "share": share, "size": len(slots.held)}
+        layout = {"rows": rows, "share": share, "size": len(sampler.held)}
         return in_batches(ask, requests, calls, **layout)
 
     return judge
 
 
 def writing_judge(
-    slots: Slots,
+    sampler: Sampler,
     codec: Codec,
     *,
     score: str,
@@ -244,23 +243,21 @@ def writing_judge(
     Arguments as in `make_judge`; the contexts of the requests must be held.
     """
     ends, parse = _ends(codec, score), _parser(codec, score)
-    table = jax.numpy.asarray(
-        stops.compile_stops(codec.tokenizer.token_bytes, ends, codec.tokenizer.stop_ids)
+    decoding = make_decoding(
+        codec.tokenizer,
+        ends,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
     )
 
     def ask(batch: Sequence[Group]):
-        finish = slots.start(
-            [request.slot for request, _ in batch],
+        finish = sampler.start(
             _questions(codec, score, batch),
             _key_paths(batch),
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            stops=table,
-            vocab=codec.tokenizer.vocab_size,
-            budget=max_tokens,
-            capacity=max_tokens,
-            group_multiple=len(slots.held),
+            decoding,
+            slots=[request.slot for request, _ in batch],
             share=(share,) if share > 1 else (),
         )
 
@@ -281,14 +278,14 @@ def writing_judge(
     return ask
 
 
-def logprob_judge(slots: Slots, codec: Codec, *, share: int) -> Ask:
+def logprob_judge(sampler: Sampler, codec: Codec, *, share: int) -> Ask:
     """Returns a judge that writes nothing (mode ``logprob``).
 
     The more probable of the two verdicts right after the question counts; its
     response is the log-odds of A. The contexts of the requests must be held.
 
     Args:
-      slots: see `make_judge`.
+      sampler: see `make_judge`.
       codec: see `make_judge`.
       share: see `make_judge`.
     """
@@ -298,12 +295,11 @@ def logprob_judge(slots: Slots, codec: Codec, *, share: int) -> Ask:
         questions = _questions(codec, "sum", batch)
         rows = [[q + v if q else () for q in g for v in verdicts] for g in questions]
         scored = [[len(v) if q else 0 for q in g for v in verdicts] for g in questions]
-        logps = slots.score(
-            [request.slot for request, _ in batch],
+        logps = sampler.score(
             rows,
             np.array(scored, np.int32),
             vocab=codec.tokenizer.vocab_size,
-            group_multiple=len(slots.held),
+            slots=[request.slot for request, _ in batch],
             share=(2 * share, 2) if share > 1 else (2,),
         )
         odds = logps[:, ::2] - logps[:, 1::2]  # [groups, calls]
@@ -411,16 +407,12 @@ def _questions(codec: Codec, score: str, batch: Sequence[Group]) -> list[list[tu
 
 
 def _key_paths(batch: Sequence[Group]) -> np.ndarray:
-    """Returns the key path of every call, [groups, calls, 7] uint32.
-
-    It is the path of the expansion, then the call, then a 1 that parts judgments from
-    the draws of candidates.
-    """
-    paths = np.zeros((len(batch), len(batch[0][1]), 7), np.uint32)
+    """Returns the key path of every call, [groups, calls, PATH_LENGTH] uint32."""
+    paths = np.zeros((len(batch), len(batch[0][1]), draws.PATH_LENGTH), np.uint32)
     for g, (request, calls) in enumerate(batch):
         for w, call in enumerate(calls):
             if call:
-                paths[g, w] = (*request.path, *call, 1)
+                paths[g, w] = draws.judgment_path(request.path, *call)
     return paths
 
 

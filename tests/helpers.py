@@ -179,7 +179,7 @@ def command(*arguments: str) -> int:
 
 
 class AtOnce:
-    """The part of `slots.Slots` that begins to sample, of fakes that only sample."""
+    """The part of `sampler.Sampler` that begins to sample, for fakes that sample."""
 
     def start(self, *args, **options):
         """Samples at once."""

@@ -30,9 +30,10 @@ def buckets(monkeypatch):
 
         def watched(*args, **options):
             if name == "extend":
-                seen[name].add((args[5].shape, options["bucket"]))
+                seen[name].add((args[3].tokens.shape, options["bucket"]))
             elif name == "sample":
-                shapes = tuple(x.shape for x in jax.tree.leaves(args[5:7]))
+                shared = args[2].leads, args[3].prompts
+                shapes = tuple(x.shape for x in jax.tree.leaves(shared))
                 seen[name].add((*shapes, options["bucket"], options["capacity"]))
             else:
                 seen[name].add(())

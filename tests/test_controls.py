@@ -83,7 +83,7 @@ def test_the_oracle_prefers_right_steps_only(codec):
 
 
 class Fake(AtOnce):
-    """Stands in for `slots.Slots`; `respond(problem text, rest)` writes the answer."""
+    """Stands in for `sampler.Sampler`; `respond(problem text, rest)` answers."""
 
     def __init__(self, codec, count, respond):
         self.codec, self.respond = codec, respond
@@ -94,12 +94,11 @@ class Fake(AtOnce):
         for slot, ids in wanted.items():
             self.held[slot] = tuple(ids)
 
-    def sample(self, groups, rows, paths, *, stops, capacity, **options):
-        shape = paths.shape[:2]
+    def sample(self, rows, paths, decoding, *, slots=None, **options):
+        shape, capacity = paths.shape[:2], decoding.budget
         tokens, count = np.zeros((*shape, capacity), int), np.zeros(shape, int)
         stopped = np.zeros(shape, bool)
-        groups = range(len(rows)) if groups is None else groups
-        for g, slot in enumerate(groups):
+        for g, slot in enumerate(range(len(rows)) if slots is None else slots):
             for w, ids in enumerate(rows[g]):
                 if not ids:
                     continue
@@ -108,7 +107,7 @@ class Fake(AtOnce):
                 self.asked.append((context, rest, tuple(paths[g, w].tolist())))
                 line = self.codec.tokenizer.encode_line(self.respond(context, rest, w))
                 answer = [*line, self.codec.tokenizer.eos_id]
-                count[g, w], stopped[g, w] = written(stops, answer, capacity)
+                count[g, w], stopped[g, w] = written(decoding.stops, answer, capacity)
                 tokens[g, w, : count[g, w]] = answer[: count[g, w]]
         return Samples(tokens, count, stopped, np.full(tokens.shape, -0.5))
 

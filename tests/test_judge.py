@@ -26,7 +26,7 @@ from stepjax.judge import (
 from stepjax.lm import model as lm
 from stepjax.lm import sharding, tokenizer
 from stepjax.lm.generate import Samples
-from stepjax.lm.sampler import Slots
+from stepjax.lm.sampler import Sampler
 from stepjax.trajectory import Verdict
 from stepjax.worlds import arithmetic
 
@@ -145,8 +145,8 @@ def test_single_order_is_drawn_by_seed():
 SUM = "8*7+4*4+2*3+1"
 
 
-class FakeSlots(AtOnce):
-    """Stands in for `slots.Slots`; `respond(context text, question text)` answers.
+class FakeSampler(AtOnce):
+    """Stands in for `sampler.Sampler`; `respond(context text, question text)` answers.
 
     A response is a text (generate) or the log-odds of A (logprob).
     """
@@ -168,31 +168,33 @@ class FakeSlots(AtOnce):
                 if ids:
                     yield g, w, context, self.codec.tokenizer.decode(ids)
 
-    def sample(self, groups, prompts, paths, *, stops, capacity, **options):
-        shape = paths.shape[:2]
+    def sample(self, prompts, paths, decoding, *, slots, **options):
+        shape, capacity = paths.shape[:2], decoding.budget
         assert all(len(group) == shape[1] for group in prompts)
         tokens, count = np.zeros((*shape, capacity), int), np.zeros(shape, int)
         stopped, used = np.zeros(shape, bool), []
-        for g, w, context, question in self._texts(groups, prompts):
+        for g, w, context, question in self._texts(slots, prompts):
             response = self.respond(context, question)
             ids = self.codec.tokenizer.encode_line(response)
-            count[g, w], stopped[g, w] = written(stops, ids, capacity)
+            count[g, w], stopped[g, w] = written(decoding.stops, ids, capacity)
             tokens[g, w, : count[g, w]] = ids[: count[g, w]]
             used.append(tuple(paths[g, w].tolist()))
-        self.calls.append((list(groups), used, options | {"capacity": capacity}))
+        settings = decoding._asdict()
+        del settings["stops"]
+        self.calls.append((list(slots), used, options | settings))
         return Samples(tokens, count, stopped, np.zeros(tokens.shape))
 
-    def score(self, groups, rows, scored, *, vocab, **options):
+    def score(self, rows, scored, *, vocab, slots, **options):
         logps, used = np.zeros(scored.shape), []
         verdicts = {self.codec.verdict(side): side for side in "AB"}
-        for g, w, context, _ in self._texts(groups, rows):
+        for g, w, context, _ in self._texts(slots, rows):
             ids, size = rows[g][w], scored[g, w]
             side = verdicts[tuple(ids[-size:])]
             question = self.codec.tokenizer.decode(ids[:-size])
             odds = self.respond(context, question)
             logps[g, w] = -7 + odds / 2 * (1 if side == "A" else -1)
             used.append((g, w))
-        self.calls.append((list(groups), used, options))
+        self.calls.append((list(slots), used, options))
         return logps
 
 
@@ -244,7 +246,7 @@ def prefer_right(context, question):
     ],
 )
 def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
-    slots = FakeSlots(codec, 4, prefer_right)
+    slots = FakeSampler(codec, 4, prefer_right)
     layout = {"rows": rows, "share": share}
     judge = make_judge(slots, codec, mode="generate", score="sum", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)
@@ -265,10 +267,8 @@ def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
     assert [call[0] for call in slots.calls] == groups
     for _, _, options in slots.calls:
         assert options == {
-            "capacity": 40,
             "budget": 40,
             "vocab": codec.tokenizer.vocab_size,
-            "group_multiple": 4,
             "share": (share,) if share > 1 else (),
             **{name: OPTIONS[name] for name in ("seed", "temperature", "top_p")},
         }
@@ -277,7 +277,7 @@ def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
 def test_each_call_has_its_own_key_path(codec):
     paths = {}
     for rows, share in ((1, 1), (3, 1), (6, 3)):
-        slots = FakeSlots(codec, 4, prefer_right)
+        slots = FakeSampler(codec, 4, prefer_right)
         layout = {"rows": rows, "share": share}
         judge = make_judge(
             slots, codec, mode="generate", score="sum", **layout, **OPTIONS
@@ -292,7 +292,7 @@ def test_each_call_has_its_own_key_path(codec):
 
 
 def test_response_that_is_cut_off_is_unparsed(codec):
-    slots = FakeSlots(codec, 4, prefer_right)
+    slots = FakeSampler(codec, 4, prefer_right)
     options = OPTIONS | {"max_tokens": 4}
     judge = make_judge(slots, codec, mode="generate", score="sum", rows=2, **options)
     verdicts = judge(requests_of_three_slots(codec))
@@ -301,7 +301,7 @@ def test_response_that_is_cut_off_is_unparsed(codec):
 
 
 def test_calls_can_be_named_and_single_asks_one_order(codec):
-    slots = FakeSlots(codec, 4, prefer_right)
+    slots = FakeSampler(codec, 4, prefer_right)
     judge = make_judge(slots, codec, mode="generate", score="single", rows=2, **OPTIONS)
     requests = requests_of_three_slots(codec)
     named = judge(requests, [[(2, 0)], [], [(1, 0), (0, 1)]])
@@ -324,7 +324,7 @@ def test_log_odds_decide_in_logprob_mode(codec, rows, share):
         a, _, b, _ = question.strip("\n").split("\n")
         return (int(b[8] == "5") - int(a[8] == "5")) * 2.5 + len(context) / 64 - 0.5
 
-    slots = FakeSlots(codec, 4, odds)
+    slots = FakeSampler(codec, 4, odds)
     layout = {"rows": rows, "share": share}
     judge = make_judge(slots, codec, mode="logprob", score="sum", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)
@@ -351,7 +351,7 @@ def test_log_odds_decide_in_logprob_mode(codec, rows, share):
 def test_unknown_mode_is_refused(codec):
     with pytest.raises(ValueError, match=r"judge.mode='vote'.*'logprob'"):
         make_judge(
-            FakeSlots(codec, 1, None),
+            FakeSampler(codec, 1, None),
             codec,
             mode="vote",
             score="sum",
@@ -403,7 +403,7 @@ def test_the_next_batch_is_begun_before_the_last_one_is_read(codec):
 
 
 def test_a_writing_judge_waits_only_when_it_is_read(codec):
-    caches = FakeSlots(codec, 4, prefer_right)
+    caches = FakeSampler(codec, 4, prefer_right)
     caches.hold({2: codec.judge_context(SUM, [])})
     waits = []
     begin = caches.start
@@ -425,7 +425,7 @@ def test_a_writing_judge_waits_only_when_it_is_read(codec):
 
 
 def test_a_logprob_judge_scores_both_verdicts_of_each_call(codec):
-    caches = FakeSlots(codec, 4, lambda context, question: int(question[14]) - 1)
+    caches = FakeSampler(codec, 4, lambda context, question: int(question[14]) - 1)
     caches.hold({2: codec.judge_context(SUM, [])})
     ask = logprob_judge(caches, codec, share=1)
     three = requests_of_three_slots(codec)[0]
@@ -437,7 +437,7 @@ def test_a_logprob_judge_scores_both_verdicts_of_each_call(codec):
         (
             [2],
             [(0, 0), (0, 1), (0, 4), (0, 5)],
-            {"group_multiple": 4, "share": (2,)},
+            {"share": (2,)},
         )
     ]
 
@@ -457,7 +457,7 @@ def test_logprob_verdicts_equal_a_plain_forward_pass(codec, rows, share):
     mesh = jax.sharding.Mesh(
         np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES
     )
-    slots = Slots(model, params, mesh, 4, 96)
+    slots = Sampler(model, params, mesh, 4, 96)
     layout = {"rows": rows, "share": share}
     judge = make_judge(slots, codec, mode="logprob", score="sum", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)

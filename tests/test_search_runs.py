@@ -217,8 +217,8 @@ def codec(tmp_path_factory):
     return Codec(tokenizer.load(directory), arithmetic.templates())
 
 
-class SolverSlots:
-    """Stands in for `slots.Slots`: solves the world's problems, often wrongly.
+class SolverSampler:
+    """Stands in for `sampler.Sampler`: solves the world's problems, often wrongly.
 
     What it samples depends on the held ids, the row's key path and the seed alone.
     """
@@ -231,9 +231,10 @@ class SolverSlots:
         for slot, ids in wanted.items():
             self.held[slot] = list(ids)
 
-    def sample(self, groups, prompts, paths, *, seed, stops, capacity, **options):
-        assert groups is None and len(prompts) == len(paths) == len(self.held)
-        self.seen.append(options | {"capacity": capacity, "seed": seed})
+    def sample(self, prompts, paths, decoding):
+        assert len(prompts) == len(paths) == len(self.held)
+        seed, capacity = decoding.seed, decoding.budget
+        self.seen.append(decoding._asdict())
         shape = (len(prompts), len(prompts[0]))
         tokens = np.zeros((*shape, capacity), np.int32)
         count, stopped = np.zeros(shape, np.int32), np.zeros(shape, bool)
@@ -242,7 +243,7 @@ class SolverSlots:
                 continue
             self.paths.append(tuple(paths[g, w].tolist()))
             ids = self._row(g, prompts[g][w], [seed, *paths[g, w].tolist()])
-            count[g, w], stopped[g, w] = written(stops, ids, capacity)
+            count[g, w], stopped[g, w] = written(decoding.stops, ids, capacity)
             tokens[g, w, : count[g, w]] = ids[: count[g, w]]
         return Samples(tokens, count, stopped, np.where(tokens > 0, -0.25, 0.0))
 
@@ -278,7 +279,7 @@ def test_proposer_and_search_solve_the_world(codec):
     questions = [Question(f"arith-{i}", text) for i, text in enumerate(texts)]
     results = []
     for count in (1, 2, 4, 8):
-        slots = SolverSlots(codec, count)
+        slots = SolverSampler(codec, count)
         proposer = propose.make_proposer(
             slots,
             codec,
@@ -292,7 +293,7 @@ def test_proposer_and_search_solve_the_world(codec):
         )
         states = step_search(questions, proposer, gold, slots=count, iteration=1)
         results.append({s.question.id: s for s in states})
-        expected = {"temperature": 0.6, "top_p": 0.9, "budget": 24, "capacity": 24}
+        expected = {"temperature": 0.6, "top_p": 0.9, "budget": 24}
         expected |= {"seed": 7, "vocab": codec.tokenizer.vocab_size}
         assert all(expected.items() <= seen.items() for seen in slots.seen)
         # Every row of the whole search has its own key.

@@ -9,6 +9,7 @@ token is scored or sampled (`unembedding`).
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -97,6 +98,11 @@ class KeyValues(NamedTuple):
     value: jax.Array
 
 
+# (query [..., T, H, D], key [..., T, K, D], value [..., T, K, D]) of one layer →
+# (mixed values [..., T, H, D], anything that the caller keeps of the layer).
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
 def _normal(std: float, *axes: str):
     return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
 
@@ -117,26 +123,31 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder block: attention and SwiGLU, both pre-normed and residual."""
+    """One decoder block: attention and SwiGLU, both pre-normed and residual.
+
+    Attributes:
+      config: shape and numerics.
+      mesh: see `Decoder`.
+    """
 
     config: ModelConfig
     mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
-    def __call__(self, hidden, read, shared):
+    def __call__(
+        self, hidden: jax.Array, sin: jax.Array, cos: jax.Array, attend: Attend
+    ) -> tuple[jax.Array, Any]:
         """Runs one layer.
 
         Args:
           hidden: [..., T, E].
-          read: what `sight` takes of this layer, or None for forest rows.
-          shared: (sin, cos, sight), the same for every layer; `sight` is the rows'
-            subtree ends, or takes what is read and the new keys and values to the
-            arguments of `attention.cached_attention`.
+          sin: of the rotary positions, [..., T, D / 2] float32.
+          cos: likewise.
+          attend: which keys each query sees, and what the caller keeps of them.
 
         Returns:
-          (hidden, keys and values of the tokens behind caches, [G, K, W, T, D]).
+          (hidden, what `attend` gave besides the mixed values).
         """
-        sin, cos, sight = shared
         config = self.config
         normed = RMSNorm(config.rms_norm_eps, name="attention_norm")(hidden)
         normed = _whole(normed, self.mesh)
@@ -145,17 +156,7 @@ class Block(nn.Module):
         value = self._project(normed, "value", config.num_kv_heads, "kv_heads")
         query = attention.rotate(query, sin, cos)
         key = attention.rotate(key, sin, cos)
-        made = None
-        if read is None:
-            kind = attention.choose(
-                config.attention, self.mesh, config.dtype, config.head_dim
-            )
-            mixed = attention.forest_attention(
-                query, key, value, sight, kind=kind, mesh=self.mesh
-            )
-        else:
-            made = KeyValues(*(x.transpose(0, 3, 1, 2, 4) for x in (key, value)))
-            mixed = attention.cached_attention(query, *sight(read, made))
+        mixed, kept = attend(query, key, value)
         shape = (config.num_heads, config.head_dim, config.hidden_size)
         kernel = self._kernel("out", shape, "heads", "head_dim", "embed")
         mixed = mixed.reshape(*mixed.shape[:-2], -1)
@@ -164,7 +165,7 @@ class Block(nn.Module):
         normed = RMSNorm(config.rms_norm_eps, name="mlp_norm")(hidden)
         normed = _whole(normed, self.mesh)
         hidden = hidden + _spread(self._mlp(normed), self.mesh)
-        return hidden, made
+        return hidden, kept
 
     def _project(self, x, name, heads, axis):
         config = self.config
@@ -264,20 +265,32 @@ class Decoder(nn.Module):
             )
         hidden = embedding.embed(table, tokens, config.dtype, self.mesh)
         hidden = _spread(hidden, self.mesh)
-        shared = (*rotations(config, position), subtree_end)
-        block = Block
+        sin, cos = rotations(config, position)
+        kind = attention.choose(
+            config.attention, self.mesh, config.dtype, config.head_dim
+        )
+
+        def attend(query, key, value):
+            mixed = attention.forest_attention(
+                query, key, value, subtree_end, kind=kind, mesh=self.mesh
+            )
+            return mixed, None
+
+        def layer(block, hidden, _):
+            return block(hidden, sin, cos, attend)
+
         if config.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT[config.remat])
         layers = nn.scan(
-            block,
+            layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
             length=config.num_layers,
             unroll=unroll(config),
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.mesh, name="layers")
-        hidden, _ = layers(hidden, None, shared)
+        )
+        block = Block(config, self.mesh, name="layers")
+        hidden, _ = layers(block, hidden, None)
         hidden = RMSNorm(config.rms_norm_eps, name="final_norm")(hidden)
         return _whole(hidden, self.mesh)
 

@@ -61,8 +61,8 @@ def test_accuracy():
 # Greedy solutions.
 
 
-class FakeSlots:
-    """Slots that give each prompt its answer; remembers what was asked."""
+class FakeSampler:
+    """Gives each prompt its answer and remembers what was asked."""
 
     def __init__(self, count, answers):
         self.held = [[] for _ in range(count)]
@@ -72,11 +72,11 @@ class FakeSlots:
         for slot, ids in wanted.items():
             self.held[slot] = list(ids)
 
-    def sample(self, groups, prompts, paths, **options):
-        assert groups is None and options["temperature"] == 0
+    def sample(self, prompts, paths, decoding):
+        assert decoding.temperature == 0
         assert len(prompts) == len(paths) == len(self.held)
         self.batches.append([len(row) for (row,) in prompts])
-        size = options["capacity"]
+        size = decoding.budget
         tokens = np.full((len(prompts), 1, size), 1, np.int32)
         count = np.zeros((len(prompts), 1), np.int32)
         stopped = np.zeros((len(prompts), 1), bool)
@@ -105,7 +105,7 @@ def test_greedy_grades_batches_of_different_lengths(codec):
         ids = (*codec.tokenizer.encode_line(text), codec.tokenizer.eos_id)
         answers[codec.solve_prompt(problem)] = ids
         sizes.append(len(ids))
-    slots, done = FakeSlots(3, answers), []
+    slots, done = FakeSampler(3, answers), []
     limit = sorted(sizes)[-2]  # the longest answer is cut off
     assert limit < max(sizes) and sizes.index(max(sizes)) == 2
     items = grading.greedy(
