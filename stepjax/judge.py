@@ -9,14 +9,12 @@ each call scores (position-symmetric, 0 ... 2 (n - 1)); ``consistent`` lets a wi
 count only when both orders agree (0 ... n - 1); ``single`` asks one order per pair,
 drawn by key. A verdict that cannot be parsed counts for nobody.
 
-The baseline of arXiv 2401.10020 is the fourth reading, ``rating``: every candidate is a
-whole solution and is scored alone, nothing is compared.
-
 Two modes: ``generate`` writes the explanation and then the verdict, as in the paper
 (`writing_judge`); ``logprob`` compares the log-probabilities of the two verdicts right
 after the question, without an explanation (`logprob_judge`).
 
-`random_judge` and `oracle_judge` take the model's place for control experiments.
+What is asked and how the answers count is a value of `Judgments`; `comparisons` makes
+the paper's. `stepjax.controls` has judges that take the model's place.
 """
 
 import itertools
@@ -28,12 +26,14 @@ import numpy as np
 from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.lm import draws
+from stepjax.lm.generate import Decoding
 from stepjax.lm.sampler import Sampler, make_decoding
+from stepjax.prompts import Templates
+from stepjax.records import Comparison
 from stepjax.trajectory import Verdict
 
-SCORES = ("sum", "consistent", "single", "rating")
+SCORES = ("sum", "consistent", "single")
 MODES = ("generate", "logprob")
-JUDGES = ("self", "random", "oracle")
 
 
 class Request(NamedTuple):
@@ -65,7 +65,82 @@ Group = tuple[Request, Sequence[Call | None]]
 Ask = Callable[[Sequence[Group]], Callable[[], list[list[tuple[str | None, str]]]]]
 
 
-def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[Call]:
+class Judgments(NamedTuple):
+    """What the judge is asked, and how its answers count.
+
+    Attributes:
+      record: dataclass of the EFT rows that teach it.
+      example: (codec, row) → ids of prompt and response, and text of the verdict.
+      held_out: (codec, row) → ids of the steps, ids of each candidate, and the right
+        winner; the call of the first candidate with the last one is asked.
+      context: (codec, problem, ids of the steps) → ids that all calls begin with.
+      question: (codec, request, call) → ids that follow them.
+      ends: templates → texts that end a judgment.
+      parse: (templates, text of a judgment) → winner, or None.
+      calls: (number of candidates, seed) → calls to make; `seed` are the integers
+        that draw what is drawn.
+      scores: (number of candidates, verdicts) → score of each candidate.
+      graded: (verdicts, whether each candidate is right) → whether the judge was right,
+        for everything that has a right answer.
+    """
+
+    record: type
+    example: Callable[..., tuple[tuple[int, ...], tuple[int, ...], str]]
+    held_out: Callable[..., tuple[tuple, tuple, str]]
+    context: Callable[[Codec, str, Sequence[Sequence[int]]], tuple[int, ...]]
+    question: Callable[[Codec, Request, Call], tuple[int, ...]]
+    ends: Callable[[Templates], tuple[str, ...]]
+    parse: Callable[[Templates, str], str | None]
+    calls: Callable[[int, Sequence[int]], list[Call]]
+    scores: Callable[[int, Sequence[Verdict]], list]
+    graded: Callable[[Sequence[Verdict], Sequence[bool]], list[bool]]
+
+
+def comparisons(score: str = "sum") -> Judgments:
+    """Returns the paper's judgments: which of two next steps is better.
+
+    Args:
+      score: reading of equation 2, one of `SCORES`.
+    """
+
+    def calls(count: int, seed: Sequence[int]) -> list[Call]:
+        return ordered_pairs(count, score, seed)
+
+    def scores(count: int, verdicts: Sequence[Verdict]) -> list[float]:
+        return win_counts(count, verdicts, score)
+
+    return Judgments(
+        record=Comparison,
+        example=_example,
+        held_out=_held_out,
+        context=Codec.judge_context,
+        question=_question,
+        ends=_ends,
+        parse=prompts.parse_verdict,
+        calls=calls,
+        scores=scores,
+        graded=graded,
+    )
+
+
+def _example(codec: Codec, row: Comparison):
+    return *codec.comparison(row), prompts.verdict(codec.templates, row.verdict)
+
+
+def _held_out(codec: Codec, row: Comparison):
+    steps = tuple(codec.step(text) for text in row.steps)
+    return steps, (codec.step(row.a), codec.step(row.b)), row.verdict
+
+
+def _question(codec: Codec, request: Request, call: Call) -> tuple[int, ...]:
+    return codec.judge_question(*(request.candidates[i] for i in call))
+
+
+def _ends(templates: Templates) -> tuple[str, ...]:
+    return tuple(prompts.verdict(templates, side) for side in "AB")
+
+
+def ordered_pairs(count: int, score: str, seed: Sequence[int]) -> list[Call]:
     """Returns the calls to make for `count` distinct candidates.
 
     Args:
@@ -76,8 +151,6 @@ def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[Call]:
     Returns:
       Calls: (shown as A, shown as B).
     """
-    if score == "rating":
-        return [(i, i) for i in range(count)]
     both = [(i, j) for i in range(count) for j in range(count) if i != j]
     if score != "single":
         return both
@@ -86,38 +159,11 @@ def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[Call]:
     return [(j, i) if s else (i, j) for (i, j), s in zip(once, swap, strict=True)]
 
 
-def _all_calls(requests: Sequence[Request], score: str, seed: int) -> list[list[Call]]:
-    """Returns the calls of each request, by `ordered_pairs`."""
-    return [
-        ordered_pairs(len(request.candidates), score, (seed, *request.path))
-        for request in requests
-    ]
-
-
-def shared_context(
-    codec: Codec, score: str, problem: str, steps: Sequence[Sequence[int]]
-) -> tuple[int, ...]:
-    """Returns the ids that all judgments of a next step, or all ratings, begin with.
-
-    Args:
-      codec: tokenizer and templates.
-      score: one of `SCORES`; a rating is of the whole solution, whatever the steps.
-      problem: text of the problem.
-      steps: ids of the steps so far.
-    """
-    if score == "rating":
-        return codec.rate_context(problem)
-    return codec.judge_context(problem, steps)
-
-
-def win_counts(
-    count: int, verdicts: Sequence[Verdict], score: str
-) -> list[float] | list[int | None]:
+def win_counts(count: int, verdicts: Sequence[Verdict], score: str) -> list[float]:
     """Returns Score_i of each candidate (equation 2, read as `score` says).
 
-    In the reading ``rating`` it is the candidate's rating, None when unparsed. When not
-    all pairs were asked (`stepjax.tournament`), it is what the count would be if all
-    other comparisons had gone like the asked ones.
+    A partial tournament (`stepjax.tournament`) asks only some pairs. The wins are then
+    scaled up to all n - 1 opponents, as if the others had gone like the asked ones.
 
     Args:
       count: number of candidates.
@@ -129,9 +175,6 @@ def win_counts(
     """
     if score not in SCORES:
         raise ValueError(f"score={score!r}; expected one of {SCORES}.")
-    if score == "rating":
-        given = {v.a: int(v.winner) for v in verdicts if v.winner is not None}
-        return [given.get(i) for i in range(count)]
     wins = np.zeros((count, count), int)  # [winner, loser] calls won
     for verdict in verdicts:
         if verdict.winner == "A":
@@ -153,108 +196,105 @@ def position_flips(verdicts: Sequence[Verdict]) -> tuple[int, int]:
     """Returns (pairs whose winner depends on the order, pairs parsed both ways)."""
     winner = {}
     for v in verdicts:
-        if v.winner is not None and v.a != v.b:
+        if v.winner is not None:
             winner[v.a, v.b] = v.a if v.winner == "A" else v.b
     both = [(i, j) for i, j in winner if i < j and (j, i) in winner]
     return sum(winner[i, j] != winner[j, i] for i, j in both), len(both)
 
 
+def graded(verdicts: Sequence[Verdict], right: Sequence[bool]) -> list[bool]:
+    """Returns, for each call with one right and one wrong candidate, who was told.
+
+    Args:
+      verdicts: the calls; an unparsed one is wrong.
+      right: whether each candidate is right.
+    """
+    asked = [v for v in verdicts if right[v.a] != right[v.b]]
+    return [v.winner == ("A" if right[v.a] else "B") for v in asked]
+
+
 def make_judge(
     sampler: Sampler,
     codec: Codec,
+    judgments: Judgments,
     *,
     mode: str,
-    score: str,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
+    seed: int,
     rows: int,
     share: int = 1,
-    seed: int,
+    **explanation: float,
 ) -> Judge:
     """Returns the model as its own judge.
 
     Args:
       sampler: context caches of the judge, one slot per problem in flight.
       codec: tokenizer and templates.
+      judgments: what is asked.
       mode: one of `MODES`.
-      score: one of `SCORES`; which orders are asked.
-      max_tokens: most tokens of an explanation with its verdict.
-      temperature: of the explanation; 0 is greedy.
-      top_p: of the explanation.
+      seed: base seed.
       rows: calls of a problem that are batched behind its context.
       share: so many consecutive calls have the same candidate A, whose tokens are
         computed once; divides `rows`.
-      seed: base seed.
+      **explanation: max_tokens, temperature and top_p, see `sampler.make_decoding`.
 
     Returns:
-      ``judge(requests, calls=None)``: the verdicts of each request (at most one
-      request per slot); `calls` names the ordered pairs to ask of each, by default
-      those of `ordered_pairs`.
+      ``judge(requests, calls=None)``: the verdicts of each request, at most one request
+      per slot; `calls` names the calls of each, by default those of `judgments`.
 
     Raises:
       ValueError: for an unknown mode.
     """
-    if mode == "generate":
-        ask = writing_judge(
-            sampler,
-            codec,
-            score=score,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            share=share,
-            seed=seed,
-        )
-    elif mode == "logprob":
-        ask = logprob_judge(sampler, codec, share=share)
-    else:
+    if mode not in MODES:
         raise ValueError(f"judge.mode={mode!r}; expected one of {MODES}.")
+    ask = logprob_judge(sampler, codec, judgments, share=share)
+    if mode == "generate":
+        ends = judgments.ends(codec.templates)
+        decoding = make_decoding(codec.tokenizer, ends, seed=seed, **explanation)
+        ask = writing_judge(sampler, codec, judgments, decoding, share=share)
 
     def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
         if calls is None:
-            calls = _all_calls(requests, score, seed)
-        asked = {r.slot: r for r, pairs in zip(requests, calls, strict=True) if pairs}
+            calls = all_calls(requests, judgments, seed)
+        asked = [r for r, pairs in zip(requests, calls, strict=True) if pairs]
         sampler.hold(
-            {
-                slot: shared_context(codec, score, request.problem, request.steps)
-                for slot, request in asked.items()
-            }
+            {r.slot: judgments.context(codec, r.problem, r.steps) for r in asked}
         )
-        layout = {"rows": rows, "share": share, "size": len(sampler.held)}
-        return in_batches(ask, requests, calls, **layout)
+        size = len(sampler.held)
+        return in_batches(ask, requests, calls, rows=rows, share=share, size=size)
 
     return judge
+
+
+def all_calls(
+    requests: Sequence[Request], judgments: Judgments, seed: int
+) -> list[list[Call]]:
+    """Returns the calls to make of each request."""
+    return [judgments.calls(len(r.candidates), (seed, *r.path)) for r in requests]
 
 
 def writing_judge(
     sampler: Sampler,
     codec: Codec,
+    judgments: Judgments,
+    decoding: Decoding,
     *,
-    score: str,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
     share: int,
-    seed: int,
 ) -> Ask:
     """Returns a judge that explains and then writes its verdict (mode ``generate``).
 
-    Arguments as in `make_judge`; the contexts of the requests must be held.
+    The contexts of the requests must be held.
+
+    Args:
+      sampler: see `make_judge`.
+      codec: see `make_judge`.
+      judgments: what is asked.
+      decoding: how the judgments are written, and where they end.
+      share: see `make_judge`.
     """
-    ends, parse = _ends(codec, score), _parser(codec, score)
-    decoding = make_decoding(
-        codec.tokenizer,
-        ends,
-        seed=seed,
-        temperature=temperature,
-        top_p=top_p,
-        max_tokens=max_tokens,
-    )
 
     def ask(batch: Sequence[Group]):
         finish = sampler.start(
-            _questions(codec, score, batch),
+            _questions(codec, judgments, batch),
             _key_paths(batch),
             decoding,
             slots=[request.slot for request, _ in batch],
@@ -271,14 +311,19 @@ def writing_judge(
                 ]
                 for g, (_, calls) in enumerate(batch)
             ]
-            return [[(parse(text), text) for text in group] for group in texts]
+            return [
+                [(judgments.parse(codec.templates, text), text) for text in group]
+                for group in texts
+            ]
 
         return read
 
     return ask
 
 
-def logprob_judge(sampler: Sampler, codec: Codec, *, share: int) -> Ask:
+def logprob_judge(
+    sampler: Sampler, codec: Codec, judgments: Judgments, *, share: int
+) -> Ask:
     """Returns a judge that writes nothing (mode ``logprob``).
 
     The more probable of the two verdicts right after the question counts; its
@@ -287,12 +332,13 @@ def logprob_judge(sampler: Sampler, codec: Codec, *, share: int) -> Ask:
     Args:
       sampler: see `make_judge`.
       codec: see `make_judge`.
+      judgments: from `comparisons`.
       share: see `make_judge`.
     """
     verdicts = [codec.verdict(side) for side in "AB"]
 
     def ask(batch: Sequence[Group]):
-        questions = _questions(codec, "sum", batch)
+        questions = _questions(codec, judgments, batch)
         rows = [[q + v if q else () for q in g for v in verdicts] for g in questions]
         scored = [[len(v) if q else 0 for q in g for v in verdicts] for g in questions]
         logps = sampler.score(
@@ -304,12 +350,8 @@ def logprob_judge(sampler: Sampler, codec: Codec, *, share: int) -> Ask:
         )
         odds = logps[:, ::2] - logps[:, 1::2]  # [groups, calls]
         answers = [
-            [
-                (_side(x), f"{x:.6f}")
-                for x, call in zip(line, calls, strict=True)
-                if call
-            ]
-            for line, (_, calls) in zip(odds, batch, strict=True)
+            [(_side(odds[g, w]), f"{odds[g, w]:.6f}") for w, c in enumerate(calls) if c]
+            for g, (_, calls) in enumerate(batch)
         ]
         return lambda: answers
 
@@ -391,17 +433,12 @@ def blocks_by_first(
     return [places[at : at + rows] for at in range(0, len(places), rows)]
 
 
-def _questions(codec: Codec, score: str, batch: Sequence[Group]) -> list[list[tuple]]:
+def _questions(
+    codec: Codec, judgments: Judgments, batch: Sequence[Group]
+) -> list[list[tuple[int, ...]]]:
     """Returns the ids after the shared context of every call; () for padding."""
-
-    def question(request: Request, call: Call) -> tuple[int, ...]:
-        a, b = (request.candidates[i] for i in call)
-        if score == "rating":
-            return codec.rate_question(a)
-        return codec.judge_question(a, b)
-
     return [
-        [question(request, call) if call else () for call in calls]
+        [judgments.question(codec, request, call) if call else () for call in calls]
         for request, calls in batch
     ]
 
@@ -416,83 +453,6 @@ def _key_paths(batch: Sequence[Group]) -> np.ndarray:
     return paths
 
 
-def _ends(codec: Codec, score: str) -> tuple[str, ...]:
-    """Returns the texts that end a judgment."""
-    if score == "rating":
-        return tuple(prompts.rating(codec.templates, n) for n in range(10))
-    return tuple(prompts.verdict(codec.templates, side) for side in "AB")
-
-
-def _parser(codec: Codec, score: str) -> Callable[[str], str | None]:
-    """Returns a function from what a judge wrote to the winner."""
-
-    def rating(text: str) -> str | None:
-        digit = prompts.parse_rating(codec.templates, text)
-        return None if digit is None else str(digit)
-
-    def verdict(text: str) -> str | None:
-        return prompts.parse_verdict(codec.templates, text)
-
-    return rating if score == "rating" else verdict
-
-
 def _side(odds: float) -> str | None:
     """Returns the winner by the log-odds of A; None when even or not a number."""
     return "A" if odds > 0 else "B" if odds < 0 else None
-
-
-def random_judge(score: str, seed: int) -> Judge:
-    """Returns a judge whose verdicts are coins, each drawn from its own key path.
-
-    A control experiment: what a loop gains with it is not due to judging.
-
-    Args:
-      score: one of `SCORES` but "rating"; which orders are asked.
-      seed: base seed.
-    """
-
-    def verdict(request: Request, a: int, b: int) -> Verdict:
-        coin = np.random.default_rng([seed, *request.path, a, b]).random()
-        return Verdict(a, b, "A" if coin < 0.5 else "B")
-
-    return _judge_by(verdict, score, seed)
-
-
-def oracle_judge(
-    is_right: Callable[[str, Sequence[str], str], bool],
-    codec: Codec,
-    score: str,
-    seed: int,
-) -> Judge:
-    """Returns a judge that knows the gold: an upper bound, not self-rewarding.
-
-    It has no preference (None) between two right or two wrong steps.
-
-    Args:
-      is_right: (problem, texts of the steps so far, next step) → right or not.
-      codec: tokenizer and templates.
-      score: one of `SCORES` but "rating"; which orders are asked.
-      seed: base seed.
-    """
-
-    def verdict(request: Request, a: int, b: int) -> Verdict:
-        steps = [codec.text(ids) for ids in request.steps]
-        first, second = (
-            is_right(request.problem, steps, codec.text(request.candidates[i]))
-            for i in (a, b)
-        )
-        return Verdict(a, b, None if first == second else "A" if first else "B")
-
-    return _judge_by(verdict, score, seed)
-
-
-def _judge_by(verdict: Callable[..., Verdict], score: str, seed: int) -> Judge:
-    def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
-        if calls is None:
-            calls = _all_calls(requests, score, seed)
-        return [
-            [verdict(request, a, b) for a, b in pairs]
-            for request, pairs in zip(requests, calls, strict=True)
-        ]
-
-    return judge

@@ -31,7 +31,7 @@ class Pair:
       rejected_ids: the worst candidate as it was sampled.
       chosen: its text.
       rejected: its text.
-      scores: Score_i of every candidate; null for a rating that was not parsed.
+      scores: Score_i of every candidate; null where a candidate has none.
       counts: multiplicity of every candidate.
       candidates: text of every candidate.
       best: index of the chosen one.

@@ -92,32 +92,6 @@ class Comparison:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Rating:
-    """One row of EFT data of whole solutions, scored one by one (arXiv 2401.10020).
-
-    Attributes:
-      id: name of the row, unique in its file.
-      problem: text of the problem.
-      steps: texts of the solution's steps, each from its marker on.
-      score: what the solution gets, one digit.
-      explanation: what the judge says before the score.
-
-    Raises:
-      ValueError: the score is not a digit.
-    """
-
-    id: str
-    problem: str
-    steps: tuple[str, ...]
-    score: int
-    explanation: str = ""
-
-    def __post_init__(self):
-        if not 0 <= self.score <= 9:
-            raise ValueError(f"field 'score' is {self.score}; expected 0 to 9")
-
-
 def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     r"""Reads the JSON objects of a file, one a line.
 

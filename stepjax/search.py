@@ -19,11 +19,13 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from stepjax.judge import Judge, Request, win_counts
+from stepjax.judge import Judge, Request, comparisons
 from stepjax.records import Question
 from stepjax.trajectory import Candidate, Expansion, Proposal, State, Verdict
 
 ON_TIE = ("back", "append")
+Scores = Callable[[int, Sequence[Verdict]], list]  # see `judge.Judgments`
+_SUM = comparisons("sum").scores
 
 
 def best_and_worst(
@@ -32,8 +34,8 @@ def best_and_worst(
     """Returns the indices of the best and the worst candidate.
 
     The highest and the lowest score; among equals the one sampled more often, then
-    the more probable, then the first. A candidate without a score (None: its rating
-    could not be parsed) is neither, unless none has one.
+    the more probable, then the first. A candidate without a score (None) is neither,
+    unless no candidate has one.
     """
 
     def tie_break(i):
@@ -52,7 +54,7 @@ def transition(
     proposal: Proposal,
     verdicts: Sequence[Verdict],
     *,
-    score: str = "sum",
+    scores: Scores = _SUM,
     on_tie: str = "back",
     max_expansions: int = 20,
     iteration: int = 0,
@@ -63,7 +65,7 @@ def transition(
       state: a running problem.
       proposal: its candidates for the next step.
       verdicts: the judge's calls about them.
-      score: reading of equation 2, see `stepjax.judge`.
+      scores: (number of candidates, verdicts) → score of each candidate.
       on_tie: what to do without a preference, one of `ON_TIE`.
       max_expansions: budget; the problem is closed when it is used up.
       iteration: first integer of the key path.
@@ -78,12 +80,12 @@ def transition(
     if on_tie not in ON_TIE:
         raise ValueError(f"on_tie={on_tie!r}; expected one of {ON_TIE}.")
     candidates = proposal.candidates
-    scores = win_counts(len(candidates), verdicts, score)
+    points = scores(len(candidates), verdicts)
     best = worst = None
     if candidates:
-        best, worst = best_and_worst(candidates, scores)
+        best, worst = best_and_worst(candidates, points)
     steps, pair_from = state.steps, state.pair_from
-    if candidates and scores[best] != scores[worst]:
+    if candidates and points[best] != points[worst]:
         action = "pair"
         steps = *steps, candidates[best]
         pair_from = *pair_from, len(state.expansions)
@@ -99,7 +101,7 @@ def transition(
         candidates,
         proposal.malformed,
         tuple(verdicts),
-        tuple(scores),
+        tuple(points),
         best,
         worst,
         action,
@@ -121,7 +123,7 @@ def step_search(
     *,
     slots: int,
     iteration: int = 0,
-    score: str = "sum",
+    scores: Scores = _SUM,
     on_tie: str = "back",
     max_expansions: int = 20,
     fits: Callable[[State], bool] = lambda state: True,
@@ -140,7 +142,7 @@ def step_search(
       judge: requests to verdicts, see `stepjax.judge`.
       slots: problems in flight.
       iteration: first integer of every key path.
-      score: see `transition`.
+      scores: see `transition`.
       on_tie: see `transition`.
       max_expansions: see `transition`.
       fits: whether a state leaves room for another step; otherwise it is closed
@@ -190,7 +192,7 @@ def step_search(
                 active[request.slot],
                 proposals[request.slot],
                 answers,
-                score=score,
+                scores=scores,
                 on_tie=on_tie,
                 max_expansions=max_expansions,
                 iteration=iteration,

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from stepjax import forest, prompts
+from stepjax import forest
 from stepjax.codec import Codec
 from stepjax.lm import sharding, train
-from stepjax.records import Comparison, Rating, Solution
+from stepjax.records import Solution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Phase:
         (the shares are then the data's own); 0 with `steps`.
       steps: updates with batches of exactly the shares; 0 with `epochs`.
       stop_loss: the phase ends when the mean loss of a log period is below it.
-      batch_size: sequences an update.
+      batch_size: sequences per update.
       optimizer: learning rate and schedule.
     """
 
@@ -67,23 +67,23 @@ def solution_tree(codec: Codec, row: Solution) -> forest.Tree:
 
 
 def judgment_tree(
-    codec: Codec, row: Comparison | Rating, verdict_weight: float
+    codec: Codec,
+    prompt: tuple[int, ...],
+    response: tuple[int, ...],
+    verdict: str,
+    verdict_weight: float,
 ) -> forest.Tree:
-    """Returns an EFT row as a path, scored on explanation and verdict (or rating).
+    """Returns an EFT row as a path, scored on explanation and verdict.
 
     Args:
       codec: tokenizer and templates.
-      row: the comparison, or the rating of a whole solution.
-      verdict_weight: weight of the verdict's tokens (and EOS); the others have 1.
+      prompt: ids of the question to the judge.
+      response: ids of explanation and verdict, with EOS.
+      verdict: text of the verdict, which ends the response.
+      verdict_weight: weight of the verdict's tokens and EOS; tokens before have 1.
     """
-    if isinstance(row, Rating):
-        prompt, response = codec.rating(row)
-        text = prompts.rating(codec.templates, row.score)
-    else:
-        prompt, response = codec.comparison(row)
-        text = prompts.verdict(codec.templates, row.verdict)
-    verdict = codec.verdict_tokens(response, text)
-    weights = [1.0] * (len(response) - verdict) + [verdict_weight] * verdict
+    last = codec.verdict_tokens(response, verdict)
+    weights = [1.0] * (len(response) - last) + [verdict_weight] * last
     return forest.path_tree(prompt + response, [0.0] * len(prompt) + weights)
 
 

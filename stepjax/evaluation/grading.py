@@ -12,12 +12,13 @@ import numpy as np
 from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.evaluation import answers
-from stepjax.judge import Judge, Request
+from stepjax.judge import Judge, Judgments, Request, comparisons
 from stepjax.lm import draws
 from stepjax.lm.sampler import Sampler, make_decoding
-from stepjax.records import Comparison, Problem, Rating
+from stepjax.records import Problem
 from stepjax.trajectory import State, hash_id
 
+_COMPARISONS = comparisons()
 _Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
 
 
@@ -149,20 +150,20 @@ def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str,
 def judge_accuracy(
     judge: Judge,
     codec: Codec,
-    rows: Sequence[Comparison | Rating],
+    rows: Sequence[Any],
     *,
     slots: int,
+    judgments: Judgments = _COMPARISONS,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[dict[str, Any]]:
-    """Asks the judge every held-out row: a comparison in its order, or a rating.
-
-    An unparsed verdict is wrong; so is every rating but the row's own.
+    """Asks the judge every held-out row once; an unparsed verdict is wrong.
 
     Args:
       judge: from `judge.make_judge`.
       codec: tokenizer and templates.
-      rows: comparisons with gold verdicts, or ratings with gold scores.
+      rows: EFT rows with the right verdicts, records of `judgments`.
       slots: rows asked at once, at most the judge's slots.
+      judgments: what is asked.
       on_done: called with the number of rows just done.
 
     Returns:
@@ -171,30 +172,26 @@ def judge_accuracy(
     items = []
     for at in range(0, len(rows), slots):
         batch = rows[at : at + slots]
-        asked = [_question(row, slot, codec) for slot, row in enumerate(batch)]
-        calls = [[(0, len(request.candidates) - 1)] for request in asked]
-        for row, (verdict,) in zip(batch, judge(asked, calls), strict=True):
-            gold = str(row.score) if isinstance(row, Rating) else row.verdict
+        gold, requests = [], []
+        for slot, row in enumerate(batch):
+            steps, candidates, winner = judgments.held_out(codec, row)
+            path = (0, hash_id(row.id), len(row.steps) + 1, 0)
+            requests.append(Request(slot, row.id, row.problem, steps, candidates, path))
+            gold.append(winner)
+        calls = [[(0, len(request.candidates) - 1)] for request in requests]
+        verdicts = judge(requests, calls)
+        for row, right, (verdict,) in zip(batch, gold, verdicts, strict=True):
             items.append(
                 {
                     "id": row.id,
-                    "answer": gold,
+                    "answer": right,
                     "prediction": verdict.winner,
-                    "right": verdict.winner == gold,
+                    "right": verdict.winner == right,
                     "response": verdict.response,
                 }
             )
         on_done(len(batch))
     return items
-
-
-def _question(row: Comparison | Rating, slot: int, codec: Codec) -> Request:
-    steps = tuple(codec.step(text) for text in row.steps)
-    path = (0, hash_id(row.id), len(steps) + 1, 0)
-    if isinstance(row, Rating):
-        return Request(slot, row.id, row.problem, (), (sum(steps, ()),), path)
-    both = codec.step(row.a), codec.step(row.b)
-    return Request(slot, row.id, row.problem, steps, both, path)
 
 
 def judge_metrics(items: Sequence[dict[str, Any]]) -> dict[str, float]:
