@@ -101,7 +101,11 @@ def comparisons(score: str = "sum") -> Judgments:
 
     Args:
       score: reading of equation 2, one of `SCORES`.
+
+    Raises:
+      ValueError: for an unknown reading.
     """
+    _check_reading(score)
 
     def calls(count: int, seed: Sequence[int]) -> list[Call]:
         return ordered_pairs(count, score, seed)
@@ -173,8 +177,7 @@ def win_counts(count: int, verdicts: Sequence[Verdict], score: str) -> list[floa
     Raises:
       ValueError: for an unknown reading.
     """
-    if score not in SCORES:
-        raise ValueError(f"score={score!r}; expected one of {SCORES}.")
+    _check_reading(score)
     wins = np.zeros((count, count), int)  # [winner, loser] calls won
     for verdict in verdicts:
         if verdict.winner == "A":
@@ -190,6 +193,11 @@ def win_counts(count: int, verdicts: Sequence[Verdict], score: str) -> list[floa
     if (played == count - 1).all():
         return [int(n) for n in wins.sum(1)]
     return [float(n) for n in wins.sum(1) * (count - 1) / np.maximum(played, 1)]
+
+
+def _check_reading(score: str) -> None:
+    if score not in SCORES:
+        raise ValueError(f"score={score!r}; expected one of {SCORES}.")
 
 
 def position_flips(verdicts: Sequence[Verdict]) -> tuple[int, int]:

@@ -169,7 +169,5 @@ class Reader:
         size = len(ids)
         if ids[-1] not in self.codec.stop_ids:
             size = stops.cut_at_stop(self.codec.tokenizer.token_bytes, ids, self.stops)
-        text = self.codec.text(ids[:size])
-        return (
-            size if self.unit.well_formed(self.codec.templates, number, text) else None
-        )
+        templates, text = self.codec.templates, self.codec.text(ids[:size])
+        return size if self.unit.well_formed(templates, number, text) else None

@@ -68,20 +68,18 @@ def solution_tree(codec: Codec, row: Solution) -> forest.Tree:
 
 def judgment_tree(
     codec: Codec,
-    prompt: tuple[int, ...],
-    response: tuple[int, ...],
-    verdict: str,
+    example: tuple[tuple[int, ...], tuple[int, ...], str],
     verdict_weight: float,
 ) -> forest.Tree:
     """Returns an EFT row as a path, scored on explanation and verdict.
 
     Args:
       codec: tokenizer and templates.
-      prompt: ids of the question to the judge.
-      response: ids of explanation and verdict, with EOS.
-      verdict: text of the verdict, which ends the response.
+      example: ids of the prompt, ids of the response with EOS, and the text of the
+        verdict that ends the response; see `judge.Judgments.example`.
       verdict_weight: weight of the verdict's tokens and EOS; tokens before have 1.
     """
+    prompt, response, verdict = example
     last = codec.verdict_tokens(response, verdict)
     weights = [1.0] * (len(response) - last) + [verdict_weight] * last
     return forest.path_tree(prompt + response, [0.0] * len(prompt) + weights)

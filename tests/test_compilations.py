@@ -4,7 +4,7 @@ import collections
 
 import jax
 import pytest
-from helpers import copy_run, quick_compiles
+from runs import copy_run
 
 from stepjax.lm import generate
 from stepjax.records import Question
@@ -15,9 +15,8 @@ PROBLEMS = 64
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    with quick_compiles():
-        yield copy_run(tmp_path_factory.mktemp("search") / "run")
+def run(quick_runs, tmp_path_factory):
+    return copy_run(tmp_path_factory.mktemp("search") / "run")
 
 
 @pytest.fixture

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
-from helpers import AtOnce, written
+from fakes import FakeSampler, random_parameters
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepjax.codec import Codec
 from stepjax.judge import (
     Request,
     blocks_by_first,
+    comparisons,
+    graded,
     in_batches,
     logprob_judge,
     make_judge,
@@ -24,20 +24,12 @@ from stepjax.judge import (
     writing_judge,
 )
 from stepjax.lm import model as lm
-from stepjax.lm import sharding, tokenizer
-from stepjax.lm.generate import Samples
-from stepjax.lm.sampler import Sampler
+from stepjax.lm.sampler import Sampler, make_decoding
+from stepjax.records import Comparison
 from stepjax.trajectory import Verdict
 from stepjax.worlds import arithmetic
 
 OPTIONS = {"max_tokens": 40, "temperature": 0.5, "top_p": 0.9, "seed": 11}
-
-
-@pytest.fixture(scope="session")
-def codec(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    arithmetic.train_tokenizer(directory)
-    return Codec(tokenizer.load(directory), arithmetic.templates())
 
 
 def calls(text):
@@ -145,59 +137,6 @@ def test_single_order_is_drawn_by_seed():
 SUM = "8*7+4*4+2*3+1"
 
 
-class FakeSampler(AtOnce):
-    """Stands in for `sampler.Sampler`; `respond(context text, question text)` answers.
-
-    A response is a text (generate) or the log-odds of A (logprob).
-    """
-
-    def __init__(self, codec, slots, respond):
-        self.codec, self.respond = codec, respond
-        self.held = [None] * slots
-        self.calls = []
-
-    def hold(self, wanted):
-        for slot, ids in wanted.items():
-            self.held[slot] = tuple(ids)
-
-    def _texts(self, groups, rows):
-        """(row place, context text, question text) of the rows in use."""
-        for g, (slot, group) in enumerate(zip(groups, rows, strict=True)):
-            context = self.codec.tokenizer.decode(self.held[slot])
-            for w, ids in enumerate(group):
-                if ids:
-                    yield g, w, context, self.codec.tokenizer.decode(ids)
-
-    def sample(self, prompts, paths, decoding, *, slots, **options):
-        shape, capacity = paths.shape[:2], decoding.budget
-        assert all(len(group) == shape[1] for group in prompts)
-        tokens, count = np.zeros((*shape, capacity), int), np.zeros(shape, int)
-        stopped, used = np.zeros(shape, bool), []
-        for g, w, context, question in self._texts(slots, prompts):
-            response = self.respond(context, question)
-            ids = self.codec.tokenizer.encode_line(response)
-            count[g, w], stopped[g, w] = written(decoding.stops, ids, capacity)
-            tokens[g, w, : count[g, w]] = ids[: count[g, w]]
-            used.append(tuple(paths[g, w].tolist()))
-        settings = decoding._asdict()
-        del settings["stops"]
-        self.calls.append((list(slots), used, options | settings))
-        return Samples(tokens, count, stopped, np.zeros(tokens.shape))
-
-    def score(self, rows, scored, *, vocab, slots, **options):
-        logps, used = np.zeros(scored.shape), []
-        verdicts = {self.codec.verdict(side): side for side in "AB"}
-        for g, w, context, _ in self._texts(slots, rows):
-            ids, size = rows[g][w], scored[g, w]
-            side = verdicts[tuple(ids[-size:])]
-            question = self.codec.tokenizer.decode(ids[:-size])
-            odds = self.respond(context, question)
-            logps[g, w] = -7 + odds / 2 * (1 if side == "A" else -1)
-            used.append((g, w))
-        self.calls.append((list(slots), used, options))
-        return logps
-
-
 def request(codec, slot, steps, candidates, number):
     return Request(
         slot=slot,
@@ -221,7 +160,7 @@ def requests_of_three_slots(codec):
     ]
 
 
-def prefer_right(context, question):
+def prefer_right(context, question, path):
     """Explains and prefers the right step; never parsed when 5 is shown first."""
     problem, *steps = context.strip("\n").split("\n")
     a, _, b, _ = question.strip("\n").split("\n")
@@ -248,7 +187,9 @@ def prefer_right(context, question):
 def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
     slots = FakeSampler(codec, 4, prefer_right)
     layout = {"rows": rows, "share": share}
-    judge = make_judge(slots, codec, mode="generate", score="sum", **layout, **OPTIONS)
+    judge = make_judge(
+        slots, codec, comparisons(), mode="generate", **layout, **OPTIONS
+    )
     requests = requests_of_three_slots(codec)
     verdicts = judge(requests)
     assert [[v[:3] for v in answers] for answers in verdicts] == [
@@ -261,12 +202,12 @@ def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
     assert verdicts[0][2].response == "I can not tell"
     assert verdicts[0][4].response == "Check: 9 0 [[B]]"
     # Contexts are shared, and only those that are asked about are computed.
-    assert slots.held[0] is None and slots.held[1] is None
+    assert slots.held[0] == slots.held[1] == ()
     assert slots.held[2] == codec.judge_context(SUM, [])
     assert slots.held[3] == codec.judge_context(SUM, requests[2].steps)
-    assert [call[0] for call in slots.calls] == groups
-    for _, _, options in slots.calls:
-        assert options == {
+    assert [batch.groups for batch in slots.batches] == groups
+    for batch in slots.batches:
+        assert batch.options == {
             "budget": 40,
             "vocab": codec.tokenizer.vocab_size,
             "share": (share,) if share > 1 else (),
@@ -280,10 +221,10 @@ def test_each_call_has_its_own_key_path(codec):
         slots = FakeSampler(codec, 4, prefer_right)
         layout = {"rows": rows, "share": share}
         judge = make_judge(
-            slots, codec, mode="generate", score="sum", **layout, **OPTIONS
+            slots, codec, comparisons(), mode="generate", **layout, **OPTIONS
         )
         judge(requests_of_three_slots(codec))
-        paths[rows] = [path for call in slots.calls for path in call[1]]
+        paths[rows] = [row.path for row in slots.asked]
     # The row's place does not count; the last 1 parts them from those of proposals.
     assert paths[1] == paths[3] == paths[6]
     assert len(set(paths[1])) == 8
@@ -294,7 +235,7 @@ def test_each_call_has_its_own_key_path(codec):
 def test_response_that_is_cut_off_is_unparsed(codec):
     slots = FakeSampler(codec, 4, prefer_right)
     options = OPTIONS | {"max_tokens": 4}
-    judge = make_judge(slots, codec, mode="generate", score="sum", rows=2, **options)
+    judge = make_judge(slots, codec, comparisons(), mode="generate", rows=2, **options)
     verdicts = judge(requests_of_three_slots(codec))
     assert [v.winner for answers in verdicts for v in answers] == [None] * 8
     assert verdicts[0][0].response == "Check: 0 5"
@@ -302,7 +243,9 @@ def test_response_that_is_cut_off_is_unparsed(codec):
 
 def test_calls_can_be_named_and_single_asks_one_order(codec):
     slots = FakeSampler(codec, 4, prefer_right)
-    judge = make_judge(slots, codec, mode="generate", score="single", rows=2, **OPTIONS)
+    judge = make_judge(
+        slots, codec, comparisons("single"), mode="generate", rows=2, **OPTIONS
+    )
     requests = requests_of_three_slots(codec)
     named = judge(requests, [[(2, 0)], [], [(1, 0), (0, 1)]])
     assert [[v[:3] for v in answers] for answers in named] == [
@@ -320,13 +263,13 @@ def test_calls_can_be_named_and_single_asks_one_order(codec):
 
 @pytest.mark.parametrize(("rows", "share"), [(1, 1), (2, 1), (30, 1), (2, 2), (30, 5)])
 def test_log_odds_decide_in_logprob_mode(codec, rows, share):
-    def odds(context, question):
+    def odds(context, question, path):
         a, _, b, _ = question.strip("\n").split("\n")
         return (int(b[8] == "5") - int(a[8] == "5")) * 2.5 + len(context) / 64 - 0.5
 
     slots = FakeSampler(codec, 4, odds)
     layout = {"rows": rows, "share": share}
-    judge = make_judge(slots, codec, mode="logprob", score="sum", **layout, **OPTIONS)
+    judge = make_judge(slots, codec, comparisons(), mode="logprob", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)
     verdicts = judge(requests)
     low, middle, high = "-2.781250", "-0.281250", "2.218750"  # 14 characters
@@ -343,9 +286,9 @@ def test_log_odds_decide_in_logprob_mode(codec, rows, share):
         [Verdict(0, 1, "A", "0.218750"), Verdict(1, 0, "A", "0.218750")],  # 46
     ]
     # Two rows a judgment, one for each verdict: they share its question.
-    assert sum(len(call[1]) for call in slots.calls) == 16
+    assert len(slots.asked) == 16
     levels = (2,) if share == 1 else (2 * share, 2)
-    assert all(call[2]["share"] == levels for call in slots.calls)
+    assert all(batch.options["share"] == levels for batch in slots.batches)
 
 
 def test_unknown_mode_is_refused(codec):
@@ -353,8 +296,8 @@ def test_unknown_mode_is_refused(codec):
         make_judge(
             FakeSampler(codec, 1, None),
             codec,
+            comparisons(),
             mode="vote",
-            score="sum",
             rows=1,
             **OPTIONS,
         )
@@ -364,9 +307,9 @@ def test_unknown_mode_is_refused(codec):
 
 
 def test_calls_are_laid_out_in_blocks_of_one_first_candidate():
-    calls = [(0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
-    assert blocks_by_first(calls, 3, 1) == [calls[:3], [*calls[3:], None]]
-    assert blocks_by_first(calls, 4, 2) == [
+    asked = [(0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
+    assert blocks_by_first(asked, 3, 1) == [asked[:3], [*asked[3:], None]]
+    assert blocks_by_first(asked, 4, 2) == [
         [(0, 1), (0, 2), (1, 0), None],
         [(2, 0), (2, 1), None, None],
     ]
@@ -377,18 +320,18 @@ def test_the_next_batch_is_begun_before_the_last_one_is_read(codec):
     log = []
 
     def ask(batch):
-        calls = [call for _, group in batch for call in group if call]
-        log.append(("begin", calls))
+        asked = [call for _, group in batch for call in group if call]
+        log.append(("begin", asked))
 
         def finish():
-            log.append(("read", calls))
+            log.append(("read", asked))
             return [[(None, f"{c}") for c in group if c] for _, group in batch]
 
         return finish
 
     requests = [request(codec, slot, [], [], 0) for slot in (3, 0, 2)]
-    asked = [[(0, 1), (1, 0), (2, 0)], [], [(4, 3), (3, 4)]]
-    verdicts = in_batches(ask, requests, asked, rows=2, share=1, size=1)
+    named = [[(0, 1), (1, 0), (2, 0)], [], [(4, 3), (3, 4)]]
+    verdicts = in_batches(ask, requests, named, rows=2, share=1, size=1)
     batches = [[(0, 1), (1, 0)], [(2, 0)], [(4, 3), (3, 4)]]
     assert log == [
         ("begin", batches[0]),
@@ -398,22 +341,25 @@ def test_the_next_batch_is_begun_before_the_last_one_is_read(codec):
         ("read", batches[1]),
         ("read", batches[2]),
     ]
-    assert verdicts == [[Verdict(*c, None, f"{c}") for c in line] for line in asked]
+    assert verdicts == [[Verdict(*c, None, f"{c}") for c in line] for line in named]
     assert in_batches(ask, [], [], rows=2, share=1, size=1) == []
 
 
-def test_a_writing_judge_waits_only_when_it_is_read(codec):
-    caches = FakeSampler(codec, 4, prefer_right)
-    caches.hold({2: codec.judge_context(SUM, [])})
-    waits = []
-    begin = caches.start
+def test_a_writing_judge_waits_only_when_it_is_read(codec, monkeypatch):
+    sampler, waits = FakeSampler(codec, 4, prefer_right), []
+    sampler.hold({2: codec.judge_context(SUM, [])})
+    begin = sampler.start
 
     def start(*args, **options):
         finish = begin(*args, **options)
         return lambda: (waits.append(1), finish())[1]
 
-    caches.start = start
-    ask = writing_judge(caches, codec, score="sum", share=1, **OPTIONS)
+    monkeypatch.setattr(sampler, "start", start)
+    judgments = comparisons()
+    ends = judgments.ends(codec.templates)
+    assert ends == ("[[A]]", "[[B]]")
+    decoding = make_decoding(codec.tokenizer, ends, **OPTIONS)
+    ask = writing_judge(sampler, codec, judgments, decoding, share=1)
     three = requests_of_three_slots(codec)[0]
     finish = ask([(three, [(0, 1), (1, 0)]), (three, [(2, 1), None])])
     assert waits == []
@@ -425,41 +371,63 @@ def test_a_writing_judge_waits_only_when_it_is_read(codec):
 
 
 def test_a_logprob_judge_scores_both_verdicts_of_each_call(codec):
-    caches = FakeSampler(codec, 4, lambda context, question: int(question[14]) - 1)
-    caches.hold({2: codec.judge_context(SUM, [])})
-    ask = logprob_judge(caches, codec, share=1)
+    sampler = FakeSampler(codec, 4, lambda context, prompt, _: int(prompt[14]) - 1)
+    sampler.hold({2: codec.judge_context(SUM, [])})
+    ask = logprob_judge(sampler, codec, comparisons(), share=1)
     three = requests_of_three_slots(codec)[0]
     assert ask([(three, [(0, 1), None, (1, 0)])])() == [
         [("B", "-1.000000"), ("A", "4.000000")]
     ]
-    # Places 2 and 3 are those of the padding, where nothing is scored.
-    assert caches.calls == [
-        (
-            [2],
-            [(0, 0), (0, 1), (0, 4), (0, 5)],
-            {"share": (2,)},
-        )
-    ]
+    (batch,) = sampler.batches
+    # Two rows per call, none for the padding between them.
+    assert [row.prompt[14] for row in batch.rows] == ["0", "0", "5", "5"]
+    assert batch.groups == [2] and batch.options["share"] == (2,)
+
+
+# What is asked.
+
+
+def test_an_eft_row_is_an_example_and_a_held_out_question(codec):
+    steps, a, b = ("Step 1: 8*7+4=0",), "Step 2: 0*4+2=2", "Step 2: 0*4+2=5"
+    row = Comparison("r", SUM, steps, a, b, "B", "Check: ")
+    judgments = comparisons()
+    assert judgments.record is Comparison
+    prompt, response, verdict = judgments.example(codec, row)
+    assert (prompt, response) == codec.comparison(row) and verdict == "[[B]]"
+    ids, candidates, gold = judgments.held_out(codec, row)
+    assert ids == (codec.step(steps[0]),) and gold == "B"
+    assert candidates == (codec.step(a), codec.step(b))
+    asked = Request(0, "r", SUM, ids, candidates, (0, 0, 2, 0))
+    question = judgments.question(codec, asked, (0, 1))
+    assert judgments.context(codec, SUM, ids) + question == prompt
+
+
+def test_calls_with_one_right_candidate_are_graded_by_hand():
+    verdicts = calls("01A 10A 02- 20B 12A 21B")
+    # 1 and 2 are of equal worth: their two calls have no right answer.
+    assert graded(verdicts, [True, False, False]) == [True, False, False, True]
+    assert graded(verdicts, [True, True, True]) == graded([], []) == []
 
 
 # The judge with a real, random model: verdicts are what a plain forward says.
 
 
 @pytest.mark.parametrize(("rows", "share"), [(3, 1), (4, 2)])
-def test_logprob_verdicts_equal_a_plain_forward_pass(codec, rows, share):
-    config = lm.ModelConfig(128, 32, 2, 4, 2, 8, 48)
+def test_logprob_verdicts_equal_a_plain_forward_pass(codec, one_device, rows, share):
+    config = lm.ModelConfig(
+        vocab_size=128,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+    )
     model = lm.Decoder(config)
-    shapes = nn.meta.unbox(lm.abstract_params(model))
-    rng = np.random.default_rng(5)
-    params = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes
-    )
-    mesh = jax.sharding.Mesh(
-        np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES
-    )
-    slots = Sampler(model, params, mesh, 4, 96)
+    params = random_parameters(lm.abstract_params(model), seed=5)
+    slots = Sampler(model, params, one_device, 4, 96)
     layout = {"rows": rows, "share": share}
-    judge = make_judge(slots, codec, mode="logprob", score="sum", **layout, **OPTIONS)
+    judge = make_judge(slots, codec, comparisons(), mode="logprob", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)
 
     @jax.jit

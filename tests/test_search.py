@@ -4,11 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from fakes import by_rank
 
 from stepjax import search
-from stepjax.codec import Codec
-from stepjax.judge import ordered_pairs
-from stepjax.lm import tokenizer
+from stepjax.judge import comparisons, ordered_pairs
 from stepjax.propose import Reader
 from stepjax.records import Question
 from stepjax.search import transition
@@ -20,16 +19,8 @@ from stepjax.trajectory import (
     Verdict,
     hash_id,
 )
-from stepjax.worlds import arithmetic
 
 QUESTION = Question("q-1", "spell it")
-
-
-@pytest.fixture(scope="session")
-def codec(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    arithmetic.train_tokenizer(directory)
-    return Codec(tokenizer.load(directory), arithmetic.templates())
 
 
 def step(text, count=1, logp=-1.0, finished=False):
@@ -38,15 +29,6 @@ def step(text, count=1, logp=-1.0, finished=False):
 
 def proposal(*candidates, malformed=0):
     return Proposal(tuple(candidates), malformed)
-
-
-def by_rank(*ranks):
-    """Verdicts of all ordered pairs; the higher rank wins, equal ones are unparsed."""
-    verdicts = []
-    for a, b in ordered_pairs(len(ranks), "sum", ()):
-        gap = ranks[a] - ranks[b]
-        verdicts.append(Verdict(a, b, "A" if gap > 0 else "B" if gap < 0 else None))
-    return verdicts
 
 
 def always_first(count):
@@ -185,7 +167,10 @@ def test_unparsed_verdicts_count_for_nobody():
     for score in ("sum", "consistent", "single"):
         unparsed = [v._replace(winner=None) for v in verdicts]
         state = transition(
-            State(QUESTION), proposal(step("a"), step("b")), unparsed, score=score
+            State(QUESTION),
+            proposal(step("a"), step("b")),
+            unparsed,
+            scores=comparisons(score).scores,
         )
         assert state.expansions[0].scores == (0, 0)
         assert state.expansions[0].action == "resample"
@@ -203,7 +188,12 @@ def test_reading_of_equation_2_decides():
     ]
     candidates = step("a"), step("b"), step("c")
     results = {
-        score: transition(State(QUESTION), proposal(*candidates), verdicts, score=score)
+        score: transition(
+            State(QUESTION),
+            proposal(*candidates),
+            verdicts,
+            scores=comparisons(score).scores,
+        )
         for score in ("sum", "consistent")
     }
     assert results["sum"].expansions[0].scores == (2, 3, 1)
@@ -288,7 +278,12 @@ def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match="on_tie='forward'"):
         transition(State(QUESTION), proposal(step("a")), [], on_tie="forward")
     with pytest.raises(ValueError, match="score='mean'"):
-        transition(State(QUESTION), proposal(step("a")), [], score="mean")
+        transition(
+            State(QUESTION),
+            proposal(step("a")),
+            [],
+            scores=comparisons("mean").scores,
+        )
 
 
 # From sampled rows to candidates, with the world's tokenizer.

@@ -1,4 +1,4 @@
-"""Ratings of whole solutions in the arithmetic world, for the baseline `stepjax.srlm`."""
+"""Ratings of whole solutions in the arithmetic world, for `stepjax.srlm`."""
 
 import random
 from collections.abc import Sequence
