@@ -26,7 +26,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
-_UNROLLED = 4  # models of at most so many layers are unrolled: faster on a CPU
+_UNROLLED = 4  # models of at most this many layers are unrolled: faster on a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,9 @@ class ModelConfig:
       qkv_bias: biases on queries, keys and values (Qwen2: True, Llama: False).
       tie_embeddings: the unembedding is the embedding.
       dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
-      remat: what the backward pass computes again, one of `REMAT`: "none"; "full",
-        each block from its input; "attention", likewise but for the output of
-        attention (on TPU); "dots", all but the products with parameters.
+      remat: what the backward pass computes again, one of `REMAT`. "none": nothing.
+        "full": each block from its input. "attention": like "full", but the output of
+        attention is kept (for TPU). "dots": all but the products with parameters.
       attention: how forest rows attend, one of `attention.KINDS`.
       embedding_std: standard deviation of a random embedding.
       init_std: standard deviation of every other random matrix.
@@ -197,9 +197,9 @@ class Block(nn.Module):
 def _spread(x: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
     """Splits states of forest rows by rows and, over `tensor`, by tokens.
 
-    That is how the residual stream lies, which the backward pass keeps of every
+    The residual stream is split like this because the backward pass keeps it for every
     layer. Products split over `tensor` gather their inputs (`_whole`) and scatter
-    their sums, which costs what summing them everywhere would cost (sequence
+    their sums. That moves as many bytes as summing them on every device would (sequence
     parallelism, arXiv 2205.05198).
     """
     return sharding.exchange(x, mesh, _stream(x, mesh), (sharding.ROWS,))
@@ -230,8 +230,8 @@ class Decoder(nn.Module):
 
     Attributes:
       config: shape and numerics.
-      mesh: keeps activations of forest rows split by rows, so that parameters are
-        gathered layer by layer; None leaves their sharding to XLA.
+      mesh: activations of forest rows stay split over its rows, so that parameters
+        are gathered one layer at a time; None leaves the sharding to XLA.
     """
 
     config: ModelConfig
@@ -296,7 +296,7 @@ class Decoder(nn.Module):
 
 
 def unroll(config: ModelConfig) -> int:
-    """Returns how many layers of the scan over layers are one turn."""
+    """Returns how many layers one iteration of the scan over layers computes."""
     return _UNROLLED if config.num_layers <= _UNROLLED else 1
 
 
@@ -314,9 +314,10 @@ def unembedding(params: Any) -> jax.Array:
 
 
 def frozen(params: Any, dtype: str) -> Any:
-    """Returns a copy of parameters in the compute type, for a model that only runs.
+    """Returns a copy of parameters in the compute type, for sampling and scoring.
 
-    The decoder computes the same bits from it: it casts every parameter before use.
+    The decoder computes the same bits from the copy, because it casts every parameter
+    before use.
 
     Args:
       params: any tree of arrays.

@@ -36,11 +36,13 @@ class Program(NamedTuple):
       ideal: FLOPs of a chip with nothing executed twice and no attention.
       moved: bytes of HBM that a chip cannot do without.
       arguments: bytes of a chip that its arguments take.
-      beside: bytes of a chip that other arrays of the stage take meanwhile.
+      beside: bytes that the stage's other arrays hold on a chip at the same time.
       seen: share of the attention kernel's blocks that are not skipped.
       rows: forest rows and tokens of each, of training.
-      sequences: that a chip samples in a turn; figures are of one turn.
-      loops: over new tokens, one after another; FLOPs of a turn are their mean.
+      sequences: rows that a chip decodes at once; the figures of a program that
+        samples are per decoding step.
+      loops: while-loops of the decoding, which run in turn; FLOPs of a decoding step
+        are their mean.
     """
 
     name: str
@@ -333,9 +335,16 @@ class Sampling(NamedTuple):
         return Program(name, traced, self.model.mesh.size, ideal, taken, taken, beside)
 
     def sample(self, name, contexts, layout, fed, new, beside) -> Program:
-        """Returns the program that samples; FLOPs and bytes are those of one turn.
+        """Returns the program that samples; figures are per decoding step.
 
-        `layout` is (rows, rows of them that share the first half of what is fed).
+        Args:
+          name: of the program.
+          contexts: shapes from `contexts`.
+          layout: rows of a group, and how many consecutive rows share the first half
+            of what is fed.
+          fed: prompt tokens of a row.
+          new: most new tokens of a row.
+          beside: see `Program`.
         """
         slots, capacity = self.slots, contexts.key.shape[3]
         width, share = layout
