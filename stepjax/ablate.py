@@ -14,7 +14,6 @@ in each iteration as self-judging did:
     DIR/ablation.json  ablation.md  ablation.png
 """
 
-import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -23,11 +22,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 from stepjax import iterate
-from stepjax.evaluation import tables
-from stepjax.lm import checkpoint, hosts
+from stepjax.evaluation import intervals, tables
+from stepjax.lm import files, hosts
 from stepjax.run import rundir
 
 ARMS = ("self", "random", "oracle", "sft", "srlm")
@@ -38,7 +36,7 @@ _TITLES = {
     "sft": "more SFT",
     "srlm": "SRLM (whole solutions)",
 }
-_MEASURES = {  # part of `summary.results` and name of its metric
+_MEASURES = {  # part of `tables.results` and name of its metric
     "greedy": ("greedy", "accuracy"),
     "search": ("search", "accuracy"),
     "unseen": ("unseen", "accuracy"),
@@ -91,7 +89,7 @@ def ablate(
     }
     text = table(found)
     if hosts.first():
-        checkpoint.write_json(folder / "ablation.json", {"seeds": seeds, "arms": found})
+        files.write_json(folder / "ablation.json", {"seeds": seeds, "arms": found})
         (folder / "ablation.md").write_text(text, encoding="utf-8")
         plot(found, folder / "ablation.png")
         print(text)
@@ -127,7 +125,7 @@ def arm_config(
 
 def _updates(run: pathlib.Path, iterations: int) -> tuple[int, ...]:
     numbers = range(2, iterations + 2)
-    made = [checkpoint.read_json(run / f"M{n}" / "manifest.json") for n in numbers]
+    made = [files.read_json(run / f"M{n}" / "manifest.json") for n in numbers]
     updates = tuple(manifest["counts"]["updates"] for manifest in made)
     if 0 in updates:
         raise ValueError(
@@ -144,19 +142,6 @@ def _measured(run: pathlib.Path, models: int) -> dict[str, list[float | None]]:
         measure: [part.get(mode, {}).get("metrics", {}).get(name) for part in parts]
         for measure, (mode, name) in _MEASURES.items()
     }
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Returns mean, low and high of the 95 % t-interval over seeds.
-
-    Args:
-      values: one for each seed; of a single one the interval is infinite.
-    """
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return mean, -math.inf, math.inf
-    spread = np.std(values, ddof=1) / math.sqrt(count) * stats.t.ppf(0.975, count - 1)
-    return mean, mean - float(spread), mean + float(spread)
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -176,7 +161,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     for arm, runs in found.items():
         greedy = np.array([run["greedy"] for run in runs])  # [seeds, models]
         gains = 100 * (greedy[:, -1] - greedy[:, 0])
-        mean, low, high = mean_and_interval(gains)
+        mean, low, high = intervals.mean_and_interval(gains)
         line = [_TITLES[arm], *(f"{100 * x:.1f}" for x in greedy.mean(0))]
         line += [f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"]
         line += [" ".join(f"{gain:+.1f}" for gain in gains)]
@@ -207,7 +192,10 @@ def plot(found: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
         for seed in greedy:
             axes.plot(at, seed, color=color, alpha=0.25, linewidth=0.8)
         mean = greedy.mean(0)
-        spread = [mean_and_interval(column)[2] - column.mean() for column in greedy.T]
+        spread = [
+            intervals.mean_and_interval(column)[2] - column.mean()
+            for column in greedy.T
+        ]
         bars = spread if len(runs) > 1 else None
         offset = 0.04 * (number - (len(found) - 1) / 2)  # so that bars do not overlap
         axes.errorbar(

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -106,6 +107,55 @@ def fitting(
             f"train.row_length={row_length}. Raise train.row_length."
         )
     return kept, dropped
+
+
+class Examples(NamedTuple):
+    """What SFT trains on.
+
+    Attributes:
+      trees: "ift" and "eft" → the rows that fit a row of training.
+      dropped: ids of the rows that are too long.
+    """
+
+    trees: dict[str, list[forest.Tree]]
+    dropped: list[str]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many rows "ift" and "eft" have."""
+        return {name: len(trees) for name, trees in self.trees.items()}
+
+
+def examples(
+    ift: Sequence[Solution],
+    eft: Sequence[Comparison | Rating],
+    codec: Codec,
+    *,
+    row_length: int,
+    verdict_weight: float,
+) -> Examples:
+    """Returns IFT and EFT rows as trees, without the rows that are too long.
+
+    Args:
+      ift: solutions.
+      eft: comparisons, or ratings of whole solutions.
+      codec: tokenizer and templates.
+      row_length: most tokens of an example.
+      verdict_weight: see `judgment_tree`.
+
+    Raises:
+      ValueError: when all rows of one kind are too long.
+    """
+    every = {
+        "ift": [solution_tree(codec, row) for row in ift],
+        "eft": [judgment_tree(codec, row, verdict_weight) for row in eft],
+    }
+    kept, dropped = {}, []
+    for name, rows in (("ift", ift), ("eft", eft)):
+        ids = [row.id for row in rows]
+        kept[name], too_long = fitting(every[name], ids, row_length, name)
+        dropped += too_long
+    return Examples(kept, dropped)
 
 
 def loss(params, reference, rows: forest.Rows, *, model):

@@ -13,12 +13,11 @@ import importlib.metadata
 import math
 from typing import NamedTuple
 
-import ml_collections
-
 from stepjax import tournament
 from stepjax.planning import flops, programs, slices
 from stepjax.planning.programs import Program
 from stepjax.run.monitor import text_table
+from stepjax.settings import Settings
 
 STAGES = ("sft", "dpo", "search", "all")
 
@@ -78,7 +77,7 @@ class Work(NamedTuple):
 
 
 def plan(
-    config: ml_collections.ConfigDict,
+    settings: Settings,
     topology: str,
     stage: str = "all",
     utilisation: float = 0.4,
@@ -87,7 +86,7 @@ def plan(
     """Returns the plan of a run as text.
 
     Args:
-      config: the settings.
+      settings: of the run.
       topology: a grid name ("v5p:2x2x2") or a Cloud name ("v5p-16").
       stage: one of `STAGES`.
       utilisation: share of the chips' peak or bandwidth that is reached, for times.
@@ -100,21 +99,21 @@ def plan(
         raise ValueError(f"--stage={stage!r}; expected one of {STAGES}.")
     if not 0 < utilisation <= 1:
         raise ValueError(f"--utilisation={utilisation}; expected above 0, at most 1.")
-    where = slices.topology(topology)
+    tpu_slice = slices.topology(topology)
     stages = STAGES[:-1] if stage == "all" else (stage,)
-    devices = slices.devices(where)
-    chip = slices.CHIPS[where.family]
-    host = slices.host_devices(where, devices)
-    traced = programs.programs(config, devices, stages, host)
+    devices = slices.devices(tpu_slice)
+    chip = slices.CHIPS[tpu_slice.family]
+    host = slices.host_devices(tpu_slice, devices)
+    traced = programs.programs(settings, devices, stages, host)
     found = [compiled(program, chip) for program in traced]
-    parts = [_title(config, where, devices), _table(found)]
+    parts = [_title(settings, tpu_slice, devices), _table(found)]
     parts += [f"{p.program.name}: {p.fit.refused}" for p in found if p.fit.refused]
     if stage == "all":
-        parts.append(_whole_run(config, where, found, utilisation))
+        parts.append(_whole_run(settings, tpu_slice, found, utilisation))
     if suggest:
-        best = smallest(config, where.family, stages)
+        best = smallest(settings, tpu_slice.family, stages)
         parts.append(
-            f"smallest listed {where.family} slice that fits: "
+            f"smallest listed {tpu_slice.family} slice that fits: "
             + (f"{best} ({best.cloud}, {best.chips} chips)" if best else "none")
         )
     parts.append(
@@ -130,7 +129,7 @@ def compiled(program: Program, chip: slices.Chip) -> Planned:
 
 
 def counted(program: Program) -> flops.Flops:
-    """Returns the FLOPs of a chip: of a call, or of a turn where it samples."""
+    """Returns the FLOPs of a chip: of a call, or of a turn tpu_slice it samples."""
     all_ = flops.count(program.traced, program.devices, turns=1 / program.loops)
     if not program.sequences:
         return all_
@@ -139,37 +138,37 @@ def counted(program: Program) -> flops.Flops:
 
 
 def smallest(
-    config: ml_collections.ConfigDict, family: str, stages: tuple[str, ...]
+    settings: Settings, family: str, stages: tuple[str, ...]
 ) -> slices.Topology | None:
     """Returns the smallest listed slice that every program fits, None when none does.
 
     The settings' mesh must leave an axis open (-1), and slots must divide.
     """
     chip = slices.CHIPS[family]
-    for where in slices.listed(family):
+    for tpu_slice in slices.listed(family):
         try:
-            devices = slices.devices(where)
-            host = slices.host_devices(where, devices)
-            todo = list(programs.programs(config, devices, stages, host))
+            devices = slices.devices(tpu_slice)
+            host = slices.host_devices(tpu_slice, devices)
+            todo = list(programs.programs(settings, devices, stages, host))
         except ValueError:
             continue  # this slice does not divide the batch or the heads
         if any(p.arguments + p.beside > chip.memory for p in todo):
             continue
         if all(compiled(program, chip).fits for program in todo):
-            return where
+            return tpu_slice
     return None
 
 
 # --- text ----------------------------------------------------------------------------
 
 
-def _title(config, where: slices.Topology, devices: list) -> str:
-    mesh = ", ".join(f"{name} {size}" for name, size in config.mesh.items())
+def _title(settings, tpu_slice: slices.Topology, devices: list) -> str:
+    mesh = ", ".join(f"{name} {size}" for name, size in settings.mesh._asdict().items())
     hosts = len({device.process_index for device in devices})
     version = importlib.metadata.version("libtpu")
     return (
-        f"{where} = {where.cloud}: {where.chips} chips, {hosts} hosts; mesh {mesh}; "
-        f"libtpu {version}"
+        f"{tpu_slice} = {tpu_slice.cloud}: {tpu_slice.chips} chips, {hosts} hosts; "
+        f"mesh {mesh}; libtpu {version}"
     )
 
 
@@ -200,15 +199,15 @@ def _table(found: list[Planned]) -> str:
     return text_table(rows)
 
 
-def _whole_run(config, where, found: list[Planned], utilisation: float) -> str:
+def _whole_run(settings, tpu_slice, found: list[Planned], utilisation: float) -> str:
     work, times = Work(), {}
     by_name = {item.program.name: item for item in found}
-    length = config.train.row_length
+    length = settings.train.row_length
 
     def training(name: str, examples: int, tokens: float, batch: int):
         """Updates whose batches fill as many rows as their tokens need."""
         rows = max(1, math.ceil(batch * tokens / length))
-        ways = where.chips // config.mesh.tensor
+        ways = tpu_slice.chips // settings.mesh.tensor
         full = math.ceil(batch / ways) * ways
         share = math.ceil(rows / ways) * ways / full
         updates = math.ceil(examples / batch)
@@ -216,27 +215,27 @@ def _whole_run(config, where, found: list[Planned], utilisation: float) -> str:
 
     solution = work.prompt + work.steps * work.step_tokens
     judgment = work.judge_prompt + solution / 2 + 2 * work.step_tokens
-    phase = config.sft.phases[0]
+    phase = settings.sft.phases[0]
     epochs = max(phase.epochs, 1)
     examples = work.ift + work.eft
     mean = work.ift * solution + work.eft * (judgment + work.explanation)
     batch = phase.batch_size
     times["SFT: M1"] = [training("sft", examples * epochs, mean / examples, batch)]
-    width, slots, judge = config.search.width, config.search.slots, config.judge
+    width, slots, judge = settings.search.width, settings.search.slots, settings.judge
     rounds = tournament.rounds(judge.schedule, width, judge.score)
     rows, share = tournament.rows_of_a_call(
         judge.schedule, width, judge.score, judge.rows
     )
-    layers, _ = programs.weights_of(programs.model_config(config))
-    speed = slices.CHIPS[where.family].flops
-    ways = config.search.tensor or config.mesh.tensor
-    for number in range(1, config.iterations + 1):
-        questions = config.data.questions[number - 1]
+    layers, _ = programs.weights_of(programs.model_config(settings))
+    speed = slices.CHIPS[tpu_slice.family].flops
+    ways = settings.sampling_tensor
+    for number in range(1, settings.iterations + 1):
+        questions = settings.data.questions[number - 1]
         calls = math.ceil(questions * work.steps / slots)
         steps = [(calls * work.step_tokens, by_name["search: candidates"].seconds)]
         # Contexts: of solving (its steps are appended, not read), and of judging.
         tokens = questions * (work.prompt + work.judge_prompt + solution)
-        steps.append((1, 2 * layers * tokens / where.chips / speed))
+        steps.append((1, 2 * layers * tokens / tpu_slice.chips / speed))
         if "judge: judgments" in by_name:
             judged = by_name["judge: judgments"]
             asked = sum(math.ceil(n / rows) for n in rounds)
@@ -247,15 +246,15 @@ def _whole_run(config, where, found: list[Planned], utilisation: float) -> str:
             steps.append((calls * asked, 2 * layers * tokens / ways / speed))
         times[f"search: M{number}"] = steps
         tree = work.prompt + 2 * work.steps * work.step_tokens  # of a solution
-        update = questions * work.steps, tree / work.steps, config.dpo.batch_size
+        update = questions * work.steps, tree / work.steps, settings.dpo.batch_size
         passes = [name for name in ("dpo", "dpo: reference") if name in by_name]
         times[f"DPO: M{number + 1}"] = [training(name, *update) for name in passes]
     rows, total = [], 0.0
     for name, steps in times.items():
         seconds = sum(count * each for count, each in steps) / utilisation
         total += seconds
-        rows.append(_hours(name, f"{steps[0][0]}", seconds, where.chips))
-    rows.append(_hours("all", "", total, where.chips))
+        rows.append(_hours(name, f"{steps[0][0]}", seconds, tpu_slice.chips))
+    rows.append(_hours("all", "", total, tpu_slice.chips))
     assumed = ", ".join(f"{k} {v}" for k, v in work._asdict().items())
     return (
         text_table(rows)
