@@ -58,7 +58,7 @@ def ablate(
       config: settings of the method; `seed`, and what an arm changes, are set here.
       workdir: where run directories and results go.
       seeds: of the repetitions, all different.
-      arms: of `ARMS`; "self" is always run, first.
+      arms: some of `ARMS`; "self" always runs, before the other arms.
 
     Raises:
       ValueError: for unknown arms, seeds that repeat, or a self-judge without pairs.
@@ -80,18 +80,18 @@ def ablate(
             if arm != "srlm":
                 rundir.RunDirectory(settings, path).adopt_m1(own)
             iterate.run(settings, path)
-    found = {
+    measured = {
         arm: [
             _measured(folder / f"seed_{seed}" / arm, config.iterations + 1)
             for seed in seeds
         ]
         for arm in arms
     }
-    text = table(found)
+    text = table(measured)
     if hosts.first():
-        files.write_json(folder / "ablation.json", {"seeds": seeds, "arms": found})
+        files.write_json(folder / "ablation.json", {"seeds": seeds, "arms": measured})
         (folder / "ablation.md").write_text(text, encoding="utf-8")
-        plot(found, folder / "ablation.png")
+        plot(measured, folder / "ablation.png")
         print(text)
     return text
 
@@ -125,8 +125,8 @@ def arm_config(
 
 def _updates(run: pathlib.Path, iterations: int) -> tuple[int, ...]:
     numbers = range(2, iterations + 2)
-    made = [files.read_json(run / f"M{n}" / "manifest.json") for n in numbers]
-    updates = tuple(manifest["counts"]["updates"] for manifest in made)
+    manifests = [files.read_json(run / f"M{n}" / "manifest.json") for n in numbers]
+    updates = tuple(manifest["counts"]["updates"] for manifest in manifests)
     if 0 in updates:
         raise ValueError(
             f"{run}: updates of the iterations are {updates}; expected pairs in each, "

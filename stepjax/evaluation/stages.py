@@ -1,6 +1,6 @@
 """The evaluation stages of a run: what a model is worth, and what training did to it.
 
-The only stages, with data preparation and the oracle judge, that read gold answers.
+They read gold answers. Besides them, only data preparation and the oracle judge do.
 Each writes ``eval/MODEL_BENCHMARK_MODE.json`` with its metrics and items.
 """
 
@@ -19,7 +19,7 @@ from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
 
 MODES = ("greedy", "unseen", "judge", "search", "training")
-_MOST_PAIRS = 512  # whose log-probabilities and divergence "training" looks at
+_MOST_PAIRS = 512  # the "training" mode measures drift on at most so many pairs
 
 
 def evaluate(
@@ -33,7 +33,7 @@ def evaluate(
     Args:
       run: the run.
       number: of the model.
-      modes: "greedy": accuracy on the benchmark; "unseen": likewise on the world's
+      modes: "greedy": accuracy on the benchmark; "unseen": accuracy on the world's
         problems of unseen steps; "judge": accuracy on held-out rows; "search":
         accuracy of test-time search, and of the judge on its samples; "training":
         the pairs that the model was trained on and what they did to it. Modes that
@@ -76,11 +76,11 @@ def evaluate(
 
 def _greedy(run: Run, number: int, params, file: pathlib.Path) -> dict:
     problems = records.read_jsonl(file, records.Problem)
-    slots = rollout.open_sampler(run, params(), run.settings.search.context_tokens)
+    sampler = rollout.open_sampler(run, params(), run.settings.search.context_tokens)
     name, mine = f"M{number} eval {file.stem}", hosts.share(problems)
     with run.monitor.progress(name, len(mine), "problem") as move:
         items = grading.greedy(
-            slots,
+            sampler,
             run.codec,
             mine,
             max_tokens=run.settings.eval.max_tokens,
@@ -124,30 +124,30 @@ def _search(run: Run, number: int, params, file: pathlib.Path) -> dict:
     problems = records.read_jsonl(file, records.Problem)
     problems = problems[: run.settings.eval.search_count or None]
     questions = [records.Question(p.id, p.problem) for p in problems]
-    name, found, mine = f"M{number} eval search", {}, hosts.share(questions)
+    name, closed, mine = f"M{number} eval search", {}, hosts.share(questions)
     with run.monitor.progress(name, len(mine), "problem") as move:
         for state in rollout.search_questions(run, params(), mine, 0):
-            found[state.question.id] = preferences.trajectory_row(state)
+            closed[state.question.id] = preferences.trajectory_row(state)
             move(1)
-    rows = _merged(run, [found[question.id] for question in mine], name)
+    rows = _merged(run, [closed[question.id] for question in mine], name)
     states = [preferences.trajectory_from_row(row) for row in rows]
-    made = grading.searched(states, problems, run.codec)
-    made["metrics"] |= preferences.summary(states)
+    graded = grading.searched(states, problems, run.codec)
+    graded["metrics"] |= preferences.summary(states)
     if run.is_right:
-        made["metrics"] |= diagnose.sampled_judgments(states, run.is_right)
-    return made
+        graded["metrics"] |= diagnose.sampled_judgments(states, run.is_right)
+    return graded
 
 
 def _training(run: Run, number: int, params, file: pathlib.Path) -> dict:
-    del params  # those for training are needed, of two models
+    del params  # drift needs two models, with the parameters of training
     metrics: dict[str, Any] = {}
     pairs = records.read_jsonl(file, preferences.Pair)
     if run.is_right:
         searched = records.read_objects(file.with_name("search.jsonl"))
-        found = [preferences.trajectory_from_row(row) for _, row in searched]
-        states = {state.question.id: state for state in found}
-        metrics |= diagnose.pair_quality(pairs, states, run.is_right)
-        metrics |= diagnose.sampled_judgments(found, run.is_right)
+        states = [preferences.trajectory_from_row(row) for _, row in searched]
+        by_id = {state.question.id: state for state in states}
+        metrics |= diagnose.pair_quality(pairs, by_id, run.is_right)
+        metrics |= diagnose.sampled_judgments(states, run.is_right)
     row_length = run.settings.train.row_length
     kept, _ = dpo.fitting_pairs([pair.ids() for pair in pairs], row_length)
     warnings: list[str] = []
@@ -164,7 +164,7 @@ def _training(run: Run, number: int, params, file: pathlib.Path) -> dict:
 
 
 def _step_lengths(run: Run, number: int) -> tuple[float, float]:
-    """Tokens a step of greedy solutions of M`number - 1` and M`number`; 0 unknown."""
+    """Returns tokens per step of greedy solutions before and after; 0 is unknown."""
 
     def length(model: int) -> float:
         path = run.dir.path / "eval" / f"M{model}_test_greedy.json"
