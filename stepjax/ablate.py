@@ -7,8 +7,8 @@ in each iteration as self-judging did:
     random   verdicts are coins
     oracle   verdicts are gold: an upper bound, not self-rewarding
     sft      more supervised fine-tuning, no preferences
-    srlm     whole solutions scored one by one (arXiv 2401.10020); its M1 learns to
-             rate solutions instead of comparing steps, from the same problems
+    srlm     the judge rates whole solutions one by one (arXiv 2401.10020); its M1
+             learns this from the same problems instead of comparing steps
 
     DIR/seed_0/self  DIR/seed_0/random ...   run directories, see `stepjax.iterate`
     DIR/ablation.json  ablation.md  ablation.png

@@ -127,7 +127,7 @@ def search(run: Run, number: int) -> None:
     """Lets M`number` search the questions of its iteration, and makes its pairs."""
     name, folder = f"questions_{number}", run.dir.model(number)
     inputs = run.dir.made_by(number) | run.dir.data(name)
-    stage = run.dir.stage("search", folder / "search.json", inputs, "search.partial*")
+    stage = run.dir.stage("search", folder / "search.json", inputs, "*search.partial*")
     if stage.done:
         return
     questions = run.dir.read(name, records.Question)

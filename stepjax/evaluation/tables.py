@@ -22,7 +22,7 @@ def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
       models: M0 ... M`models`.
 
     Returns:
-      Three tables: models, iterations, seconds. A cell is "-" when its stage did not run.
+      Three tables: models, iterations, seconds; "-" where a stage did not run.
     """
     parts = [results(workdir, number) for number in range(models + 1)]
     found = [number for number in range(models + 1) if parts[number]]

@@ -33,14 +33,14 @@ class Program(NamedTuple):
       name: stage and what it does.
       traced: by ``jax.jit(...).trace``, with shardings of the slice.
       devices: chips that run it together.
-      ideal: FLOPs of a chip with nothing executed twice and no attention.
-      moved: bytes of HBM that a chip cannot do without.
-      arguments: bytes of a chip that its arguments take.
-      beside: bytes of a chip that other arrays of the stage take meanwhile.
+      ideal: FLOPs per chip if nothing were executed twice, without attention.
+      moved: bytes per chip that must at least be moved from or to HBM.
+      arguments: bytes per chip that its arguments take.
+      beside: bytes per chip that the stage's other arrays take at the same time.
       seen: share of the attention kernel's blocks that are not skipped.
-      rows: forest rows and tokens of each, of training.
-      sequences: that a chip samples in a turn; figures are of one turn.
-      loops: over new tokens, one after another; FLOPs of a turn are their mean.
+      rows: (forest rows of one update, tokens of each row), of training.
+      sequences: rows that a chip decodes at once; figures are then per decoding step.
+      loops: while-loops of the decoding; the FLOPs of a step are their mean.
     """
 
     name: str
@@ -74,7 +74,7 @@ def model_config(settings: Settings) -> lm.ModelConfig:
 
 
 def weights_of(config: lm.ModelConfig) -> tuple[int, int]:
-    """Returns the matrix parameters (of all layers, of the unembedding)."""
+    """Counts matrix parameters: (those of all layers, those of the unembedding)."""
     width, size = config.hidden_size, config.head_dim
     heads = 2 * config.num_heads + 2 * config.num_kv_heads
     layer = width * heads * size + 3 * width * config.intermediate_size
@@ -93,7 +93,7 @@ def programs(
       settings: of the run.
       devices: of the slice.
       stages: of "sft", "dpo" and "search".
-      host: devices of one of its hosts, which sample on their own; None for all.
+      host: devices of one of its hosts, since each host samples alone; None for all.
 
     Raises:
       ValueError: when a mesh does not fit the devices or the model.
