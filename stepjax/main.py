@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
 def _settings() -> ml_collections.ConfigDict:
     """Returns the settings of --config, or of the run directory."""
     from stepjax.config import from_dict
-    from stepjax.lm.checkpoint import read_json
+    from stepjax.lm.files import read_json
 
     if _config.value is not None:
         return _config.value.copy_and_resolve_references()  # raises if not loaded
@@ -123,7 +123,9 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
 
     hosts.start(_hosts.value)
     from stepjax import iterate
+    from stepjax.evaluation import stages
     from stepjax.lm import export
+    from stepjax.run.run import Run
 
     if command == "run":
         iterate.run(config, _workdir.value)
@@ -137,23 +139,23 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
     number = _number(command, config)
     if command == "export" and not _out.value:
         raise ValueError("--out is missing; expected the folder to write")
-    run = iterate.Run(config, _workdir.value)
+    run = Run(config, _workdir.value)
     if command == "sft":
-        run.sft()
+        iterate.sft(run)
     elif command == "search":
-        run.search(number)
+        iterate.search(run, number)
     elif command == "dpo":
-        run.dpo(number)
+        iterate.dpo(run, number)
     elif command == "eval":
         modes = _modes[:-1] if _mode.value == "all" else (_mode.value,)
-        found = run.evaluate(number, modes, _benchmark.value)
-        for mode, metrics in found.items() if hosts.first() else ():
+        measured = stages.evaluate(run, number, modes, _benchmark.value)
+        for mode, metrics in measured.items() if hosts.first() else ():
             print(mode, {k: round(v, 4) for k, v in metrics.items()})
     else:
-        tokenizer = run.engine.codec.tokenizer
+        tokenizer = run.codec.tokenizer
         export.save_hf(
-            run.engine.params(number),
-            run.engine.model.config,
+            run.params(number),
+            run.model.config,
             _out.value,
             tokenizer_directory=tokenizer.directory,
             stop_ids=tokenizer.stop_ids,
@@ -166,9 +168,10 @@ def _plan(config: ml_collections.ConfigDict) -> None:
 
     jax.config.update("jax_platforms", "cpu")  # leaves an accelerator to others
     from stepjax.planning import plan
+    from stepjax.settings import from_config
 
     options = _stage.value, _utilisation.value, _suggest.value
-    print(plan.plan(config, _topology.value, *options))
+    print(plan.plan(from_config(config), _topology.value, *options))
 
 
 def _number(command: str, config: ml_collections.ConfigDict) -> int:

@@ -10,8 +10,9 @@ import os
 import reprlib
 import typing
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Literal
+
+from stepjax.lm import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,9 +202,7 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
     r"""Writes rows as JSON lines, all of them or nothing.
 
-    The rows go to a temporary file in the same folder, which takes the place of
-    `path` once everything is on disk: a kill leaves the old file or the new one,
-    never a part.
+    A kill leaves the old file or the new one, never a part (`files.replacing`).
 
     Args:
       path: the file to write; its folder must exist.
@@ -214,24 +213,16 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
         infinity, half of a surrogate pair, a value that is not JSON's. An earlier
         file at `path` is left as it was.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            for number, row in enumerate(rows, 1):
-                if dataclasses.is_dataclass(row):
-                    names = [field.name for field in dataclasses.fields(row)]
-                    row = {name: getattr(row, name) for name in names}
-                try:
-                    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-                    file.write(text.encode("utf-8") + b"\n")
-                except (ValueError, TypeError) as error:
-                    raise ValueError(
-                        f"{path}:{number}: row cannot be written ({error}); expected "
-                        "strings, finite numbers, lists and dicts of them"
-                    ) from error
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(path) as file:
+        for number, row in enumerate(rows, 1):
+            if dataclasses.is_dataclass(row):
+                names = [field.name for field in dataclasses.fields(row)]
+                row = {name: getattr(row, name) for name in names}
+            try:
+                text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+                file.write(text + "\n")
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{path}:{number}: row cannot be written ({error}); expected "
+                    "strings, finite numbers, lists and dicts of them"
+                ) from error

@@ -8,7 +8,8 @@ three epochs.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +19,9 @@ from stepjax import forest
 from stepjax.codec import Codec
 from stepjax.lm import sharding, train
 from stepjax.records import Solution
+
+# Ids of the prompt, ids of the response, text of the verdict that ends the response.
+Example = tuple[tuple[int, ...], tuple[int, ...], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,7 @@ def solution_tree(codec: Codec, row: Solution) -> forest.Tree:
 
 def judgment_tree(
     codec: Codec,
-    example: tuple[tuple[int, ...], tuple[int, ...], str],
+    example: Example,
     verdict_weight: float,
 ) -> forest.Tree:
     """Returns an EFT row as a path, scored on explanation and verdict.
@@ -104,6 +108,57 @@ def fitting(
             f"train.row_length={row_length}. Raise train.row_length."
         )
     return kept, dropped
+
+
+class Examples(NamedTuple):
+    """What SFT trains on.
+
+    Attributes:
+      trees: "ift" and "eft" → the rows that fit a row of training.
+      dropped: ids of the rows that are too long.
+    """
+
+    trees: dict[str, list[forest.Tree]]
+    dropped: list[str]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many rows "ift" and "eft" have."""
+        return {name: len(trees) for name, trees in self.trees.items()}
+
+
+def examples(
+    ift: Sequence[Solution],
+    eft: Sequence[Any],
+    codec: Codec,
+    *,
+    example: Callable[[Codec, Any], Example],
+    row_length: int,
+    verdict_weight: float,
+) -> Examples:
+    """Returns IFT and EFT rows as trees, without the rows that are too long.
+
+    Args:
+      ift: solutions.
+      eft: judgments.
+      codec: tokenizer and templates.
+      example: what a judgment teaches, see `judge.Judgments`.
+      row_length: most tokens of an example.
+      verdict_weight: see `judgment_tree`.
+
+    Raises:
+      ValueError: when all rows of one kind are too long.
+    """
+    every = {
+        "ift": [solution_tree(codec, row) for row in ift],
+        "eft": [judgment_tree(codec, example(codec, r), verdict_weight) for r in eft],
+    }
+    kept, dropped = {}, []
+    for name, rows in (("ift", ift), ("eft", eft)):
+        ids = [row.id for row in rows]
+        kept[name], too_long = fitting(every[name], ids, row_length, name)
+        dropped += too_long
+    return Examples(kept, dropped)
 
 
 def loss(params, reference, rows: forest.Rows, *, model):

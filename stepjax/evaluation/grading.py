@@ -1,9 +1,8 @@
 """How good a model is: greedy accuracy, judge accuracy, test-time search.
 
-The only stage, with data preparation, that sees gold answers.
+Gold answers come in as arguments; `stepjax.evaluation.stages` reads them.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from stepjax import prompts
 from stepjax.codec import Codec
-from stepjax.evaluation import answers
+from stepjax.evaluation import answers, intervals
 from stepjax.judge import Judge, Judgments, Request, comparisons
 from stepjax.lm import draws
 from stepjax.lm.sampler import Sampler, make_decoding
@@ -19,63 +18,12 @@ from stepjax.records import Problem
 from stepjax.trajectory import State, hash_id
 
 _COMPARISONS = comparisons()
-_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Returns the 95 % Wilson interval of a rate (E. B. Wilson, 1927).
-
-    Args:
-      right: successes.
-      total: trials; 0 gives (0, 1).
-    """
-    if not total:
-        return 0.0, 1.0
-    rate = right / total
-    middle = rate + _Z * _Z / (2 * total)
-    spread = _Z * math.sqrt(rate * (1 - rate) / total + _Z * _Z / (4 * total**2))
-    scale = 1 + _Z * _Z / total
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
-
-
-def paired_gain(
-    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
-) -> tuple[float, float, float]:
-    """Returns the gain in accuracy on the same problems with its 95 % interval.
-
-    The adjusted Wald interval for paired proportions (D. G. Bonett and R. M. Price,
-    2012): it counts only the problems that one of the two models gets right.
-
-    Args:
-      before: items with "id" and a bool "right".
-      after: likewise, of the same problems.
-
-    Returns:
-      (gain, low, high), each from -1 to 1.
-
-    Raises:
-      ValueError: when the problems differ.
-    """
-    was = {item["id"]: item["right"] for item in before}
-    now = {item["id"]: item["right"] for item in after}
-    if was.keys() != now.keys():
-        raise ValueError(
-            f"{len(was)} and {len(now)} items of different problems; expected the "
-            "same problems: evaluate both models on one benchmark"
-        )
-    total = len(was)
-    gained = sum(now[i] and not was[i] for i in was)
-    lost = sum(was[i] and not now[i] for i in was)
-    up, down = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
-    spread = _Z * math.sqrt((up + down - (up - down) ** 2) / (total + 2))
-    low, high = max(-1.0, up - down - spread), min(1.0, up - down + spread)
-    return (gained - lost) / max(total, 1), low, high
 
 
 def accuracy(items: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Returns accuracy with its interval over items with a bool "right"."""
     right, total = sum(bool(item["right"]) for item in items), len(items)
-    low, high = wilson(right, total)
+    low, high = intervals.wilson(right, total)
     rate = right / total if total else 0.0
     return {"accuracy": rate, "low": low, "high": high, "count": total}
 

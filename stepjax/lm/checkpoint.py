@@ -6,7 +6,6 @@ ever loaded, after its digests were checked.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from stepjax.lm import hosts
+from stepjax.lm import files, hosts
 
 
 def array_digests(tree: Any) -> dict[str, str]:
@@ -67,25 +66,6 @@ def _mix(x):
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes JSON atomically: a temporary file, fsync, rename."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file."""
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
 
 
 def save_tree(path: str | os.PathLike, tree: Any) -> dict[str, str]:
@@ -169,7 +149,7 @@ class TrainSaver:
         """Returns the newest whole (state, updates done, finished), or the given."""
         for commit in reversed(self._commits()):
             try:
-                record = read_json(commit)
+                record = files.read_json(commit)
                 tree = load_tree(commit.with_suffix(""), state, record["digests"])
             except ValueError as error:
                 logging.warning("skipping a damaged training state: %s", error)
@@ -195,13 +175,8 @@ class TrainSaver:
         record = {"step": step, "finished": over, "digests": digests}
         self._last = step
         if hosts.first():
-            write_json(path.with_suffix(".json"), record)
+            files.write_json(path.with_suffix(".json"), record)
             for old in self._commits()[: -self.keep]:
                 old.unlink()
                 shutil.rmtree(old.with_suffix(""), ignore_errors=True)
         hosts.barrier("training state saved")
-
-    def clear(self) -> None:
-        """Deletes all states, once the stage's result is committed."""
-        if hosts.first():
-            shutil.rmtree(self.directory, ignore_errors=True)

@@ -27,9 +27,7 @@ def fitting_model_type(config: ModelConfig) -> str:
     return "qwen2" if config.qkv_bias else "llama"
 
 
-def config_from_hf(
-    directory: str | os.PathLike, *, dtype: str = "float32", remat: str = "none"
-) -> ModelConfig:
+def config_from_hf(directory: str | os.PathLike) -> ModelConfig:
     """Reads the config.json of a Qwen2 or Llama model.
 
     Both spellings of the rotary positions are read: ``rope_theta`` with
@@ -42,11 +40,9 @@ def config_from_hf(
 
     Args:
       directory: holds config.json.
-      dtype: compute type of the decoder, see `ModelConfig`.
-      remat: rematerialisation of the decoder, see `ModelConfig`.
 
     Returns:
-      The config.
+      The config, with the default numerics of `ModelConfig`.
 
     Raises:
       ValueError: for a file that is missing or not JSON, for a missing or mistyped
@@ -96,8 +92,6 @@ def config_from_hf(
         rms_norm_eps=float(_positive(path, data, "rms_norm_eps", kind=float)),
         qkv_bias=qkv_bias,
         tie_embeddings=tied,
-        dtype=dtype,
-        remat=remat,
         embedding_std=std,
         init_std=std,
     )

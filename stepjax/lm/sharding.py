@@ -100,18 +100,17 @@ def on_this_host(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(one, tree, shardings)
 
 
-def param_shardings(mesh: Mesh, boxed: Any, rules: Sequence = RULES) -> Any:
+def param_shardings(mesh: Mesh, boxed: Any) -> Any:
     """Returns the tree of shardings of a parameter tree with logical axes.
 
     Args:
       mesh: from `make_mesh`.
       boxed: tree of LogicallyPartitioned shapes (`model.abstract_params`).
-      rules: pairs of logical and mesh axis.
 
     Raises:
       ValueError: when a split axis is not a multiple of its mesh axis.
     """
-    table = dict(rules)
+    table = dict(RULES)
 
     def one(leaf):
         names = leaf.names
