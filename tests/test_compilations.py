@@ -4,7 +4,8 @@ import collections
 
 import jax
 import pytest
-from helpers import copy_run, get_config, quick_compiles
+from runs import copy_run
+from tiny_config import get_config
 
 from stepjax import settings
 from stepjax.lm import generate
@@ -17,9 +18,8 @@ PROBLEMS = 64
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    with quick_compiles():
-        yield copy_run(tmp_path_factory.mktemp("search") / "run")
+def run(quick_runs, tmp_path_factory):
+    return copy_run(tmp_path_factory.mktemp("search") / "run")
 
 
 @pytest.fixture
@@ -32,9 +32,10 @@ def buckets(monkeypatch):
 
         def watched(*args, **options):
             if name == "extend":
-                seen[name].add((args[5].shape, options["bucket"]))
+                seen[name].add((args[3].tokens.shape, options["bucket"]))
             elif name == "sample":
-                shapes = tuple(x.shape for x in jax.tree.leaves(args[5:7]))
+                shared = args[2].leads, args[3].prompts
+                shapes = tuple(x.shape for x in jax.tree.leaves(shared))
                 seen[name].add((*shapes, options["bucket"], options["capacity"]))
             else:
                 seen[name].add(())

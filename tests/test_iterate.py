@@ -1,6 +1,6 @@
 """The whole loop over a run directory: finished, continued after kills, refused.
 
-One finished run (`helpers.finished_run`) is looked at by most tests; those that
+One finished run (`runs.finished_run`) is looked at by most tests; those that
 change it take a copy.
 """
 
@@ -14,16 +14,9 @@ import struct
 import jax
 import numpy as np
 import pytest
-from helpers import (
-    assert_same_results,
-    contents,
-    copy_run,
-    finished_run,
-    get_config,
-    make_mesh,
-    quick_compiles,
-)
+from runs import assert_same_results, contents, copy_run, make_mesh
 from tensorboardX.proto import event_pb2
+from tiny_config import get_config
 
 import stepjax
 from stepjax import config as configs
@@ -45,15 +38,7 @@ ROLLOUT = ("search_from_journal", "search_questions", "open_sampler")
 MADE = ("search.jsonl", "pairs.jsonl", "search.json")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiles():
-    with quick_compiles():
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished():
-    return finished_run()
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def model_arrays(folder, number):

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from helpers import get_config
+from tiny_config import get_config
 
 from stepjax import records
 from stepjax.settings import from_config

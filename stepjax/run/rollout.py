@@ -6,7 +6,7 @@ from typing import Any
 from stepjax import judge as judging
 from stepjax import propose, search, tournament
 from stepjax.lm import hosts
-from stepjax.lm.sampler import Slots
+from stepjax.lm.sampler import Sampler
 from stepjax.records import Question
 from stepjax.run.run import Run
 from stepjax.run.rundir import Journal
@@ -129,13 +129,13 @@ def search_questions(
         _say_usage(run, turns, samplers)
 
 
-def open_sampler(run: Run, params: Any, capacity: int) -> Slots:
+def open_sampler(run: Run, params: Any, capacity: int) -> Sampler:
     """Returns empty context caches of `capacity` tokens, one for each slot."""
     model = run.local_model
-    return Slots(model, params, model.mesh, run.slots, capacity)
+    return Sampler(model, params, model.mesh, run.slots, capacity)
 
 
-def self_judge(run: Run, sampler: Slots, rows: int, share: int = 1) -> judging.Judge:
+def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> judging.Judge:
     """Returns the model as its own judge; see `judge.make_judge`."""
     judge = run.settings.judge
     return judging.make_judge(
@@ -152,7 +152,7 @@ def self_judge(run: Run, sampler: Slots, rows: int, share: int = 1) -> judging.J
     )
 
 
-def _judge(run: Run, params: Any, by: str) -> tuple[judging.Judge, Slots | None]:
+def _judge(run: Run, params: Any, by: str) -> tuple[judging.Judge, Sampler | None]:
     """Returns who judges, and the context caches that it uses, if any."""
     options, seed, sampler = run.settings.judge, run.settings.seed, None
     score, schedule = options.score, options.schedule
@@ -185,7 +185,7 @@ def _fits(run: Run, state: search.State) -> bool:
     )
 
 
-def _say_usage(run: Run, turns: Sequence[int], samplers: Sequence[Slots]) -> None:
+def _say_usage(run: Run, turns: Sequence[int], samplers: Sequence[Sampler]) -> None:
     """Says which share of the devices' work was of use.
 
     Args:

@@ -1,7 +1,7 @@
 """Stages of a run directory: begun, committed, found done, refused, tidied up."""
 
 import pytest
-from helpers import get_config
+from tiny_config import get_config
 
 from stepjax.lm import files
 from stepjax.run.rundir import RunDirectory

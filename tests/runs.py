@@ -1,20 +1,19 @@
-"""A whole run of seconds, shared by several test files.
+"""Runs of `tiny_config`: a finished one, copies of it, and what two runs share."""
 
-This file is a config as well: ``--config=tests/helpers.py``.
-"""
-
-import atexit
 import contextlib
+import fcntl
 import functools
 import hashlib
+import os
 import pathlib
 import shutil
 import sys
-import tempfile
+from collections.abc import Callable
 from unittest import mock
 
 import jax
 import numpy as np
+import tiny_config
 from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
@@ -24,55 +23,8 @@ from stepjax.lm import files, sharding
 from stepjax.run.monitor import Monitor
 from stepjax.run.run import Run
 
+CONFIG = pathlib.Path(tiny_config.__file__)  # for --config
 make_mesh = sharding.make_mesh  # all eight devices, also where it is replaced
-
-
-def get_config():
-    """Returns the settings of a tiny run: 2 iterations, sampled verdicts, few updates.
-
-    The judge is as good as a coin, which makes many preferences.
-    """
-    c = config.default()
-    c.iterations = 2
-    c.data.world = "arithmetic"
-    c.data.operations = 2
-    c.data.questions = (24, 24)
-    c.data.ift_count = 96
-    c.data.eft_count = 96
-    c.data.heldout_count = 6
-    c.data.test_count = 24
-
-    c.model.hidden_size = 16
-    c.model.num_kv_heads = 1
-    c.model.head_dim = 8
-    c.model.intermediate_size = 32
-    c.model.embedding_std = 0.5
-    c.model.init_std = 0.1
-
-    c.train.row_length = 64
-    c.train.checkpoint_every = 10
-    c.train.log_every = 5
-    rates = config.optimizer(1e-2, b2=0.98)
-    c.sft.phases = (
-        config.phase("first", 0.5, 0.5, 0, 40, batch_size=16, optimizer=rates),
-        config.phase("second", 0.5, 0.5, 0, 60, batch_size=16, optimizer=rates),
-    )
-    c.search.width = 3
-    c.search.temperature = 1.0
-    c.search.max_expansions = 8
-    c.search.max_step_tokens = 12
-    c.search.context_tokens = 64
-    c.search.slots = 8
-    c.judge.temperature = 1.0
-    c.judge.max_tokens = 16
-    c.judge.context_tokens = 64
-    c.judge.rows = 1
-    c.dpo.batch_size = 8
-    c.dpo.epochs = 2
-    c.dpo.optimizer = config.optimizer(1e-3)
-    c.eval.max_tokens = 32
-    c.eval.search_count = 8
-    return c
 
 
 def one_device_mesh(data=-1, fsdp=1, tensor=1, devices=None):
@@ -81,9 +33,28 @@ def one_device_mesh(data=-1, fsdp=1, tensor=1, devices=None):
     return Mesh(devices, sharding.MESH_AXES)
 
 
+def session_folder() -> pathlib.Path:
+    """Returns the folder that conftest.py makes for all workers and deletes."""
+    return pathlib.Path(os.environ["STEPJAX_TESTS"])
+
+
+def made_once(name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
+    """Returns a folder that the first worker which asks for it makes by `make(folder)`.
+
+    Workers that ask meanwhile wait.
+    """
+    folder, done = session_folder() / name, session_folder() / f"{name}.done"
+    with open(session_folder() / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
 @contextlib.contextmanager
 def quick_compiles():
-    """One device, and programs compiled simply, and once for all runs of a session."""
+    """Programs are compiled simply, and once for all workers."""
     options = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(session_folder() / "compiled"),
@@ -94,28 +65,47 @@ def quick_compiles():
     compilation_cache.reset_cache()
     for name, value in options.items():
         jax.config.update(name, value)
-    with mock.patch.object(sharding, "make_mesh", one_device_mesh):
-        yield
+    yield
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
 
 
-@functools.cache
-def session_folder() -> pathlib.Path:
-    """Returns a folder that is deleted when Python ends."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="stepjax-tests-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+@contextlib.contextmanager
+def quick_runs():
+    """Runs use one device, and `quick_compiles`."""
+    with (
+        quick_compiles(),
+        mock.patch.object(sharding, "make_mesh", one_device_mesh),
+    ):
+        yield
 
 
 @functools.cache
+def compilations() -> list[float]:
+    """Returns a list to which XLA's compilations are added from now on, in seconds.
+
+    JAX reports each as the event "backend_compile_duration".
+    """
+    seconds_of_each = []
+
+    def listen(name, seconds, **_):
+        if name == "/jax/core/compile/backend_compile_duration":
+            seconds_of_each.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.clear_caches()  # of what was compiled before
+    return seconds_of_each
+
+
 def finished_run() -> pathlib.Path:
-    """Returns the folder of a finished run of `get_config`; copy it to change it."""
-    folder = session_folder() / "run"
-    with quick_compiles():
-        iterate.run(get_config(), folder)
-    return folder
+    """Returns the folder of a finished run of `tiny_config`; copy it to change it."""
+
+    def make(folder):
+        with quick_runs():
+            iterate.run(tiny_config.get_config(), folder)
+
+    return made_once("run", make)
 
 
 def copy_run(folder: pathlib.Path, *without: str, **changes) -> Run:
@@ -129,22 +119,12 @@ def copy_run(folder: pathlib.Path, *without: str, **changes) -> Run:
     shutil.copytree(finished_run(), folder)
     for path in [path for pattern in without for path in folder.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    settings = get_config()
+    settings = tiny_config.get_config()
     settings.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in changes.items()}
     )
     files.write_json(folder / "config.json", config.to_dict(settings))
     return Run(settings, folder)
-
-
-def written(stops, ids, capacity: int) -> tuple[int, bool]:
-    """Returns how many of the ids sampling would write, and whether it then stopped."""
-    state = 0
-    for count, token in enumerate(ids[:capacity], 1):
-        state = stops[state, token]
-        if state == len(stops) - 1:
-            return count, True
-    return min(len(ids), capacity), False
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
@@ -177,12 +157,3 @@ def command(*arguments: str) -> int:
     # The overrides of a config file are looked up in sys.argv.
     with mock.patch.object(sys, "argv", argv), flagsaver.flagsaver():
         return main.main(argv)
-
-
-class AtOnce:
-    """The part of `slots.Slots` that begins to sample, of fakes that only sample."""
-
-    def start(self, *args, **options):
-        """Samples at once."""
-        out = self.sample(*args, **options)
-        return lambda: out
