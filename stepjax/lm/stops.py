@@ -71,7 +71,7 @@ def cut_at_stop(
 
     The stop string that is *completed* first counts; if two are completed by the same
     byte, the one that begins earlier. Let it begin at byte b of the tokens' bytes. An
-    id stays if all its bytes come before b + 1: with ``"\nStep 2"`` the newline stays
+    id stays if all its bytes come before b + 1: of ``"\nStep 2"``, the newline stays
     with the step that it ends. A token that crosses this border is cut, and so are all
     tokens after it.
 
