@@ -103,7 +103,7 @@ def default() -> ml_collections.ConfigDict:
     judge.kind = "comparisons"
     judge.mode = "generate"  # (paper), or "logprob"
     judge.by = "self"  # (paper); controls: "random" coins, "oracle" (reads the gold)
-    judge.score = "sum"  # reading of equation 2, or "consistent", or "single"
+    judge.score = "sum"  # reading of equation 2: "sum", "consistent" or "single"
     # Which pairs are judged: "full" asks all (paper), "knockout" and "swiss" play a
     # tournament of fewer calls.
     judge.schedule = "full"

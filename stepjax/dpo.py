@@ -130,9 +130,9 @@ def make_batches(
     together and share their context.
 
     Args:
-      pairs: the preferences; those of one solution stand together.
+      pairs: the preferences; those of one solution are neighbours.
       mesh: devices.
-      batch_size: pairs an update.
+      batch_size: pairs per update.
       micro_batches: parts of a batch whose gradients are summed.
       row_length: tokens of a row.
       epochs: passes over the pairs.

@@ -77,16 +77,16 @@ def make_proposer(
     count = len(sampler.held)
 
     def propose(active: Mapping[int, State]) -> dict[int, Proposal]:
-        prompts_, wanted = [[()] * width for _ in range(count)], {}
+        fed, wanted = [[()] * width for _ in range(count)], {}
         paths = np.zeros((count, width, draws.PATH_LENGTH), np.uint32)
         for slot, state in active.items():
             ids = context_ids(codec, state)
             wanted[slot] = ids[:-1]
-            prompts_[slot] = [ids[-1:]] * width
+            fed[slot] = [ids[-1:]] * width
             key_path = state.key_path(iteration)
             paths[slot] = [draws.candidate_path(*key_path, w) for w in range(width)]
         sampler.hold(wanted)
-        out = sampler.sample(prompts_, paths, decoding)
+        out = sampler.sample(fed, paths, decoding)
         return {
             slot: read.proposal(
                 len(state.steps) + 1,

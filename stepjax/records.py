@@ -1,7 +1,7 @@
 """The rows that stages exchange, and how they are read from and written to disk.
 
-A file of records is JSON lines: UTF-8, one object a line, lines divided by "\\n"
-only (texts may hold U+2028, which is not a line's end here).
+A file of records is JSON lines: UTF-8, one object per line. Only "\\n" ends a line,
+since texts may hold U+2028.
 """
 
 import dataclasses
@@ -94,13 +94,13 @@ class Comparison:
 
 
 def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
-    r"""Reads the JSON objects of a file, one a line.
+    r"""Reads the JSON objects of a file, one per line.
 
     Args:
       path: the file, UTF-8. Only "\n" ends a line.
 
     Yields:
-      (place, object): where the object stands, as "PATH:LINE" with lines counted
+      (place, object): where the object is, as "PATH:LINE" with lines counted
       from 1 (for messages), and the object.
 
     Raises:
@@ -120,7 +120,7 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
             place = f"{path}:{number}"
             if not line.strip():
                 raise ValueError(
-                    f"{place}: empty line; expected one JSON object a line"
+                    f"{place}: empty line; expected one JSON object per line"
                 )
             try:
                 value = json.loads(line.decode("utf-8"))
@@ -132,7 +132,7 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
             if not isinstance(value, dict):
                 raise ValueError(
                     f"{place}: {reprlib.repr(value)} is no JSON object; "
-                    "expected one JSON object a line"
+                    "expected one JSON object per line"
                 )
             yield place, value
 
@@ -191,7 +191,7 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
             raise ValueError(f"{place}: {error}") from error
         if record.id in places:
             raise ValueError(
-                f"{place}: id {record.id!r} stands at {places[record.id]} already; "
+                f"{place}: id {record.id!r} is at {places[record.id]} already; "
                 "expected every id once"
             )
         places[record.id] = place

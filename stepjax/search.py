@@ -9,7 +9,7 @@ multiplicity; candidates that were cut off or do not start with their ``Step n: 
 marker are left out and counted; ties for best or worst break by score, multiplicity,
 log-probability, then index; every expansion counts towards the budget.
 ``on_tie="append"`` appends the most frequent candidate without a pair instead of
-going back, for models so sure of a step that all candidates agree.
+going back. That is for models so sure of a step that all candidates agree.
 
 `transition` is a pure function; `step_search` drives it with two callables, so the
 logic is tested without a model. `stepjax.propose` and `stepjax.judge` make them.

@@ -209,10 +209,9 @@ def scores(count: int, verdicts: Sequence[Verdict]) -> list[int | None]:
 
 
 def graded(verdicts: Sequence[Verdict], right: Sequence[bool]) -> list[bool]:
-    """Returns, for each pair of a right and a wrong candidate, whether it was told.
+    """Returns whether the right solution of each right and wrong pair is rated higher.
 
-    That is whether the right one has the higher rating; a rating that could not be
-    read is lower than all others.
+    A rating that could not be read counts as lower than 0.
 
     Args:
       verdicts: the ratings.

@@ -85,15 +85,15 @@ def layout(schedule: str, count: int, calls: Calls, most: int) -> tuple[int, int
       schedule: one of `SCHEDULES`.
       count: number of candidates.
       calls: all calls between candidates, `Judgments.calls`.
-      most: calls of a problem per batch, at most (`judge.rows`).
+      most: the largest number of calls per problem and batch (`judge.rows`).
 
     Returns:
-      (rows, share) of `judge.make_judge`: calls batched behind the context, and
+      (rows, share) of `self_judge.make_judge`: calls batched behind the context, and
       consecutive calls with the same candidate A.
     """
     largest = max(rounds(schedule, count, calls), default=0)
     rows, share = max(1, min(most, largest)), count - 1
-    # Only where every ordered pair is asked is each candidate A of as many calls.
+    # Blocks of equal length need every ordered pair: each candidate is A n - 1 times.
     if largest != count * share or not 1 < share <= rows:
         return rows, 1
     return rows // share * share, share

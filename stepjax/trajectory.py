@@ -127,7 +127,7 @@ def hash_id(text: str) -> int:
 def context_ids(codec: Codec, state: State, kept: int | None = None) -> tuple[int, ...]:
     """Returns the ids that the step after the kept ones follows.
 
-    These ids are fed when candidates are sampled, and stand in the pair of that step.
+    The proposer feeds these ids, and the pair of that step holds them.
 
     Args:
       codec: tokenizer and templates.
@@ -139,7 +139,7 @@ def context_ids(codec: Codec, state: State, kept: int | None = None) -> tuple[in
 
 
 def to_row(state: State) -> dict[str, Any]:
-    """Returns a search as one JSON object, a line of search.jsonl."""
+    """Returns a search as a JSON object, for one line of search.jsonl."""
     row = dataclasses.asdict(state)
     return {
         "id": state.question.id,

@@ -150,19 +150,19 @@ def warnings(drifted: Mapping[str, float], lengths: tuple[float, float]) -> list
       drifted: from `drift`.
       lengths: tokens per step of greedy solutions, before and after; 0 if unknown.
     """
-    found = []
+    messages = []
     fall = drifted["chosen_logp_before"] - drifted["chosen_logp_after"]
     fall /= max(drifted["chosen_tokens"], 1.0)
     if fall > COLLAPSE:
-        found.append(
+        messages.append(
             f"chosen steps lost {fall:.2f} nats per token (more than {COLLAPSE}): the "
             "model moves away from what it prefers. Lower dpo.optimizer.learning_rate, "
             "or raise dpo.beta or dpo.nll_weight."
         )
     short, long = lengths
     if short and long > RUNAWAY * short:
-        found.append(
+        messages.append(
             f"steps grew from {short:.1f} to {long:.1f} tokens (more than {RUNAWAY} "
             "times): the judge may prefer length. Look at the pairs."
         )
-    return found
+    return messages

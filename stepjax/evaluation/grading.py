@@ -107,7 +107,7 @@ def judge_accuracy(
     """Asks the judge every held-out row once; an unparsed verdict is wrong.
 
     Args:
-      judge: from `judge.make_judge`.
+      judge: from `self_judge.make_judge`.
       codec: tokenizer and templates.
       rows: EFT rows with the right verdicts, records of `judgments`.
       slots: rows asked at once, at most the judge's slots.
@@ -161,10 +161,10 @@ def searched(
     Returns:
       {"metrics": accuracy, "items": one for each problem}.
     """
-    found = {state.question.id: state for state in states}
+    by_id = {state.question.id: state for state in states}
     items = []
     for problem in problems:
-        state = found[problem.id]
+        state = by_id[problem.id]
         text = "\n".join(step.text for step in state.steps)
         tokens = sum(len(step.ids) for step in state.steps)
         items.append(_graded(problem, text, tokens, codec))

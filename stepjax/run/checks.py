@@ -5,11 +5,12 @@ import operator
 from stepjax import srlm
 from stepjax.codec import Codec
 from stepjax.controls import JUDGES
-from stepjax.judge import MODES, SCORES
+from stepjax.judge import SCORES
 from stepjax.lm import hosts, sharding, train
 from stepjax.lm import model as lm
 from stepjax.run.kind import choose
 from stepjax.search import ON_TIE
+from stepjax.self_judge import MODES
 from stepjax.settings import IMPROVE_BY, KINDS, WORLDS, Settings
 from stepjax.tournament import SCHEDULES
 

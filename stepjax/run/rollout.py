@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stepjax import controls, propose, search, tournament
-from stepjax import judge as judging
+from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
 from stepjax.records import Question
 from stepjax.run.run import Run
 from stepjax.run.rundir import Journal
+from stepjax.self_judge import make_judge
 from stepjax.trajectory import State, context_ids
 
 
@@ -136,10 +137,10 @@ def open_sampler(run: Run, params: Any, capacity: int) -> Sampler:
     return Sampler(model, params, model.mesh, run.slots, capacity)
 
 
-def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> judging.Judge:
-    """Returns the model as its own judge; see `judge.make_judge`."""
+def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> Judge:
+    """Returns the model as its own judge; see `self_judge.make_judge`."""
     judge = run.settings.judge
-    return judging.make_judge(
+    return make_judge(
         sampler,
         run.codec,
         run.kind.judgments,
@@ -153,7 +154,7 @@ def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> judging
     )
 
 
-def _judge(run: Run, params: Any, by: str) -> tuple[judging.Judge, Sampler | None]:
+def _judge(run: Run, params: Any, by: str) -> tuple[Judge, Sampler | None]:
     """Returns who judges, and the context caches that it uses, if any."""
     options, seed, sampler = run.settings.judge, run.settings.seed, None
     score, schedule = options.score, options.schedule
