@@ -70,11 +70,11 @@ def cut_at_stop(
 ) -> int | None:
     r"""Counts the leading ids that stay when a sequence is cut at its stop string.
 
-    The stop string that is *completed* first counts; if two are completed by the same
-    byte, the one that begins earlier. Let it begin at byte b of the tokens' bytes. An
-    id stays if all its bytes come before b + keep_bytes: with ``"\nStep 2"`` and one
-    kept byte, the newline stays with the step that it ends. A token that crosses this
-    border is cut, and so are all tokens after it.
+    Let the first stop string to be *completed* begin at byte b of the tokens' bytes
+    (if two are completed by the same byte, the one that begins earlier). An id stays
+    if all its bytes lie before b + keep_bytes: with ``"\nStep 2"`` and one kept byte
+    the newline stays with the step that it ends. A token that reaches over that
+    border goes, and all that follow it.
 
     Args:
       token_bytes: the exact bytes of each token id.
@@ -92,14 +92,14 @@ def cut_at_stop(
         raise ValueError(f"keep_bytes is {keep_bytes}; expected 0 or more")
     pieces = [token_bytes[token] for token in ids]
     text = b"".join(pieces)
-    completed = [
+    found = [
         (begin + len(stop), begin)
         for stop in _encoded(stop_strings)
         if (begin := text.find(stop)) >= 0
     ]
-    if not completed:
+    if not found:
         return None
-    _, begin = min(completed)
+    _, begin = min(found)
     ends = np.cumsum([len(piece) for piece in pieces])
     return int(np.searchsorted(ends, begin + keep_bytes, side="right"))
 

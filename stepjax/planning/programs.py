@@ -36,13 +36,11 @@ class Program(NamedTuple):
       ideal: FLOPs of a chip with nothing executed twice and no attention.
       moved: bytes of HBM that a chip cannot do without.
       arguments: bytes of a chip that its arguments take.
-      beside: bytes that the stage's other arrays hold on a chip at the same time.
+      beside: bytes of a chip that other arrays of the stage take meanwhile.
       seen: share of the attention kernel's blocks that are not skipped.
       rows: forest rows and tokens of each, of training.
-      sequences: rows that a chip decodes at once; the figures of a program that
-        samples are per decoding step.
-      loops: while-loops of the decoding, which run in turn; FLOPs of a decoding step
-        are their mean.
+      sequences: that a chip samples in a turn; figures are of one turn.
+      loops: over new tokens, one after another; FLOPs of a turn are their mean.
     """
 
     name: str
@@ -281,16 +279,22 @@ def _search(config, shape: lm.ModelConfig, host: list, hosts: int):
     question = forest.bucket(question, 16)
     yield sampling.extend("search: prefill", solving, judged)
     layout = search.width, 1
-    yield sampling.sample("search: candidates", solving, layout, 1, step, judged)
+    yield sampling.sample(
+        "search: candidates", solving, layout, fed=1, new=step, beside=judged
+    )
     yield sampling.extend("judge: prefill", judging, solve)
     if judge.mode == "generate":
         layout = tournament.rows_of_a_call(
             judge.schedule, search.width, judge.score, judge.rows
         )
         new = judge.max_tokens
-        yield sampling.sample("judge: judgments", judging, layout, question, new, solve)
+        yield sampling.sample(
+            "judge: judgments", judging, layout, fed=question, new=new, beside=solve
+        )
     new = config.eval.max_tokens
-    yield sampling.sample("eval: greedy", solving, (1, 1), 1, new, judged)
+    yield sampling.sample(
+        "eval: greedy", solving, (1, 1), fed=1, new=new, beside=judged
+    )
 
 
 class Sampling(NamedTuple):
@@ -334,7 +338,7 @@ class Sampling(NamedTuple):
         taken = _bytes(arguments)
         return Program(name, traced, self.model.mesh.size, ideal, taken, taken, beside)
 
-    def sample(self, name, contexts, layout, fed, new, beside) -> Program:
+    def sample(self, name, contexts, layout, *, fed, new, beside) -> Program:
         """Returns the program that samples; figures are per decoding step.
 
         Args:
