@@ -1,5 +1,6 @@
 """The command line: ``stepjax run``, ``ablate``, ``eval`` and so on, see `COMMANDS`."""
 
+import json
 import os
 import pathlib
 import sys
@@ -8,6 +9,8 @@ import traceback
 import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
+
+import stepjax
 
 _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VALUE ...]
 
@@ -89,6 +92,7 @@ def main(argv: list[str]) -> int:
         print(f"stepjax: {_in_words(e)}", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.WARNING)
+    _announce(argv[1])
     try:
         _run(argv[1], config)
     except ValueError as error:
@@ -102,17 +106,39 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _announce(command: str) -> None:
+    """Says what begins, before the libraries are loaded, which takes seconds."""
+    if command == "plan":
+        about = f"{_topology.value}, without devices"
+    else:
+        about = f"workdir {_workdir.value}"
+    _say(f"stepjax {stepjax.__version__}: {command}, {about}")
+    _say("starting JAX")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _devices() -> str:
+    """Returns in words what JAX runs on."""
+    import jax
+
+    count, kind = jax.device_count(), jax.devices()[0].device_kind
+    named = f"{count} device{'s' if count > 1 else ''} ({kind})"
+    return f"JAX {jax.__version__} on {named}; loading the other libraries"
+
+
 def _settings() -> ml_collections.ConfigDict:
     """Returns the settings of --config, or of the run directory."""
     from stepjax.config import from_dict
-    from stepjax.lm.checkpoint import read_json
 
     if _config.value is not None:
         return _config.value.copy_and_resolve_references()  # raises if not loaded
     path = pathlib.Path(_workdir.value) / "config.json"
     if not path.exists():
         raise ValueError(f"--config is missing and {path} does not exist; give one")
-    return from_dict(read_json(path))
+    return from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _run(command: str, config: ml_collections.ConfigDict) -> None:
@@ -122,6 +148,7 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
     from stepjax.lm import hosts
 
     hosts.start(_hosts.value)
+    _say(_devices())
     from stepjax import iterate
     from stepjax.lm import export
 
@@ -168,7 +195,7 @@ def _plan(config: ml_collections.ConfigDict) -> None:
     from stepjax.planning import plan
 
     options = _stage.value, _utilisation.value, _suggest.value
-    print(plan.plan(config, _topology.value, *options))
+    print(plan.plan(config, _topology.value, *options, say=_say))
 
 
 def _number(command: str, config: ml_collections.ConfigDict) -> int:

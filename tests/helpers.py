@@ -18,6 +18,7 @@ import numpy as np
 from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
+from tensorboardX.proto import event_pb2
 
 from stepjax import config, iterate, main
 from stepjax.lm import checkpoint, sharding
@@ -176,6 +177,25 @@ def command(*arguments: str) -> int:
     # The overrides of a config file are looked up in sys.argv.
     with mock.patch.object(sys, "argv", argv), flagsaver.flagsaver():
         return main.main(argv)
+
+
+def tensorboard_scalars(folder: pathlib.Path) -> dict[tuple[str, int], float]:
+    """Returns (tag, step) → value of the one event file in the folder.
+
+    A record of the file is the length of its data (8 bytes, little-endian), a checksum
+    (4 bytes), the data, and a checksum (4 bytes).
+    """
+    (path,) = folder.iterdir()
+    scalars = {}
+    with open(path, "rb") as file:
+        while length := file.read(8):
+            file.read(4)
+            data = file.read(int.from_bytes(length, "little"))
+            file.read(4)
+            event = event_pb2.Event.FromString(data)
+            for value in event.summary.value:
+                scalars[value.tag, event.step] = value.simple_value
+    return scalars
 
 
 class AtOnce:

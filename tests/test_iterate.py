@@ -9,7 +9,6 @@ import collections
 import json
 import pathlib
 import shutil
-import struct
 
 import jax
 import numpy as np
@@ -22,8 +21,8 @@ from helpers import (
     get_config,
     make_mesh,
     quick_compiles,
+    tensorboard_scalars,
 )
-from tensorboardX.proto import event_pb2
 
 import stepjax
 from stepjax import config as configs
@@ -66,8 +65,8 @@ def test_layout_of_the_run_directory(finished):
     found |= {str(p.relative_to(finished)) for p in finished.glob("[!t]*/*")}
     names = ("ift", "eft", "heldout", "questions_1", "questions_2", "test")
     evaluations = [("test", "greedy"), ("heldout", "judge"), ("test", "search")]
-    expected = {"config.json", "metrics.jsonl", "data", "eval", "tensorboard"}
-    expected |= {"tokenizer", "data/manifest.json"}
+    expected = {"config.json", "metrics.jsonl", "log.txt", "data", "eval"}
+    expected |= {"tensorboard", "tokenizer", "data/manifest.json"}
     expected |= {f"data/{name}.jsonl" for name in names}
     for number in range(4):
         for split, mode in evaluations[: None if number else 2]:
@@ -105,14 +104,7 @@ def test_metrics_stand_once_and_in_tensorboard(finished):
     expected = {"loss", "grad_norm", "dpo_loss", "nll", "rewards/margins"}
     assert expected <= dpo[0].keys() and abs(dpo[0]["loss"] - np.log(2)) < 0.1
 
-    (file,) = (finished / "tensorboard").iterdir()
-    data, at, events = file.read_bytes(), 0, {}
-    while at < len(data):
-        (size,) = struct.unpack_from("<Q", data, at)
-        event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
-        for value in event.summary.value:
-            events[value.tag, event.step] = value.simple_value
-        at += 16 + size
+    events = tensorboard_scalars(finished / "tensorboard")
     for row in rows:
         for name in row.keys() - {"stage", "model", "step"}:
             tag = f"{row['stage']}/{row['model']}/{name}"

@@ -15,10 +15,12 @@ from helpers import (
     quick_compiles,
 )
 
+import stepjax
 from stepjax import iterate, main, records
 from stepjax.lm import checkpoint, hf_config, weights
 from stepjax.worlds import arithmetic
 
+FIRST_LINE = f"stepjax {stepjax.__version__}: run, workdir {{}}"
 TINY = f"--config={pathlib.Path(__file__).with_name('helpers.py')}"
 
 
@@ -168,7 +170,9 @@ def write_config(folder, *lines):
 def test_settings_are_refused(tmp_path, capsys, no_compilation, setting, words):
     run = ["run", TINY, f"--workdir={tmp_path / 'run'}", f"--config.{setting}"]
     said = refused(capsys, 1, run, words)
-    assert said.startswith("stepjax: ") and said.count("\n") == 1
+    lines = said.splitlines()  # what begins, and then the error, in one line
+    assert lines[:2] == [FIRST_LINE.format(tmp_path / "run"), "starting JAX"]
+    assert [line for line in lines if line.startswith("stepjax: ")] == lines[-1:]
     assert not (tmp_path / "run").exists()
 
 

@@ -162,7 +162,8 @@ def _training(engine: Engine, number: int, params, file: pathlib.Path) -> dict:
             seed=config.seed,
         )
         both = engine.params(number - 1), engine.params(number)
-        metrics |= diagnose.drift(engine.model, *both, batches, engine.mesh)
+        with engine.monitor.during(f"M{number} eval training: log-probabilities"):
+            metrics |= diagnose.drift(engine.model, *both, batches, engine.mesh)
         warnings = diagnose.warnings(metrics, _step_lengths(engine, number))
     for warning in warnings:
         engine.monitor.say(f"M{number}: {warning}")

@@ -11,6 +11,7 @@ fast, and times are arithmetic, not measurements.
 
 import importlib.metadata
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_collections
@@ -83,6 +84,8 @@ def plan(
     stage: str = "all",
     utilisation: float = 0.4,
     suggest: bool = True,
+    *,
+    say: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Returns the plan of a run as text.
 
@@ -92,6 +95,7 @@ def plan(
       stage: one of `STAGES`.
       utilisation: share of the chips' peak or bandwidth that is reached, for times.
       suggest: look for the smallest slice of the family that fits, too.
+      say: told what comes next; compiling takes minutes.
 
     Raises:
       ValueError: for unknown names, without libtpu, or for a mesh that does not fit.
@@ -106,12 +110,16 @@ def plan(
     chip = slices.CHIPS[where.family]
     host = slices.host_devices(where, devices)
     traced = programs.programs(config, devices, stages, host)
-    found = [compiled(program, chip) for program in traced]
+    found = []
+    for program in traced:
+        say(f"compiling {program.name!r} for {where}")
+        found.append(compiled(program, chip))
     parts = [_title(config, where, devices), _table(found)]
     parts += [f"{p.program.name}: {p.fit.refused}" for p in found if p.fit.refused]
     if stage == "all":
         parts.append(_whole_run(config, where, found, utilisation))
     if suggest:
+        say(f"looking for the smallest {where.family} slice that fits")
         best = smallest(config, where.family, stages)
         parts.append(
             f"smallest listed {where.family} slice that fits: "

@@ -22,7 +22,7 @@ from stepjax.lm import checkpoint, hosts, sharding, tokenizer, train, weights
 from stepjax.lm import model as lm
 from stepjax.lm.sampler import Slots
 from stepjax.run import checks, data, rundir
-from stepjax.run.monitor import Monitor
+from stepjax.run.monitor import Monitor, usage_line
 from stepjax.worlds import arithmetic
 
 
@@ -69,7 +69,8 @@ class Engine:
                 for name in ("beta", "label_smoothing", "nll_weight", "reference")
             }
         )
-        self._prepare()
+        with self.monitor.during("making the data and the tokenizer"):
+            self._prepare()
         ids = tokenizer.load(self.dir.path / "tokenizer")
         self.codec = Codec(ids, data.templates(config))
         shape = data.model_config(config, ids.vocab_size)
@@ -77,7 +78,8 @@ class Engine:
         tensor = config.search.tensor or config.mesh.tensor
         self.sampler = lm.Decoder(shape, sharding.host_mesh(tensor))
         self.slots = config.search.slots // hosts.count()  # of this host
-        self._check()
+        with self.monitor.during("checking the data"):
+            self._check()
         checks.check_mesh(config, self.model, self.sampler)
 
     def _check(self) -> None:
@@ -128,7 +130,8 @@ class Engine:
           ValueError: when the model does not exist or is damaged.
         """
         if number == 0:
-            return self._initial_params()
+            with self.monitor.during("loading M0"):
+                return self._initial_params()
         path = self.dir.model(number) / "manifest.json"
         if not path.exists():
             raise ValueError(
@@ -142,7 +145,10 @@ class Engine:
             sharding.param_shardings(self.mesh, shapes),
         )
         digests = checkpoint.read_json(path)["arrays"]
-        return checkpoint.load_tree(self.dir.model(number) / "params", like, digests)
+        with self.monitor.during(f"loading M{number}"):
+            return checkpoint.load_tree(
+                self.dir.model(number) / "params", like, digests
+            )
 
     def _initial_params(self) -> Any:
         init = self.config.model.init
@@ -163,7 +169,8 @@ class Engine:
     ) -> None:
         """Writes M`number` and the manifest of the stage that made it."""
         folder = self.dir.model(number)
-        arrays = checkpoint.save_tree(folder / "params", params)
+        with self.monitor.during(f"saving M{number}"):
+            arrays = checkpoint.save_tree(folder / "params", params)
         self.dir.commit(
             folder / "manifest.json", stage, began, inputs, arrays=arrays, **extra
         )
@@ -206,11 +213,12 @@ class Engine:
     ):
         """Trains with a progress bar and metrics; returns (params, updates)."""
         optimizer = train.make_optimizer(options, steps)
-        state = train.init_state(params, optimizer)
-        where = train.state_shardings(params, optimizer)
         every = self.config.train.checkpoint_every
-        saver = checkpoint.TrainSaver(folder, every, last=last)
-        state, done, over = saver.restore(state)
+        with self.monitor.during(f"M{number} {name}: preparing the optimizer"):
+            state = train.init_state(params, optimizer)
+            where = train.state_shardings(params, optimizer)
+            saver = checkpoint.TrainSaver(folder, every, last=last)
+            state, done, over = saver.restore(state)
         self.monitor.restart(name, f"M{number}", done)
         with self.monitor.progress(f"M{number} {name}", steps, "update", done) as move:
             shown = done
@@ -343,11 +351,9 @@ class Engine:
             self._say_usage(turns, caches)
 
     def _say_usage(self, turns: list[int], caches: list[Slots]) -> None:
-        used = [sum(turns) / len(turns) / self.slots]
-        used += [cache.made / max(cache.turns, 1) for cache in caches]
-        names = "slots in use", "candidates' turns sampled", "judgments' turns sampled"
-        parts = [f"{n} {u:.0%}" for n, u in zip(names, used, strict=False)]
-        self.monitor.say(f"search: {len(turns)} turns, {', '.join(parts)}")
+        named = zip(("candidates", "judgments"), caches, strict=False)
+        used = {name: cache.made / cache.turns for name, cache in named if cache.turns}
+        self.monitor.say(usage_line(turns, self.slots, used))
 
     def fitting(
         self, pairs: Sequence[preferences.Pair]
