@@ -77,6 +77,8 @@ def main(argv: list[str]) -> int:
         if len(argv) > 1 and not asked:
             print(f"stepjax: unknown command {argv[1]!r}", file=sys.stderr)
         return 0 if asked else 2
+    # Before anything that takes seconds: a config file may import what it likes.
+    _say(f"stepjax {stepjax.__version__}: {' '.join(argv[1:])}")
     try:
         rest = flags.FLAGS([argv[0], *argv[2:]])[1:]
         if rest:
@@ -92,7 +94,7 @@ def main(argv: list[str]) -> int:
         print(f"stepjax: {_in_words(e)}", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.WARNING)
-    _announce(argv[1])
+    _say("starting JAX")
     try:
         _run(argv[1], config)
     except ValueError as error:
@@ -104,16 +106,6 @@ def main(argv: list[str]) -> int:
         print("stepjax: interrupted; the same command continues.", file=sys.stderr)
         return 130
     return 0
-
-
-def _announce(command: str) -> None:
-    """Says what begins, before the libraries are loaded, which takes seconds."""
-    if command == "plan":
-        about = f"{_topology.value}, without devices"
-    else:
-        about = f"workdir {_workdir.value}"
-    _say(f"stepjax {stepjax.__version__}: {command}, {about}")
-    _say("starting JAX")
 
 
 def _say(text: str) -> None:

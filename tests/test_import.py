@@ -117,8 +117,8 @@ print(json.dumps([said.getvalue().splitlines(), error, roots(loaded())]))
 """,
         refused=[name for name in REFUSED if name != "ml_collections"],
     )
-    first = f"stepjax {stepjax.__version__}: run, workdir runs/one"
-    assert new[0] == [first, "starting JAX"]
+    first = f"stepjax {stepjax.__version__}: run --config=configs/quickstart.py"
+    assert new[0] == [f"{first} --workdir=runs/one", "starting JAX"]
     assert "jax" in new[1] and not Path("runs/one").exists()
     assert not {"numpy", "rich", "tensorboardX"} & set(new[2])
 

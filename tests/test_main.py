@@ -20,7 +20,6 @@ from stepjax import iterate, main, records
 from stepjax.lm import checkpoint, hf_config, weights
 from stepjax.worlds import arithmetic
 
-FIRST_LINE = f"stepjax {stepjax.__version__}: run, workdir {{}}"
 TINY = f"--config={pathlib.Path(__file__).with_name('helpers.py')}"
 
 
@@ -171,7 +170,8 @@ def test_settings_are_refused(tmp_path, capsys, no_compilation, setting, words):
     run = ["run", TINY, f"--workdir={tmp_path / 'run'}", f"--config.{setting}"]
     said = refused(capsys, 1, run, words)
     lines = said.splitlines()  # what begins, and then the error, in one line
-    assert lines[:2] == [FIRST_LINE.format(tmp_path / "run"), "starting JAX"]
+    command_line = f"stepjax {stepjax.__version__}: {' '.join(run)}"
+    assert lines[:2] == [command_line, "starting JAX"]
     assert [line for line in lines if line.startswith("stepjax: ")] == lines[-1:]
     assert not (tmp_path / "run").exists()
 

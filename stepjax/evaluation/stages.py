@@ -108,7 +108,7 @@ def _judge(engine: Engine, number: int, params, file: pathlib.Path) -> dict:
             f"judge.context_tokens={capacity} and are left out"
         )
     name, mine = f"M{number} eval judge", hosts.share(rows)
-    with engine.monitor.progress(name, len(mine), "row") as move:
+    with engine.monitor.progress(name, len(mine), "judgment") as move:
         items = evaluation.judge_accuracy(
             engine.own_judge(engine.open_slots(params(), capacity), 1),
             engine.codec,

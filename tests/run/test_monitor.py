@@ -298,9 +298,10 @@ def test_bars_at_80_columns():
         "first batch",
         "M3 search          ━━━━━━━━━━━╸ 2999/3000 problems 1.8/min 27:46:40 left "
         "0:00:33",
-        "M2 reference       ━━━━━━━━━━━━━━━━━━ 177/177 batches 59.0/s 0:00:03 left "
+        "M2 reference       ━━━━━━━━━━━━━━━━━ 177/177 batches 59.0/s 0:00:03 left "
         "0:00:00",
-        "M2 dpo                   1/70 updates 36.0/h 0:01:40 left 1:55:00 loss 0.6931",
+        "M2 dpo                      1/70 updates 36.0/h 0:01:40 left 1:55:00 "
+        "loss 0.6931",
     ]
 
 
