@@ -389,23 +389,23 @@ def _clock_time(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def usage_line(in_flight: Sequence[int], slots: int, used: Mapping[str, float]) -> str:
+def usage_line(
+    in_flight: Sequence[int], slots: int, useful: Mapping[str, float]
+) -> str:
     """Returns how busy a search kept the devices, in words.
 
     Args:
       in_flight: for each round of the search, the problems that were in flight.
       slots: problems that can be in flight.
-      used: "candidates", "judgments" → share of the tokens that the devices had time
-        for and that were sampled. The others passed while shorter texts waited for
-        the longest of their round, or in rows without a text.
+      useful: "candidates", "judgments" → share of the tokens computed for them that
+        became text. The rest was computed while shorter texts waited for the longest
+        of their round, or for rows that held no text.
     """
     mean = sum(in_flight) / len(in_flight)
     rounds = "1 round" if len(in_flight) == 1 else f"{len(in_flight)} rounds"
-    text = f"search: {rounds}, {mean:.1f} of {slots} slots in use on average"
-    parts = [f"{share:.0%} by {name}" for name, share in used.items()]
-    if not parts:
-        return text
-    return f"{text}; of the tokens there was time for, used: {', '.join(parts)}"
+    text = f"search: {rounds}, {mean:.1f} of {slots} slots in use"
+    parts = [f"{name} {share:.0%}" for name, share in useful.items()]
+    return f"{text}; useful share of the work: {', '.join(parts)}" if parts else text
 
 
 def text_table(

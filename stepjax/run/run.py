@@ -352,8 +352,8 @@ class Engine:
 
     def _say_usage(self, turns: list[int], caches: list[Slots]) -> None:
         named = zip(("candidates", "judgments"), caches, strict=False)
-        used = {name: cache.made / cache.turns for name, cache in named if cache.turns}
-        self.monitor.say(usage_line(turns, self.slots, used))
+        useful = {name: c.made / c.turns for name, c in named if c.turns}
+        self.monitor.say(usage_line(turns, self.slots, useful))
 
     def fitting(
         self, pairs: Sequence[preferences.Pair]

@@ -344,14 +344,12 @@ def test_a_dumb_terminal_and_ci_get_lines(tmp_path, monkeypatch):
 
 
 def test_usage_in_words():
-    used = {"candidates": 0.7123, "judgments": 0.0949}
-    assert usage_line([64, 64, 60], 64, used) == (
-        "search: 3 rounds, 62.7 of 64 slots in use on average; of the tokens there was "
-        "time for, used: 71% by candidates, 9% by judgments"
+    useful = {"candidates": 0.7123, "judgments": 0.0949}
+    assert usage_line([64, 64, 60], 64, useful) == (
+        "search: 3 rounds, 62.7 of 64 slots in use; useful share of the work: "
+        "candidates 71%, judgments 9%"
     )
-    assert usage_line([3], 8, {}) == (
-        "search: 1 round, 3.0 of 8 slots in use on average"
-    )
+    assert usage_line([3], 8, {}) == "search: 1 round, 3.0 of 8 slots in use"
 
 
 # Metrics on disk.
