@@ -1,8 +1,16 @@
-"""The whole loop on a laptop CPU: M0 → M1 → … → M4 in the arithmetic world.
+"""The whole loop on a laptop CPU, in 3.5 minutes: M0 → M1 → … → M4 on arithmetic.
 
-    stepjax run --config=configs/quickstart.py --workdir=/tmp/quickstart
+    stepjax run --config=configs/quickstart.py --workdir=DIR --config.seed=25
 
-Nothing is downloaded. M0 is a small random model.
+Nothing is downloaded: the data are made up, and M0 is a random model of 178,000
+parameters. Share of test problems that a model solves alone, in percent, on 2 cores of
+an AMD EPYC with JAX 0.10.2:
+
+                                     M1     M2     M3     M4
+    seed 25 (commit 03e98a7)       52.6   76.4   98.8  100.0
+    seeds 21-25 (commit d4ef783)   53.3   75.2   96.5   99.6   mean
+
+More is in docs/results.md, which also says how these settings differ from the paper's.
 """
 
 from stepjax import config

@@ -1,17 +1,17 @@
-"""The paper's 72B run: Qwen2.5-Math-72B, M0 → M4. **Not yet reproduced.**
+"""The paper's 72B run: Qwen2.5-Math-72B, M0 → M4. A plan, **not yet reproduced**.
 
     stepjax run --config=configs/qwen2_5_math_72b.py:WEIGHTS,DATA --workdir=DIR
 
-As qwen2_5_math_7b.py beside it, for a slice of v5p:4x4x8 (128 chips, 32 hosts). What
-`stepjax plan` says, with libtpu 0.0.52; times are arithmetic at 40 % of the peak,
-nothing was run:
+As qwen2_5_math_7b.py, which says what WEIGHTS and DATA are, for a slice v5p:4x4x8 (128
+chips, 32 hosts). This is what `stepjax plan` says with libtpu 0.0.52. The time is
+arithmetic at 40 % of the chips' peak; nothing was run:
 
-    GiB of a chip      SFT   DPO   candidates  judgments   M0 → M4
+    GiB per chip       SFT   DPO   candidates  judgments   M0 → M4
     v5p:4x4x8 (95.7)   9.9   9.9         39.6       49.4   299 chip-hours
 
-Training fits v5e:16x16 too, with --config.mesh.tensor=8; sampling does not, since a
-host holds the weights whole (145 GB in bfloat16). Accuracy: not yet reproduced (paper:
-average 55.9 for M1, 60.6 for M4).
+Training fits v5e:16x16, too, with --config.mesh.tensor=8. Sampling does not: each host
+holds the whole weights, 145 GB in bfloat16. The paper's average accuracy over its six
+benchmarks is 55.9 for M1 and 60.6 for M4.
 """
 
 import pathlib
@@ -33,6 +33,6 @@ def get_config(where: str = "Qwen2.5-Math-72B,data"):
     c.model.intermediate_size = 29568
 
     c.mesh.tensor = 4
-    c.search.tensor = 4  # the chips of a host; whole weights take 34 GiB of each
+    c.search.tensor = 4  # the chips of a host; the weights take 34 GiB of each
     c.search.slots = 128
     return c

@@ -1,21 +1,22 @@
-"""The paper's 7B run: Qwen2.5-Math-7B, M0 → M4. **Not yet reproduced.**
+"""The paper's 7B run: Qwen2.5-Math-7B, M0 → M4. A plan, **not yet reproduced**.
 
     stepjax run --config=configs/qwen2_5_math_7b.py:WEIGHTS,DATA --workdir=DIR
 
-WEIGHTS is a Hugging Face directory (local, or gs://BUCKET/...), DATA a folder with
-ift.jsonl, eft.jsonl, questions.jsonl and test.jsonl (rows: `stepjax.records`). On a
-slice of N hosts every one runs this with --hosts=N: tpu_scripts/run.sh does.
+WEIGHTS is a Hugging Face directory (local, or gs://BUCKET/...). DATA is a folder with
+ift.jsonl, eft.jsonl, questions.jsonl and test.jsonl (docs/data.md); the paper's own
+files are not part of this repository. On a slice of N hosts each host runs this with
+--hosts=N, which tpu_scripts/run.sh does.
 
-The settings are the paper's where it states them (`stepjax.config`). What
-`stepjax plan --config=configs/qwen2_5_math_7b.py --topology=...` says, with libtpu
-0.0.52; times are arithmetic at 40 % of the peak, nothing was run:
+The settings are the paper's where it states them (`stepjax.config`). With libtpu
+0.0.52, `stepjax plan --config=configs/qwen2_5_math_7b.py --topology=...` says this.
+The times are arithmetic at 40 % of the chips' peak; nothing was run:
 
-    GiB of a chip      SFT   DPO   candidates  judgments   M0 → M4
+    GiB per chip       SFT   DPO   candidates  judgments   M0 → M4
     v5p:2x2x2 (95.7)  17.9  17.8          5.5       15.8    15 chip-hours
     v5e:4x4   (15.8)   9.1   9.0          4.6        9.6    42 chip-hours
 
-The smallest slices that fit are v5p:2x2x1 (4 chips) and v5e:4x4 (16 chips). Accuracy:
-not yet reproduced (paper: average 51.3 for M1, 55.7 for M4).
+The smallest slices that fit are v5p:2x2x1 (4 chips) and v5e:4x4 (16 chips). The paper's
+average accuracy over its six benchmarks is 51.3 for M1 and 55.7 for M4.
 """
 
 from stepjax import config

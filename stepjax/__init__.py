@@ -2,54 +2,65 @@
 
     base M0 --SFT--> M1 --search and judge--> pairs --step-wise DPO--> M2 --> ... --> Mn
 
-One file per stage of the method, in the order in which it runs, then the plumbing:
+The method, one file per stage, in the order in which it runs:
 
-    losses.py      step_logps, step_dpo_loss, ...: imports jax and nothing else
-                   variants: preference_losses.py, reference_free_losses.py
-    forest.py      packs sequences and whole search trajectories into rows
-    prompts.py     templates, step format, verdicts, boxed answers
-    records.py     rows of IFT, EFT and benchmark data; JSONL in and out
-    encode.py      records to token ids and masks
-    sources.py     public data sets to records
-    prepare.py     a run's data and tokenizer, and every check that can be made early
-    sft.py         M0 to M1
-    propose.py     the model writes candidate steps
-    judge.py       the model compares them in pairs
-    search.py      step-by-step search: propose, judge, keep the best, go back
-    pairs.py       trajectories to preference data
-    dpo.py         Mi to Mi+1
-    iterate.py     the loop from M0 to Mn over a run directory
-    engine.py      what its stages share; rundir.py: finished stages, manifests
-    ablate.py      the loop against its controls: coins, gold, more SFT, SRLM
-    measure.py     the evaluation stages of a run
-    evaluate.py    accuracy on benchmarks, accuracy of the judge
-    diagnose.py    why a loop gains or fails: pairs, judgments, drift, warnings
-    answers.py     answers: extraction and equivalence
-    monitor.py     progress bars, metrics on disk
-    summary.py     the final tables
-    worlds/        built-in worlds to run the whole method in: arithmetic
-    plan.py        what a run needs of a TPU slice, without one
-    programs.py    the programs of a run, traced for devices that need not exist
-    config.py      default(): every knob once
-    main.py        the command line
-    lm/            model.py       one decoder for all model families
-                   attention.py   attention over forests and shared caches
-                   forest_kernel.py  the same for TPU, skipping what nobody sees
-                   vocabulary.py  the two ends of the decoder on a mesh
-                   generate.py    sampling of steps on the device
-                   slots.py       which token ids each context cache holds
-                   stops.py       stop strings as an automaton over token ids
-                   tokenizer.py   text to ids and back
-                   weights.py     Hugging Face directories in; hf_config.py,
-                                  tensor_files.py; export.py writes them
-                   sharding.py    meshes, logical axes
-                   hosts.py       several hosts: waiting, agreeing, sharing work
-                   aot.py         compiling for TPU slices without one; flops.py
-                   train.py       train state and training step
-                   checkpoint.py  arrays with checksums
+    prompts.py      the texts: templates, step format, verdicts, boxed answers
+    records.py      the rows of IFT, EFT and benchmark data; JSON lines in and out
+    codec.py        texts to token ids and back
+    sft.py          M0 to M1
+    propose.py      the model writes candidate steps
+    judge.py        the model compares them in pairs; win counts
+    tournament.py   which pairs are compared, when not all are
+    trajectory.py   candidates, expansions and states of a search
+    search.py       step-by-step search: propose, judge, keep the best, go back
+    pairs.py        finished searches to preference pairs
+    forest.py       sequences and whole searches packed into rows
+    dpo.py          Mi to Mi+1
+    losses.py       step_logps, step_dpo_loss, ...: imports jax and nothing else
+                    variants: preference_losses.py, reference_free_losses.py
+    iterate.py      the loop from M0 to Mn
+    ablate.py       the loop against its controls: coins, gold, more SFT, SRLM
+    srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
+
+    main.py         the command line; __main__.py: the same by python -m stepjax
+    config.py       default(): every setting once
+    settings.py     settings to typed options
+
+Beside the method; of the files above only main, iterate and ablate import these:
+
+    initial_data/   sources.py: public data sets to records
+    worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py
+    run/            run.py: a run, what its stages share; rundir.py: finished stages and
+                    their manifests; data.py, checks.py: its data, early errors;
+                    rollout.py: searches of a run; monitor.py: progress, metrics
+    evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
+                    its judge; answers.py: extraction and equivalence; diagnose.py: why
+                    a round gains or fails; tables.py: the final tables
+    planning/       plan.py: what a run needs of a TPU slice, without one; programs.py,
+                    slices.py, flops.py: its programs, compiled and counted
+
+The language model; it imports nothing of the above but forest and losses:
+
+    lm/             model.py       one decoder for all model families
+                    attention.py   attention over forests and shared caches
+                    forest_kernel.py  the same for TPU, skipping what nobody sees
+                    embedding.py   token look-up and scoring on a mesh
+                    decode.py      the decoder behind cached contexts
+                    generate.py    sampling and scoring of steps on the device
+                    sampler.py     sampling behind contexts, seen from the host
+                    draws.py       random keys, one token from the nucleus
+                    stops.py       stop strings as an automaton over token ids
+                    tokenizer.py   text to ids and back
+                    weights.py     Hugging Face directories in; hf_config.py,
+                                   tensor_files.py; export.py writes them
+                    sharding.py    meshes, logical axes
+                    hosts.py       several hosts: waiting, agreeing, sharing work
+                    train.py       train state and training step
+                    checkpoint.py  arrays with checksums
+                    files.py       files replaced whole, or not at all
 
 `import stepjax` loads nothing, `from stepjax import step_dpo_loss` loads jax only.
-Everything but the losses needs the extra `train`: pip install "stepjax[train]".
+Everything but the losses needs the extra `train`: pip install -e ".[train]".
 """
 
 __version__ = "0.1.0"

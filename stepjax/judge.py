@@ -25,13 +25,12 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from stepjax import prompts
 from stepjax.codec import Codec
-from stepjax.lm import stops
-from stepjax.lm.sampler import Slots
+from stepjax.lm import draws
+from stepjax.lm.sampler import Sampler, make_decoding
 
 SCORES = ("sum", "consistent", "single", "rating")
 MODES = ("generate", "logprob")
@@ -186,7 +185,7 @@ def _side(odds: float) -> str | None:
 
 
 def make_judge(
-    slots: Slots,
+    sampler: Sampler,
     codec: Codec,
     *,
     mode: str,
@@ -201,7 +200,7 @@ def make_judge(
     """Returns the model as its own judge.
 
     Args:
-      slots: context caches of the judge, one slot a problem.
+      sampler: context caches of the judge, one slot per problem in flight.
       codec: tokenizer and templates.
       mode: one of `MODES`.
       score: one of `SCORES`; which orders are asked.
@@ -224,11 +223,15 @@ def make_judge(
     ends = tuple(codec.verdict_text(side) for side in "AB")
     if rated:
         ends = tuple(prompts.rating(codec.templates, n) for n in range(10))
-    stop_ids = codec.tokenizer.stop_ids
-    table = jax.numpy.asarray(
-        stops.compile_stops(codec.tokenizer.token_bytes, ends, stop_ids)
+    decoding = make_decoding(
+        codec.tokenizer,
+        ends,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
     )
-    groups_a_call = len(slots.held)
+    groups_a_call = len(sampler.held)
 
     def question(request: Request, a: int, b: int) -> tuple[int, ...]:
         if rated:
@@ -245,7 +248,7 @@ def make_judge(
         if calls is None:
             calls = _all_calls(requests, score, seed)
         asked = {r.slot: r for r, pairs in zip(requests, calls, strict=True) if pairs}
-        slots.hold(
+        sampler.hold(
             {
                 slot: shared_context(codec, score, request.problem, request.steps)
                 for slot, request in asked.items()
@@ -288,23 +291,16 @@ def make_judge(
         return write(requests, batch, chosen, questions)
 
     def write(requests, batch, chosen, questions):
-        paths = np.zeros((len(batch), rows, 7), np.uint32)
+        paths = np.zeros((len(batch), rows, draws.PATH_LENGTH), np.uint32)
         for g, (number, group) in enumerate(batch):
             for w, pair in enumerate(group):
                 if pair:
-                    paths[g, w] = (*requests[number].path, *pair, 1)[:7]
-        finish = slots.start(
-            chosen,
+                    paths[g, w] = draws.judgment_path(requests[number].path, *pair)
+        finish = sampler.start(
             questions,
             paths,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            stops=table,
-            vocab=codec.tokenizer.vocab_size,
-            budget=max_tokens,
-            capacity=max_tokens,
-            group_multiple=groups_a_call,
+            decoding,
+            slots=chosen,
             share=(share,) if share > 1 else (),
         )
 
@@ -331,12 +327,11 @@ def make_judge(
             [len(v) if asked else 0 for asked in group for v in verdicts]
             for group in questions
         ]
-        logps = slots.score(
-            chosen,
+        logps = sampler.score(
             padded,
             np.array(scored, np.int32),
             vocab=codec.tokenizer.vocab_size,
-            group_multiple=groups_a_call,
+            slots=chosen,
             share=(2 * share, 2) if share > 1 else (2,),
         )
         odds = logps[:, ::2] - logps[:, 1::2]

@@ -9,20 +9,19 @@ unless they can be cut into steps and hold a closed box.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from stepjax import prompts
 from stepjax.codec import Codec
-from stepjax.lm import stops
-from stepjax.lm.sampler import Slots
+from stepjax.lm import draws, stops
+from stepjax.lm.sampler import Sampler, make_decoding
 from stepjax.search import Candidate, Proposal, Propose, State
 
 UNITS = ("step", "solution")
 
 
 def make_proposer(
-    slots: Slots,
+    sampler: Sampler,
     codec: Codec,
     *,
     unit: str,
@@ -36,7 +35,7 @@ def make_proposer(
     """Returns the model as the proposer of next steps.
 
     Args:
-      slots: context caches of the solutions.
+      sampler: context caches of the solutions.
       codec: tokenizer and templates.
       unit: one of `UNITS`, what a candidate is.
       width: samples a step (w of the paper).
@@ -47,31 +46,27 @@ def make_proposer(
       seed: base seed.
     """
     read = Reader(codec, unit)
-    table = jax.numpy.asarray(read.table)
-    count = len(slots.held)
+    decoding = make_decoding(
+        codec.tokenizer,
+        read.stops,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+    )
+    count = len(sampler.held)
 
     def propose(active: Mapping[int, State]) -> dict[int, Proposal]:
         prompts_, wanted = [[()] * width for _ in range(count)], {}
-        paths = np.zeros((count, width, 7), np.uint32)
-        paths[:, :, 4] = np.arange(width)
+        paths = np.zeros((count, width, draws.PATH_LENGTH), np.uint32)
         for slot, state in active.items():
             ids = context_ids(codec, state)
             wanted[slot] = ids[:-1]
             prompts_[slot] = [ids[-1:]] * width
-            paths[slot, :, :4] = state.key_path(iteration)
-        slots.hold(wanted)
-        out = slots.sample(
-            None,
-            prompts_,
-            paths,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            stops=table,
-            vocab=codec.tokenizer.vocab_size,
-            budget=max_tokens,
-            capacity=max_tokens,
-        )
+            key_path = state.key_path(iteration)
+            paths[slot] = [draws.candidate_path(*key_path, w) for w in range(width)]
+        sampler.hold(wanted)
+        out = sampler.sample(prompts_, paths, decoding)
         return {
             slot: read.proposal(
                 len(state.steps) + 1,
@@ -98,11 +93,11 @@ class Reader:
     """Turns sampled ids into candidates.
 
     Attributes:
-      table: the stop table that ends a candidate, [states, vocab] int32.
+      stops: strings that end a candidate; a stop id of the tokenizer ends it, too.
     """
 
     def __init__(self, codec: Codec, unit: str = "step"):
-        """Compiles what ends a step, or a solution.
+        """Finds what ends a step, or a solution.
 
         Args:
           codec: tokenizer and templates.
@@ -115,10 +110,6 @@ class Reader:
             raise ValueError(f"search.unit={unit!r}; expected one of {UNITS}.")
         self.codec, self.unit = codec, unit
         self.stops = prompts.step_stops(codec.templates) if unit == "step" else ()
-        tokenizer = codec.tokenizer
-        self.table = stops.compile_stops(
-            tokenizer.token_bytes, self.stops, tokenizer.stop_ids
-        )
 
     def proposal(
         self,

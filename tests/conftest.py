@@ -1,6 +1,14 @@
-"""Settings of the whole suite; pytest reads this before any test imports jax."""
+"""Settings and fixtures of the whole suite; pytest reads this before any test runs.
+
+The losses are also tested where only jax, numpy and pytest are installed: everything
+else is imported inside the fixtures.
+"""
 
 import os
+import shutil
+import tempfile
+
+import pytest
 
 # Tests run on the CPU, seen as eight devices, and never ask a hub for a file.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,3 +17,87 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["COLUMNS"] = "200"  # tables do not depend on the terminal
+
+
+def pytest_configure(config):
+    """Makes the folder that all workers share; they inherit the environment."""
+    if not hasattr(config, "workerinput"):
+        os.environ["STEPJAX_TESTS"] = tempfile.mkdtemp(prefix="stepjax-tests-")
+
+
+def pytest_unconfigure(config):
+    """Deletes it when the last worker has ended."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["STEPJAX_TESTS"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder():
+    """Folder of the world's tokenizer, trained once for all workers; read only."""
+    import runs
+
+    from stepjax.worlds import arithmetic
+
+    return runs.made_once("tokenizer", arithmetic.train_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def codec(tokenizer_folder):
+    """The world's templates over its tokenizer."""
+    from stepjax.codec import Codec
+    from stepjax.lm import tokenizer
+    from stepjax.worlds import arithmetic
+
+    return Codec(tokenizer.load(tokenizer_folder), arithmetic.templates())
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    """A mesh of the first of the eight devices."""
+    import runs
+
+    return runs.one_device_mesh()
+
+
+@pytest.fixture(scope="module")
+def quick_compiles():
+    """Programs are compiled simply, and once for all workers."""
+    import runs
+
+    with runs.quick_compiles():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_runs():
+    """Runs use one device; their programs are compiled simply, once for all workers."""
+    import runs
+
+    with runs.quick_runs():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(quick_runs):
+    """Folder of the finished tiny run, made once for all workers; read only."""
+    import runs
+
+    return runs.finished_run()
+
+
+@pytest.fixture
+def no_compilation():
+    """Fails a test in which XLA compiles; gives the seconds of each compilation.
+
+    Programs that an earlier test compiled are forgotten first, as they would run
+    without a compilation.
+    """
+    import jax
+    import runs
+
+    compilations = runs.compilations()
+    if compilations:
+        jax.clear_caches()
+        compilations.clear()
+    yield compilations
+    assert not compilations

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from helpers import contents, get_config, quick_compiles, session_folder
+from runs import contents, made_once
+from tiny_config import get_config
 
 from stepjax import ablate, iterate, records
 from stepjax import config as configs
@@ -15,10 +16,7 @@ from stepjax.worlds import arithmetic
 SEEDS = (3, 4)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiles():
-    with quick_compiles():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def settings():
@@ -42,9 +40,7 @@ def settings():
 
 @pytest.fixture(scope="module")
 def ablation():
-    folder = session_folder() / "ablation"
-    ablate.ablate(settings(), folder, SEEDS)
-    return folder
+    return made_once("ablation", lambda f: ablate.ablate(settings(), f, SEEDS))
 
 
 def manifest(folder, seed, arm, name="M2/manifest.json"):

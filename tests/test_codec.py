@@ -10,6 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.lm import tokenizer
+from stepjax.lm.stops import compile_stops
 from stepjax.prompts import Templates
 from stepjax.propose import Reader
 from stepjax.records import Comparison, Solution
@@ -199,7 +200,8 @@ def test_strip_and_text(setting):
 def test_sampled_and_encoded_ids_of_a_step_agree(setting):
     codec, steps, _ = setting
     eos = codec.tokenizer.eos_id
-    reader = Reader(codec)
+    reader, known = Reader(codec), codec.tokenizer
+    table = compile_stops(known.token_bytes, reader.stops, known.stop_ids)
     for number, text in enumerate(steps, start=1):
         final = number == len(steps)
         tail = [eos] if final else codec.tokenizer.encode_line(f"Step {number + 1}: ")
@@ -208,10 +210,10 @@ def test_sampled_and_encoded_ids_of_a_step_agree(setting):
         state, row = 0, []
         for token in sampled:
             row.append(token)
-            state = reader.table[state, token]
-            if state == len(reader.table) - 1:
+            state = table[state, token]
+            if state == len(table) - 1:
                 break
-        assert state == len(reader.table) - 1
+        assert state == len(table) - 1
         made = reader.proposal(number, [row, row], [True, True], np.zeros((2, 200)))
         (candidate,) = made.candidates
         assert candidate.ids == (*codec.step(text), *([eos] if final else []))

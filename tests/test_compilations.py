@@ -4,7 +4,7 @@ import collections
 
 import jax
 import pytest
-from helpers import copy_run, quick_compiles
+from runs import copy_run
 
 from stepjax.lm import generate
 from stepjax.records import Question
@@ -15,9 +15,8 @@ PROBLEMS = 64
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    with quick_compiles():
-        yield copy_run(tmp_path_factory.mktemp("search") / "run")
+def run(quick_runs, tmp_path_factory):
+    return copy_run(tmp_path_factory.mktemp("search") / "run")
 
 
 @pytest.fixture
@@ -30,9 +29,10 @@ def buckets(monkeypatch):
 
         def watched(*args, **options):
             if name == "extend":
-                seen[name].add((args[5].shape, options["bucket"]))
+                seen[name].add((args[3].tokens.shape, options["bucket"]))
             elif name == "sample":
-                shapes = tuple(x.shape for x in jax.tree.leaves(args[5:7]))
+                shared = args[2].leads, args[3].prompts
+                shapes = tuple(x.shape for x in jax.tree.leaves(shared))
                 seen[name].add((*shapes, options["bucket"], options["capacity"]))
             else:
                 seen[name].add(())

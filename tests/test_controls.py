@@ -5,26 +5,16 @@ import random
 
 import numpy as np
 import pytest
-from helpers import AtOnce, written
+from fakes import FakeSampler
 
 from stepjax import judge, prompts, propose, search
-from stepjax.codec import Codec
 from stepjax.judge import Request, Verdict
-from stepjax.lm import tokenizer
-from stepjax.lm.generate import Samples
 from stepjax.records import Question, Rating
 from stepjax.search import Candidate, Proposal, State, transition
 from stepjax.worlds import arithmetic, arithmetic_data
 
 PROBLEM = "8*7+4*4+2*3+1"
 STEPS = ("Step 1: 8*7+4=0", "Step 2: 0*4+2=2", "Step 3: 2*3+1=7; \\boxed{7}")
-
-
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    arithmetic.train_tokenizer(directory)
-    return Codec(tokenizer.load(directory), arithmetic.templates())
 
 
 def request(codec, candidates, steps=(), number=0, slot=0):
@@ -81,35 +71,9 @@ def test_the_oracle_prefers_right_steps_only(codec):
 # Ratings of whole solutions.
 
 
-class Fake(AtOnce):
-    """Stands in for `slots.Slots`; `respond(problem text, rest)` writes the answer."""
-
-    def __init__(self, codec, count, respond):
-        self.codec, self.respond = codec, respond
-        self.held = [()] * count
-        self.asked = []
-
-    def hold(self, wanted):
-        for slot, ids in wanted.items():
-            self.held[slot] = tuple(ids)
-
-    def sample(self, groups, rows, paths, *, stops, capacity, **options):
-        shape = paths.shape[:2]
-        tokens, count = np.zeros((*shape, capacity), int), np.zeros(shape, int)
-        stopped = np.zeros(shape, bool)
-        groups = range(len(rows)) if groups is None else groups
-        for g, slot in enumerate(groups):
-            for w, ids in enumerate(rows[g]):
-                if not ids:
-                    continue
-                decode = self.codec.tokenizer.decode
-                context, rest = decode(self.held[slot]), decode(ids)
-                self.asked.append((context, rest, tuple(paths[g, w].tolist())))
-                line = self.codec.tokenizer.encode_line(self.respond(context, rest, w))
-                answer = [*line, self.codec.tokenizer.eos_id]
-                count[g, w], stopped[g, w] = written(stops, answer, capacity)
-                tokens[g, w, : count[g, w]] = answer[: count[g, w]]
-        return Samples(tokens, count, stopped, np.full(tokens.shape, -0.5))
+def ends(codec, text):
+    """Token ids of a text that ends the sequence."""
+    return [*codec.tokenizer.encode_line(text), codec.tokenizer.eos_id]
 
 
 OPTIONS = {"max_tokens": 60, "temperature": 0.0, "top_p": 1.0, "seed": 3}
@@ -117,7 +81,11 @@ OPTIONS = {"max_tokens": 60, "temperature": 0.0, "top_p": 1.0, "seed": 3}
 
 def test_ratings_come_back_one_a_solution(codec):
     answers = {"7": "Check: 0 (+) [[3]]", "9": "I can not tell", "1": "[[0]] so [[2]]"}
-    fake = Fake(codec, 3, lambda context, rest, w: answers[rest.split("{")[1][0]])
+
+    def rate(context, prompt, path):
+        return ends(codec, answers[prompt.split("{")[1][0]])
+
+    fake = FakeSampler(codec, 3, rate)
     whole = [
         "\n".join((*STEPS[:2], STEPS[2].replace("7;", f"{d};").replace("{7", f"{{{d}")))
         for d in "791"
@@ -137,9 +105,9 @@ def test_ratings_come_back_one_a_solution(codec):
         (1, 1, None, "I can not tell"),
         (2, 2, "0", "[[0]]"),
     ]
-    assert {context for context, _, _ in fake.asked} == {f"{PROBLEM}\n"}
-    assert [rest for _, rest, _ in fake.asked] == [f"{t}\n(?)\n" for t in whole]
-    assert len({path for _, _, path in fake.asked}) == 3
+    assert {row.context for row in fake.asked} == {f"{PROBLEM}\n"}
+    assert [row.prompt for row in fake.asked] == [f"{t}\n(?)\n" for t in whole]
+    assert len({row.path for row in fake.asked}) == 3
     assert judge.win_counts(3, verdicts, "rating") == [3, None, 0]
     assert judge.position_flips(verdicts) == (0, 0)
 
@@ -185,7 +153,7 @@ def test_whole_solutions_are_proposed_and_malformed_ones_counted(codec):
     good = "\n".join(STEPS)
     answers = [good, good, "\n".join(STEPS[:2]), good.replace("Step 2", "Step 3")]
     answers += [good + "\n" + "Step 4: 7*3+1=2"]
-    fake = Fake(codec, 1, lambda context, rest, w: answers[w])
+    fake = FakeSampler(codec, 1, lambda *row: ends(codec, answers[row[2][4]]))
     proposer = proposer_of_solutions(fake, codec, 5)
     proposal = proposer({0: State(Question("q", PROBLEM))})[0]
     texts = [(c.text, c.count, c.finished) for c in proposal.candidates]
@@ -199,8 +167,14 @@ def test_whole_solutions_are_proposed_and_malformed_ones_counted(codec):
 
 def test_search_over_solutions_takes_one_expansion(codec):
     good, bad = "\n".join(STEPS), "\n".join((*STEPS[:2], "Step 3: 2*3+1=1; \\boxed{1}"))
-    solver = Fake(codec, 2, lambda context, rest, w: (good, bad)[w % 2])
-    rater = Fake(codec, 2, lambda c, rest, w: "[[3]]" if "{7}" in rest else "[[2]]")
+
+    def solve(context, prompt, path):
+        return ends(codec, (good, bad)[path[4] % 2])
+
+    def score(context, prompt, path):
+        return ends(codec, "[[3]]" if "{7}" in prompt else "[[2]]")
+
+    solver, rater = FakeSampler(codec, 2, solve), FakeSampler(codec, 2, score)
     proposer = proposer_of_solutions(solver, codec, 4)
     rate = judge.make_judge(
         rater, codec, mode="generate", score="rating", rows=2, **OPTIONS

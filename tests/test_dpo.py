@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import Table
 
 from stepjax import dpo, forest, losses
 from stepjax.forest import IdPair
@@ -258,15 +259,6 @@ def test_swapping_the_sides_flips_the_margin():
     # -log sigmoid(-m) = m - log sigmoid(m), and smoothing takes a tenth both ways.
     change = float(flipped["dpo_loss"] - sums["dpo_loss"])
     assert change == pytest.approx(0.8 * margin, rel=1e-3)
-
-
-class Table:
-    """A model whose logits are parameters: one vector for each token of the rows."""
-
-    mesh = None
-
-    def apply(self, variables, tokens, position, subtree_end):
-        return variables["params"]["logits"]
 
 
 def table(rng, rows):

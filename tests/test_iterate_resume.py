@@ -12,14 +12,8 @@ import time
 
 import numpy as np
 import pytest
-from helpers import (
-    assert_same_results,
-    command,
-    copy_run,
-    finished_run,
-    get_config,
-    quick_compiles,
-)
+from runs import CONFIG, assert_same_results, command, copy_run, finished_run
+from tiny_config import get_config
 
 import stepjax
 from stepjax import iterate, search
@@ -31,13 +25,9 @@ from stepjax.run.monitor import Monitor
 from stepjax.run.run import Engine
 
 EVERY = {f"arith-q1-{index}" for index in range(24)}
-CONFIG = pathlib.Path(__file__).with_name("helpers.py")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiles():
-    with quick_compiles():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @contextlib.contextmanager

@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
-from helpers import AtOnce, written
+from fakes import FakeSampler, random_parameters
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepjax.codec import Codec
 from stepjax.judge import (
     Request,
     Verdict,
@@ -21,19 +19,10 @@ from stepjax.judge import (
     win_counts,
 )
 from stepjax.lm import model as lm
-from stepjax.lm import sharding, tokenizer
-from stepjax.lm.generate import Samples
-from stepjax.lm.sampler import Slots
+from stepjax.lm.sampler import Sampler
 from stepjax.worlds import arithmetic
 
 OPTIONS = {"max_tokens": 40, "temperature": 0.5, "top_p": 0.9, "seed": 11}
-
-
-@pytest.fixture(scope="session")
-def codec(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    arithmetic.train_tokenizer(directory)
-    return Codec(tokenizer.load(directory), arithmetic.templates())
 
 
 def calls(text):
@@ -141,57 +130,6 @@ def test_single_order_is_drawn_by_seed():
 SUM = "8*7+4*4+2*3+1"
 
 
-class FakeSlots(AtOnce):
-    """Stands in for `slots.Slots`; `respond(context text, question text)` answers.
-
-    A response is a text (generate) or the log-odds of A (logprob).
-    """
-
-    def __init__(self, codec, slots, respond):
-        self.codec, self.respond = codec, respond
-        self.held = [None] * slots
-        self.calls = []
-
-    def hold(self, wanted):
-        for slot, ids in wanted.items():
-            self.held[slot] = tuple(ids)
-
-    def _texts(self, groups, rows):
-        """(row place, context text, question text) of the rows in use."""
-        for g, (slot, group) in enumerate(zip(groups, rows, strict=True)):
-            context = self.codec.tokenizer.decode(self.held[slot])
-            for w, ids in enumerate(group):
-                if ids:
-                    yield g, w, context, self.codec.tokenizer.decode(ids)
-
-    def sample(self, groups, prompts, paths, *, stops, capacity, **options):
-        shape = paths.shape[:2]
-        assert all(len(group) == shape[1] for group in prompts)
-        tokens, count = np.zeros((*shape, capacity), int), np.zeros(shape, int)
-        stopped, used = np.zeros(shape, bool), []
-        for g, w, context, question in self._texts(groups, prompts):
-            response = self.respond(context, question)
-            ids = self.codec.tokenizer.encode_line(response)
-            count[g, w], stopped[g, w] = written(stops, ids, capacity)
-            tokens[g, w, : count[g, w]] = ids[: count[g, w]]
-            used.append(tuple(paths[g, w].tolist()))
-        self.calls.append((list(groups), used, options | {"capacity": capacity}))
-        return Samples(tokens, count, stopped, np.zeros(tokens.shape))
-
-    def score(self, groups, rows, scored, *, vocab, **options):
-        logps, used = np.zeros(scored.shape), []
-        verdicts = {self.codec.verdict(side): side for side in "AB"}
-        for g, w, context, _ in self._texts(groups, rows):
-            ids, size = rows[g][w], scored[g, w]
-            side = verdicts[tuple(ids[-size:])]
-            question = self.codec.tokenizer.decode(ids[:-size])
-            odds = self.respond(context, question)
-            logps[g, w] = -7 + odds / 2 * (1 if side == "A" else -1)
-            used.append((g, w))
-        self.calls.append((list(groups), used, options))
-        return logps
-
-
 def request(codec, slot, steps, candidates, number):
     return Request(
         slot=slot,
@@ -215,7 +153,7 @@ def requests_of_three_slots(codec):
     ]
 
 
-def prefer_right(context, question):
+def prefer_right(context, question, path):
     """Explains and prefers the right step; never parsed when 5 is shown first."""
     problem, *steps = context.strip("\n").split("\n")
     a, _, b, _ = question.strip("\n").split("\n")
@@ -240,7 +178,7 @@ def prefer_right(context, question):
     ],
 )
 def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
-    slots = FakeSlots(codec, 4, prefer_right)
+    slots = FakeSampler(codec, 4, prefer_right)
     layout = {"rows": rows, "share": share}
     judge = make_judge(slots, codec, mode="generate", score="sum", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)
@@ -255,16 +193,14 @@ def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
     assert verdicts[0][2].response == "I can not tell"
     assert verdicts[0][4].response == "Check: 9 0 [[B]]"
     # Contexts are shared, and only those that are asked about are computed.
-    assert slots.held[0] is None and slots.held[1] is None
+    assert slots.held[0] == slots.held[1] == ()
     assert slots.held[2] == codec.judge_context(SUM, [])
     assert slots.held[3] == codec.judge_context(SUM, requests[2].steps)
-    assert [call[0] for call in slots.calls] == groups
-    for _, _, options in slots.calls:
-        assert options == {
-            "capacity": 40,
+    assert [batch.groups for batch in slots.batches] == groups
+    for batch in slots.batches:
+        assert batch.options == {
             "budget": 40,
             "vocab": codec.tokenizer.vocab_size,
-            "group_multiple": 4,
             "share": (share,) if share > 1 else (),
             **{name: OPTIONS[name] for name in ("seed", "temperature", "top_p")},
         }
@@ -273,13 +209,13 @@ def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
 def test_each_call_has_its_own_key_path(codec):
     paths = {}
     for rows, share in ((1, 1), (3, 1), (6, 3)):
-        slots = FakeSlots(codec, 4, prefer_right)
+        slots = FakeSampler(codec, 4, prefer_right)
         layout = {"rows": rows, "share": share}
         judge = make_judge(
             slots, codec, mode="generate", score="sum", **layout, **OPTIONS
         )
         judge(requests_of_three_slots(codec))
-        paths[rows] = [path for call in slots.calls for path in call[1]]
+        paths[rows] = [row.path for row in slots.asked]
     # The row's place does not count; the last 1 parts them from those of proposals.
     assert paths[1] == paths[3] == paths[6]
     assert len(set(paths[1])) == 8
@@ -288,7 +224,7 @@ def test_each_call_has_its_own_key_path(codec):
 
 
 def test_response_that_is_cut_off_is_unparsed(codec):
-    slots = FakeSlots(codec, 4, prefer_right)
+    slots = FakeSampler(codec, 4, prefer_right)
     options = OPTIONS | {"max_tokens": 4}
     judge = make_judge(slots, codec, mode="generate", score="sum", rows=2, **options)
     verdicts = judge(requests_of_three_slots(codec))
@@ -297,7 +233,7 @@ def test_response_that_is_cut_off_is_unparsed(codec):
 
 
 def test_calls_can_be_named_and_single_asks_one_order(codec):
-    slots = FakeSlots(codec, 4, prefer_right)
+    slots = FakeSampler(codec, 4, prefer_right)
     judge = make_judge(slots, codec, mode="generate", score="single", rows=2, **OPTIONS)
     requests = requests_of_three_slots(codec)
     named = judge(requests, [[(2, 0)], [], [(1, 0), (0, 1)]])
@@ -316,11 +252,11 @@ def test_calls_can_be_named_and_single_asks_one_order(codec):
 
 @pytest.mark.parametrize(("rows", "share"), [(1, 1), (2, 1), (30, 1), (2, 2), (30, 5)])
 def test_log_odds_decide_in_logprob_mode(codec, rows, share):
-    def odds(context, question):
+    def odds(context, question, path):
         a, _, b, _ = question.strip("\n").split("\n")
         return (int(b[8] == "5") - int(a[8] == "5")) * 2.5 + len(context) / 64 - 0.5
 
-    slots = FakeSlots(codec, 4, odds)
+    slots = FakeSampler(codec, 4, odds)
     layout = {"rows": rows, "share": share}
     judge = make_judge(slots, codec, mode="logprob", score="sum", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)
@@ -339,15 +275,15 @@ def test_log_odds_decide_in_logprob_mode(codec, rows, share):
         [Verdict(0, 1, "A", "0.218750"), Verdict(1, 0, "A", "0.218750")],  # 46
     ]
     # Two rows a judgment, one for each verdict: they share its question.
-    assert sum(len(call[1]) for call in slots.calls) == 16
+    assert len(slots.asked) == 16
     levels = (2,) if share == 1 else (2 * share, 2)
-    assert all(call[2]["share"] == levels for call in slots.calls)
+    assert all(batch.options["share"] == levels for batch in slots.batches)
 
 
 def test_unknown_mode_is_refused(codec):
     with pytest.raises(ValueError, match=r"judge.mode='vote'.*'logprob'"):
         make_judge(
-            FakeSlots(codec, 1, None),
+            FakeSampler(codec, 1, None),
             codec,
             mode="vote",
             score="sum",
@@ -360,18 +296,19 @@ def test_unknown_mode_is_refused(codec):
 
 
 @pytest.mark.parametrize(("rows", "share"), [(3, 1), (4, 2)])
-def test_logprob_verdicts_equal_a_plain_forward_pass(codec, rows, share):
-    config = lm.ModelConfig(128, 32, 2, 4, 2, 8, 48)
+def test_logprob_verdicts_equal_a_plain_forward_pass(codec, one_device, rows, share):
+    config = lm.ModelConfig(
+        vocab_size=128,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+    )
     model = lm.Decoder(config)
-    shapes = nn.meta.unbox(lm.abstract_params(model))
-    rng = np.random.default_rng(5)
-    params = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes
-    )
-    mesh = jax.sharding.Mesh(
-        np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES
-    )
-    slots = Slots(model, params, mesh, 4, 96)
+    params = random_parameters(lm.abstract_params(model), seed=5)
+    slots = Sampler(model, params, one_device, 4, 96)
     layout = {"rows": rows, "share": share}
     judge = make_judge(slots, codec, mode="logprob", score="sum", **layout, **OPTIONS)
     requests = requests_of_three_slots(codec)

@@ -1,46 +1,19 @@
 """The command line, run in this process: what it refuses, and what it does."""
 
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
-from helpers import (
-    command,
-    contents,
-    copy_run,
-    finished_run,
-    get_config,
-    quick_compiles,
-)
+from runs import CONFIG, command, contents, copy_run
+from tiny_config import get_config
 
 import stepjax
 from stepjax import iterate, main, records
 from stepjax.lm import checkpoint, hf_config, weights
 from stepjax.worlds import arithmetic
 
-TINY = f"--config={pathlib.Path(__file__).with_name('helpers.py')}"
-
-
-@pytest.fixture
-def no_compilation():
-    """Fails a test in which XLA compiles.
-
-    JAX reports each compilation as the event "backend_compile_duration". Programs that
-    an earlier test compiled are forgotten first, as they would run without one.
-    """
-    jax.clear_caches()
-    compiled = []
-
-    def note(name, seconds, **_):
-        if name == "/jax/core/compile/backend_compile_duration":
-            compiled.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    yield compiled
-    jax.monitoring.unregister_event_duration_listener(note)
-    assert not compiled
+TINY = f"--config={CONFIG}"
 
 
 def test_the_fixture_sees_a_compilation(no_compilation):
@@ -132,7 +105,7 @@ def test_a_wrong_line_in_a_config_file(tmp_path, capsys, no_compilation, line, w
 
 def write_config(folder, *lines):
     text = "\n    ".join(["c = tiny()", *lines, "return c"])
-    head = "from helpers import get_config as tiny\nfrom stepjax import config\n\n"
+    head = "from tiny_config import get_config as tiny\nfrom stepjax import config\n\n"
     path = folder / "settings.py"
     path.write_text(f"{head}def get_config():\n    {text}\n", encoding="utf-8")
     return path
@@ -280,12 +253,6 @@ def test_models_that_are_not_there(
 
 
 # Commands on a finished run.
-
-
-@pytest.fixture(scope="module")
-def finished():
-    with quick_compiles():
-        yield finished_run()
 
 
 def test_run_and_eval_of_a_finished_run(finished, capsys, no_compilation):

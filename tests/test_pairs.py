@@ -4,39 +4,23 @@ import dataclasses
 import json
 
 import pytest
+from fakes import by_rank
 
 from stepjax import records, search
-from stepjax.codec import Codec
 from stepjax.forest import IdPair
-from stepjax.judge import Verdict, hash_id, ordered_pairs
-from stepjax.lm import tokenizer
+from stepjax.judge import Verdict, hash_id
 from stepjax.pairs import Pair, pairs_of, summary, trajectory_from_row, trajectory_row
 from stepjax.records import Question
 from stepjax.search import Candidate, Proposal, State
-from stepjax.worlds import arithmetic
 
 QUESTION = Question("arith-1", "8*7+4*4+2*3+1")
 OPTIONS = {"model": "M1", "iteration": 2, "seed": 9}
-
-
-@pytest.fixture(scope="session")
-def codec(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    arithmetic.train_tokenizer(directory)
-    return Codec(tokenizer.load(directory), arithmetic.templates())
 
 
 def candidate(codec, text, count=1, logp=-1.5):
     final = "boxed" in text
     ids = codec.step(text) + ((codec.tokenizer.eos_id,) if final else ())
     return Candidate(ids, text, count, logp, final)
-
-
-def by_rank(*ranks):
-    return [
-        Verdict(a, b, "A" if ranks[a] > ranks[b] else "B", f"{a} or {b}?")
-        for a, b in ordered_pairs(len(ranks), "sum", ())
-    ]
 
 
 def calls(table):

@@ -4,24 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+from fakes import by_rank
 
 from stepjax import search
-from stepjax.codec import Codec
 from stepjax.judge import Verdict, hash_id, ordered_pairs
-from stepjax.lm import tokenizer
 from stepjax.propose import Reader
 from stepjax.records import Question
 from stepjax.search import Candidate, Expansion, Proposal, State, transition
-from stepjax.worlds import arithmetic
 
 QUESTION = Question("q-1", "spell it")
-
-
-@pytest.fixture(scope="session")
-def codec(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    arithmetic.train_tokenizer(directory)
-    return Codec(tokenizer.load(directory), arithmetic.templates())
 
 
 def step(text, count=1, logp=-1.0, finished=False):
@@ -30,15 +21,6 @@ def step(text, count=1, logp=-1.0, finished=False):
 
 def proposal(*candidates, malformed=0):
     return Proposal(tuple(candidates), malformed)
-
-
-def by_rank(*ranks):
-    """Verdicts of all ordered pairs; the higher rank wins, equal ones are unparsed."""
-    verdicts = []
-    for a, b in ordered_pairs(len(ranks), "sum", ()):
-        gap = ranks[a] - ranks[b]
-        verdicts.append(Verdict(a, b, "A" if gap > 0 else "B" if gap < 0 else None))
-    return verdicts
 
 
 def always_first(count):

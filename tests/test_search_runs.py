@@ -6,27 +6,13 @@ The fakes are pure functions of a problem's key path, as the real ones are.
 import random
 
 import numpy as np
-import pytest
-from helpers import written
+from fakes import FakeSampler, by_rank
 
 from stepjax import propose
-from stepjax.codec import Codec
-from stepjax.judge import Verdict, hash_id, ordered_pairs
-from stepjax.lm import tokenizer
-from stepjax.lm.generate import Samples
+from stepjax.judge import hash_id
 from stepjax.records import Question
 from stepjax.search import Candidate, Proposal, step_search
 from stepjax.worlds import arithmetic
-
-
-def by_rank(*ranks):
-    """Verdicts of all ordered pairs; the higher rank wins, equal ones are unparsed."""
-    verdicts = []
-    for a, b in ordered_pairs(len(ranks), "sum", ()):
-        gap = ranks[a] - ranks[b]
-        verdicts.append(Verdict(a, b, "A" if gap > 0 else "B" if gap < 0 else None))
-    return verdicts
-
 
 # Spelling a word, one letter a step.
 
@@ -208,56 +194,23 @@ def test_requests_carry_ids_paths_and_slots():
 # The proposer over token ids, with the world's tokenizer and a solver as the model.
 
 
-@pytest.fixture(scope="session")
-def codec(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    arithmetic.train_tokenizer(directory)
-    return Codec(tokenizer.load(directory), arithmetic.templates())
+def solver(codec, seed):
+    """Solves the world's problems, often wrongly, by the row's texts, path and seed."""
 
-
-class SolverSlots:
-    """Stands in for `slots.Slots`: solves the world's problems, often wrongly.
-
-    What it samples depends on the held ids, the row's key path and the seed alone.
-    """
-
-    def __init__(self, codec, slots):
-        self.codec, self.held = codec, [[] for _ in range(slots)]
-        self.seen, self.paths = [], []
-
-    def hold(self, wanted):
-        for slot, ids in wanted.items():
-            self.held[slot] = list(ids)
-
-    def sample(self, groups, prompts, paths, *, seed, stops, capacity, **options):
-        assert groups is None and len(prompts) == len(paths) == len(self.held)
-        self.seen.append(options | {"capacity": capacity, "seed": seed})
-        shape = (len(prompts), len(prompts[0]))
-        tokens = np.zeros((*shape, capacity), np.int32)
-        count, stopped = np.zeros(shape, np.int32), np.zeros(shape, bool)
-        for g, w in np.ndindex(shape):
-            if not prompts[g][w]:
-                continue
-            self.paths.append(tuple(paths[g, w].tolist()))
-            ids = self._row(g, prompts[g][w], [seed, *paths[g, w].tolist()])
-            count[g, w], stopped[g, w] = written(stops, ids, capacity)
-            tokens[g, w, : count[g, w]] = ids[: count[g, w]]
-        return Samples(tokens, count, stopped, np.where(tokens > 0, -0.25, 0.0))
-
-    def _row(self, slot, prompt, key):
-        codec = self.codec
-        text = codec.tokenizer.decode([*self.held[slot], *prompt])
-        problem, *steps, end = text.split("\n")
+    def write(context, prompt, path):
+        problem, *steps, end = (context + prompt).split("\n")
         assert end == "" and all(steps)  # whole lines, nothing fed twice
-        rng = random.Random(str(key))
+        rng = random.Random(str([seed, *path]))
         text = arithmetic.solve(problem).steps[len(steps)]
         if rng.random() < 0.5:
             text = arithmetic.corrupt(problem, steps, rng)
         if rng.random() < 0.1:
-            return codec.tokenizer.encode_line(text)  # never stops: malformed
+            return text  # never stops: malformed
         if "boxed" in text:
             return [*codec.tokenizer.encode_line(text), codec.tokenizer.eos_id]
-        return codec.tokenizer.encode_line(f"{text}\nStep {len(steps) + 2}: ")
+        return f"{text}\nStep {len(steps) + 2}: "
+
+    return write
 
 
 def test_proposer_and_search_solve_the_world(codec):
@@ -276,7 +229,7 @@ def test_proposer_and_search_solve_the_world(codec):
     questions = [Question(f"arith-{i}", text) for i, text in enumerate(texts)]
     results = []
     for count in (1, 2, 4, 8):
-        slots = SolverSlots(codec, count)
+        slots = FakeSampler(codec, count, solver(codec, 7))
         proposer = propose.make_proposer(
             slots,
             codec,
@@ -290,13 +243,15 @@ def test_proposer_and_search_solve_the_world(codec):
         )
         states = step_search(questions, proposer, gold, slots=count, iteration=1)
         results.append({s.question.id: s for s in states})
-        expected = {"temperature": 0.6, "top_p": 0.9, "budget": 24, "capacity": 24}
+        expected = {"temperature": 0.6, "top_p": 0.9, "budget": 24}
         expected |= {"seed": 7, "vocab": codec.tokenizer.vocab_size}
-        assert all(expected.items() <= seen.items() for seen in slots.seen)
+        assert all(expected.items() <= batch.options.items() for batch in slots.batches)
+        assert all(batch.groups is None for batch in slots.batches)
         # Every row of the whole search has its own key.
-        assert len(set(slots.paths)) == len(slots.paths)
-        assert {path[0] for path in slots.paths} == {1}
-        assert {path[4:] for path in slots.paths} == {(w, 0, 0) for w in range(4)}
+        paths = [row.path for row in slots.asked]
+        assert len(set(paths)) == len(paths)
+        assert {path[0] for path in paths} == {1}
+        assert {path[4:] for path in paths} == {(w, 0, 0) for w in range(4)}
     assert all(result == results[0] for result in results[1:])
     malformed = 0
     for question in questions:

@@ -9,20 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import Table
 
 from stepjax import forest, sft
 from stepjax.codec import Codec
-from stepjax.lm import sharding, tokenizer, train
+from stepjax.lm import sharding, train
 from stepjax.worlds import arithmetic, arithmetic_data
 
 OPTIMIZER = train.OptimizerOptions(1e-3)
-
-
-@pytest.fixture(scope="session")
-def codec(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("arithmetic_tokenizer")
-    arithmetic.train_tokenizer(directory)
-    return Codec(tokenizer.load(directory), arithmetic.templates())
 
 
 def phase(ift=1.0, eft=0.0, epochs=0, steps=0, batch_size=8):
@@ -98,15 +92,6 @@ def test_a_comparison_is_scored_on_its_explanation_and_verdict(
         assert text(response[-1 - count :]).strip() == side
         ones = len(response) - 1 - count
         assert tree.weight.tolist() == [1.0] * ones + [weight] * (count + 1)
-
-
-class Table:
-    """A model whose logits are parameters: one vector for each token of the rows."""
-
-    mesh = None
-
-    def apply(self, variables, tokens, position, subtree_end):
-        return variables["params"]["logits"]
 
 
 def test_the_loss_and_its_gradient_are_those_of_the_response_tokens(codec):

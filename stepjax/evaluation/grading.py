@@ -7,15 +7,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.evaluation import answers
 from stepjax.judge import Judge, Request, hash_id
-from stepjax.lm import stops
-from stepjax.lm.sampler import Slots
+from stepjax.lm import draws
+from stepjax.lm.sampler import Sampler, make_decoding
 from stepjax.records import Comparison, Problem, Rating
 from stepjax.search import State
 
@@ -81,7 +80,7 @@ def accuracy(items: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def greedy(
-    slots: Slots,
+    sampler: Sampler,
     codec: Codec,
     problems: Sequence[Problem],
     *,
@@ -91,7 +90,7 @@ def greedy(
     """Solves every problem with greedy decoding.
 
     Args:
-      slots: context caches.
+      sampler: context caches.
       codec: tokenizer and templates.
       problems: with gold answers.
       max_tokens: most tokens of a solution.
@@ -100,27 +99,17 @@ def greedy(
     Returns:
       One item for each problem, for `greedy_metrics`.
     """
-    tokenizer = codec.tokenizer
-    table = stops.compile_stops(tokenizer.token_bytes, (), tokenizer.stop_ids)
-    table = jax.numpy.asarray(table)
-    count, items = len(slots.held), []
+    decoding = make_decoding(
+        codec.tokenizer, (), seed=0, temperature=0.0, top_p=1.0, max_tokens=max_tokens
+    )
+    count, items = len(sampler.held), []
+    paths = np.zeros((count, 1, draws.PATH_LENGTH), np.uint32)  # nothing is drawn
     for at in range(0, len(problems), count):
         batch = problems[at : at + count]
         ids = [codec.solve_prompt(problem.problem) for problem in batch]
-        slots.hold({slot: prompt[:-1] for slot, prompt in enumerate(ids)})
+        sampler.hold({slot: prompt[:-1] for slot, prompt in enumerate(ids)})
         fed = [[prompt[-1:]] for prompt in ids] + [[()]] * (count - len(batch))
-        out = slots.sample(
-            None,
-            fed,
-            np.zeros((count, 1, 1), np.uint32),
-            seed=0,
-            temperature=0.0,
-            top_p=1.0,
-            stops=table,
-            vocab=tokenizer.vocab_size,
-            budget=max_tokens,
-            capacity=max_tokens,
-        )
+        out = sampler.sample(fed, paths, decoding)
         for slot, problem in enumerate(batch):
             made = out.tokens[slot, 0, : out.count[slot, 0]].tolist()
             items.append(_graded(problem, codec.text(made), len(made), codec))

@@ -2,15 +2,15 @@
 
 One rule decides who sees whom in a forest row: query i sees key j if and only if
 ``j <= i < subtree_end[j]``. In cached decoding a query sees the keys that its row
-shares with others (`Level`) and those of its own suffix up to itself. Scores and
+shares with other rows (`Level`) and those of its own suffix up to itself. Scores and
 softmax are float32.
 
 Forest rows have three implementations of the one rule: query chunks in plain JAX,
 a TPU kernel (`stepjax.lm.forest_kernel`), and cuDNN's on NVIDIA GPUs.
 
-Axis names: B rows, T tokens, H query heads, K key/value heads, D head size,
-G groups (each reads one context), W rows of a group, N caches of a level (each is
-shared by W / N rows), S keys of a cache.
+Axis names: B rows, T tokens, H query heads, K key/value heads, D head size, G groups
+(each reads one context), W rows of a group, N caches of a level (each is read by W / N
+consecutive rows), S keys of a cache, J query heads that read one key head, Q queries.
 """
 
 import functools
@@ -28,8 +28,8 @@ from stepjax.lm import forest_kernel, sharding
 KINDS = ("auto", "chunks", "kernel", "cudnn")
 
 _MASKED = -1e30  # finite, so that a fully masked query gives no NaN
-_QUERIES = 1024  # of a group at once, behind a cached context
-# Queries of a chunk of a forest row at least and at most, and chunks of a short row.
+_QUERIES = 1024  # most queries of a group that attend to a cached context at once
+# Fewest and most queries in a chunk of a forest row; most chunks of a short row.
 _CHUNK, _LARGEST, _CHUNKS = 64, 512, 4
 
 
@@ -99,11 +99,11 @@ def forest_mask(subtree_end: jax.Array) -> jax.Array:
 
 
 def choose(kind: str, mesh: Mesh | None, dtype: str, head_dim: int) -> str:
-    """Returns the implementation to use for forest rows: one of `KINDS` but "auto".
+    """Returns the implementation to use for forest rows, one of `KINDS` except "auto".
 
-    "auto" is the kernel on TPU and query chunks elsewhere. "kernel" on another
-    platform runs interpreted, which is for tests. "cudnn" must be asked for: it has
-    not been run by us.
+    "auto" is the kernel on TPU and query chunks elsewhere. "kernel" runs interpreted on
+    other platforms, for tests. "cudnn" is never chosen by "auto", because it has not
+    been run yet.
 
     Args:
       kind: one of `KINDS`.
@@ -183,8 +183,8 @@ def forest_attention(
 def _in_chunks(query, key, value, subtree_end):
     """The rule in plain JAX, in chunks of queries.
 
-    A chunk reads the keys up to its own end: no query sees a later one. Of long rows
-    the scores of one chunk exist at a time, in the backward pass too.
+    A chunk reads the keys up to its own end, since no query sees a later key. In long
+    rows only one chunk's scores exist at a time, in the backward pass too.
     """
     batch, length, heads, size = query.shape
     kv_heads = key.shape[2]
@@ -209,8 +209,8 @@ def _in_chunks(query, key, value, subtree_end):
 def _plain(query, key, value, subtree_end, start):
     """Attention of queries from index `start` on, [B, K, Q, H/K, D], over [B, K, S, D].
 
-    Queries and heads that share keys are merged into one axis: then the scores, the
-    largest array here, are never transposed, which XLA for CPU is slow at.
+    Queries, and the heads that share keys, are merged into one axis, so that the
+    scores, the largest array here, are never transposed: XLA for CPU is slow at that.
     """
     batch, kv_heads, length, group, size = query.shape
     mask = forest_mask(subtree_end)[:, start : start + length]  # [B, Q, S]
@@ -227,12 +227,13 @@ def _plain(query, key, value, subtree_end, start):
 
 
 class Level(NamedTuple):
-    """Cached keys that rows of a group see: a context, a lead, or their own suffixes.
+    """Cached keys that rows of a group see: a context, leads, or their own suffixes.
 
     Attributes:
-      key: [G, K, N, S, D]; each of the N is seen by W / N rows in a row.
-      value: likewise.
-      mask: which of them are seen, [G, N, T or 1, S] bool.
+      key: [G, K, N, S, D]; each of the N is seen by W / N consecutive rows.
+      value: of the same shape.
+      mask: which keys are seen, [G, N, T or 1, S] bool; 1 where all tokens of a row see
+        the same keys.
     """
 
     key: jax.Array
@@ -246,13 +247,13 @@ def cached_attention(
     """Attention over shared keys and own ones, with one softmax.
 
     Shared keys are read once for all rows that see them; nothing is copied per row.
-    Many queries at once (long prompts) are taken in chunks.
+    Many queries at once (long prompts) are computed in chunks.
 
     Args:
       query: [G, W, T, H, D].
       shared: levels whose masks are the same for every token.
-      own: levels of single rows, N = W; of the last one, the tokens themselves, the
-        mask is of every token.
+      own: levels of single rows, N = W. The last level is the new tokens; its mask
+        has a row per query (causal).
 
     Returns:
       [G, W, T, H, D] in the query's dtype.
@@ -302,7 +303,7 @@ def _scores(query, level, *, own):
     rows, keys, size = level.key.shape[2:]
     flat = query.reshape(*query.shape[:2], rows, -1, size)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    if own:  # keys times queries: XLA for CPU is 4 times faster at it
+    if own:  # keys times queries: 4 times faster with XLA for CPU
         scores = product("gknsd,gknqd->gknsq", level.key, flat).swapaxes(3, 4)
     else:
         scores = product("gknqd,gknsd->gknqs", flat, level.key)
@@ -314,7 +315,7 @@ def _scores(query, level, *, own):
 
 
 def _mixed(weights, level):
-    """Values of a level in the sum of the weights [G, K, W, T, J, S]."""
+    """Sums a level's values with the weights [G, K, W, T, J, S]; [G, K, W, T, J, D]."""
     value = level.value
     flat = (*value.shape[:3], -1, value.shape[3])
     weighted = weights.astype(value.dtype).reshape(flat)

@@ -1,9 +1,14 @@
-"""The decoder behind cached contexts: what is sampled and scored runs through here.
+"""A forward pass of the decoder behind cached keys: sampling and scoring use it.
 
-The layers are those of `stepjax.lm.model`, scanned as in training. Heads lead in the
-caches, so that no product has to transpose them.
+The layers are those of `stepjax.lm.model`, scanned as in training. In the caches the
+axis of heads comes before the axis of tokens, so that no product has to transpose them.
+
+Axis names: L layers, G groups (each reads one context), W rows of a group, T tokens of
+a row, K key/value heads, N caches of a level (each is read by W / N consecutive rows),
+S keys of a cache, D head size, E hidden states.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,10 +20,10 @@ from stepjax.lm import model as lm
 
 
 class Shared(NamedTuple):
-    """Caches that several rows of a group read: contexts of all, or leads of some.
+    """Caches that several rows of a group read: a context, or leads of some rows.
 
     Attributes:
-      cache: [L, G, K, N, S, D] each; each of the N is read by W / N rows in a row.
+      cache: [L, G, K, N, S, D] each; each of the N is read by W / N consecutive rows.
       length: valid keys of each, [G, N] int32.
     """
 
@@ -27,23 +32,24 @@ class Shared(NamedTuple):
 
 
 class Suffix(NamedTuple):
-    """Own caches of the rows, of which a call reads what was written before.
+    """Each row's own keys and values; a call attends to the first `length`.
 
     Attributes:
       cache: [L, G, K, W, S, D] each.
-      length: tokens written, the same for all rows; scalar int32.
+      length: tokens written so far, the same for all rows; scalar int32.
     """
 
     cache: lm.KeyValues
     length: jax.Array
 
 
-def run(
+def forward(
     config: lm.ModelConfig,
     params: Any,
     tokens: jax.Array,
     start: jax.Array,
     shared: Sequence[Shared],
+    *,
     suffix: Suffix | None = None,
     reach: int | None = None,
 ) -> tuple[jax.Array, lm.KeyValues]:
@@ -53,14 +59,17 @@ def run(
       config: of the decoder.
       params: its parameters.
       tokens: [G, W, T] int32.
-      start: first index of each row, its suffix included, that is no padding, [G, W].
-      shared: what comes before the suffixes.
-      suffix: what the rows hold already; None for nothing.
-      reach: keys of it to read, at least those written; None for all.
+      start: index of the first real token of each row, counted from the beginning of
+        its suffix, [G, W] int32; what comes before is padding.
+      shared: caches that come before the suffixes, in their order.
+      suffix: keys and values that the rows have written before; None when there are
+        none.
+      reach: how many keys of the suffix to read, at least `suffix.length`; None reads
+        all.
 
     Returns:
-      Hidden states after the last norm, [G, W, T, E], and the tokens' keys and values,
-      [L, G, K, W, T, D] each.
+      Hidden states after the last norm, [G, W, T, E], and the keys and values of these
+      tokens, [L, G, K, W, T, D] each.
     """
     hidden = embedding.embed(params["embedding"], tokens, config.dtype, None)
     offset = jnp.zeros((), jnp.int32) if suffix is None else suffix.length
@@ -74,56 +83,63 @@ def run(
     causal = real[:, :, None, :] & (index[:, None] >= index)
     valid = [_keys(level.cache) < level.length[..., None] for level in shared]
 
-    def sight(read, made):
-        layer, caches = read
+    def attend(number, caches, query, key, value):
+        """Attends to caches of a layer and to the new tokens; keeps the latter."""
         levels = [
             attention.Level(*cache, mask[:, :, None])
             for cache, mask in zip(caches, valid, strict=True)
         ]
-        own = [attention.Level(*made, causal)]
+        new = lm.KeyValues(*(x.transpose(0, 3, 1, 2, 4) for x in (key, value)))
+        own = [attention.Level(*new, causal)]
         if suffix is not None:
-            cache = _of_layer(suffix.cache, layer, reach)
-            key = _keys(cache)
-            mask = (key >= start[..., None]) & (key < offset)
+            cache = _of_layer(suffix.cache, number, reach)
+            at = _keys(cache)
+            mask = (at >= start[..., None]) & (at < offset)
             own.insert(0, attention.Level(*cache, mask[:, :, None]))
-        return levels, own
+        return attention.cached_attention(query, levels, own), new
 
-    block, sines = lm.Block(config), lm.rotations(config, position)
+    block, (sin, cos) = lm.Block(config), lm.rotations(config, position)
 
     def layer(hidden, inputs):
-        params, *read = inputs
-        return block.apply({"params": params}, hidden, read, (*sines, sight))
+        params, number, caches = inputs
+        attend_here = functools.partial(attend, number, caches)
+        return block.apply({"params": params}, hidden, sin, cos, attend_here)
 
     numbers = jnp.arange(config.num_layers)
     inputs = params["layers"], numbers, [level.cache for level in shared]
-    hidden, made = jax.lax.scan(layer, hidden, inputs, unroll=lm.unroll(config))
+    hidden, new = jax.lax.scan(layer, hidden, inputs, unroll=lm.unroll(config))
     norm = lm.RMSNorm(config.rms_norm_eps)
-    return norm.apply({"params": params["final_norm"]}, hidden), made
+    return norm.apply({"params": params["final_norm"]}, hidden), new
 
 
 def _keys(cache: lm.KeyValues) -> jax.Array:
     return jnp.arange(cache.key.shape[-2])
 
 
-def _of_layer(cache: lm.KeyValues, layer, reach: int | None) -> lm.KeyValues:
-    """Returns the first keys of a layer, [G, K, W, reach, D], cut out in one slice.
+def _of_layer(cache: lm.KeyValues, number, reach: int | None) -> lm.KeyValues:
+    """Returns the first `reach` keys of one layer, [G, K, W, reach, D].
 
-    Of two slices XLA would make a copy.
+    One slice cuts both the layer and its first keys: with two, XLA copies the layer.
     """
 
     def cut(x):
         size = (1, *x.shape[1:4], reach or x.shape[4], x.shape[5])
-        return jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0, 0), size)[0]
+        return jax.lax.dynamic_slice(x, (number, 0, 0, 0, 0, 0), size)[0]
 
     return jax.tree.map(cut, cache)
 
 
-def written(suffix: Suffix, made: lm.KeyValues) -> Suffix:
-    """Returns the suffixes with the keys and values of new tokens."""
+def write(suffix: Suffix, new: lm.KeyValues) -> Suffix:
+    """Returns the suffixes with the keys and values of new tokens after the old ones.
+
+    Args:
+      suffix: with room for them.
+      new: from `forward`, [L, G, K, W, T, D] each.
+    """
     at = (0, 0, 0, 0, suffix.length, 0)
     cache = jax.tree.map(
         lambda cache, new: jax.lax.dynamic_update_slice(cache, new, at),
         suffix.cache,
-        made,
+        new,
     )
-    return Suffix(cache, suffix.length + made.key.shape[-2])
+    return Suffix(cache, suffix.length + new.key.shape[-2])

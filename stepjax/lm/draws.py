@@ -1,22 +1,67 @@
-"""Random draws: one key a row, one token from the nucleus, no sort.
+"""Random draws: one key per row, one token from the nucleus, no sort.
+
+Every draw has a key of its own, folded from the seed and a *key path*: `PATH_LENGTH`
+integers that say which candidate or which judgment it belongs to. So results do not
+depend on the batch, on the number of hosts or on where a run was interrupted.
 
 Axis names: V vocabulary.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+PATH_LENGTH = 7  # integers of a key path
+
 _BLOCK = 128  # tokens of the vocabulary whose probabilities are summed first
 
 
+def candidate_path(
+    iteration: int, problem: int, step: int, attempt: int, candidate: int
+) -> tuple[int, ...]:
+    """Returns the key path of a candidate, `PATH_LENGTH` integers below 2**32.
+
+    Args:
+      iteration: number of the model that samples.
+      problem: hash of the problem's id.
+      step: number of the step, from 1.
+      attempt: how often the step was expanded before.
+      candidate: index among the samples of this expansion.
+    """
+    return iteration, problem, step, attempt, candidate, 0, 0
+
+
+def judgment_path(expansion: Sequence[int], a: int, b: int) -> tuple[int, ...]:
+    """Returns the key path of a judgment, `PATH_LENGTH` integers below 2**32.
+
+    Its last integer is 1, which no candidate's path ends with.
+
+    Args:
+      expansion: (iteration, problem, step, attempt), as for `candidate_path`.
+      a: index of the candidate shown first.
+      b: index of the candidate shown second.
+
+    Raises:
+      ValueError: when `expansion` has not four integers.
+    """
+    path = (*expansion, a, b, 1)
+    if len(path) != PATH_LENGTH:
+        raise ValueError(
+            f"the key path {path} of a judgment has {len(path)} integers; expected "
+            f"{PATH_LENGTH}. Begin it with (iteration, problem, step, attempt)."
+        )
+    return path
+
+
 def row_keys(seed: jax.Array, paths: jax.Array) -> jax.Array:
-    """Returns one random key a row, folded from its own path of integers.
+    """Returns one random key per row, folded from the row's own key path.
 
     Args:
       seed: scalar uint32.
-      paths: [..., n] uint32, e.g. (iteration, problem, step, attempt, candidate).
+      paths: [..., n] uint32.
 
     Returns:
       Keys [...]. They depend on nothing but the seed and the row's path.
@@ -31,10 +76,11 @@ def row_keys(seed: jax.Array, paths: jax.Array) -> jax.Array:
 
 
 def mass_above(probabilities: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Returns what the tokens more probable than a given one hold together.
+    """Returns the total probability of the tokens more probable than a given one.
 
     A token is in the nucleus (arXiv 1904.09751, section 3.1) exactly when this is less
-    than top_p: no sort is needed to tell. Equally probable tokens are in it together.
+    than top_p, so no sort is needed to tell. Equally probable tokens are either all in
+    the nucleus or all outside.
 
     Args:
       probabilities: [..., V] float32, sum 1.
@@ -50,12 +96,12 @@ def mass_above(probabilities: jax.Array, tokens: jax.Array) -> jax.Array:
 def draw(
     logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array
 ) -> jax.Array:
-    """Draws one token a row from the nucleus; temperature 0 is greedy.
+    """Draws one token per row from the nucleus; temperature 0 is greedy.
 
-    A token is drawn from all, and drawn again while it is not in the nucleus, then from
-    the tokens more probable than it alone: those are a superset of the nucleus, so the
-    accepted token has exactly the distribution of the nucleus, after two or three
-    passes over the vocabulary in the mean.
+    The first draw is from all tokens. While the drawn token is not in the nucleus, the
+    next draw is from the tokens more probable than it. Those contain the nucleus, so
+    the accepted token has exactly the distribution of the nucleus. On average this
+    takes two or three passes over the vocabulary.
 
     Args:
       logits: [..., V] float32, -inf where a token is not allowed.
@@ -71,35 +117,62 @@ def draw(
         probabilities = jax.nn.softmax(logits / temperature, -1)
         shape = keys.shape
 
-        def attempt(carry):
-            number, floor, token, done = carry
-            uniform = jax.vmap(_uniform, (0, None))(keys.reshape(-1), number)
-            above = jnp.where(probabilities > floor[..., None], probabilities, 0)
+        def attempt(state: _Attempts) -> _Attempts:
+            uniform = jax.vmap(_uniform, (0, None))(keys.reshape(-1), state.number)
+            floor = state.floor[..., None]
+            above = jnp.where(probabilities > floor, probabilities, 0)
             drawn = pick(above, uniform.reshape(shape))
-            token = jnp.where(done, token, drawn)
+            token = jnp.where(state.done, state.token, drawn)
             floor = jnp.take_along_axis(probabilities, token[..., None], -1)[..., 0]
             inside = mass_above(probabilities, token) < top_p
-            return number + 1, floor, token, inside | (top_p >= 1)
+            done = inside | (top_p >= 1)
+            return _Attempts(state.number + 1, floor, token, done)
+
+        def goes_on(state: _Attempts):
+            return ~state.done.all()
 
         nothing = jnp.zeros(shape)
-        start = 0, nothing, nothing.astype(jnp.int32), nothing > 0
-        return jax.lax.while_loop(lambda c: ~c[3].all(), attempt, start)[2]
+        start = _Attempts(0, nothing, nothing.astype(jnp.int32), nothing > 0)
+        return jax.lax.while_loop(goes_on, attempt, start).token
 
     return jax.lax.cond(temperature == 0, lambda: _highest(logits), sampled)
 
 
+class _Attempts(NamedTuple):
+    """What the loop of `draw` carries.
+
+    Attributes:
+      number: attempts so far, scalar int32.
+      floor: probability of the last drawn token, [...]; the next one has more.
+      token: last drawn token of each row, [...] int32.
+      done: rows whose token is in the nucleus, [...] bool.
+    """
+
+    number: jax.Array
+    floor: jax.Array
+    token: jax.Array
+    done: jax.Array
+
+
 def _highest(logits: jax.Array) -> jax.Array:
-    """Returns the argmax of each row; XLA for CPU takes 10 times longer for its own."""
+    """Returns the argmax of each row; `jnp.argmax` takes 10 times longer on a CPU."""
     index = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    found = jnp.where(logits == logits.max(-1, keepdims=True), index, len(index) - 1)
-    return found.min(-1)
+    highest = logits == logits.max(-1, keepdims=True)
+    return jnp.where(highest, index, len(index) - 1).min(-1)
 
 
 def pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Draws an index of each row, [..., V], in proportion to its weight.
+    """Draws one index of each row in proportion to its weight.
 
-    First a block of indices, then one of the block: no sums over the whole row are
-    kept.
+    A block of indices is drawn first, then an index of the block, so that cumulative
+    sums are computed of one block and not of the whole row.
+
+    Args:
+      weights: [..., V] float32 >= 0.
+      uniform: numbers in [0, 1), [...] float32.
+
+    Returns:
+      [...] int32.
     """
     size = weights.shape[-1]
     pads = [(0, 0)] * (weights.ndim - 1) + [(0, -size % _BLOCK)]
@@ -112,10 +185,10 @@ def pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _invert(weights: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the first index whose cumulative weight exceeds the target, [...].
+    """Returns (index, rest of the target there) of each row, [...] each.
 
-    And what is left of the target there. Rounding can leave no such index: then it is
-    the last one with a weight.
+    The index is the first one whose cumulative weight exceeds the target. Where
+    rounding leaves no such index, it is the last one with a weight.
     """
     cumulative = jnp.cumsum(weights, -1)
     real = weights > 0

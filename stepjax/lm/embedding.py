@@ -1,10 +1,11 @@
 """The two ends of the decoder on a mesh: looking tokens up, and scoring tokens.
 
-The embedding and the unembedding are its largest matrices, [V, E] each, split over
-`tensor` by rows and over `fsdp` by columns, while forest rows are split over `data`
-and `fsdp`. Neither matrix is ever whole on a device, nor is its gradient: a look-up
-exchanges the states it found, and scoring exchanges the states of scored tokens, so
-that over `fsdp` too each device makes the logits of its own part of the vocabulary.
+The embedding and the unembedding are the decoder's largest matrices, [V, E] each. They
+are split over `tensor` by rows and over `fsdp` by columns, while forest rows are split
+over `data` and `fsdp`. Neither matrix is ever whole on a device, nor is its gradient. A
+look-up exchanges the states that it takes from the table. Scoring exchanges the states
+of scored tokens, so that each device of `fsdp`, too, computes the logits of its own
+part of the vocabulary.
 
 Axis names: R rows, T tokens, S scored tokens of a row, E width of the hidden states,
 V vocabulary.
@@ -19,19 +20,19 @@ from jax.sharding import Mesh, PartitionSpec
 from stepjax import losses
 from stepjax.lm import sharding
 
-_LOGITS = 2**26  # of a device at once: 256 MiB of float32
+_LOGITS = 2**26  # most logits on a device at once: 256 MiB of float32
 _MATRIX = PartitionSpec("tensor", "fsdp")
 _SPLIT = PartitionSpec(sharding.ROWS)
 
 
 def embed(table: jax.Array, tokens: jax.Array, dtype: str, mesh: Mesh | None):
-    """Returns the rows of a table for forest rows of tokens, [R, T, E].
+    """Returns the rows of a table that tokens name, [R, T, E].
 
     Args:
       table: [V, E] float32 parameter.
       tokens: [R, T] int32.
-      dtype: of the result.
-      mesh: what they are split over; None on one device.
+      dtype: type of the result.
+      mesh: what table and tokens are split over; None on one device.
     """
     if mesh is None or mesh.size == 1:
         return table[tokens].astype(dtype)
@@ -40,9 +41,10 @@ def embed(table: jax.Array, tokens: jax.Array, dtype: str, mesh: Mesh | None):
         tokens = jax.lax.all_gather(tokens, "fsdp", axis=0, tiled=True)
         index = tokens - jax.lax.axis_index("tensor") * table.shape[0]
         mine = (index >= 0) & (index < table.shape[0])
-        found = jnp.where(mine[..., None], table[jnp.where(mine, index, 0)], 0)
-        found = jax.lax.psum(found.astype(dtype), "tensor")  # one is not 0
-        return jax.lax.all_to_all(found, "fsdp", 0, 2, tiled=True)
+        states = jnp.where(mine[..., None], table[jnp.where(mine, index, 0)], 0)
+        # Exactly one shard of `tensor` holds each row, so the sum copies it.
+        states = jax.lax.psum(states.astype(dtype), "tensor")
+        return jax.lax.all_to_all(states, "fsdp", 0, 2, tiled=True)
 
     split = jax.shard_map(
         local, mesh=mesh, in_specs=(_MATRIX, _SPLIT), out_specs=_SPLIT
@@ -56,8 +58,8 @@ def token_logps(
     """Returns log softmax(unembedding @ hidden)[target] of every token.
 
     The numbers are those of `stepjax.losses.token_logps_from_hidden`: products in the
-    type of the states, sums in float32, logits a chunk at a time and once more in the
-    backward pass.
+    type of the states, sums in float32. Logits are computed one chunk of tokens at a
+    time, and once more in the backward pass.
 
     Args:
       hidden: [R, S, E], the states that predict the targets.
@@ -82,18 +84,18 @@ def token_logps(
 
 
 def _local_logps(hidden, matrix, targets):
-    """Of this device's tokens; hidden [r, S, E], matrix [V / tensor, E / fsdp]."""
+    """Scores this device's tokens; hidden [r, S, E], matrix [V / tensor, E / fsdp]."""
     dtype, width, columns = hidden.dtype, hidden.shape[-1], matrix.shape[0]
     ways, mine = jax.lax.axis_size("fsdp"), jax.lax.axis_index("fsdp")
     matrix = jnp.pad(matrix.astype(dtype), ((0, -columns % ways), (0, 0)))
     matrix = jax.lax.all_to_all(matrix, "fsdp", 0, 1, tiled=True)
-    # In float32 outside the loop, so that its gradient is summed in float32, and
-    # over `data` once.
+    # The matrix is float32 outside the loop, so that its gradient is summed over chunks
+    # in float32, and only once over `data`.
     matrix = jax.lax.pcast(matrix.astype(jnp.float32), "data", to="varying")
     column = mine * matrix.shape[0] + jnp.arange(matrix.shape[0])
     real = column < columns
-    name = jax.lax.axis_index("tensor") * columns + column  # its token id
-    name = jnp.where(real, name, -1)
+    token_id = jax.lax.axis_index("tensor") * columns + column
+    token_id = jnp.where(real, token_id, -1)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # inside a loop
     def of_chunk(inputs):
@@ -106,7 +108,7 @@ def _local_logps(hidden, matrix, targets):
         logits = jnp.where(real, logits, -jnp.inf)
         top = jax.lax.stop_gradient(logits).max(-1)
         top = jax.lax.pmax(top, ("tensor", "fsdp"))
-        picked = jnp.where(name == ids[:, None], logits, 0).sum(-1)
+        picked = jnp.where(token_id == ids[:, None], logits, 0).sum(-1)
         total = jnp.exp(logits - top[:, None]).sum(-1)
         sums = jax.lax.psum(jnp.stack([picked, total]), "tensor")
         picked, total = jax.lax.psum_scatter(

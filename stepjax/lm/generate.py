@@ -1,17 +1,24 @@
-"""Sampling and scoring behind shared contexts: the context is computed once.
+"""Sampling and scoring behind shared contexts, each of which is computed once.
 
-Each problem owns a slot: one cache of keys and values of its context. The rows of a
-group (candidate steps, or judgments of one problem) read the shared context and
-write only their own suffix; judgments that begin alike also share this lead. A chosen
-candidate's suffix is appended to the context by a gather; going back a step only
-shortens a length.
+A call has three parts:
+
+- what is decoded: `Rows`, the prompts of candidates or judgments and their key paths;
+- how: `Decoding`, the seed, temperature, top-p, stops, vocabulary and budget;
+- behind what: `Prefix`, the cached contexts and what rows share after them.
+
+Each problem in flight owns a slot: one cache of keys and values of its context. The
+rows of a group (candidate steps, or judgments of one problem) read the shared context
+and write only their own suffix; judgments that begin alike also share a lead. The
+suffix of the chosen candidate is appended to the context by a gather; going back a step
+only shortens a length.
 
 The functions are pure and jitted; `stepjax.lm.sampler` keeps, on the host, which token
-ids each slot holds. Temperature, top-p, keys, stop tables and budgets are traced:
-changing them compiles nothing.
+ids each slot holds. Everything in the three parts is traced: new values compile
+nothing, new shapes do.
 
-Axis names: L layers, P slots, C context capacity, G groups, W rows of a group,
-T prompt tokens of a row, N new tokens, V vocabulary; A leads of M tokens.
+Axis names: L layers, P slots, C context capacity, G groups, W rows of a group, A leads
+of a group, M tokens of a lead, T prompt tokens of a row, N new tokens, V vocabulary,
+K key/value heads, D head size.
 """
 
 import functools
@@ -21,29 +28,83 @@ import jax
 import jax.numpy as jnp
 
 from stepjax import losses
-from stepjax.lm import decode as caches
-from stepjax.lm import draws
+from stepjax.lm import decode, draws
 from stepjax.lm import model as lm
 
 _SHORTEST = 128  # new tokens that the first loop of `sample` may read
 
 
 class Leads(NamedTuple):
-    """Tokens between the context and the prompts, each for W / A rows in a row.
+    """Prefixes shared by blocks of W / A consecutive rows, read after the context.
 
-    A call may have several levels, each within the one before.
+    A call may have several levels; the blocks of a later level lie within those of the
+    level before it.
 
     Attributes:
       tokens: [G, A, M] int32, right-padded.
-      counts: real tokens of each, [G, A] int32.
+      counts: real tokens of each lead, [G, A] int32.
     """
 
     tokens: jax.Array
     counts: jax.Array
 
 
+class Prefix(NamedTuple):
+    """What rows are decoded behind: cached contexts, and leads after them.
+
+    Attributes:
+      contexts: caches [L, P, K, C, D] each.
+      slots: slot of each group, [G] int32; None when G = P and group g reads slot g.
+      lengths: valid keys of each group's context, [G] int32.
+      leads: levels of `Leads`, from large blocks to small ones; () for none.
+    """
+
+    contexts: lm.KeyValues
+    slots: jax.Array | None
+    lengths: jax.Array
+    leads: tuple[Leads, ...] = ()
+
+
+class Rows(NamedTuple):
+    """What is decoded.
+
+    Attributes:
+      prompts: tokens that each row feeds, [G, W, T] int32, left-padded; T >= 1.
+      start: index of each row's first real prompt token, [G, W] int32.
+      active: which rows matter, [G, W] bool. A row that does not matter samples
+        nothing, and decoding does not go on for it.
+      paths: integers that make each row's random key, [G, W, n] uint32, see
+        `draws.candidate_path`; None where nothing is sampled.
+    """
+
+    prompts: jax.Array
+    start: jax.Array
+    active: jax.Array
+    paths: jax.Array | None = None
+
+
+class Decoding(NamedTuple):
+    """How tokens are sampled.
+
+    Attributes:
+      seed: scalar uint32.
+      temperature: scalar; 0 is greedy.
+      top_p: scalar in (0, 1].
+      stops: stop table [states, V'] int32 of `stops.compile_stops`.
+      vocab: ids from here on (padding of the embedding) are never sampled; scalar.
+      budget: most new tokens of a row; scalar.
+    """
+
+    seed: jax.Array
+    temperature: jax.Array
+    top_p: jax.Array
+    stops: jax.Array
+    vocab: jax.Array
+    budget: jax.Array
+
+
 class Samples(NamedTuple):
-    """What one sampling call made.
+    """What one call has sampled.
 
     Attributes:
       tokens: sampled ids, the stopping one included, [G, W, N] int32.
@@ -56,6 +117,22 @@ class Samples(NamedTuple):
     count: jax.Array
     stopped: jax.Array
     logps: jax.Array
+
+
+class Addition(NamedTuple):
+    """Tokens that `extend` appends to the contexts of some slots.
+
+    Attributes:
+      slots: slot of each group, [G] int32; P or more marks an unused group.
+      lengths: keys that each slot holds before, [G] int32.
+      tokens: [G, T] int32, right-padded.
+      counts: real tokens of each group, [G] int32.
+    """
+
+    slots: jax.Array
+    lengths: jax.Array
+    tokens: jax.Array
+    counts: jax.Array
 
 
 def empty_contexts(config: lm.ModelConfig, slots: int, capacity: int) -> lm.KeyValues:
@@ -71,54 +148,53 @@ def empty_contexts(config: lm.ModelConfig, slots: int, capacity: int) -> lm.KeyV
     return lm.KeyValues(zeros, jnp.zeros_like(zeros))
 
 
-def _new_suffix(config: lm.ModelConfig, groups: int, width: int, capacity: int):
+def _empty_suffix(config: lm.ModelConfig, groups: int, width: int, capacity: int):
     shape = (config.num_layers, groups, config.num_kv_heads, width, capacity)
     zeros = jnp.zeros((*shape, config.head_dim), config.dtype)
     cache = lm.KeyValues(zeros, jnp.zeros_like(zeros))
-    return caches.Suffix(cache, jnp.zeros((), jnp.int32))
+    return decode.Suffix(cache, jnp.zeros((), jnp.int32))
 
 
-def _contexts(contexts: lm.KeyValues, slots, lengths, bucket: int) -> caches.Shared:
+def _contexts(contexts: lm.KeyValues, slots, lengths, bucket: int) -> decode.Shared:
     """Returns the first `bucket` keys of the given slots ([G], or None for all)."""
     cut = jax.tree.map(lambda x: x[:, :, :, :bucket], contexts)
     taken = cut if slots is None else jax.tree.map(lambda x: x[:, slots], cut)
     cache = jax.tree.map(lambda x: x[:, :, :, None], taken)
-    return caches.Shared(cache, lengths[:, None])
+    return decode.Shared(cache, lengths[:, None])
 
 
-def _shared(config, params, contexts, slots, lengths, leads, bucket: int):
-    """Returns what rows read before their prompts; computes the leads."""
+def _shared(config, params, prefix: Prefix, bucket: int) -> tuple[decode.Shared, ...]:
+    """Returns the caches that rows read before their prompts; computes the leads."""
+    contexts, slots, lengths, leads = prefix
     shared = (_contexts(contexts, slots, lengths, bucket),)
     for level in leads:
         start = jnp.zeros_like(level.counts)
-        _, made = caches.run(config, params, level.tokens, start, shared)
-        shared += (caches.Shared(made, level.counts),)
+        _, new = decode.forward(config, params, level.tokens, start, shared)
+        shared += (decode.Shared(new, level.counts),)
     return shared
 
 
 @functools.partial(
     jax.jit, static_argnames=("model", "bucket"), donate_argnames=("contexts",)
 )
-def extend(model, params, contexts, slots, lengths, tokens, counts, *, bucket: int):
+def extend(model, params, contexts, addition: Addition, *, bucket: int):
     """Appends tokens to the contexts of some slots by computing them.
 
     Args:
       model: the decoder.
       params: its parameters.
       contexts: caches [L, P, K, C, D]; donated.
-      slots: [G] int32; P or more marks an unused group.
-      lengths: keys that each slot holds before, [G] int32.
-      tokens: [G, T] int32, right-padded.
-      counts: real tokens of each group, [G] int32.
+      addition: which tokens, and to which slots.
       bucket: context keys to read, at least every length.
 
     Returns:
       The extended caches.
     """
+    slots, lengths, tokens, counts = addition
     groups, length = tokens.shape
     context = _contexts(contexts, slots, lengths, bucket)
     start = jnp.zeros((groups, 1), jnp.int32)
-    _, suffix = caches.run(model.config, params, tokens[:, None], start, (context,))
+    _, new = decode.forward(model.config, params, tokens[:, None], start, (context,))
     capacity = contexts.key.shape[3]
     source = jnp.arange(capacity) - lengths[:, None]  # [G, C]
     fresh = (source >= 0) & (source < counts[:, None])
@@ -129,7 +205,7 @@ def extend(model, params, contexts, slots, lengths, tokens, counts, *, bucket: i
         merged = jnp.where(fresh[None, :, None, :, None], new, cache[:, slots])
         return cache.at[:, slots].set(merged, mode="drop")
 
-    return jax.tree.map(write, contexts, suffix)
+    return jax.tree.map(write, contexts, new)
 
 
 @functools.partial(jax.jit, donate_argnames=("contexts",))
@@ -138,7 +214,7 @@ def append(contexts, suffix, choice, lengths, counts):
 
     Args:
       contexts: caches [L, P, K, C, D]; donated.
-      suffix: caches [L, P, K, W, S, D] of the last `sample` call (a group a slot).
+      suffix: caches [L, P, K, W, S, D] of the last `sample` call, one group per slot.
       choice: row of each slot, [P] int32.
       lengths: keys that each slot holds before, [P] int32.
       counts: suffix keys to append, [P] int32; 0 leaves a slot as it is.
@@ -160,24 +236,33 @@ def append(contexts, suffix, choice, lengths, counts):
     return jax.tree.map(write, contexts, suffix)
 
 
+class _State(NamedTuple):
+    """What the loops of `sample` carry from one decoding step to the next.
+
+    Attributes:
+      index: new tokens of a row so far, scalar int32.
+      token: last token of each row, sampled and not fed yet, [G, W] int32.
+      suffix: keys and values of the tokens that were fed.
+      stop: state of each row in the stop table, [G, W] int32.
+      done: rows that sample no more, [G, W] bool.
+      samples: all tokens so far.
+    """
+
+    index: jax.Array
+    token: jax.Array
+    suffix: decode.Suffix
+    stop: jax.Array
+    done: jax.Array
+    samples: Samples
+
+
 @functools.partial(jax.jit, static_argnames=("model", "bucket", "capacity", "keep"))
 def sample(
     model,
     params,
-    contexts,
-    slots,
-    lengths,
-    leads,
-    prompts,
-    start,
-    active,
-    paths,
-    seed,
-    temperature,
-    top_p,
-    stops,
-    vocab,
-    budget,
+    prefix: Prefix,
+    rows: Rows,
+    decoding: Decoding,
     *,
     bucket: int,
     capacity: int,
@@ -188,90 +273,84 @@ def sample(
     Args:
       model: the decoder.
       params: its parameters.
-      contexts: caches [L, P, K, C, D].
-      slots: context of each group, [G] int32, or None when G = P in order.
-      lengths: valid keys of each group's context, [G] int32.
-      leads: levels of `Leads` that rows share beside their context, () for none.
-      prompts: tokens fed before sampling, [G, W, T] int32, left-padded; T >= 1.
-      start: first real prompt index, [G, W] int32.
-      active: rows that matter, [G, W] bool; the others cost no extra turn.
-      paths: integers that make each row's key, [G, W, n] uint32.
-      seed: scalar uint32.
-      temperature: scalar; 0 is greedy.
-      top_p: scalar in (0, 1].
-      stops: stop table [states, V'] of `stops.compile_stops`, int32.
-      vocab: ids >= vocab (padding of the embedding) are never sampled; scalar.
-      budget: most new tokens, scalar <= capacity.
+      prefix: behind what.
+      rows: what; with `paths`.
+      decoding: how; the budget is at most the capacity.
       bucket: context keys to read, at least every length.
       capacity: N.
-      keep: return the suffix caches; what is not kept takes no memory of its own.
+      keep: return the suffix caches; False lets XLA reuse their memory.
 
     Returns:
       (`Samples`, suffix caches [L, G, K, W, T + N, D] or None).
     """
-    groups, width, length = prompts.shape
-    config = model.config
-    shared = _shared(config, params, contexts, slots, lengths, leads, bucket)
-    keys = draws.row_keys(seed, paths)
-    allowed = jnp.arange(config.vocab_size) < vocab
-    last_state = stops.shape[0] - 1
+    groups, width, length = rows.prompts.shape
+    config, stops = model.config, decoding.stops
+    shared = _shared(config, params, prefix, bucket)
+    keys = draws.row_keys(decoding.seed, rows.paths)
+    allowed = jnp.arange(config.vocab_size) < decoding.vocab
+    last_stop = stops.shape[0] - 1
 
-    feed = functools.partial(caches.run, config, params, shared=shared, start=start)
+    feed = functools.partial(
+        decode.forward, config, params, shared=shared, start=rows.start
+    )
 
-    def logits_of(hidden):
+    def pick(index, hidden, suffix, stop, done, samples) -> _State:
+        """Draws token number `index` of each row."""
         logits = lm.logits(params, hidden[:, :, -1])
-        return jnp.where(allowed, logits, -jnp.inf)
-
-    def pick(index, logits, state, done, out):
+        logits = jnp.where(allowed, logits, -jnp.inf)
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
-        token = draws.draw(logits, fold(keys, index), temperature, top_p)
+        token = draws.draw(
+            logits, fold(keys, index), decoding.temperature, decoding.top_p
+        )
         logp = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
         logp = logp - jax.nn.logsumexp(logits, -1)
-        state = jnp.where(done, state, stops[state, token])
-        stopped = state == last_state
-        out = Samples(
-            out.tokens.at[:, :, index].set(jnp.where(done, 0, token)),
-            out.count + ~done,
+        stop = jnp.where(done, stop, stops[stop, token])
+        stopped = stop == last_stop
+        samples = Samples(
+            samples.tokens.at[:, :, index].set(jnp.where(done, 0, token)),
+            samples.count + ~done,
             stopped,
-            out.logps.at[:, :, index].set(jnp.where(done, 0.0, logp)),
+            samples.logps.at[:, :, index].set(jnp.where(done, 0.0, logp)),
         )
-        return token, state, done | stopped, out
+        index = jnp.asarray(index + 1, jnp.int32)
+        return _State(index, token, suffix, stop, done | stopped, samples)
 
-    def turn(reach, carry):
-        index, token, suffix, state, done, out = carry
-        hidden, made = feed(token[..., None], suffix=suffix, reach=length + reach)
-        suffix = caches.written(suffix, made)
-        token, state, done, out = pick(index, logits_of(hidden), state, done, out)
-        return index + 1, token, suffix, state, done, out
+    def decode_step(reach, state: _State) -> _State:
+        hidden, new = feed(
+            state.token[..., None], suffix=state.suffix, reach=length + reach
+        )
+        suffix = decode.write(state.suffix, new)
+        return pick(state.index, hidden, suffix, state.stop, state.done, state.samples)
 
-    def goes_on(end, carry):
-        index, done = carry[0], carry[4]
-        return (index < end) & ~done.all()
+    def goes_on(end, state: _State):
+        return (state.index < end) & ~state.done.all()
 
     blank = jnp.zeros((groups, width), jnp.int32)
-    out = Samples(
+    nothing = Samples(
         jnp.zeros((groups, width, capacity), jnp.int32),
         blank,
         blank > 0,
         jnp.zeros((groups, width, capacity), jnp.float32),
     )
-    hidden, made = feed(prompts)
-    suffix = _new_suffix(config, groups, width, length + capacity)
-    suffix = caches.written(suffix, made)
-    token, state, done, out = pick(0, logits_of(hidden), blank, ~active, out)
-    carry = (jnp.ones((), jnp.int32), token, suffix, state, done, out)
+    hidden, new = feed(rows.prompts)
+    suffix = _empty_suffix(config, groups, width, length + capacity)
+    suffix = decode.write(suffix, new)
+    state = pick(0, hidden, suffix, blank, ~rows.active, nothing)
     for reach in reaches(capacity):
-        keep_going = functools.partial(goes_on, jnp.minimum(budget, reach))
-        carry = jax.lax.while_loop(keep_going, functools.partial(turn, reach), carry)
-    _, _, suffix, _, _, out = carry
-    return out, suffix.cache if keep else None
+        end = jnp.minimum(decoding.budget, reach)
+        state = jax.lax.while_loop(
+            functools.partial(goes_on, end),
+            functools.partial(decode_step, reach),
+            state,
+        )
+    return state.samples, state.suffix.cache if keep else None
 
 
 def reaches(capacity: int) -> list[int]:
-    """Returns how many new tokens the loops of `sample` read, one loop after another.
+    """Returns how many new tokens each loop of `sample` reads; loops run in turn.
 
-    A program reads arrays of fixed length: a loop for each power of 2 leaves most of
-    what is not written yet unread.
+    Each loop attends to a fixed slice of the new tokens' cache. Slices of 128, 256,
+    512, … tokens read at most twice as many as are written, from the 64th token on.
     """
     shorter = []
     while _SHORTEST << len(shorter) < capacity:
@@ -283,12 +362,8 @@ def reaches(capacity: int) -> list[int]:
 def score(
     model,
     params,
-    contexts,
-    slots,
-    lengths,
-    leads,
-    rows,
-    start,
+    prefix: Prefix,
+    rows: Rows,
     scored,
     *,
     vocab: int,
@@ -300,30 +375,27 @@ def score(
     Args:
       model: the decoder.
       params: its parameters.
-      contexts: caches [L, P, K, C, D].
-      slots: context of each group, [G] int32.
-      lengths: valid keys of each group's context, [G] int32.
-      leads: levels of `Leads` that rows share beside their context, () for none.
-      rows: [G, W, T] int32, left-padded, at least one token before the scored ones.
-      start: first real index of each row, [G, W] int32.
+      prefix: behind what.
+      rows: what; `prompts` with at least one token before the scored ones.
       scored: how many of the last tokens count, [G, W] int32 <= last.
-      vocab: ids >= vocab (padding of the embedding) have no probability.
+      vocab: ids from here on (padding of the embedding) have no probability.
       bucket: context keys to read, at least every length.
       last: most scored tokens of a row.
 
     Returns:
       [G, W] float32 sums.
     """
-    groups, width, length = rows.shape
-    fed = length - 1  # nothing comes after the last token
+    tokens, start = rows.prompts, rows.start
+    length = tokens.shape[-1]
+    fed = length - 1  # nothing is predicted after the last token
     config = model.config
-    shared = _shared(config, params, contexts, slots, lengths, leads, bucket)
-    hidden, _ = caches.run(config, params, rows[:, :, :fed], start, shared)
+    shared = _shared(config, params, prefix, bucket)
+    hidden, _ = decode.forward(config, params, tokens[:, :, :fed], start, shared)
     hidden = hidden[:, :, fed - last :]
     logps = losses.token_logps_from_hidden(
         hidden.reshape(-1, hidden.shape[-1]),
         lm.unembedding(params).astype(hidden.dtype),
-        rows[:, :, length - last :].reshape(-1),
+        tokens[:, :, length - last :].reshape(-1),
         vocab_size=min(vocab, config.vocab_size),
     )
     counts = jnp.arange(last) >= last - scored[..., None]

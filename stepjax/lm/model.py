@@ -9,6 +9,7 @@ token is scored or sampled (`unembedding`).
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
-_UNROLLED = 4  # models of at most so many layers are unrolled: faster on a CPU
+_UNROLLED = 4  # models of at most this many layers are unrolled: faster on a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +47,9 @@ class ModelConfig:
       qkv_bias: biases on queries, keys and values (Qwen2: True, Llama: False).
       tie_embeddings: the unembedding is the embedding.
       dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
-      remat: what the backward pass computes again, one of `REMAT`: "none"; "full",
-        each block from its input; "attention", likewise but for the output of
-        attention (on TPU); "dots", all but the products with parameters.
+      remat: what the backward pass computes again, one of `REMAT`. "none": nothing.
+        "full": each block from its input. "attention": like "full", but the output of
+        attention is kept (for TPU). "dots": all but the products with parameters.
       attention: how forest rows attend, one of `attention.KINDS`.
       embedding_std: standard deviation of a random embedding.
       init_std: standard deviation of every other random matrix.
@@ -97,6 +98,11 @@ class KeyValues(NamedTuple):
     value: jax.Array
 
 
+# (query [..., T, H, D], key [..., T, K, D], value [..., T, K, D]) of one layer →
+# (mixed values [..., T, H, D], anything that the caller keeps of the layer).
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
 def _normal(std: float, *axes: str):
     return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
 
@@ -117,26 +123,31 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder block: attention and SwiGLU, both pre-normed and residual."""
+    """One decoder block: attention and SwiGLU, both pre-normed and residual.
+
+    Attributes:
+      config: shape and numerics.
+      mesh: see `Decoder`.
+    """
 
     config: ModelConfig
     mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
-    def __call__(self, hidden, read, shared):
+    def __call__(
+        self, hidden: jax.Array, sin: jax.Array, cos: jax.Array, attend: Attend
+    ) -> tuple[jax.Array, Any]:
         """Runs one layer.
 
         Args:
           hidden: [..., T, E].
-          read: what `sight` takes of this layer, or None for forest rows.
-          shared: (sin, cos, sight), the same for every layer; `sight` is the rows'
-            subtree ends, or takes what is read and the new keys and values to the
-            arguments of `attention.cached_attention`.
+          sin: of the rotary positions, [..., T, D / 2] float32.
+          cos: likewise.
+          attend: which keys each query sees, and what the caller keeps of them.
 
         Returns:
-          (hidden, keys and values of the tokens behind caches, [G, K, W, T, D]).
+          (hidden, what `attend` gave besides the mixed values).
         """
-        sin, cos, sight = shared
         config = self.config
         normed = RMSNorm(config.rms_norm_eps, name="attention_norm")(hidden)
         normed = _whole(normed, self.mesh)
@@ -145,17 +156,7 @@ class Block(nn.Module):
         value = self._project(normed, "value", config.num_kv_heads, "kv_heads")
         query = attention.rotate(query, sin, cos)
         key = attention.rotate(key, sin, cos)
-        made = None
-        if read is None:
-            kind = attention.choose(
-                config.attention, self.mesh, config.dtype, config.head_dim
-            )
-            mixed = attention.forest_attention(
-                query, key, value, sight, kind=kind, mesh=self.mesh
-            )
-        else:
-            made = KeyValues(*(x.transpose(0, 3, 1, 2, 4) for x in (key, value)))
-            mixed = attention.cached_attention(query, *sight(read, made))
+        mixed, kept = attend(query, key, value)
         shape = (config.num_heads, config.head_dim, config.hidden_size)
         kernel = self._kernel("out", shape, "heads", "head_dim", "embed")
         mixed = mixed.reshape(*mixed.shape[:-2], -1)
@@ -164,7 +165,7 @@ class Block(nn.Module):
         normed = RMSNorm(config.rms_norm_eps, name="mlp_norm")(hidden)
         normed = _whole(normed, self.mesh)
         hidden = hidden + _spread(self._mlp(normed), self.mesh)
-        return hidden, made
+        return hidden, kept
 
     def _project(self, x, name, heads, axis):
         config = self.config
@@ -196,9 +197,9 @@ class Block(nn.Module):
 def _spread(x: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
     """Splits states of forest rows by rows and, over `tensor`, by tokens.
 
-    That is how the residual stream lies, which the backward pass keeps of every
+    The residual stream is split like this because the backward pass keeps it for every
     layer. Products split over `tensor` gather their inputs (`_whole`) and scatter
-    their sums, which costs what summing them everywhere would cost (sequence
+    their sums. That moves as many bytes as summing them on every device would (sequence
     parallelism, arXiv 2205.05198).
     """
     return sharding.exchange(x, mesh, _stream(x, mesh), (sharding.ROWS,))
@@ -229,8 +230,8 @@ class Decoder(nn.Module):
 
     Attributes:
       config: shape and numerics.
-      mesh: keeps activations of forest rows split by rows, so that parameters are
-        gathered layer by layer; None leaves their sharding to XLA.
+      mesh: activations of forest rows stay split over its rows, so that parameters
+        are gathered one layer at a time; None leaves the sharding to XLA.
     """
 
     config: ModelConfig
@@ -264,26 +265,38 @@ class Decoder(nn.Module):
             )
         hidden = embedding.embed(table, tokens, config.dtype, self.mesh)
         hidden = _spread(hidden, self.mesh)
-        shared = (*rotations(config, position), subtree_end)
-        block = Block
+        sin, cos = rotations(config, position)
+        kind = attention.choose(
+            config.attention, self.mesh, config.dtype, config.head_dim
+        )
+
+        def attend(query, key, value):
+            mixed = attention.forest_attention(
+                query, key, value, subtree_end, kind=kind, mesh=self.mesh
+            )
+            return mixed, None
+
+        def layer(block, hidden, _):
+            return block(hidden, sin, cos, attend)
+
         if config.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT[config.remat])
         layers = nn.scan(
-            block,
+            layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
             length=config.num_layers,
             unroll=unroll(config),
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.mesh, name="layers")
-        hidden, _ = layers(hidden, None, shared)
+        )
+        block = Block(config, self.mesh, name="layers")
+        hidden, _ = layers(block, hidden, None)
         hidden = RMSNorm(config.rms_norm_eps, name="final_norm")(hidden)
         return _whole(hidden, self.mesh)
 
 
 def unroll(config: ModelConfig) -> int:
-    """Returns how many layers of the scan over layers are one turn."""
+    """Returns how many layers one iteration of the scan over layers computes."""
     return _UNROLLED if config.num_layers <= _UNROLLED else 1
 
 
@@ -301,9 +314,10 @@ def unembedding(params: Any) -> jax.Array:
 
 
 def frozen(params: Any, dtype: str) -> Any:
-    """Returns a copy of parameters in the compute type, for a model that only runs.
+    """Returns a copy of parameters in the compute type, for sampling and scoring.
 
-    The decoder computes the same bits from it: it casts every parameter before use.
+    The decoder computes the same bits from the copy, because it casts every parameter
+    before use.
 
     Args:
       params: any tree of arrays.

@@ -1,29 +1,65 @@
-"""Which token ids each context cache holds: the host side of `stepjax.lm.generate`."""
+"""Samples behind cached contexts: the host side of `stepjax.lm.generate`.
 
-import math
-from collections.abc import Callable, Sequence
+    decoding = make_decoding(tokenizer, stops, seed=0, temperature=0.5, …)
+    sampler = Sampler(model, params, mesh, slots=32, capacity=1024)
+    sampler.hold({slot: context for slot, context in …})
+    samples = sampler.sample(prompts, paths, decoding)
+
+A `Sampler` knows which token ids each context cache holds, lays ragged prompts out as
+arrays of few shapes, and leaves the rest to the jitted functions.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from stepjax import forest
-from stepjax.lm import generate, sharding
+from stepjax.lm import generate, sharding, stops
+from stepjax.lm.generate import Decoding, Leads, Prefix, Rows, Samples
+from stepjax.lm.tokenizer import Tokenizer
 
 _CONTEXT_BUCKET, _PROMPT_BUCKET = 64, 16  # lengths are compiled in multiples
 
+Ids = Sequence[int]
 
-class Slots:
-    """Context caches of P problems, and which token ids each of them holds.
+
+def make_decoding(
+    tokenizer: Tokenizer,
+    stop_strings: Iterable[str],
+    *,
+    seed: int,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
+) -> Decoding:
+    """Returns how to sample with a tokenizer, its stop table on the device.
+
+    Args:
+      tokenizer: whose stop ids (end-of-sequence) end every row, too.
+      stop_strings: a row ends once its text holds any of these.
+      seed: base of all random keys.
+      temperature: 0 is greedy.
+      top_p: in (0, 1].
+      max_tokens: budget of a row.
+    """
+    table = stops.compile_stops(tokenizer.token_bytes, stop_strings, tokenizer.stop_ids)
+    table, vocab = jax.numpy.asarray(table), tokenizer.vocab_size
+    return Decoding(seed, temperature, top_p, table, vocab, max_tokens)
+
+
+class Sampler:
+    """A model that samples and scores behind the cached contexts of P slots.
 
     Host state around the pure functions of `generate`: ``hold`` brings slots to given
     ids with the least work (shorten, append the suffix just sampled, compute the rest).
 
     Attributes:
       held: token ids whose keys and values each slot holds.
-      made: tokens that were sampled so far.
-      turns: tokens that the rows of all calls had time for: `made`, and the turns in
-        which a row had stopped, or was never used, while others went on.
+      made: tokens sampled by all calls.
+      turns: rows x decoding steps of all calls; `made` / `turns` is the useful share.
     """
 
     def __init__(self, model, params, mesh: Mesh, slots: int, capacity: int):
@@ -35,6 +71,9 @@ class Slots:
           mesh: from `sharding.make_mesh`.
           slots: P, a multiple of the data-parallel devices.
           capacity: C, most tokens of a context.
+
+        Raises:
+          ValueError: when the slots do not divide over the devices.
         """
         self.model, self.params, self.capacity = model, params, capacity
         self._split = sharding.split_rows(mesh)
@@ -44,23 +83,19 @@ class Slots:
                 f"{slots} slots; expected a multiple of the {self._multiple} "
                 "data-parallel devices."
             )
-        where = sharding.split_caches(mesh)
+        shardings = sharding.split_caches(mesh)
 
         @jax.jit  # without out_shardings: XLA names the split as it does for `extend`
-        def make():
+        def allocate():
             empty = generate.empty_contexts(model.config, slots, capacity)
-            return jax.lax.with_sharding_constraint(empty, where)
+            return jax.lax.with_sharding_constraint(empty, shardings)
 
-        self.contexts = make()
+        self.contexts = allocate()
         self.held: list[list[int]] = [[] for _ in range(slots)]
         self.made = self.turns = 0
-        self._sampled = None  # (base ids, prompts, samples, suffix) of the last call
+        self._last: _LastCall | None = None
 
-    def put(self, array):
-        """Places a host array with its first axis split over the devices."""
-        return jax.device_put(array, self._split)
-
-    def hold(self, wanted: dict[int, Sequence[int]]) -> None:
+    def hold(self, wanted: dict[int, Ids]) -> None:
         """Makes each given slot hold exactly the given ids.
 
         Args:
@@ -86,30 +121,31 @@ class Slots:
             self._compute(missing)
 
     def _append_sampled(self, missing: dict[int, list[int]]) -> None:
-        if self._sampled is None:
+        """Appends what the last call has sampled; takes it out of `missing`."""
+        if self._last is None:
             return
-        base, prompts, out, suffix = self._sampled
-        size = len(self.held)
-        choice, lengths, counts = np.zeros((3, size), np.int32)
+        last, self._last = self._last, None
+        samples = last.samples
+        choice, lengths, counts = np.zeros((3, len(self.held)), np.int32)
         for slot, ids in list(missing.items()):
-            if self.held[slot] != base[slot]:
+            if self.held[slot] != last.held[slot]:
                 continue
-            fed = np.concatenate([prompts[slot], out.tokens[slot][:, :-1]], axis=1)
+            sampled = samples.tokens[slot][:, :-1]
+            fed = np.concatenate([last.prompts[slot], sampled], axis=1)
             if len(ids) > fed.shape[1]:
                 continue
             # A row's last sampled token may never have been fed.
             match = (fed[:, : len(ids)] == np.asarray(ids)).all(1)
-            match &= out.count[slot] >= len(ids)
+            match &= samples.count[slot] >= len(ids)
             if match.any():
                 choice[slot] = int(match.argmax())
                 lengths[slot] = len(self.held[slot])
                 counts[slot] = len(ids)
                 self.held[slot] += ids
                 del missing[slot]
-        self._sampled = None
         if counts.any():
             self.contexts = generate.append(
-                self.contexts, suffix, *map(self.put, (choice, lengths, counts))
+                self.contexts, last.suffix, *self._put((choice, lengths, counts))
             )
 
     def _compute(self, missing: dict[int, list[int]]) -> None:
@@ -120,212 +156,250 @@ class Slots:
         slots = np.full(groups, len(self.held), np.int32)
         tokens = np.zeros((groups, length), np.int32)
         lengths, counts = np.zeros((2, groups), np.int32)
-        for row, (slot, ids) in enumerate(missing.items()):
-            slots[row], lengths[row] = slot, len(self.held[slot])
-            counts[row] = len(ids)
-            tokens[row, : len(ids)] = ids
+        for group, (slot, ids) in enumerate(missing.items()):
+            slots[group], lengths[group] = slot, len(self.held[slot])
+            counts[group] = len(ids)
+            tokens[group, : len(ids)] = ids
             self.held[slot] += ids
+        addition = generate.Addition(slots, lengths, tokens, counts)
         self.contexts = generate.extend(
             self.model,
             self.params,
             self.contexts,
-            *map(self.put, (slots, lengths, tokens, counts)),
+            self._put(addition),
             bucket=self._bucket(lengths),
-        )
-
-    def _bucket(self, lengths: np.ndarray) -> int:
-        return min(
-            self.capacity, forest.bucket(int(lengths.max(initial=1)), _CONTEXT_BUCKET)
         )
 
     def start(
         self,
-        groups: Sequence[int] | None,
-        prompts: Sequence[Sequence[Sequence[int]]],
+        prompts: Sequence[Sequence[Ids]],
         paths: np.ndarray,
+        decoding: Decoding,
         *,
-        seed: int,
-        temperature: float,
-        top_p: float,
-        stops: jax.Array,
-        vocab: int,
-        budget: int,
-        capacity: int,
-        group_multiple: int = 1,
+        slots: Sequence[int] | None = None,
         share: Sequence[int] = (),
-    ) -> Callable[[], generate.Samples]:
+        capacity: int | None = None,
+    ) -> Callable[[], Samples]:
         """Begins to sample behind the held contexts; see `generate.sample`.
 
         The devices work while the host does something else.
 
         Args:
-          groups: slot of each group; None for one group a slot, in order, whose
-            suffixes `hold` may then append.
-          prompts: ids fed first, group by group, row by row; an empty row is unused.
-          paths: [G, W, n] uint32 key path of each row.
-          seed: see `generate.sample`.
-          temperature: see `generate.sample`.
-          top_p: see `generate.sample`.
-          stops: stop table, on device.
-          vocab: see `generate.sample`.
-          budget: see `generate.sample`.
-          capacity: see `generate.sample`.
-          group_multiple: the number of groups is padded to a bucket of this.
-          share: so many rows in a row, of the W of a group, share the tokens that all
-            of them begin with: they are computed once. Several levels, from many rows
-            to few.
+          prompts: what each row of each group is fed first; an empty row is unused.
+          paths: [G, W, n] uint32 key path of each row, from `draws.candidate_path` or
+            `draws.judgment_path`; those of unused rows do not matter.
+          decoding: from `make_decoding`.
+          slots: slot of each group. None: group g reads slot g, and `hold` may append
+            what it samples.
+          share: block sizes, largest first, each a divisor of the one before and of W:
+            the common prefix of each block of that many consecutive rows is computed
+            once. (30, 5): one per 30 rows, then one per 5.
+          capacity: room for new tokens, which shapes the program; None: the budget.
 
         Returns:
-          A function that waits, and returns `generate.Samples` as numpy arrays of the
-          given groups. With `groups` None, call it before `hold`.
+          A function that waits, and returns `Samples` as numpy arrays of the given
+          groups. Without `slots`, call it before `hold`.
         """
-        count, lengths, slots, leads, rows, start, active = self._lay_out(
-            groups, prompts, group_multiple, share
-        )
-        padded = np.zeros((len(rows), *paths.shape[1:]), np.uint32)
+        count = len(prompts)
+        prefix, rows = self._lay_out(slots, prompts, share)
+        padded = np.zeros((len(rows.prompts), *paths.shape[1:]), np.uint32)
         padded[:count] = paths
-        keep = groups is None and rows.shape[-1] == 1  # `hold` may append them
-        out, suffix = generate.sample(
+        keep = slots is None and rows.prompts.shape[-1] == 1  # `hold` may append it
+        samples, suffix = generate.sample(
             self.model,
             self.params,
-            self.contexts,
-            None if groups is None else self.put(slots),
-            *map(self.put, (lengths, leads, rows, start, active, padded)),
-            np.uint32(seed),
-            np.float32(temperature),
-            np.float32(top_p),
-            stops,
-            np.int32(vocab),
-            np.int32(budget),
-            bucket=self._bucket(lengths),
-            capacity=capacity,
+            *self._placed(prefix, rows._replace(paths=padded)),
+            _typed(decoding),
+            bucket=self._bucket(prefix.lengths),
+            capacity=decoding.budget if capacity is None else capacity,
             keep=keep,
         )
 
-        def finish() -> generate.Samples:
-            made = generate.Samples(*(np.asarray(x)[:count] for x in out))
-            self.made += int(made.count.sum())
-            self.turns += rows.shape[0] * rows.shape[1] * int(made.count.max(initial=0))
+        def finish() -> Samples:
+            found = Samples(*(np.asarray(x)[:count] for x in samples))
+            self.made += int(found.count.sum())
+            self.turns += rows.active.size * int(found.count.max(initial=0))
             if keep:
-                base = [list(ids) for ids in self.held]
-                self._sampled = (base, rows, made, suffix)
-            return made
+                held = [list(ids) for ids in self.held]
+                self._last = _LastCall(held, rows.prompts, found, suffix)
+            return found
 
         return finish
 
-    def sample(self, *args, **options) -> generate.Samples:
+    def sample(self, *args, **options) -> Samples:
         """Samples behind the held contexts, and waits; see `start`."""
         return self.start(*args, **options)()
 
     def score(
         self,
-        groups: Sequence[int],
-        rows: Sequence[Sequence[Sequence[int]]],
+        sequences: Sequence[Sequence[Ids]],
         scored: np.ndarray,
         *,
         vocab: int,
-        group_multiple: int = 1,
+        slots: Sequence[int],
         share: Sequence[int] = (),
     ) -> np.ndarray:
-        """Returns log-probabilities of the rows' last tokens, [G, W].
+        """Returns log-probabilities of the rows' last tokens, [G, W] float32.
 
         Args:
-          groups: slot of each group.
-          rows: see `generate.score`; ragged.
-          scored: see `generate.score`.
-          vocab: see `generate.score`.
-          group_multiple: see `start`.
+          sequences: ids of each row of each group, with at least one before the scored
+            ones; an empty row is unused.
+          scored: how many of a row's last tokens count, [G, W].
+          vocab: ids from here on (padding of the embedding) have no probability.
+          slots: slot of each group.
           share: see `start`.
         """
-        last = int(scored.max(initial=0))
-        count, lengths, slots, leads, rows, start, _ = self._lay_out(
-            groups, rows, group_multiple, share, last=last
-        )
-        padded = np.zeros((len(rows), scored.shape[1]), np.int32)
+        count, last = len(sequences), int(scored.max(initial=1))
+        prefix, rows = self._lay_out(slots, sequences, share, last=last)
+        padded = np.zeros(rows.start.shape, np.int32)
         padded[:count] = scored
         out = generate.score(
             self.model,
             self.params,
-            self.contexts,
-            *map(self.put, (slots, lengths, leads, rows, start, padded)),
+            *self._placed(prefix, rows),
+            self._put(padded),
             vocab=vocab,
-            bucket=self._bucket(lengths),
+            bucket=self._bucket(prefix.lengths),
             last=last,
         )
         return np.asarray(out)[:count]
 
-    def _lay_out(self, groups, prompts, group_multiple, share, last=0):
-        """Lays ragged prompts out as [G, W, T], left-padded, G and T in buckets.
+    def _put(self, tree):
+        """Places host arrays with their first axes split over the devices."""
+        return jax.device_put(tree, self._split)
 
-        Where some rows share their first tokens these become `generate.Leads`. `last`
-        tokens are scored: they and the one before are no part of a lead; of them the
-        last is not fed, and the bucket is of the others.
+    def _placed(self, prefix: Prefix, rows: Rows) -> tuple[Prefix, Rows]:
+        """Returns both on the devices, with the context caches."""
+        prefix, rows = self._put((prefix, rows))
+        return prefix._replace(contexts=self.contexts), rows
+
+    def _bucket(self, lengths: np.ndarray) -> int:
+        """Returns how many keys of each context to read."""
+        return min(
+            self.capacity, forest.bucket(int(lengths.max(initial=1)), _CONTEXT_BUCKET)
+        )
+
+    def _lay_out(self, slots, prompts, share, last=0) -> tuple[Prefix, Rows]:
+        """Lays ragged prompts out as arrays of few shapes.
+
+        Prompts become [G, W, T], left-padded, with G and T in buckets. Common prefixes
+        of rows become `Leads`.
+
+        Args:
+          slots: slot of each group; None for all in order.
+          prompts: ids of each row of each group.
+          share: block sizes of the levels of leads.
+          last: most tokens at the end of a row that are scored; 0 when sampling. They
+            and the token that predicts the first of them stay out of a lead. The final
+            token is never fed, so lengths are bucketed without it.
+
+        Returns:
+          The prefix without its contexts, and the rows without key paths; host arrays.
         """
-        count, beyond = len(prompts), min(last, 1)
-        order = range(count) if groups is None else groups
-        multiple = math.lcm(group_multiple, self._multiple)
-        total = count if groups is None else forest.bucket(count, multiple)
-        width = len(prompts[0])
-        found = []
+        groups, width, unfed = len(prompts), len(prompts[0]), min(last, 1)
+        if slots is not None:
+            groups = forest.bucket(groups, len(self.held))
+        levels = []
         for size in share:
-            level, prompts = _parted(prompts, size, last + 1)
-            found.append(level)
-        longest = max((len(row) for group in prompts for row in group), default=1)
-        length = max(1, longest - beyond)
+            common, prompts = _split_blocks(prompts, size, last + 1)
+            levels.append(common)
+        longest = max((len(ids) for group in prompts for ids in group), default=1)
+        length = max(1, longest - unfed)
         if length > 1:
-            # After a lead, what is scored is short and always as long.
+            # Rows behind a lead end in verdicts: short, of equal length, so they need
+            # no coarse bucket.
             length = forest.bucket(length, 1 if share and last else _PROMPT_BUCKET)
-        lead = max((len(ids) for level in found for ids in level), default=0)
+        lead = max((len(ids) for common in levels for ids in common), default=0)
         lead = forest.bucket(lead, _PROMPT_BUCKET)
         if share and length > _PROMPT_BUCKET:  # few shapes: one length for both
             length = lead = max(length, lead)
         leads = tuple(
-            _leads(level, (total, width // size, lead))
-            for level, size in zip(found, share, strict=True)
+            _padded_leads(common, (groups, width // size, lead))
+            for common, size in zip(levels, share, strict=True)
         )
-        length += beyond
-        rows = np.zeros((total, width, length), np.int32)
-        start = np.zeros((total, width), np.int32)
-        active = np.zeros((total, width), bool)
-        lengths, slots = np.zeros((2, total), np.int32)
+        length += unfed
+        tokens = np.zeros((groups, width, length), np.int32)
+        start = np.zeros((groups, width), np.int32)
+        active = np.zeros((groups, width), bool)
+        slot_of, lengths = np.zeros((2, groups), np.int32)
+        order = range(len(prompts)) if slots is None else slots
         for g, (slot, group) in enumerate(zip(order, prompts, strict=True)):
-            slots[g], lengths[g] = slot, len(self.held[slot])
+            slot_of[g], lengths[g] = slot, len(self.held[slot])
             for w, ids in enumerate(group):
                 if len(ids):
-                    rows[g, w, length - len(ids) :] = ids
+                    tokens[g, w, length - len(ids) :] = ids
                     start[g, w] = length - len(ids)
                     active[g, w] = True
-        return count, lengths, slots, leads, rows, start, active
+        slot_of = None if slots is None else slot_of
+        return Prefix(None, slot_of, lengths, leads), Rows(tokens, start, active)
 
 
-def _parted(prompts, share: int, least: int) -> tuple[list, list]:
-    """Parts prompts into what `share` rows in a row begin with, and what is left.
+class _LastCall(NamedTuple):
+    """What `hold` may append: the last call that sampled one group per slot.
 
-    At least `least` tokens of a row are left; empty rows stay empty.
+    Attributes:
+      held: ids that each slot held then.
+      prompts: [P, W, T], as they were fed.
+      samples: of the call, numpy arrays.
+      suffix: caches [L, P, K, W, T + N, D].
     """
-    found, rest = [], []
+
+    held: list[list[int]]
+    prompts: np.ndarray
+    samples: Samples
+    suffix: jax.Array
+
+
+def _typed(decoding: Decoding) -> Decoding:
+    """Returns the settings in the types of compiled programs."""
+    seed, temperature, top_p, table, vocab, budget = decoding
+    return Decoding(
+        np.uint32(seed),
+        np.float32(temperature),
+        np.float32(top_p),
+        table,
+        np.int32(vocab),
+        np.int32(budget),
+    )
+
+
+def _split_blocks(prompts, size: int, least: int) -> tuple[list, list]:
+    """Splits each block of `size` consecutive prompts into common prefix and rest.
+
+    At least `least` tokens of a row stay in its rest; empty rows stay empty.
+
+    Args:
+      prompts: ids of each row of each group.
+      size: rows of a block.
+      least: see above.
+
+    Returns:
+      (common prefix of each block of each group, rest of each row of each group).
+    """
+    common, rest = [], []
     for group in prompts:
         rest.append([])
-        for at in range(0, len(group), share):
-            rows = group[at : at + share]
-            used = [ids for ids in rows if len(ids)] or [()]
-            size = min(_common_prefix(used[0], ids) for ids in used)
-            size = max(0, min(size, min(map(len, used)) - least))
-            found.append(used[0][:size])
-            rest[-1] += [ids[size:] for ids in rows]
-    return found, rest
+        for at in range(0, len(group), size):
+            block = group[at : at + size]
+            used = [ids for ids in block if len(ids)] or [()]
+            length = min(_common_prefix(used[0], ids) for ids in used)
+            length = max(0, min(length, min(map(len, used)) - least))
+            common.append(used[0][:length])
+            rest[-1] += [ids[length:] for ids in block]
+    return common, rest
 
 
-def _leads(found, shape: tuple[int, int, int]) -> generate.Leads:
+def _padded_leads(common: Sequence[Ids], shape: tuple[int, int, int]) -> Leads:
     """Lays leads out as [G, A, M], right-padded."""
     tokens = np.zeros((shape[0] * shape[1], shape[2]), np.int32)
     counts = np.zeros(len(tokens), np.int32)
-    for row, ids in enumerate(found):
-        tokens[row, : len(ids)], counts[row] = ids, len(ids)
-    return generate.Leads(tokens.reshape(shape), counts.reshape(shape[:2]))
+    for number, ids in enumerate(common):
+        tokens[number, : len(ids)], counts[number] = ids, len(ids)
+    return Leads(tokens.reshape(shape), counts.reshape(shape[:2]))
 
 
-def _common_prefix(held: Sequence[int], ids: Sequence[int]) -> int:
+def _common_prefix(held: Ids, ids: Ids) -> int:
+    """Returns how many ids both sequences begin with."""
     if tuple(held) == tuple(ids[: len(held)]):
         return len(held)
     for index, (a, b) in enumerate(zip(held, ids, strict=False)):

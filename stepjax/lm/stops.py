@@ -19,12 +19,12 @@ def compile_stops(
     r"""Compiles stop strings and stop ids into one transition table.
 
     The states are those of an Aho-Corasick automaton over *bytes*, lifted to whole
-    tokens. Tokens that stand for no bytes (special tokens) leave the state as it is.
+    tokens. Tokens without bytes (special tokens) leave the state as it is.
 
     Args:
       token_bytes: the exact bytes of each token id; its length is the vocabulary.
-      stop_strings: the generation stops once the bytes of its tokens hold any of
-        these, wherever in a token the string is completed. May be empty.
+      stop_strings: sampling stops once the bytes of the sampled tokens contain any of
+        these strings, also where a string ends within a token. May be empty.
       stop_ids: token ids that stop at once (end-of-sequence).
 
     Returns:
@@ -42,7 +42,7 @@ def compile_stops(
     flat = np.frombuffer(b"".join(token_bytes), np.uint8)
     starts = np.cumsum(lengths) - lengths
 
-    # Longest tokens first: those that have a byte at an offset are then a prefix.
+    # With the longest tokens first, those with a byte at an offset come first.
     order = np.argsort(-lengths, kind="stable")
     states = np.tile(np.arange(stopped + 1, dtype=np.int32)[:, None], (1, vocabulary))
     for offset in range(int(lengths.max(initial=0))):
@@ -70,11 +70,11 @@ def cut_at_stop(
 ) -> int | None:
     r"""Counts the leading ids that stay when a sequence is cut at its stop string.
 
-    Let the first stop string to be *completed* begin at byte b of the tokens' bytes
-    (if two are completed by the same byte, the one that begins earlier). An id stays
-    if all its bytes lie before b + keep_bytes: with ``"\nStep 2"`` and one kept byte
-    the newline stays with the step that it ends. A token that reaches over that
-    border goes, and all that follow it.
+    The stop string that is *completed* first counts; if two are completed by the same
+    byte, the one that begins earlier. Let it begin at byte b of the tokens' bytes. An
+    id stays if all its bytes come before b + keep_bytes: with ``"\nStep 2"`` and one
+    kept byte, the newline stays with the step that it ends. A token that crosses this
+    border is cut, and so are all tokens after it.
 
     Args:
       token_bytes: the exact bytes of each token id.
@@ -92,20 +92,20 @@ def cut_at_stop(
         raise ValueError(f"keep_bytes is {keep_bytes}; expected 0 or more")
     pieces = [token_bytes[token] for token in ids]
     text = b"".join(pieces)
-    found = [
+    completed = [
         (begin + len(stop), begin)
         for stop in _encoded(stop_strings)
         if (begin := text.find(stop)) >= 0
     ]
-    if not found:
+    if not completed:
         return None
-    _, begin = min(found)
+    _, begin = min(completed)
     ends = np.cumsum([len(piece) for piece in pieces])
     return int(np.searchsorted(ends, begin + keep_bytes, side="right"))
 
 
 def _encoded(stop_strings: Iterable[str]) -> list[bytes]:
-    """The distinct stop strings as UTF-8."""
+    """Returns the distinct stop strings as UTF-8."""
     if isinstance(stop_strings, str):
         raise ValueError(
             f"stop strings are the one string {stop_strings!r}; expected a sequence "
@@ -121,9 +121,9 @@ def _encoded(stop_strings: Iterable[str]) -> list[bytes]:
 
 
 def _byte_automaton(stops: list[bytes]) -> np.ndarray:
-    """Complete Aho-Corasick automaton, int32 [states, 256]; the last state absorbs."""
-    # A stop string that holds another one is never completed before it. Without
-    # those, the ends of the strings are leaves, and no inner state is a stop.
+    """Returns the Aho-Corasick automaton, int32 [states, 256]; the last state stops."""
+    # A stop string that contains another one is never completed before it, so it is
+    # left out. Then every stop is a leaf of the tree, and no inner state is a stop.
     stops = [
         stop
         for stop in stops
@@ -138,7 +138,7 @@ def _byte_automaton(stops: list[bytes]) -> np.ndarray:
 
     table = np.zeros((stopped + 1, 256), np.int32)
     table[stopped] = stopped
-    for prefix, state in states.items():  # shorter ones first: suffixes are done
+    for prefix, state in states.items():  # from short to long: suffixes come before
         if prefix:
             suffix = next(
                 prefix[begin:]

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stepjax import dpo, forest, sft, tournament
-from stepjax.lm import forest_kernel, generate, sharding, train
+from stepjax.lm import draws, forest_kernel, generate, sharding, train
 from stepjax.lm import model as lm
 from stepjax.planning import slices
 from stepjax.run import data
@@ -36,11 +36,13 @@ class Program(NamedTuple):
       ideal: FLOPs of a chip with nothing executed twice and no attention.
       moved: bytes of HBM that a chip cannot do without.
       arguments: bytes of a chip that its arguments take.
-      beside: bytes of a chip that other arrays of the stage take meanwhile.
+      beside: bytes that the stage's other arrays hold on a chip at the same time.
       seen: share of the attention kernel's blocks that are not skipped.
       rows: forest rows and tokens of each, of training.
-      sequences: that a chip samples in a turn; figures are of one turn.
-      loops: over new tokens, one after another; FLOPs of a turn are their mean.
+      sequences: rows that a chip decodes at once; the figures of a program that
+        samples are per decoding step.
+      loops: while-loops of the decoding, which run in turn; FLOPs of a decoding step
+        are their mean.
     """
 
     name: str
@@ -324,7 +326,8 @@ class Sampling(NamedTuple):
         slots, capacity = self.slots, contexts.key.shape[3]
         params = _params(self.model, self.model.config.dtype)
         lengths, tokens = self._shape(slots), self._shape(slots, capacity)
-        arguments = params, contexts, lengths, lengths, tokens, lengths
+        addition = generate.Addition(lengths, lengths, tokens, lengths)
+        arguments = params, contexts, addition
         traced = generate.extend.trace(self.model, *arguments, bucket=capacity)
         layers, _ = self._weights()
         ideal = 2 * layers * self._groups() * capacity
@@ -332,9 +335,16 @@ class Sampling(NamedTuple):
         return Program(name, traced, self.model.mesh.size, ideal, taken, taken, beside)
 
     def sample(self, name, contexts, layout, fed, new, beside) -> Program:
-        """Returns the program that samples; FLOPs and bytes are those of one turn.
+        """Returns the program that samples; figures are per decoding step.
 
-        `layout` is (rows, rows of them that share the first half of what is fed).
+        Args:
+          name: of the program.
+          contexts: shapes from `contexts`.
+          layout: rows of a group, and how many consecutive rows share the first half
+            of what is fed.
+          fed: prompt tokens of a row.
+          new: most new tokens of a row.
+          beside: see `Program`.
         """
         slots, capacity = self.slots, contexts.key.shape[3]
         width, share = layout
@@ -345,24 +355,24 @@ class Sampling(NamedTuple):
             leads = (generate.Leads(tokens, self._shape(slots, width // share)),)
         params = _params(self.model, self.model.config.dtype)
         scalar = functools.partial(self._shape, split=False)
-        lengths, rows = self._shape(slots), self._shape(slots, width)
-        arguments = (
-            params,
-            contexts,
-            None if fed == 1 else lengths,
-            lengths,
-            leads,
-            self._shape(slots, width, fed),
-            rows,
-            self._shape(slots, width, dtype=jnp.bool_),
-            self._shape(slots, width, 7, dtype=jnp.uint32),
-            scalar(dtype=jnp.uint32),
-            scalar(dtype=jnp.float32),
-            scalar(dtype=jnp.float32),
-            scalar(_STOP_STATES, self.model.config.vocab_size),
-            scalar(),
-            scalar(),
+        lengths = self._shape(slots)
+        behind = None if fed == 1 else lengths
+        prefix = generate.Prefix(contexts, behind, lengths, leads)
+        rows = generate.Rows(
+            prompts=self._shape(slots, width, fed),
+            start=self._shape(slots, width),
+            active=self._shape(slots, width, dtype=jnp.bool_),
+            paths=self._shape(slots, width, draws.PATH_LENGTH, dtype=jnp.uint32),
         )
+        decoding = generate.Decoding(
+            seed=scalar(dtype=jnp.uint32),
+            temperature=scalar(dtype=jnp.float32),
+            top_p=scalar(dtype=jnp.float32),
+            stops=scalar(_STOP_STATES, self.model.config.vocab_size),
+            vocab=scalar(),
+            budget=scalar(),
+        )
+        arguments = params, prefix, rows, decoding
         traced = generate.sample.trace(
             self.model, *arguments, bucket=capacity, capacity=new, keep=fed == 1
         )

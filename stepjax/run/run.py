@@ -20,7 +20,7 @@ from stepjax import pairs as preferences
 from stepjax.codec import Codec
 from stepjax.lm import checkpoint, hosts, sharding, tokenizer, train, weights
 from stepjax.lm import model as lm
-from stepjax.lm.sampler import Slots
+from stepjax.lm.sampler import Sampler
 from stepjax.run import checks, data, rundir
 from stepjax.run.monitor import Monitor, usage_line
 from stepjax.worlds import arithmetic
@@ -244,16 +244,16 @@ class Engine:
             )
         return state.params, done
 
-    def open_slots(self, params, capacity: int) -> Slots:
+    def open_slots(self, params, capacity: int) -> Sampler:
         """Returns empty context caches of `capacity` tokens for the slots."""
-        return Slots(self.sampler, params, self.sampler.mesh, self.slots, capacity)
+        return Sampler(self.sampler, params, self.sampler.mesh, self.slots, capacity)
 
-    def own_judge(self, slots: Slots, rows: int, share: int = 1) -> judging.Judge:
+    def own_judge(self, sampler: Sampler, rows: int, share: int = 1) -> judging.Judge:
         """Returns the model as its own judge; see `judge.make_judge`."""
         judge = self.config.judge
         rated = judge.score == "rating"
         return judging.make_judge(
-            slots,
+            sampler,
             self.codec,
             mode=judge.mode,
             score=judge.score,
@@ -328,8 +328,8 @@ class Engine:
         def pause(active: Mapping[int, search.State]) -> None:
             # A run that goes on from here has empty caches; so does this one, so
             # that both compute the same bits.
-            for slots in caches:
-                slots.hold({slot: () for slot in range(self.slots)})
+            for sampler in caches:
+                sampler.hold({slot: () for slot in range(self.slots)})
             on_pause(active)
 
         turns = []
@@ -350,7 +350,7 @@ class Engine:
         if turns:
             self._say_usage(turns, caches)
 
-    def _say_usage(self, turns: list[int], caches: list[Slots]) -> None:
+    def _say_usage(self, turns: list[int], caches: list[Sampler]) -> None:
         named = zip(("candidates", "judgments"), caches, strict=False)
         useful = {name: c.made / c.turns for name, c in named if c.turns}
         self.monitor.say(usage_line(turns, self.slots, useful))

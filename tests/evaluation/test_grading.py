@@ -4,23 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from fakes import FakeSampler
 
-from stepjax.codec import Codec
 from stepjax.evaluation import grading, tables
 from stepjax.judge import Verdict, hash_id
-from stepjax.lm import checkpoint, tokenizer
-from stepjax.lm.generate import Samples
+from stepjax.lm import checkpoint
 from stepjax.records import Comparison, Problem, Question
 from stepjax.search import Candidate, State
-from stepjax.worlds import arithmetic
-
-
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    arithmetic.train_tokenizer(directory)
-    return Codec(tokenizer.load(directory), arithmetic.templates())
-
 
 # Intervals.
 
@@ -60,34 +50,6 @@ def test_accuracy():
 # Greedy solutions.
 
 
-class FakeSlots:
-    """Slots that give each prompt its answer; remembers what was asked."""
-
-    def __init__(self, count, answers):
-        self.held = [[] for _ in range(count)]
-        self.answers, self.batches = answers, []
-
-    def hold(self, wanted):
-        for slot, ids in wanted.items():
-            self.held[slot] = list(ids)
-
-    def sample(self, groups, prompts, paths, **options):
-        assert groups is None and options["temperature"] == 0
-        assert len(prompts) == len(paths) == len(self.held)
-        self.batches.append([len(row) for (row,) in prompts])
-        size = options["capacity"]
-        tokens = np.full((len(prompts), 1, size), 1, np.int32)
-        count = np.zeros((len(prompts), 1), np.int32)
-        stopped = np.zeros((len(prompts), 1), bool)
-        for slot, (row,) in enumerate(prompts):
-            if row:
-                ids = self.answers[(*self.held[slot], *row)]
-                count[slot] = min(len(ids), size)
-                stopped[slot] = len(ids) <= size
-                tokens[slot, 0, : len(ids[:size])] = ids[:size]
-        return Samples(tokens, count, stopped, None)
-
-
 def test_greedy_grades_batches_of_different_lengths(codec):
     texts = {
         "8*7+4*4+2": "Step 1: 8*7+4=0\nStep 2: 0*4+2=2; \\boxed{2}",
@@ -102,15 +64,19 @@ def test_greedy_grades_batches_of_different_lengths(codec):
     answers, sizes = {}, []
     for problem, text in texts.items():
         ids = (*codec.tokenizer.encode_line(text), codec.tokenizer.eos_id)
-        answers[codec.solve_prompt(problem)] = ids
+        answers[codec.tokenizer.decode(codec.solve_prompt(problem))] = ids
         sizes.append(len(ids))
-    slots, done = FakeSlots(3, answers), []
+    slots = FakeSampler(codec, 3, lambda *row: answers[row[0] + row[1]])
+    done = []
     limit = sorted(sizes)[-2]  # the longest answer is cut off
     assert limit < max(sizes) and sizes.index(max(sizes)) == 2
     items = grading.greedy(
         slots, codec, problems, max_tokens=limit, on_done=done.append
     )
-    assert slots.batches == [[1, 1, 1], [1, 1, 0]] and done == [3, 2]
+    assert [len(batch.rows) for batch in slots.batches] == done == [3, 2]
+    for batch in slots.batches:
+        assert batch.groups is None and batch.options["temperature"] == 0
+    assert {row.prompt for row in slots.asked} == {"\n"}  # one token of each prompt
     assert [item["id"] for item in items] == ["p0", "p1", "p2", "p3", "p4"]
     assert [item["right"] for item in items] == [True, True, False, False, False]
     assert [item["prediction"] for item in items] == ["2", "6", None, None, "6"]

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import copy_run, finished_run, quick_compiles
+from runs import copy_run
 
 from stepjax import records
 from stepjax.codec import Codec
@@ -13,16 +13,7 @@ from stepjax.lm import checkpoint, tokenizer
 from stepjax.pairs import Pair
 from stepjax.worlds import arithmetic
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compiles():
-    with quick_compiles():
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished():
-    return finished_run()
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def training(folder, number):
@@ -66,10 +57,10 @@ def test_log_probabilities_before_training_are_those_of_sampling(finished):
     assert after > before
 
 
-def test_a_warning_is_said_and_kept(tmp_path, monkeypatch, capsys):
+def test_a_warning_is_said_and_kept(finished, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     run = copy_run(folder, "eval/M2_pairs*")
-    assert training(finished_run(), 2)["warnings"] == []
+    assert training(finished, 2)["warnings"] == []
     monkeypatch.setattr(diagnose, "COLLAPSE", -100.0)
     run.evaluate(2, ("training",))
     (warning,) = training(folder, 2)["warnings"]

@@ -1,6 +1,5 @@
-"""Attention over forest rows: three ways to compute one rule."""
+"""Attention over forest rows: one rule, however it is computed."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,10 +9,11 @@ import pytest
 
 from stepjax import forest
 from stepjax.lm import attention, forest_kernel, sharding
-from stepjax.lm import model as lm
 
 LENGTH = 640  # five blocks of 128
 HEADS, KV_HEADS, SIZE = 4, 2, 8
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @functools.cache
@@ -103,6 +103,21 @@ def test_the_plain_rule_is_the_rule():
     np.testing.assert_allclose(plain()[0][:, some], expected, atol=2e-6)
 
 
+# One chunk; two, the last one short; four; more, the last one short.
+@pytest.mark.parametrize("length", [7, 100, 256, 265])
+def test_any_number_of_chunks_gives_the_rule(length):
+    rng = np.random.default_rng(length)
+    heads = HEADS, KV_HEADS, KV_HEADS
+    arrays = [rng.normal(size=(2, length, n, SIZE)).astype(np.float32) for n in heads]
+    ends = np.arange(1, length + 1) + rng.integers(0, length, (2, length))
+    ends = np.minimum(ends, length)
+    attend = jax.jit(attention.forest_attention)
+    expected = by_the_rule(*arrays, ends)
+    np.testing.assert_allclose(attend(*arrays, ends), expected, atol=2e-6)
+    causal = attend(*arrays, 0 * ends + 999)
+    assert np.abs(causal - expected).max() > 0.1  # the ends matter
+
+
 @pytest.mark.parametrize("largest", [512, 96])  # 96: scores of a chunk are not kept
 def test_query_chunks_give_the_numbers_of_the_plain_rule(largest, monkeypatch):
     monkeypatch.setattr(attention, "_LARGEST", largest)
@@ -177,37 +192,3 @@ def test_what_is_chosen_and_what_is_refused():
         choose("flash")
     with pytest.raises(ValueError, match="'cudnn' on cpu .* model.attention='chunks'"):
         choose("cudnn")
-
-
-def test_what_is_computed_again_has_the_same_gradient():
-    config = lm.ModelConfig(11, 16, 2, 2, 1, 8, 24)
-    batch = forest.pack([forest.path_tree(range(8), [0] * 8)] * 2, 16, rows=2)
-    rng = np.random.default_rng(2)
-    shapes = lm.unboxed(lm.abstract_params(lm.Decoder(config)))
-    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape)), shapes)
-
-    def lowered(remat):
-        model = lm.Decoder(dataclasses.replace(config, remat=remat))
-
-        def total(params):
-            inputs = batch.tokens, batch.position, batch.subtree_end
-            return (model.apply({"params": params}, *inputs) ** 2).sum()
-
-        return jax.jit(jax.grad(total)).lower(params)
-
-    def products(remat):
-        return lowered(remat).as_text().count("dot_general")
-
-    # Keeping the results of products, or of nothing, shows in how many there are.
-    assert products("none") < products("dots") < products("full")
-    quick = {
-        "xla_backend_optimization_level": "0",
-        "xla_llvm_disable_expensive_passes": True,
-    }
-    expected = lowered("none").compile(quick)(params)
-    for remat in ("full", "attention", "dots"):
-        found = lowered(remat).compile(quick)(params)
-        for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="remat='some'; expected one of"):
-        dataclasses.replace(config, remat="some")

@@ -9,7 +9,7 @@ from scipy import stats
 
 from stepjax.lm import draws, generate, sharding
 from stepjax.lm import model as lm
-from stepjax.lm.sampler import Slots
+from stepjax.lm.sampler import Sampler
 from stepjax.lm.stops import compile_stops
 
 PADDED, VOCAB = 48, 45  # rows of the embedding, and ids that exist
@@ -202,6 +202,32 @@ def test_row_keys_are_folded_from_their_own_path():
     assert jax.random.key_data(other).tolist() != data[1003].tolist()
 
 
+# Key paths.
+
+
+def test_each_candidate_and_each_judgment_has_its_own_path():
+    numbers = (3, 2**32 - 1, 5, 1)  # iteration, problem, step, attempt
+    assert draws.candidate_path(*numbers, 4) == (3, 2**32 - 1, 5, 1, 4, 0, 0)
+    assert draws.judgment_path(numbers, 4, 0) == (3, 2**32 - 1, 5, 1, 4, 0, 1)
+    both = [(a, b) for a in range(6) for b in range(6)]
+    paths = [draws.judgment_path(numbers, a, b) for a, b in both]
+    paths += [draws.candidate_path(*numbers, a) for a in range(6)]
+    assert len(set(paths)) == 42
+    assert {len(path) for path in paths} == {draws.PATH_LENGTH}
+    keys = row_keys(jnp.uint32(0), jnp.asarray(paths, jnp.uint32))
+    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 42
+
+
+@pytest.mark.parametrize("length", [3, 5])
+def test_a_path_of_another_length_is_refused_and_never_cut(length):
+    numbers = tuple(range(7, 7 + length))
+    expected = f"has {length + 3} integers; expected 7. Begin it with .iteration, prob"
+    with pytest.raises(ValueError, match=expected):
+        draws.judgment_path(numbers, 0, 1)
+    with pytest.raises(TypeError):
+        draws.candidate_path(*numbers, 0)
+
+
 # Whole rows from a model.
 
 
@@ -232,11 +258,11 @@ CONTEXTS = [some_ids(seed, 4 + seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="session")
-def slots(params, mesh):
+def sampler(params, mesh):
     """Three slots that hold a context each, without its last id."""
-    slots = Slots(MODEL, params, mesh, 3, 40)
-    slots.hold({slot: ids[:-1] for slot, ids in enumerate(CONTEXTS)})
-    return slots
+    sampler = Sampler(MODEL, params, mesh, 3, 40)
+    sampler.hold({slot: ids[:-1] for slot, ids in enumerate(CONTEXTS)})
+    return sampler
 
 
 def key_paths(problems, candidates, attempt=0):
@@ -245,38 +271,38 @@ def key_paths(problems, candidates, attempt=0):
     return np.array(rows, np.uint32)
 
 
-def sample(slots, groups=None, prompts=None, paths=None, **options):
+def sample(sampler, prompts=None, paths=None, slots=None, capacity=NEW, **changes):
     if prompts is None:
         prompts = [[ids[-1:]] * 3 for ids in CONTEXTS]
     if paths is None:
         paths = key_paths((70, 71, 72), (0, 1, 2))
-    options = {"seed": 1, "temperature": 1.0, "top_p": 0.95, "vocab": VOCAB} | options
-    options = {"budget": NEW, "capacity": NEW, "stops": NO_STOPS} | options
-    options["stops"] = jnp.asarray(options["stops"], jnp.int32)
-    return slots.sample(groups, prompts, paths, **options)
+    decoding = generate.Decoding(1, 1.0, 0.95, NO_STOPS, VOCAB, NEW)
+    decoding = decoding._replace(**changes)
+    decoding = decoding._replace(stops=jnp.asarray(decoding.stops, jnp.int32))
+    return sampler.sample(prompts, paths, decoding, slots=slots, capacity=capacity)
 
 
-def test_same_keys_give_the_same_tokens_whatever_the_batch(slots, params, mesh):
-    every = sample(slots)
+def test_same_keys_give_the_same_tokens_whatever_the_batch(sampler, params, mesh):
+    every = sample(sampler)
     # All nine rows differ, those of the same context, too.
     assert len({row.tobytes() for group in every.tokens for row in group}) == 9
-    np.testing.assert_array_equal(sample(slots).tokens, every.tokens)
+    np.testing.assert_array_equal(sample(sampler).tokens, every.tokens)
 
     prompts = [[()] * 3, [CONTEXTS[1][-1:]] * 3, [()] * 3]
-    alone = sample(slots, prompts=prompts)
+    alone = sample(sampler, prompts=prompts)
     np.testing.assert_array_equal(alone.tokens[1], every.tokens[1])
     np.testing.assert_array_equal(alone.logps[1], every.logps[1])
     assert not alone.count[[0, 2]].any()
 
-    swapped = sample(slots, paths=key_paths((70, 71, 72), (2, 0, 1)))
+    swapped = sample(sampler, paths=key_paths((70, 71, 72), (2, 0, 1)))
     np.testing.assert_array_equal(swapped.tokens, every.tokens[:, [2, 0, 1]])
 
     # Another slot, other neighbours, another number of rows and groups.
-    elsewhere = Slots(MODEL, params, mesh, 3, 40)
+    elsewhere = Sampler(MODEL, params, mesh, 4, 40)
     elsewhere.hold({0: CONTEXTS[2][:-1], 2: CONTEXTS[1][:-1], 1: some_ids(9, 20)})
     prompts = [[ids[-1:]] * 4 for ids in (CONTEXTS[1], CONTEXTS[1], CONTEXTS[2])]
     paths = key_paths((99, 71, 72), (5, 2, 1, 0))
-    moved = sample(elsewhere, [2, 2, 0], prompts, paths, group_multiple=4)
+    moved = sample(elsewhere, prompts, paths, [2, 2, 0])
     np.testing.assert_array_equal(moved.tokens[1, 1:], every.tokens[1, ::-1])
     np.testing.assert_array_equal(moved.tokens[2, 1:], every.tokens[2, ::-1])
     assert (moved.tokens[0] != moved.tokens[1]).any(-1).all()
@@ -286,7 +312,7 @@ def test_same_keys_give_the_same_tokens_whatever_the_batch(slots, params, mesh):
         {"paths": key_paths((73, 74, 75), (0, 1, 2))},
         {"seed": 2},
     ):
-        other = sample(slots, **change)
+        other = sample(sampler, **change)
         assert (other.tokens != every.tokens).any(-1).all()
 
 
@@ -295,12 +321,12 @@ def test_rows_follow_the_exact_distribution(params, mesh):
     layers = jax.tree.map(jnp.zeros_like, params["layers"])
     embedding = jnp.broadcast_to(params["embedding"][:1], (PADDED, 32))
     constant = params | {"layers": layers, "embedding": embedding}
-    slots = Slots(MODEL, constant, mesh, 3, 40)
-    slots.hold({slot: ids[:-1] for slot, ids in enumerate(CONTEXTS)})
+    sampler = Sampler(MODEL, constant, mesh, 3, 40)
+    sampler.hold({slot: ids[:-1] for slot, ids in enumerate(CONTEXTS)})
     rows, new = 104, 64
     compiled = generate.sample._cache_size()
     out = sample(
-        slots,
+        sampler,
         prompts=[[ids[-1:]] * rows for ids in CONTEXTS],
         paths=key_paths((1, 2, 3), range(rows)),
         temperature=0.7,
@@ -322,26 +348,26 @@ def test_rows_follow_the_exact_distribution(params, mesh):
     assert stats.binomtest(int(same), trials, chance).pvalue > 1e-4
 
 
-def test_padding_ids_are_never_sampled(slots):
+def test_padding_ids_are_never_sampled(sampler):
     for temperature in (0.0, 1.5):
-        loose = sample(slots, temperature=temperature, top_p=1.0, vocab=PADDED)
+        loose = sample(sampler, temperature=temperature, top_p=1.0, vocab=PADDED)
         assert (loose.tokens >= VOCAB).sum() > 10
-        strict = sample(slots, temperature=temperature, top_p=1.0)
+        strict = sample(sampler, temperature=temperature, top_p=1.0)
         assert strict.tokens.max() < VOCAB
         assert np.isfinite(strict.logps).all()
-    few = sample(slots, top_p=1.0, vocab=2)
+    few = sample(sampler, top_p=1.0, vocab=2)
     assert set(few.tokens.ravel()) == {0, 1}
 
 
-def test_stop_table_halts_rows_one_by_one(slots):
-    free = sample(slots)
+def test_stop_table_halts_rows_one_by_one(sampler):
+    free = sample(sampler)
     assert (free.count == NEW).all() and not free.stopped.any()
     pair = free.tokens[0, 0, 2:4].tolist()
     stop_id = int(free.tokens[2, 1, 5])
     string = b"".join(TOKEN_BYTES[token] for token in pair).decode()
     table = compile_stops(TOKEN_BYTES, [string], [stop_id])
     assert table.shape == NO_STOPS.shape
-    out = sample(slots, stops=table)
+    out = sample(sampler, stops=table)
     counts = []
     for g, w in np.ndindex(3, 3):
         row = free.tokens[g, w].tolist()
@@ -357,10 +383,10 @@ def test_stop_table_halts_rows_one_by_one(slots):
     assert len(set(counts)) >= 3 and NEW in counts
 
 
-def test_budget_cuts_the_same_rows_short(slots):
-    free = sample(slots)
+def test_budget_cuts_the_same_rows_short(sampler):
+    free = sample(sampler)
     for budget in (1, 3):
-        out = sample(slots, budget=budget)
+        out = sample(sampler, budget=budget)
         assert (out.count == budget).all() and not out.stopped.any()
         np.testing.assert_array_equal(
             out.tokens[..., :budget], free.tokens[..., :budget]
@@ -368,8 +394,8 @@ def test_budget_cuts_the_same_rows_short(slots):
         assert not out.tokens[..., budget:].any()
 
 
-def test_changed_values_compile_nothing(slots):
-    sample(slots)
+def test_changed_values_compile_nothing(sampler):
+    sample(sampler)
     before = generate.sample._cache_size()
     table = compile_stops(TOKEN_BYTES, ["ab"], [4])
     changes = [{"temperature": t} for t in (0.0, 0.3, 1)]
@@ -378,6 +404,6 @@ def test_changed_values_compile_nothing(slots):
     changes += [{"paths": key_paths((7, 8, 9), (3, 4, 5))}]
     fewer = [[ids[-1:]] * 2 + [()] for ids in CONTEXTS]  # candidates than there is room
     changes += [{"prompts": fewer}]
-    results = [sample(slots, **change).tokens.tobytes() for change in changes]
+    results = [sample(sampler, **change).tokens.tobytes() for change in changes]
     assert generate.sample._cache_size() == before
     assert len(set(results)) >= len(changes) - 1  # they did have an effect

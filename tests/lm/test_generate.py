@@ -10,8 +10,7 @@ from flax import linen as nn
 
 from stepjax.lm import generate, sharding
 from stepjax.lm import model as lm
-from stepjax.lm import sampler as slots_module
-from stepjax.lm.sampler import Slots
+from stepjax.lm.sampler import Sampler
 
 PADDED, VOCAB = 48, 45  # rows of the embedding, and ids that exist
 NEW = 6
@@ -86,19 +85,13 @@ def some_ids(seed, count):
     return np.random.default_rng(seed).integers(0, VOCAB, count).tolist()
 
 
-def sample(slots, groups, prompts, seed=0, temperature=0.0, stops=NO_STOPS, **options):
+def sample(sampler, slots, prompts, seed=0, temperature=0.0, budget=NEW, share=()):
     shape = (len(prompts), len(prompts[0]))
     paths = np.stack(np.indices(shape), -1).astype(np.uint32)
-    options = {"top_p": 1.0, "budget": NEW, "capacity": NEW} | options
-    return slots.sample(
-        groups,
-        prompts,
-        paths,
-        seed=seed,
-        temperature=temperature,
-        stops=jnp.asarray(stops),
-        vocab=VOCAB,
-        **options,
+    stops = jnp.asarray(NO_STOPS)
+    decoding = generate.Decoding(seed, temperature, 1.0, stops, VOCAB, budget)
+    return sampler.sample(
+        prompts, paths, decoding, slots=slots, share=share, capacity=NEW
     )
 
 
@@ -121,14 +114,14 @@ def counted(monkeypatch):
     return calls
 
 
-def step(slots, plain, contexts, temperature, round_number):
+def step(sampler, plain, contexts, temperature, round_number):
     """Brings the slots to the contexts, samples three rows each, checks every row."""
-    slots.hold({slot: ids[:-1] for slot, ids in contexts.items()})
-    prompts = [[()] * 3 for _ in slots.held]
+    sampler.hold({slot: ids[:-1] for slot, ids in contexts.items()})
+    prompts = [[()] * 3 for _ in sampler.held]
     for slot, ids in contexts.items():
-        assert slots.held[slot] == ids[:-1]
+        assert sampler.held[slot] == ids[:-1]
         prompts[slot] = [ids[-1:]] * 3
-    out = sample(slots, None, prompts, seed=round_number, temperature=temperature)
+    out = sample(sampler, None, prompts, seed=round_number, temperature=temperature)
     for slot, ids in contexts.items():
         assert out.count[slot].tolist() == [NEW] * 3
         for w in range(3):
@@ -145,7 +138,7 @@ def step(slots, plain, contexts, temperature, round_number):
 def test_steps_behind_shared_contexts_equal_a_plain_forward(
     params, one_device, plain, counted
 ):
-    slots = Slots(MODEL, params, one_device, 3, 60)
+    sampler = Sampler(MODEL, params, one_device, 3, 60)
     contexts = {0: some_ids(1, 5), 1: some_ids(2, 11), 2: some_ids(4, 2)}
     history = {slot: [list(ids)] for slot, ids in contexts.items()}
 
@@ -155,53 +148,53 @@ def test_steps_behind_shared_contexts_equal_a_plain_forward(
             contexts[slot] = contexts[slot] + out.tokens[slot, row, :count].tolist()
             history[slot].append(contexts[slot])
 
-    out = step(slots, plain, contexts, 0.0, 0)
+    out = step(sampler, plain, contexts, 0.0, 0)
     assert counted == {"extend": 1, "append": 0}
     choose(out, (0, 0, 4), (1, 1, NEW), (2, 2, 1))
 
-    out = step(slots, plain, contexts, 1.0, 1)
+    out = step(sampler, plain, contexts, 1.0, 1)
     # Three different rows each, or choosing among them would prove nothing.
     assert len({row.tobytes() for slot in out.tokens for row in slot}) == 9
     choose(out, (0, 2, 5), (1, 0, 2), (2, 1, NEW))
-    out = step(slots, plain, contexts, 1.0, 2)
+    out = step(sampler, plain, contexts, 1.0, 2)
     choose(out, (0, 1, NEW), (1, 2, 3), (2, 0, 4))
-    out = step(slots, plain, contexts, 0.0, 3)
+    out = step(sampler, plain, contexts, 0.0, 3)
     # Chosen steps were appended by a gather; nothing was computed twice.
     assert counted == {"extend": 1, "append": 3}
 
     # Slot 1 goes back two steps, the others go on.
     choose(out, (0, 0, 3), (2, 0, 2))
     contexts[1] = history[1][-3]
-    out = step(slots, plain, contexts, 0.0, 4)
+    out = step(sampler, plain, contexts, 0.0, 4)
     assert counted == {"extend": 1, "append": 4}
     choose(out, (0, 0, 1), (1, 1, 5), (2, 0, NEW))
-    out = step(slots, plain, contexts, 1.0, 5)
+    out = step(sampler, plain, contexts, 1.0, 5)
     assert counted == {"extend": 1, "append": 5}
 
     # Slot 2 is finished: its rows are unused, and then it gets another problem.
     choose(out, (0, 1, 4), (1, 2, 4))
     del contexts[2]
-    out = step(slots, plain, contexts, 0.0, 6)
+    out = step(sampler, plain, contexts, 0.0, 6)
     assert out.count[2].tolist() == [0, 0, 0] and not out.tokens[2].any()
     choose(out, (0, 0, 4), (1, 0, 4))
     contexts[2] = some_ids(5, 9)
-    out = step(slots, plain, contexts, 0.0, 7)
+    out = step(sampler, plain, contexts, 0.0, 7)
     assert counted == {"extend": 2, "append": 7}
     choose(out, (0, 0, 2), (1, 0, 2), (2, 0, 2))
-    step(slots, plain, contexts, 1.0, 8)
+    step(sampler, plain, contexts, 1.0, 8)
     assert counted == {"extend": 2, "append": 8}
     # Going back to a context and then forward on another branch.
     contexts[0] = [*history[0][2], *some_ids(6, 3)]
-    step(slots, plain, contexts, 0.0, 9)
+    step(sampler, plain, contexts, 0.0, 9)
     assert counted == {"extend": 3, "append": 8}
 
 
 def test_hold_computes_what_sampling_never_fed(params, one_device, plain):
-    slots = Slots(MODEL, params, one_device, 3, 60)
+    sampler = Sampler(MODEL, params, one_device, 3, 60)
     contexts = {slot: some_ids(20 + slot, 7) for slot in range(3)}
-    slots.hold({slot: ids[:-1] for slot, ids in contexts.items()})
+    sampler.hold({slot: ids[:-1] for slot, ids in contexts.items()})
     prompts = [[contexts[slot][-1:]] * 3 for slot in range(3)]
-    out = sample(slots, None, prompts, budget=3)
+    out = sample(sampler, None, prompts, budget=3)
     assert out.count.tolist() == [[3] * 3] * 3
     # The last token was drawn but not fed, nor was the 0 that fills the row up.
     sampled = out.tokens[:, 0, :3].tolist()
@@ -210,16 +203,16 @@ def test_hold_computes_what_sampling_never_fed(params, one_device, plain):
     # What was sampled behind seven tokens can not be appended to four of them.
     assert contexts[2][4] != contexts[2][6]
     contexts[2] = contexts[2][:4] + contexts[2][6:] + sampled[2][:2]
-    slots.hold(contexts)
-    assert slots.held == [contexts[slot] for slot in range(3)]
+    sampler.hold(contexts)
+    assert sampler.held == [contexts[slot] for slot in range(3)]
     prompts = [[[slot + 7]] * 3 for slot in range(3)]
-    out = sample(slots, None, prompts)
+    out = sample(sampler, None, prompts)
     for slot in range(3):
         ids = [*contexts[slot], slot + 7]
         check_row(plain, ids, out.tokens[slot, 0], out.logps[slot, 0], greedy=True)
 
 
-def judge_like(seed, slots):
+def judge_like(seed):
     """Groups with ragged prompts: several of one slot, unused rows, many lengths."""
     rng = np.random.default_rng(seed)
     sizes = [[1, 9, 16, 0], [20, 2, 0, 0], [5, 5, 17, 3], [12, 0, 0, 0], [4, 7, 1, 8]]
@@ -231,13 +224,13 @@ def judge_like(seed, slots):
 def test_ragged_prompts_behind_contexts_equal_a_plain_forward(
     params, one_device, plain
 ):
-    slots = Slots(MODEL, params, one_device, 3, 60)
+    sampler = Sampler(MODEL, params, one_device, 3, 60)
     held = {0: some_ids(7, 30), 1: [], 2: some_ids(8, 13)}
-    slots.hold(held)
-    groups, prompts = judge_like(9, slots)
+    sampler.hold(held)
+    groups, prompts = judge_like(9)
     # The empty context needs a prompt to start from; all of its rows have one.
     for temperature in (0.0, 0.9):
-        out = sample(slots, groups, prompts, temperature=temperature, group_multiple=3)
+        out = sample(sampler, groups, prompts, temperature=temperature)
         assert out.tokens.shape == (5, 4, NEW)
         for g, slot in enumerate(groups):
             for w, prompt in enumerate(prompts[g]):
@@ -252,20 +245,18 @@ def test_ragged_prompts_behind_contexts_equal_a_plain_forward(
                     out.logps[g, w],
                     greedy=temperature == 0,
                 )
-    assert slots.held == [held[0], held[1], held[2]]
+    assert sampler.held == [held[0], held[1], held[2]]
 
 
 def test_score_equals_log_softmax_of_a_plain_forward(params, one_device, plain):
-    slots = Slots(MODEL, params, one_device, 3, 90)
+    sampler = Sampler(MODEL, params, one_device, 3, 90)
     held = {0: some_ids(10, 70), 1: some_ids(11, 1), 2: some_ids(12, 13)}
-    slots.hold(held)
-    groups, rows = judge_like(13, slots)
+    sampler.hold(held)
+    groups, rows = judge_like(13)
     scored = np.array(
         [[0, 4, 5, 0], [3, 1, 0, 0], [2, 4, 5, 1], [5, 0, 0, 0], [3, 5, 0, 1]]
     )
-    out = slots.score(
-        groups, rows, scored, vocab=MODEL.config.vocab_size, group_multiple=3
-    )
+    out = sampler.score(rows, scored, vocab=MODEL.config.vocab_size, slots=groups)
     assert out.shape == (5, 4)
     for g, slot in enumerate(groups):
         for w, row in enumerate(rows[g]):
@@ -278,7 +269,7 @@ def test_score_equals_log_softmax_of_a_plain_forward(params, one_device, plain):
 
 
 def alike(seed):
-    """Groups of six rows, of which three and three begin alike; some are unused."""
+    """Groups of six rows, in two blocks of three that begin alike; some are unused."""
     rng = np.random.default_rng(seed)
     groups, prompts = [2, 0, 0, 1], []
     for first, second in [(20, 5), (3, 17), (1, 0), (0, 9)]:
@@ -294,12 +285,12 @@ def alike(seed):
 
 @pytest.mark.parametrize("share", [(3,), (6, 3)])
 def test_rows_that_begin_alike_share_a_lead(params, one_device, plain, share):
-    slots = Slots(MODEL, params, one_device, 3, 60)
+    sampler = Sampler(MODEL, params, one_device, 3, 60)
     held = {0: some_ids(17, 30), 1: some_ids(19, 4), 2: some_ids(18, 13)}
-    slots.hold(held)
+    sampler.hold(held)
     groups, prompts = alike(15)
-    whole = sample(slots, groups, prompts)
-    out = sample(slots, groups, prompts, share=share)
+    whole = sample(sampler, groups, prompts)
+    out = sample(sampler, groups, prompts, share=share)
     np.testing.assert_array_equal(out.tokens, whole.tokens)
     np.testing.assert_array_equal(out.count, whole.count)
     for g, slot in enumerate(groups):
@@ -309,7 +300,9 @@ def test_rows_that_begin_alike_share_a_lead(params, one_device, plain, share):
                 check_row(plain, ids, out.tokens[g, w], out.logps[g, w], greedy=True)
     scored = np.array([[min(5, max(0, len(p) - 1)) for p in ps] for ps in prompts])
     for sharing in (share, ()):
-        logps = slots.score(groups, prompts, scored, vocab=PADDED, share=sharing)
+        logps = sampler.score(
+            prompts, scored, vocab=PADDED, slots=groups, share=sharing
+        )
         for g, slot in enumerate(groups):
             for w, prompt in enumerate(prompts[g]):
                 ids, count = [*held[slot], *prompt], scored[g, w]
@@ -317,25 +310,3 @@ def test_rows_that_begin_alike_share_a_lead(params, one_device, plain, share):
                 places = np.arange(len(ids) - count, len(ids))
                 expected = table[places - 1, np.array(ids)[places]].sum()
                 assert logps[g, w] == pytest.approx(expected, abs=2e-4)
-
-
-def test_leads_are_what_rows_begin_with():
-    a, b, c = [1, 2, 3, 4], [1, 2, 5], [1, 2, 3]
-    prompts = [[a, b, (), (), c, c], [(), (), (), a, (), ()]]
-    found, rest = slots_module._parted(prompts, 3, least=1)
-    assert found == [[1, 2], [1, 2], (), [1, 2, 3]]
-    assert rest == [[[3, 4], [5], (), (), [3], [3]], [(), (), (), [4], (), ()]]
-    # Scored tokens and the one before them are left in the rows.
-    assert slots_module._parted([[c, c]], 2, least=3) == ([[]], [[c, c]])
-    leads = slots_module._leads(found, (3, 2, 4))  # the last group is padding
-    assert leads.counts.tolist() == [[2, 2], [0, 3], [0, 0]]
-    assert leads.tokens[:2].tolist() == [
-        [[1, 2, 0, 0], [1, 2, 0, 0]],
-        [[0, 0, 0, 0], [1, 2, 3, 0]],
-    ]
-
-
-def test_context_longer_than_the_capacity_is_refused(params, one_device):
-    slots = Slots(MODEL, params, one_device, 3, 60)
-    with pytest.raises(ValueError, match="61 tokens; expected at most 60"):
-        slots.hold({0: some_ids(1, 5), 1: some_ids(2, 61)})

@@ -8,19 +8,13 @@ from flax import linen as nn
 
 from stepjax.lm import model as lm
 from stepjax.lm import sharding
-from stepjax.lm.sampler import Slots
+from stepjax.lm.generate import Decoding
+from stepjax.lm.sampler import Sampler
 
 NEW = 6
 MODEL = lm.Decoder(lm.ModelConfig(48, 32, 2, 4, 2, 8, 48))
 NO_STOPS = jnp.array([[0], [1]]) + jnp.zeros((2, 48), jnp.int32)
-OPTIONS = {
-    "temperature": 0.7,
-    "top_p": 0.95,
-    "stops": NO_STOPS,
-    "vocab": 48,
-    "budget": NEW,
-    "capacity": NEW,
-}
+DECODING = Decoding(0, 0.7, 0.95, NO_STOPS, vocab=48, budget=NEW)
 
 
 @pytest.fixture(scope="session")
@@ -39,43 +33,34 @@ def some_ids(seed, count):
 
 def search_like(mesh, params):
     """Two steps of eight problems, and judgments and scores behind them."""
-    slots = Slots(MODEL, params, mesh, 8, 60)
+    sampler = Sampler(MODEL, params, mesh, 8, 60)
     contexts = {slot: some_ids(30 + slot, 3 + slot) for slot in range(8)}
     paths = np.stack(np.indices((8, 2)), -1).astype(np.uint32)
     made = []
     for number in range(2):
-        slots.hold({slot: ids[:-1] for slot, ids in contexts.items()})
-        out = slots.sample(
-            None,
-            [[contexts[slot][-1:]] * 2 for slot in range(8)],
-            paths,
-            seed=number,
-            **OPTIONS,
-        )
+        sampler.hold({slot: ids[:-1] for slot, ids in contexts.items()})
+        prompts = [[contexts[slot][-1:]] * 2 for slot in range(8)]
+        out = sampler.sample(prompts, paths, DECODING._replace(seed=number))
         made.append(out)
         for slot, ids in contexts.items():
             count = 1 + (slot + number) % NEW
             contexts[slot] = ids + out.tokens[slot, slot % 2, :count].tolist()
-    slots.hold({slot: ids[:-1] for slot, ids in contexts.items()})
+    sampler.hold({slot: ids[:-1] for slot, ids in contexts.items()})
     rows = [[some_ids(60 + g, n) for n in (2, 9)] for g in range(3)]
     rows = [group + [group[1] + [g]] for g, group in enumerate(rows)]
     rows = [group + [group[0] + [g, 5]] for g, group in enumerate(rows)]
     rows = [[a, d, b, c] for a, b, c, d in rows]  # two and two begin alike
     made.append(
-        slots.sample(
-            [3, 0, 7],
+        sampler.sample(
             rows,
             np.stack(np.indices((3, 4)), -1).astype(np.uint32),
-            seed=5,
-            **OPTIONS,
-            group_multiple=2,
+            DECODING._replace(seed=5),
+            slots=[3, 0, 7],
             share=(4, 2),
         )
     )
     scored = np.array([[1, 2, 3, 1], [0, 0, 2, 4], [1, 1, 2, 2]])
-    return made, slots.score(
-        [3, 0, 7], rows, scored, vocab=48, group_multiple=8, share=(4, 2)
-    )
+    return made, sampler.score(rows, scored, vocab=48, slots=[3, 0, 7], share=(4, 2))
 
 
 @pytest.fixture(scope="session")
@@ -99,8 +84,3 @@ def test_one_device_and_eight_give_the_same_tokens(params, on_one_device, shape,
         assert len(np.unique(a.tokens)) > 10
     np.testing.assert_allclose(one_scores, eight_scores, atol=2e-4)
     assert eight_scores.shape == (3, 4) and eight_scores[1, 0] == 0
-
-
-def test_slots_must_divide_over_the_devices(params):
-    with pytest.raises(ValueError, match="6 slots; expected a multiple of the 8"):
-        Slots(MODEL, params, sharding.make_mesh(), 6, 60)

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import get_config
+from tiny_config import get_config
 
 from stepjax import config
 from stepjax.lm import checkpoint, hosts, tokenizer
@@ -93,7 +93,7 @@ def test_two_processes_make_what_one_makes(tmp_path):
             count,
             devices,
             *(sys.executable, "-m", "stepjax", "run"),
-            "--config=tests/helpers.py",
+            "--config=tests/tiny_config.py",
             f"--workdir={folders[-1]}",
             logs=tmp_path / f"logs_{count}",
             seconds=1500,

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from stepjax.lm import decode as caching
-from stepjax.lm import export, weights
+from stepjax.lm import decode, export, weights
 from stepjax.lm import model as model_lib
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -168,14 +167,16 @@ def test_cached_decoding_equals_the_full_forward(name):
 
     @functools.partial(jax.jit, static_argnames="reach")
     def step(params, tokens, start, shared, suffix=None, reach=None):
-        hidden, made = caching.run(config, params, tokens, start, shared, suffix, reach)
+        hidden, made = decode.forward(
+            config, params, tokens, start, shared, suffix=suffix, reach=reach
+        )
         return model_lib.logits(params, hidden), made
 
-    nothing = caching.Shared(empty(1, 1), jnp.zeros((groups, 1), jnp.int32))
+    nothing = decode.Shared(empty(1, 1), jnp.zeros((groups, 1), jnp.int32))
     at_once = jnp.zeros((groups, 1), jnp.int32)
     on_context, made = step(params, context[:, None], at_once, (nothing,))
-    shared = (caching.Shared(made, jnp.asarray(context_length)[:, None]),)
-    own = caching.Suffix(empty(width, prefix_size + more + 1), jnp.int32(0))
+    shared = (decode.Shared(made, jnp.asarray(context_length)[:, None]),)
+    own = decode.Suffix(empty(width, prefix_size + more + 1), jnp.int32(0))
     pieces = []
     lengths = [prefix_size] + [1] * more
     for low, size in zip(np.cumsum([0, *lengths]), lengths, strict=False):
@@ -186,7 +187,7 @@ def test_cached_decoding_equals_the_full_forward(name):
             results.append(found)
         np.testing.assert_allclose(*results, atol=TOLERANCE)
         pieces.append(found)
-        own = caching.written(own, made)
+        own = decode.write(own, made)
     on_suffix = np.concatenate(pieces, axis=2)
 
     length = context_length[:, None] + prefix_length + more

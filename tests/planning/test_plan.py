@@ -9,7 +9,7 @@ import runpy
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import command
+from runs import command
 
 from stepjax import config
 from stepjax.planning import flops, plan, programs, slices

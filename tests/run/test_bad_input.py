@@ -31,37 +31,23 @@ ROWS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def nothing_compiled():
-    """Fails a test in which XLA compiled anything."""
-    compiled = []
-
-    def listen(name, seconds, **_):
-        if name == "/jax/core/compile/backend_compile_duration":
-            compiled.append(seconds)
-
-    jax.clear_caches()  # so that programs of earlier tests cannot hide one
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield compiled
-    jax.monitoring.unregister_event_duration_listener(listen)
-    assert not compiled
+pytestmark = pytest.mark.usefixtures("no_compilation")
 
 
-def test_the_listener_notices_a_compilation(nothing_compiled):
+def test_the_listener_notices_a_compilation(no_compilation):
     jax.jit(lambda x: x * 3 + 41)(1.0)
-    assert nothing_compiled
-    nothing_compiled.clear()
+    assert no_compilation
+    no_compilation.clear()
 
 
 @pytest.fixture
-def settings(tmp_path):
+def settings(tokenizer_folder, tmp_path):
     """Settings of a run over small files, all valid."""
-    arithmetic.train_tokenizer(tmp_path / "tokenizer")
     for name, rows in ROWS.items():
         write(tmp_path, name, rows)
     c = config.default()
     c.iterations = 1
-    c.tokenizer = str(tmp_path / "tokenizer")
+    c.tokenizer = str(tokenizer_folder)
     c.prompts.solve, c.prompts.judge = arithmetic.SOLVE, arithmetic.JUDGE
     c.data.questions = (4,)
     c.data.heldout_count = 1

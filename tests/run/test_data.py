@@ -5,7 +5,8 @@ import json
 import random
 
 import pytest
-from helpers import get_config, make_mesh
+from runs import make_mesh
+from tiny_config import get_config
 
 from stepjax import config, judge, prompts, records
 from stepjax.codec import Codec

@@ -9,9 +9,9 @@ import re
 import threading
 
 import pytest
-from helpers import tensorboard_scalars
 from rich.cells import cell_len
 from rich.console import Console
+from tensorboardX.proto import event_pb2
 
 from stepjax.run import monitor as monitors
 from stepjax.run.monitor import Clock, Monitor, Stage, text_table, usage_line
@@ -380,6 +380,25 @@ def test_metrics_of_a_stage_run_again_replace_its_own(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def tensorboard_scalars(folder:
+    """Returns (tag, step) → value of the one event file in the folder.
+
+    A record of the file is the length of its data (8 bytes, little-endian), a checksum
+    (4 bytes), the data, and a checksum (4 bytes).
+    """
+    (path,) = folder.iterdir()
+    scalars = {}
+    with open(path, "rb") as file:
+        while length := file.read(8):
+            file.read(4)
+            data = file.read(int.from_bytes(length, "little"))
+            file.read(4)
+            event = event_pb2.Event.FromString(data)
+            for value in event.summary.value:
+                scalars[value.tag, event.step] = value.simple_value
+    return scalars
+
+
 def test_finite_numbers_are_tensorboard_scalars(tmp_path):
     monitor = Monitor(tmp_path)
     monitor.log("sft/judge", "M1", 20, {"loss": 0.25, "grad_norm": 3})
@@ -393,6 +412,16 @@ def test_finite_numbers_are_tensorboard_scalars(tmp_path):
     }
     monitor.close()
     assert tensorboard_scalars(tmp_path / "tensorboard") == expected
+
+
+def test_every_metric_of_a_run_is_a_tensorboard_scalar(finished):
+    scalars = tensorboard_scalars(finished / "tensorboard")
+    rows = Monitor(finished).rows()
+    for row in rows:
+        for name in row.keys() - {"stage", "model", "step"}:
+            tag = f"{row['stage']}/{row['model']}/{name}"
+            assert scalars[tag, row["step"]] == pytest.approx(row[name], rel=1e-6)
+    assert len(rows) > 20
 
 
 # Tables.

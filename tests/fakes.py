@@ -1,0 +1,176 @@
+"""What stands in for models: a sampler, a judge by rank, a table of logits."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from stepjax.codec import Codec
+from stepjax.judge import Verdict, ordered_pairs
+from stepjax.lm.generate import Decoding, Samples
+
+
+class Asked(NamedTuple):
+    """One row that was sampled or scored.
+
+    Attributes:
+      context: text of the ids that the row's slot held.
+      prompt: text of what was fed behind it; of a scored row, without what was scored.
+      path: key path; empty for a scored row.
+    """
+
+    context: str
+    prompt: str
+    path: tuple[int, ...] = ()
+
+
+class Batch(NamedTuple):
+    """One call of the sampler.
+
+    Attributes:
+      groups: slot of each group; None for one group per slot.
+      rows: the rows in use, in order.
+      options: the keyword arguments and fields of the decoding, less its stops.
+    """
+
+    groups: list[int] | None
+    rows: list[Asked]
+    options: dict
+
+
+class FakeSampler:
+    """Stands in for `stepjax.lm.sampler.Sampler`; a function writes what is sampled.
+
+    As in the real one, a row ends where its stop table says or where its budget ends,
+    each written token has log-probability -0.25, and other rows do not matter.
+
+    Attributes:
+      held: token ids of each slot; empty as long as `hold` has not named it.
+      batches: the calls so far.
+    """
+
+    def __init__(self, codec: Codec, slots: int, respond: Callable):
+        """Takes what each row is answered with.
+
+        Args:
+          codec: reads and writes the texts.
+          slots: how many contexts are held.
+          respond: (context text, prompt text, key path) → what is written, as text or
+            as token ids. For `score`: (context text, prompt text, ()) → log-odds of
+            verdict A.
+        """
+        self.codec, self.respond = codec, respond
+        self.held = [()] * slots
+        self.batches: list[Batch] = []
+
+    @property
+    def asked(self) -> list[Asked]:
+        """The rows of all calls, in order."""
+        return [row for batch in self.batches for row in batch.rows]
+
+    def hold(self, wanted: dict[int, Sequence[int]]) -> None:
+        for slot, ids in wanted.items():
+            self.held[slot] = tuple(ids)
+
+    def sample(
+        self, prompts, paths, decoding: Decoding, *, slots=None, **options
+    ) -> Samples:
+        shape, stops = paths.shape[:2], np.asarray(decoding.stops)
+        capacity, settings = decoding.budget, decoding._asdict()
+        del settings["stops"]
+        assert all(len(group) == shape[1] for group in prompts)
+        tokens = np.zeros((*shape, capacity), np.int32)
+        count, stopped = np.zeros(shape, np.int32), np.zeros(shape, bool)
+        batch = self._begin(slots, options | settings)
+        for g, w, context, ids in self._used(slots, prompts):
+            path = tuple(paths[g, w].tolist())
+            row = Asked(context, self.codec.tokenizer.decode(ids), path)
+            batch.rows.append(row)
+            answer = self.respond(*row)
+            if isinstance(answer, str):
+                answer = self.codec.tokenizer.encode_line(answer)
+            count[g, w], stopped[g, w] = written(stops, answer, capacity)
+            tokens[g, w, : count[g, w]] = answer[: count[g, w]]
+        in_use = np.arange(capacity) < count[..., None]
+        return Samples(tokens, count, stopped, np.where(in_use, -0.25, 0.0))
+
+    def start(self, *args, **options) -> Callable[[], Samples]:
+        """Samples at once."""
+        samples = self.sample(*args, **options)
+        return lambda: samples
+
+    def score(self, prompts, scored, *, slots, **options) -> np.ndarray:
+        logps = np.zeros(scored.shape)
+        verdicts = {self.codec.verdict(side): side for side in "AB"}
+        batch = self._begin(slots, options)
+        for g, w, context, ids in self._used(slots, prompts):
+            size = scored[g, w]
+            side = verdicts[tuple(ids[-size:])]
+            row = Asked(context, self.codec.tokenizer.decode(ids[:-size]))
+            batch.rows.append(row)
+            logps[g, w] = -7 + self.respond(*row) / 2 * (1 if side == "A" else -1)
+        return logps
+
+    def _begin(self, groups, options) -> Batch:
+        groups = None if groups is None else list(groups)
+        self.batches.append(Batch(groups, [], options))
+        return self.batches[-1]
+
+    def _used(self, groups, prompts):
+        """(group, row, context text, prompt ids) of the rows in use."""
+        groups = range(len(self.held)) if groups is None else groups
+        for g, (slot, group) in enumerate(zip(groups, prompts, strict=True)):
+            context = self.codec.tokenizer.decode(self.held[slot])
+            for w, ids in enumerate(group):
+                if len(ids):
+                    yield g, w, context, ids
+
+
+def written(stops, ids, capacity: int) -> tuple[int, bool]:
+    """Returns how many of the ids sampling would write, and whether it then stopped."""
+    state = 0
+    for count, token in enumerate(ids[:capacity], 1):
+        state = stops[state, token]
+        if state == len(stops) - 1:
+            return count, True
+    return min(len(ids), capacity), False
+
+
+def by_rank(*ranks: int) -> list[Verdict]:
+    """Verdicts of all ordered pairs; the higher rank wins, equal ones are unparsed."""
+    verdicts = []
+    for a, b in ordered_pairs(len(ranks), "sum", ()):
+        gap = ranks[a] - ranks[b]
+        winner = "A" if gap > 0 else "B" if gap < 0 else None
+        verdicts.append(Verdict(a, b, winner, f"{a} or {b}?"))
+    return verdicts
+
+
+class Table:
+    """A model whose logits are parameters: one vector for each token of the rows."""
+
+    mesh = None
+
+    def apply(self, variables, tokens, position, subtree_end):
+        return variables["params"]["logits"]
+
+
+def random_parameters(shapes, seed: int = 3, std: float = 0.4):
+    """Draws float32 arrays so large that every part of a model matters.
+
+    Args:
+      shapes: tree of what has a shape, such as `model.abstract_params(model)`; boxes
+        of Flax are taken off.
+      seed: of the numbers.
+      std: standard deviation. The scales of norms are 1 and a ninth of it.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = std * rng.normal(size=leaf.shape)
+        return jnp.asarray(1 + noise / 9 if "scale" in str(path) else noise, "float32")
+
+    return jax.tree_util.tree_map_with_path(draw, nn.meta.unbox(shapes))

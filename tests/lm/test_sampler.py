@@ -1,0 +1,112 @@
+"""What a sampler keeps on the host: ids of contexts, shapes of rows, settings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepjax.lm import generate, sampler, sharding
+from stepjax.lm import model as lm
+from stepjax.lm.sampler import Sampler, make_decoding
+from stepjax.lm.stops import compile_stops
+
+MODEL = lm.Decoder(lm.ModelConfig(48, 16, 1, 2, 1, 8, 24))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return lm.init(MODEL, jax.random.key(0))
+
+
+@pytest.fixture
+def three_slots(params):
+    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
+    mesh = jax.sharding.Mesh(devices, sharding.MESH_AXES)
+    return Sampler(MODEL, params, mesh, 3, 60)
+
+
+def some_ids(seed, count):
+    return np.random.default_rng(seed).integers(0, 48, count).tolist()
+
+
+def test_leads_are_what_rows_begin_with():
+    a, b, c = [1, 2, 3, 4], [1, 2, 5], [1, 2, 3]
+    prompts = [[a, b, (), (), c, c], [(), (), (), a, (), ()]]
+    common, rest = sampler._split_blocks(prompts, 3, least=1)
+    assert common == [[1, 2], [1, 2], (), [1, 2, 3]]
+    assert rest == [[[3, 4], [5], (), (), [3], [3]], [(), (), (), [4], (), ()]]
+    # Scored tokens and the one before them are left in the rows.
+    assert sampler._split_blocks([[c, c]], 2, least=3) == ([[]], [[c, c]])
+    leads = sampler._padded_leads(common, (3, 2, 4))  # the last group is padding
+    assert leads.counts.tolist() == [[2, 2], [0, 3], [0, 0]]
+    assert leads.tokens[:2].tolist() == [
+        [[1, 2, 0, 0], [1, 2, 0, 0]],
+        [[0, 0, 0, 0], [1, 2, 3, 0]],
+    ]
+
+
+def test_rows_are_laid_out_in_few_shapes(three_slots):
+    three_slots.hold({0: some_ids(1, 5), 2: some_ids(2, 9)})
+    prompts = [[[7, 8, 9], [], [4]], [[5], [6], [3]]] * 2
+    prefix, rows = three_slots._lay_out([2, 0, 1, 2], prompts, ())
+    # Four groups become two times the slots; three tokens become 16.
+    assert rows.prompts.shape == (6, 3, 16) and prefix.leads == ()
+    assert prefix.slots.tolist() == [2, 0, 1, 2, 0, 0]
+    assert prefix.lengths.tolist() == [9, 5, 0, 9, 0, 0]
+    assert rows.prompts[0, 0].tolist() == [0] * 13 + [7, 8, 9]
+    assert rows.start[:2].tolist() == [[13, 0, 15], [15, 15, 15]]
+    assert rows.active[:2].tolist() == [[True, False, True], [True] * 3]
+    assert not rows.active[4:].any()
+    # Without slots there is one group per slot; one token stays one token.
+    prefix, rows = three_slots._lay_out(None, [[[5]], [[6]], [[]]], ())
+    assert prefix.slots is None and prefix.lengths.tolist() == [5, 0, 9]
+    assert rows.prompts.tolist() == [[[5]], [[6]], [[0]]]
+
+
+def test_room_for_new_tokens_is_the_budget(three_slots):
+    stops = jnp.asarray(np.array([[0], [1]]) + np.zeros((2, 48), np.int32))
+    decoding = generate.Decoding(0, 0.0, 1.0, stops, 48, 5)
+    prompts = [[[4]], [[]], [[6]]]
+    three_slots.hold({slot: some_ids(slot, 3) for slot in range(3)})
+    paths = np.zeros((3, 1, 7), np.uint32)
+    samples = three_slots.sample(prompts, paths, decoding)
+    assert samples.tokens.shape == (3, 1, 5)
+    assert samples.count.tolist() == [[5], [0], [5]]
+    # Ten of the fifteen places of three rows and five steps hold a sampled token.
+    assert (three_slots.made, three_slots.turns) == (10, 15)
+    wider = three_slots.sample(prompts, paths, decoding, capacity=8)
+    assert wider.tokens.shape == (3, 1, 8)
+    np.testing.assert_array_equal(wider.tokens[..., :5], samples.tokens)
+
+
+class Letters:
+    """A tokenizer of seven letters."""
+
+    token_bytes = [bytes([97 + token]) for token in range(7)]
+    vocab_size, stop_ids = 7, [6]
+
+
+def test_settings_and_a_tokenizer_make_a_decoding():
+    options = {"seed": 3, "temperature": 0.5, "top_p": 0.9, "max_tokens": 11}
+    decoding = make_decoding(Letters(), ["bc"], **options)
+    assert decoding._asdict() | {"stops": None} == {
+        "seed": 3,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "stops": None,
+        "vocab": 7,
+        "budget": 11,
+    }
+    expected = compile_stops(Letters.token_bytes, ["bc"], [6])
+    assert isinstance(decoding.stops, jax.Array)
+    np.testing.assert_array_equal(decoding.stops, expected)
+
+
+def test_context_longer_than_the_capacity_is_refused(three_slots):
+    with pytest.raises(ValueError, match="61 tokens; expected at most 60"):
+        three_slots.hold({0: some_ids(1, 5), 1: some_ids(2, 61)})
+
+
+def test_slots_must_divide_over_the_devices(params):
+    with pytest.raises(ValueError, match="6 slots; expected a multiple of the 8"):
+        Sampler(MODEL, params, sharding.make_mesh(), 6, 60)

@@ -1,0 +1,203 @@
+"""What the README and the pages of docs/ show is run, or compared with what is true."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+
+import stepjax
+from stepjax import config, forest, main, prompts, records
+from stepjax.worlds import arithmetic
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text("utf-8")
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"))
+}
+README, DATA = PAGES["README.md"], PAGES["docs/data.md"]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page, language=""):
+    """The blocks of a page in this language; "" for commands, rows and drawings."""
+    return [text for name, text in FENCE.findall(page) if name == language]
+
+
+def run(code, **names):
+    exec(compile(code, "an example of a page", "exec"), names)
+    return names
+
+
+def test_the_loss_example_of_the_readme_is_the_formula():
+    (code,) = blocks(README, "python")
+    table = np.random.default_rng(0).normal(size=(7, 5))  # a token's next one
+    contexts = ((1, 2, 3), (1, 4))
+    steps = {"chosen": ((4, 0), (3, 2)), "rejected": ((2,), (3, 3, 4))}
+    reference = {"chosen": (-5.0, -6.0), "rejected": (-1.5, -3.0)}
+
+    def logp(context, step):
+        path = (*context[-1:], *step)
+        return sum(
+            table[a][b] - math.log(sum(math.exp(x) for x in table[a]))
+            for a, b in zip(path, path[1:], strict=False)
+        )
+
+    batch, rewards = {}, {}
+    for side, both in steps.items():
+        tokens, mask = np.zeros((2, 2, 6), np.int32)
+        for row, (context, step) in enumerate(zip(contexts, both, strict=True)):
+            end = len(context) + len(step)
+            tokens[row, :end] = context + step
+            mask[row, len(context) : end] = 1
+        batch |= {f"{side}_tokens": tokens, f"{side}_mask": mask}
+        batch[f"reference_{side}_logps"] = jnp.array(reference[side])
+        rewards[side] = [
+            0.1 * (logp(context, step) - old)
+            for context, step, old in zip(contexts, both, reference[side], strict=True)
+        ]
+    margins = np.subtract(rewards["chosen"], rewards["rejected"])
+    expected = sum(math.log(1 + math.exp(-margin)) for margin in margins) / 2
+    assert np.abs(margins).min() > 0.01
+
+    loss = run(code, apply=lambda params, tokens: params[tokens])["loss"]
+    value, grads = jax.value_and_grad(loss)(jnp.array(table, jnp.float32), batch)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    # 3 and 4 come before tokens of a step; 1 and 2 before tokens of a context only.
+    largest = np.abs(grads).max(1)
+    assert (largest[[3, 4]] > 1e-3).all() and not largest[[0, 1, 2, 5, 6]].any()
+
+
+def test_the_step_that_the_readme_shows_is_right_and_its_pair_is_in_the_data_page():
+    (shown,) = (block for block in blocks(README) if "judgment" in block)
+    problem = re.search(r"^problem +(\S+)", shown, re.MULTILINE)[1]
+    before = re.search(r"^so far +(\S.*)$", shown, re.MULTILINE)[1]
+    pair = re.search(r'^pair +chosen "(.*)", rejected "(.*)"$', shown, re.MULTILINE)
+    chosen, rejected = pair.groups()
+    assert arithmetic.is_right(problem, [], before)
+    assert arithmetic.is_right(problem, [before], chosen)
+    assert not arithmetic.is_right(problem, [before], rejected)
+    (row,) = (block for block in blocks(DATA) if "verdicts" in block)
+    row = json.loads(row.replace(", ...", ""))
+    assert row["problem"] == problem
+    assert row["candidates"][row["best"]] == chosen
+    assert row["candidates"][row["worst"]] == rejected
+    assert row["scores"][row["best"]] == max(row["scores"])
+    for first, second, winner, text in row["verdicts"]:
+        assert text in shown and text.endswith(f"[[{winner}]]")
+        assert row["best"] == (first if winner == "A" else second)
+
+
+def test_the_rows_of_the_data_page_can_be_read(tmp_path):
+    (shown,) = (block for block in blocks(DATA) if "ift.jsonl" in block)
+    kinds = {
+        "ift": records.Solution,
+        "eft": records.Comparison,
+        "questions": records.Question,
+        "test": records.Problem,
+    }
+    parts = re.split(r"^(\w+)\.jsonl +", shown, flags=re.MULTILINE)[1:]
+    assert parts[::2] == list(kinds)
+    for name, text in zip(parts[::2], parts[1::2], strict=True):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(" ".join(text.split()) + "\n", "utf-8")
+        (row,) = records.read_jsonl(path, kinds[name])
+        if name == "ift":
+            prompts.check_steps(prompts.Templates(), row.steps)
+
+
+def test_the_config_and_the_prompts_of_the_data_page_are_valid():
+    first, second = blocks(DATA, "python")
+    c = run(first)["get_config"]()
+    assert config.to_dict(c) != config.to_dict(config.default())
+    assert c.data.questions == (400,) and len(c.data.questions) == c.iterations
+    run(second, c=c)
+    prompts.check_templates(prompts.Templates(c.prompts.solve, c.prompts.judge))
+
+
+def test_the_defaults_of_the_data_page_are_those_of_the_config():
+    c = config.default()
+    rows = re.findall(r"^\| `([\w.]+)` \| ([^|]+) \|", DATA, re.MULTILINE)
+    assert len(rows) == 7
+    for name, value in rows:
+        if name == "dpo.optimizer":
+            learning_rate, schedule = value.split(", ")
+            assert c.dpo.optimizer.learning_rate == float(learning_rate)
+            assert c.dpo.optimizer.schedule == schedule
+        else:
+            group, key = name.split(".")
+            assert c[group][key] == json.loads(value.strip("`"))
+
+
+def test_the_row_of_the_design_page_is_what_a_search_becomes():
+    page = PAGES["docs/design.md"]
+    names = re.search(r"^ token +(.*)$", page, re.MULTILINE)[1].split()
+    ids = {name: number for number, name in enumerate(names, 50)}
+
+    def step(*tokens):
+        return tuple(ids[token] for token in tokens)
+
+    problem, best = step("x1", "x2"), step("a1", "a2")
+    pairs = [
+        forest.IdPair(problem, best, step("b")),
+        forest.IdPair(problem + best, step("c"), step("d1", "d2")),
+    ]
+    tree = forest.trajectory_tree(pairs)
+    assert tree.tokens.tolist() == list(ids.values())
+    for field in ("parent", "position", "subtree_end"):
+        row = re.search(rf"^ {field} +((?:-?\d+ +)+)", page, re.MULTILINE)[1]
+        assert getattr(tree, field).tolist() == list(map(int, row.split()))
+    for i, name in enumerate(names):
+        row = re.search(rf"^ +{name} ((?: +[■.])+)", page, re.MULTILINE)[1].split()
+        sees = [j <= i < tree.subtree_end[j] for j in range(len(names))]
+        assert [mark == "■" for mark in row] == sees
+
+
+def test_every_command_of_the_pages_exists():
+    lines = [
+        line
+        for page in PAGES.values()
+        for block in blocks(page)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("stepjax ")
+    ]
+    assert len(lines) > 8
+    for line in lines:
+        command, *words = line.split()[1:]
+        assert command in main.COMMANDS
+        for flag in re.findall(r"(?<= --)[\w.]+", " ".join(["", *words])):
+            name, *path = flag.split(".")
+            assert name in flags.FLAGS
+            value = config.default()
+            for part in path:
+                value = value[part]  # raises for a setting that does not exist
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        file, _, anchor = target.partition("#")
+        if file.startswith("https:"):
+            continue
+        path = ((ROOT / page).parent / file).resolve() if file else ROOT / page
+        assert path.exists()
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+            assert anchor in {
+                re.sub(r"[^\w-]", "", t.lower().replace(" ", "-")) for t in titles
+            }
+
+
+def test_every_file_of_the_package_is_on_its_map():
+    package = Path(stepjax.__file__).parent
+    files = [path for path in package.rglob("*.py") if path.name != "__init__.py"]
+    assert len(files) > 40
+    words = set(re.findall(r"\w+(?:\.py|/)", stepjax.__doc__))
+    for path in files:
+        assert path.name in words
+        assert path.parent == package or f"{path.parent.name}/" in words
