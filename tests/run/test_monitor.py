@@ -380,7 +380,7 @@ def test_metrics_of_a_stage_run_again_replace_its_own(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def tensorboard_scalars(folder:
+def tensorboard_scalars(folder):
     """Returns (tag, step) → value of the one event file in the folder.
 
     A record of the file is the length of its data (8 bytes, little-endian), a checksum
