@@ -54,7 +54,8 @@ def compile_one(kind: str, model: str, where: str, tensor: int) -> None:
     mesh = sharding.make_mesh(-1, 1, tensor, devices=devices)
     sampling = programs.Sampling(lm.Decoder(shape, mesh), 8)
     contexts = sampling.contexts(1792)
-    program = sampling.sample("decode", contexts, *KINDS[kind], 0)
+    layout, fed, new = KINDS[kind]
+    program = sampling.sample("decode", contexts, layout, fed=fed, new=new, beside=0)
     compiled = program.traced.lower().compile()  # at the level that runs use
     memory = compiled.memory_analysis()
     total = (

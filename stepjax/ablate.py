@@ -16,6 +16,7 @@ in each iteration as self-judging did:
 
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,10 +74,12 @@ def ablate(
     folder = pathlib.Path(workdir)
     for seed in seeds:
         own = folder / f"seed_{seed}" / "self"
+        _say(f"seed {seed}: {_TITLES['self']}, {own}")
         iterate.run(arm_config(config, "self", seed), own)
         updates = _updates(own, config.iterations)
         for arm in arms[1:]:
             settings, path = arm_config(config, arm, seed, updates), own.parent / arm
+            _say(f"seed {seed}: {_TITLES[arm]}, {path}")
             if arm != "srlm":
                 rundir.RunDirectory(settings, path).adopt_m1(own)
             iterate.run(settings, path)
@@ -94,6 +97,12 @@ def ablate(
         plot(measured, folder / "ablation.png")
         print(text)
     return text
+
+
+def _say(text: str) -> None:
+    """Says which run comes next; the first host does."""
+    if hosts.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def arm_config(

@@ -8,6 +8,7 @@ import pytest
 from runs import CONFIG, command, contents, copy_run
 from tiny_config import get_config
 
+import stepjax
 from stepjax import main, records
 from stepjax.lm import checkpoint, files, hf_config, weights
 from stepjax.run import run as run_module
@@ -143,7 +144,10 @@ def write_config(folder, *lines):
 def test_settings_are_refused(tmp_path, capsys, no_compilation, setting, words):
     run = ["run", TINY, f"--workdir={tmp_path / 'run'}", f"--config.{setting}"]
     said = refused(capsys, 1, run, words)
-    assert said.startswith("stepjax: ") and said.count("\n") == 1
+    lines = said.splitlines()  # what begins, and then the error, in one line
+    command_line = f"stepjax {stepjax.__version__}: {' '.join(run)}"
+    assert lines[:2] == [command_line, "starting JAX"]
+    assert [line for line in lines if line.startswith("stepjax: ")] == lines[-1:]
     assert not (tmp_path / "run").exists()
 
 

@@ -106,7 +106,7 @@ def _judge(run: Run, number: int, params, file: pathlib.Path) -> dict:
         )
     sampler = rollout.open_sampler(run, params(), capacity)
     name, mine = f"M{number} eval judge", hosts.share(rows)
-    with run.monitor.progress(name, len(mine), "row") as move:
+    with run.monitor.progress(name, len(mine), "judgment") as move:
         items = grading.judge_accuracy(
             rollout.self_judge(run, sampler, rows=1),
             run.codec,
@@ -156,7 +156,8 @@ def _training(run: Run, number: int, params, file: pathlib.Path) -> dict:
             run.settings, kept[:_MOST_PAIRS], run.mesh, seed=run.settings.seed
         )
         both = run.params(number - 1), run.params(number)
-        metrics |= diagnose.drift(run.model, *both, batches, run.mesh)
+        with run.monitor.during(f"M{number} eval training: log-probabilities"):
+            metrics |= diagnose.drift(run.model, *both, batches, run.mesh)
         warnings = diagnose.warnings(metrics, _step_lengths(run, number))
     for warning in warnings:
         run.monitor.say(f"M{number}: {warning}")

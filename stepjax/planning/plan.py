@@ -11,6 +11,7 @@ are arithmetic, not measurements.
 
 import importlib.metadata
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from stepjax import tournament
@@ -83,6 +84,8 @@ def plan(
     stage: str = "all",
     utilisation: float = 0.4,
     suggest: bool = True,
+    *,
+    say: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Returns the plan of a run as text.
 
@@ -92,6 +95,7 @@ def plan(
       stage: one of `STAGES`.
       utilisation: share of the chips' peak or bandwidth that is reached, for times.
       suggest: look for the smallest slice of the family that fits, too.
+      say: told what comes next; compiling takes minutes.
 
     Raises:
       ValueError: for unknown names, without libtpu, or for a mesh that does not fit.
@@ -105,13 +109,16 @@ def plan(
     devices = slices.devices(tpu_slice)
     chip = slices.CHIPS[tpu_slice.family]
     host = slices.host_devices(tpu_slice, devices)
-    traced = programs.programs(settings, devices, stages, host)
-    planned = [compiled(program, chip) for program in traced]
+    planned = []
+    for program in programs.programs(settings, devices, stages, host):
+        say(f"compiling {program.name!r} for {tpu_slice}")
+        planned.append(compiled(program, chip))
     parts = [_title(settings, tpu_slice, devices), _table(planned)]
     parts += [f"{p.program.name}: {p.fit.refused}" for p in planned if p.fit.refused]
     if stage == "all":
         parts.append(_whole_run(settings, tpu_slice, planned, utilisation))
     if suggest:
+        say(f"looking for the smallest {tpu_slice.family} slice that fits")
         best = smallest(settings, tpu_slice.family, stages)
         parts.append(
             f"smallest listed {tpu_slice.family} slice that fits: "

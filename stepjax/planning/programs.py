@@ -267,15 +267,21 @@ def _search(settings, shape: lm.ModelConfig, host: list, hosts: int):
     question = forest.bucket(question, 16)
     yield sampling.extend("search: prefill", solving, judged)
     layout = search.width, 1
-    yield sampling.sample("search: candidates", solving, layout, 1, step, judged)
+    yield sampling.sample(
+        "search: candidates", solving, layout, fed=1, new=step, beside=judged
+    )
     yield sampling.extend("judge: prefill", judging, solve)
     if judge.mode == "generate":
         calls = kind.choose(settings).judgments.calls
         layout = tournament.layout(judge.schedule, search.width, calls, judge.rows)
         new = judge.max_tokens
-        yield sampling.sample("judge: judgments", judging, layout, question, new, solve)
+        yield sampling.sample(
+            "judge: judgments", judging, layout, fed=question, new=new, beside=solve
+        )
     new = settings.eval.max_tokens
-    yield sampling.sample("eval: greedy", solving, (1, 1), 1, new, judged)
+    yield sampling.sample(
+        "eval: greedy", solving, (1, 1), fed=1, new=new, beside=judged
+    )
 
 
 class Sampling(NamedTuple):
@@ -319,7 +325,7 @@ class Sampling(NamedTuple):
         taken = _bytes(arguments)
         return Program(name, traced, self.model.mesh.size, ideal, taken, taken, beside)
 
-    def sample(self, name, contexts, layout, fed, new, beside) -> Program:
+    def sample(self, name, contexts, layout, *, fed, new, beside) -> Program:
         """Returns the program that samples; figures are per decoding step.
 
         Args:

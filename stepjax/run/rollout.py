@@ -8,6 +8,7 @@ from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
 from stepjax.records import Question
+from stepjax.run.monitor import usage_line
 from stepjax.run.run import Run
 from stepjax.run.rundir import Journal
 from stepjax.self_judge import make_judge
@@ -128,7 +129,9 @@ def search_questions(
         on_turn=turns.append,
     )
     if turns:
-        _say_usage(run, turns, samplers)
+        named = zip(("candidates", "judgments"), samplers, strict=False)
+        useful = {name: s.made / s.turns for name, s in named if s.turns}
+        run.monitor.say(usage_line(turns, run.slots, useful))
 
 
 def open_sampler(run: Run, params: Any, capacity: int) -> Sampler:
@@ -180,22 +183,3 @@ def _fits(run: Run, state: State) -> bool:
         len(solved) + most <= settings.search.context_tokens
         and len(judged) <= settings.judge.context_tokens
     )
-
-
-def _say_usage(run: Run, turns: Sequence[int], samplers: Sequence[Sampler]) -> None:
-    """Says which share of the devices' work was of use.
-
-    Args:
-      run: the run.
-      turns: problems in flight at each turn.
-      samplers: of the solver, then of the judge, if the model judges.
-    """
-    in_flight = sum(turns) / len(turns)
-    text = (
-        f"search: {len(turns)} turns with {in_flight:.1f} of {run.slots} problems in "
-        "flight on average"
-    )
-    for what, sampler in zip(("candidates", "judgments"), samplers, strict=False):
-        useful = sampler.made / max(sampler.turns, 1)
-        text += f"; {useful:.0%} of the decoding work on {what} was useful"
-    run.monitor.say(f"{text}.")

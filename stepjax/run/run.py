@@ -61,7 +61,8 @@ class Run:
         checks.check_settings(settings)
         self.kind = kind.choose(settings)
         texts = templates(settings.texts, data.world_templates(settings.data.world))
-        data.prepare(settings, texts, self.dir)
+        with self.monitor.during("making the data and the tokenizer"):
+            data.prepare(settings, texts, self.dir)
         ids = tokenizer.load(self.dir.path / "tokenizer")
         self.codec = Codec(ids, texts)
         shape = model_config(settings, ids.vocab_size)
@@ -69,7 +70,8 @@ class Run:
         local_mesh = sharding.host_mesh(settings.sampling_tensor)
         self.local_model = lm.Decoder(shape, local_mesh)
         self.slots = settings.search.slots // hosts.count()
-        self._check()
+        with self.monitor.during("checking the data"):
+            self._check()
 
     def _check(self) -> None:
         """Refuses, before anything is compiled, what could not work later."""
@@ -105,7 +107,8 @@ class Run:
           ValueError: when the model does not exist or is damaged.
         """
         if number == 0:
-            return self._initial_params()
+            with self.monitor.during("loading M0"):
+                return self._initial_params()
         path = self.dir.model(number) / "manifest.json"
         if not path.exists():
             raise ValueError(
@@ -119,7 +122,9 @@ class Run:
             sharding.param_shardings(self.mesh, shapes),
         )
         digests = files.read_json(path)["arrays"]
-        return checkpoint.load_tree(self.dir.model(number) / "params", like, digests)
+        with self.monitor.during(f"loading M{number}"):
+            folder = self.dir.model(number) / "params"
+            return checkpoint.load_tree(folder, like, digests)
 
     def _initial_params(self) -> Any:
         init = self.settings.init
@@ -141,7 +146,8 @@ class Run:
 
         Until the manifest is there, the model counts as unfinished.
         """
-        return checkpoint.save_tree(self.dir.model(number) / "params", params)
+        with self.monitor.during(f"saving M{number}"):
+            return checkpoint.save_tree(self.dir.model(number) / "params", params)
 
     def fit(
         self,
@@ -179,10 +185,12 @@ class Run:
         """
         options = self.settings.train
         transform = train.make_optimizer(optimizer, steps)
-        state = train.init_state(params, transform)
-        shardings = train.state_shardings(params, transform)
-        saver = checkpoint.TrainSaver(folder, options.checkpoint_every, last=keep_last)
-        state, done, over = saver.restore(state)
+        every = options.checkpoint_every
+        with self.monitor.during(f"M{number} {name}: preparing the optimizer"):
+            state = train.init_state(params, transform)
+            shardings = train.state_shardings(params, transform)
+            saver = checkpoint.TrainSaver(folder, every, last=keep_last)
+            state, done, over = saver.restore(state)
         self.monitor.restart(name, f"M{number}", done)
         with self.monitor.progress(f"M{number} {name}", steps, "update", done) as move:
             shown = done

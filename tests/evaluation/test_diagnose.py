@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from fakes import random_parameters
 
 from stepjax import dpo, forest, srlm
 from stepjax.evaluation import diagnose
 from stepjax.lm import model as lm
-from stepjax.lm import sharding
 from stepjax.pairs import Pair
 from stepjax.records import Question
 from stepjax.trajectory import Candidate, Expansion, State, Verdict
@@ -92,16 +91,20 @@ def test_quality_of_pairs_by_hand():
     assert set(diagnose.pair_quality([], {}, is_right).values()) == {0}
 
 
-def test_drift_is_what_plain_forward_passes_say():
-    config = lm.ModelConfig(64, 16, 2, 2, 1, 8, 24)
-    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    mesh = jax.sharding.Mesh(devices, sharding.MESH_AXES)
-    model = lm.Decoder(config, mesh)
-    shapes = nn.meta.unbox(lm.abstract_params(model))
-    rng = np.random.default_rng(3)
+def test_drift_is_what_plain_forward_passes_say(one_device):
+    config = lm.ModelConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        intermediate_size=24,
+    )
+    model = lm.Decoder(config, one_device)
     before, after = (
-        jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), "f4"), shapes)
-        for _ in range(2)
+        random_parameters(lm.abstract_params(model), seed=seed, std=0.3)
+        for seed in (3, 4)
     )
     pairs = [
         forest.IdPair((1, 2, 3), (4, 5), (6, 7, 8)),
@@ -110,20 +113,26 @@ def test_drift_is_what_plain_forward_passes_say():
     ]
     batches = dpo.make_batches(
         pairs,
-        mesh=mesh,
+        mesh=one_device,
         batch_size=2,
         micro_batches=1,
         row_length=24,
         epochs=1,
         seed=0,
     )
-    found = diagnose.drift(model, before, after, batches, mesh)
+    found = diagnose.drift(model, before, after, batches, one_device)
+
+    @jax.jit
+    def log_softmax(params, tokens):
+        position = jnp.arange(tokens.size)[None]
+        end = jnp.full((1, tokens.size), tokens.size)
+        hidden = model.apply({"params": params}, tokens[None], position, end)[0]
+        return jax.nn.log_softmax(lm.logits(params, hidden))
 
     def table(params, ids):
-        tokens = jnp.asarray([ids])
-        position, end = jnp.arange(len(ids))[None], jnp.full((1, len(ids)), len(ids))
-        hidden = model.apply({"params": params}, tokens, position, end)[0]
-        return np.asarray(jax.nn.log_softmax(lm.logits(params, hidden)), np.float64)
+        padded = np.zeros(8, np.int32)  # what comes after a token does not matter
+        padded[: len(ids)] = ids
+        return np.asarray(log_softmax(params, padded), np.float64)[: len(ids)]
 
     kl, tokens, sums = 0.0, 0, {}
     for made in pairs:
@@ -143,7 +152,7 @@ def test_drift_is_what_plain_forward_passes_say():
     assert found.pop("chosen_tokens") == pytest.approx((2 + 1 + 4) / 3)
     assert found.pop("rejected_tokens") == pytest.approx((3 + 2 + 1) / 3)
     assert found == pytest.approx(sums, rel=1e-4)
-    same = diagnose.drift(model, before, before, batches, mesh)
+    same = diagnose.drift(model, before, before, batches, one_device)
     assert same["kl"] == pytest.approx(0, abs=1e-6)
     assert same["chosen_logp_before"] == same["chosen_logp_after"]
 

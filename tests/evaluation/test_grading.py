@@ -1,14 +1,10 @@
-"""Measuring models: grading with fakes, the final table, metrics on disk."""
-
-import json
-import math
+"""Measuring models: grading with fakes, the final table."""
 
 from fakes import FakeSampler
 
 from stepjax.evaluation import grading, intervals, tables
 from stepjax.lm import files
 from stepjax.records import Comparison, Problem, Question
-from stepjax.run.monitor import Monitor
 from stepjax.trajectory import Candidate, State, Verdict, hash_id
 
 # Accuracy.
@@ -194,45 +190,3 @@ def test_the_table_shows_what_the_stages_measured(tmp_path):
         ["M2", "41.0", "-", "5.0", "6.0", "-", "-", "7.0"],
     ]
     assert len({tuple(row) for row in rows}) == 1
-    text = Monitor(tmp_path).table("a title", rows)
-    assert "a title" in text and "12.5 [5.0, 30.0]" in text
-    assert len([line for line in text.splitlines() if "│ M" in line]) == 3
-
-
-# Metrics on disk.
-
-
-def test_metrics_of_a_stage_run_again_replace_its_own(tmp_path):
-    monitor = Monitor(tmp_path)
-    for stage, model, step in [("sft", "M1", 5), ("sft", "M1", 10), ("sft", "M1", 15)]:
-        monitor.log(stage, model, step, {"loss": step / 10})
-    monitor.log("dpo", "M2", 10, {"loss": 0.5, "name": "x"})
-    monitor.log("dpo", "M3", 10, {"loss": math.inf})
-    with open(monitor.path, "a") as file:
-        file.write('{"stage": "dpo", "mod')  # a kill in the middle of a line
-    monitor.restart("sft", "M1", 10)
-    places = [(row["stage"], row["model"], row["step"]) for row in monitor.rows()]
-    kept = [("sft", "M1", 5), ("sft", "M1", 10), ("dpo", "M2", 10), ("dpo", "M3", 10)]
-    assert places == kept
-    monitor.restart("dpo", "M2")
-    assert [row["step"] for row in monitor.rows()] == [5, 10, 10]
-    monitor.log("sft", "M1", 15, {"loss": 1.5})
-    assert monitor.rows()[-1] == {
-        "stage": "sft",
-        "model": "M1",
-        "step": 15,
-        "loss": 1.5,
-    }
-    assert json.loads(monitor.path.read_text().splitlines()[2])["loss"] == math.inf
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_progress_names_what_is_done(tmp_path):
-    monitor = Monitor(tmp_path)
-    with monitor.console.capture() as captured:
-        with monitor.progress("M1 search", 10, "problem", 4) as move:
-            move(2, "a note")
-            move(4)
-    text = captured.get()
-    assert "M1 search" in text and "10/10" in text and "a note" in text
-    assert not (tmp_path / "tensorboard").exists()  # nothing was logged

@@ -75,12 +75,21 @@ def test_a_wrong_number_of_hosts_is_refused_at_once(monkeypatch):
     hosts.barrier("alone")
 
 
-def test_what_jax_says_about_the_missing_is_put_in_words():
-    error = RuntimeError(
-        "DEADLINE_EXCEEDED: Barrier timed out. Some timed out task names:\n"
-        "/job:jax_worker/replica:0/task:3\n/job:jax_worker/replica:0/task:1"
+@pytest.mark.parametrize("task", ["/job:jax_worker/replica:0/task:", ""])
+def test_what_jax_says_about_the_missing_is_put_in_words(task, monkeypatch):
+    """JAX 0.10 and 0.12 name a host differently."""
+    text = (
+        "DEADLINE_EXCEEDED: Barrier timed out. Id: start/1::0.\n"
+        "# of tasks that reached the barrier: {}.\nThe first task at the barrier: "
+        f"{task}0. Some timed out task names:\n{task}3\n{task}1\n\n\nRPC: /x/Barrier 7"
     )
-    assert hosts._told(error) == "missing: host 1, 3"
+    error = RuntimeError(text.format("2/4"))
+    assert hosts._told(error) == "missing: host 1, host 3"
+    monkeypatch.setattr(hosts, "_names", ["a", "b", "c", "d"])
+    assert hosts._told(error) == "missing: host 1 (b), host 3 (d)"
+    error = RuntimeError(text.format("2/14"))
+    assert hosts._told(error) == "missing: host 1 (b), host 3 (d), 10 more"
+    assert hosts._told(RuntimeError("host 4  is\ndown")) == "host 4 is down"
 
 
 @pytest.mark.slow
