@@ -13,32 +13,23 @@ import work
 
 from stepjax.lm import export, sharding, train
 from stepjax.lm import model as lm
-from stepjax.lm.sampler import Slots
+from stepjax.lm.generate import Decoding
+from stepjax.lm.sampler import Sampler
 
 CONFIG = lm.ModelConfig(**work.MODEL)
 VOCAB = CONFIG.vocab_size
 NO_STOPS = np.repeat([[0], [1]], VOCAB, axis=1).astype(np.int32)
 
 
-def sampler(slots: Slots, budget: int, temperature: float, top_p: float):
-    """Returns a function that samples rows behind slots: as the search does it."""
+def sampling(sampler: Sampler, budget: int, temperature: float, top_p: float):
+    """Returns a function that samples rows behind contexts: as the search does it."""
     table = jnp.asarray(NO_STOPS)
 
-    def sample(groups, rows, number, share=()):
+    def sample(rows, number, slots=None, share=()):
         shape = (len(rows), len(rows[0]))
-        out = slots.sample(
-            groups,
-            rows,
-            np.stack(np.indices(shape), -1).astype(np.uint32),
-            seed=number,
-            temperature=temperature,
-            top_p=top_p,
-            stops=table,
-            vocab=VOCAB,
-            budget=budget,
-            capacity=budget,
-            share=share,
-        )
+        paths = np.stack(np.indices(shape), -1).astype(np.uint32)
+        decoding = Decoding(number, temperature, top_p, table, VOCAB, budget)
+        out = sampler.sample(rows, paths, decoding, slots=slots, share=share)
         assert out.tokens.shape == (*shape, budget) and (out.count == budget).all()
         return out.tokens
 
@@ -53,37 +44,40 @@ def main(directory: str, layout: str) -> None:
     if not pathlib.Path(directory).exists():
         export.save_hf(params, CONFIG, directory)
     if layout in ("judge", "verdict"):
-        slots = Slots(model, params, mesh, 1, work.JUDGE_CONTEXT)
-        sample = sampler(slots, work.EXPLANATION, 0.0, 1.0)
-        share = work.CANDIDATES - 1  # as `judge.make_judge` lays them out
+        sampler = Sampler(model, params, mesh, 1, work.JUDGE_CONTEXT)
+        sample = sampling(sampler, work.EXPLANATION, 0.0, 1.0)
+        share = work.CANDIDATES - 1  # as `self_judge.make_judge` lays them out
 
         def step(number):
             context, questions = work.judgments(number)
-            slots.hold({0: context})
+            sampler.hold({0: context})
             if layout == "judge":
-                tokens = sample([0], [questions], number, (share,))
+                tokens = sample([questions], number, [0], (share,))
                 return {"rows": tokens[0].tolist()}
             rows = [q + (verdict,) for q in questions for verdict in work.VERDICTS]
             ones = np.ones((1, len(rows)), np.int32)
-            logps = slots.score([0], [rows], ones, vocab=VOCAB, share=(2 * share, 2))
+            logps = sampler.score(
+                [rows], ones, vocab=VOCAB, slots=[0], share=(2 * share, 2)
+            )
             return {"rows": (logps[0, ::2] - logps[0, 1::2]).tolist()}
 
         return work.serve(step)
-    slots = Slots(model, params, mesh, work.CONTEXTS, work.CONTEXT_TOKENS)
-    sample = sampler(slots, work.CANDIDATE_TOKENS, work.TEMPERATURE, work.TOP_P)
+    sampler = Sampler(model, params, mesh, work.CONTEXTS, work.CONTEXT_TOKENS)
+    sample = sampling(sampler, work.CANDIDATE_TOKENS, work.TEMPERATURE, work.TOP_P)
 
     def step(number):
         prompts = work.prompts(number)
-        slots.hold({slot: ids[:-1] for slot, ids in enumerate(prompts)})
+        sampler.hold({slot: ids[:-1] for slot, ids in enumerate(prompts)})
         if layout == "sample":
-            sample(None, [[ids[-1:]] * work.CANDIDATES for ids in prompts], number)
+            sample([[ids[-1:]] * work.CANDIDATES for ids in prompts], number)
             return {}
         rows = [
             [ids[-1:] + one for one in ones]
             for ids, ones in zip(prompts, work.candidates(number), strict=True)
         ]
         scored = np.full((work.CONTEXTS, work.CANDIDATES), work.CANDIDATE_TOKENS)
-        logps = slots.score(range(work.CONTEXTS), rows, scored, vocab=VOCAB)
+        slots = range(work.CONTEXTS)
+        logps = sampler.score(rows, scored, vocab=VOCAB, slots=slots)
         return {"rows": logps.ravel().tolist()}
 
     return work.serve(step)

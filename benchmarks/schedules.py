@@ -10,7 +10,7 @@ its search.jsonl: a greedy judge would answer the same.
 import argparse
 import pathlib
 
-from stepjax import pairs, records, tournament
+from stepjax import records, tournament, trajectory
 from stepjax.judge import Request, win_counts
 from stepjax.search import best_and_worst
 
@@ -24,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     files = [f for run in options.runs for f in sorted(run.glob("M*/search.jsonl"))]
     states = [
-        pairs.trajectory_from_row(row)
+        trajectory.from_row(row)
         for file in files
         for _, row in records.read_objects(file)
     ]

@@ -46,14 +46,16 @@ def compile_one(kind: str, model: str, where: str, tensor: int) -> None:
     from stepjax.lm import model as lm
     from stepjax.lm import sharding
     from stepjax.planning import plan, programs, slices
+    from stepjax.settings import from_config
 
     config = runpy.run_path(str(CONFIGS / f"qwen2_5_math_{model}.py"))["get_config"]()
-    shape = programs.model_config(config)
+    shape = programs.model_config(from_config(config))
     devices = slices.devices(slices.topology(where))
     mesh = sharding.make_mesh(-1, 1, tensor, devices=devices)
     sampling = programs.Sampling(lm.Decoder(shape, mesh), 8)
     contexts = sampling.contexts(1792)
-    program = sampling.sample("decode", contexts, *KINDS[kind], 0)
+    layout, fed, new = KINDS[kind]
+    program = sampling.sample("decode", contexts, layout, fed=fed, new=new, beside=0)
     compiled = program.traced.lower().compile()  # at the level that runs use
     memory = compiled.memory_analysis()
     total = (

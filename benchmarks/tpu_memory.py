@@ -20,6 +20,7 @@ from stepjax import losses
 from stepjax.lm import model as lm
 from stepjax.lm import sharding, train
 from stepjax.planning import flops, programs, slices
+from stepjax.settings import from_config
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 CASES = [  # model, slice, tensor, reference, micro-batches, bar in GiB
@@ -41,12 +42,12 @@ def settings(model, tensor, reference, micro_batches):
     c = runpy.run_path(str(file))["get_config"]()
     c.mesh.tensor, c.train.micro_batches = tensor, micro_batches
     c.dpo.reference = reference
-    return c
+    return from_config(c)
 
 
 def naive(config, devices):
     """Returns the naive update, traced."""
-    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    mesh = sharding.make_mesh(**config.mesh._asdict(), devices=devices)
     model = lm.Decoder(programs.model_config(config), mesh)
     step = config.search.max_step_tokens
     length, pairs = config.train.row_length - step, config.dpo.batch_size
@@ -63,8 +64,8 @@ def naive(config, devices):
         return value * pairs, (jnp.float32(pairs), {})
 
     boxed = lm.abstract_params(model)
-    where = sharding.param_shardings(mesh, boxed)
-    params = slices.spread(lm.unboxed(boxed), where)
+    shardings = sharding.param_shardings(mesh, boxed)
+    params = slices.spread(lm.unboxed(boxed), shardings)
     optimizer = train.make_optimizer(train.OptimizerOptions(5e-7), 10)
     places = train.state_shardings(params, optimizer)
     moments = jax.eval_shape(optimizer.init, params)
@@ -73,7 +74,7 @@ def naive(config, devices):
     side = jax.ShapeDtypeStruct((1, pairs, length), jnp.int32, sharding=rows)
     names = ("chosen_tokens", "chosen_mask", "rejected_tokens", "rejected_mask")
     update = train.make_update(loss, optimizer, places)
-    reference = slices.spread(params, where, model.config.dtype)
+    reference = slices.spread(params, shardings, model.config.dtype)
     return update.trace(state, reference, dict.fromkeys(names, side))
 
 

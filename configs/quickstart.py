@@ -71,7 +71,7 @@ def get_config():
     c.search.slots = 128
     c.judge.score = "consistent"
     c.judge.max_tokens = 20
-    c.judge.rating_tokens = 50
+    c.srlm.max_tokens = 50
     c.judge.context_tokens = 96
     c.judge.rows = 2
     c.pairs.best_beats_all = True

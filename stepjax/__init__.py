@@ -9,7 +9,8 @@ The method, one file per stage, in the order in which it runs:
     codec.py        texts to token ids and back
     sft.py          M0 to M1
     propose.py      the model writes candidate steps
-    judge.py        the model compares them in pairs; win counts
+    judge.py        what the judge is asked, and how verdicts become scores
+    self_judge.py   the model compares the candidates in pairs
     tournament.py   which pairs are compared, when not all are
     trajectory.py   candidates, expansions and states of a search
     search.py       step-by-step search: propose, judge, keep the best, go back
@@ -20,6 +21,7 @@ The method, one file per stage, in the order in which it runs:
                     variants: preference_losses.py, reference_free_losses.py
     iterate.py      the loop from M0 to Mn
     ablate.py       the loop against its controls: coins, gold, more SFT, SRLM
+    controls.py     judges of the controls: coins, gold
     srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
 
     main.py         the command line; __main__.py: the same by python -m stepjax
@@ -29,9 +31,11 @@ The method, one file per stage, in the order in which it runs:
 Beside the method; of the files above only main, iterate and ablate import these:
 
     initial_data/   sources.py: public data sets to records
-    worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py
+    worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py,
+                    arithmetic_srlm.py
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
                     their manifests; data.py, checks.py: its data, early errors;
+                    kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; monitor.py: progress, metrics
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
                     its judge; answers.py: extraction and equivalence; diagnose.py: why

@@ -7,27 +7,26 @@ in each iteration as self-judging did:
     random   verdicts are coins
     oracle   verdicts are gold: an upper bound, not self-rewarding
     sft      more supervised fine-tuning, no preferences
-    srlm     whole solutions scored one by one (arXiv 2401.10020); its M1 learns to
-             rate solutions instead of comparing steps, from the same problems
+    srlm     the judge rates whole solutions one by one (arXiv 2401.10020); its M1
+             learns this from the same problems instead of comparing steps
 
     DIR/seed_0/self  DIR/seed_0/random ...   run directories, see `stepjax.iterate`
     DIR/ablation.json  ablation.md  ablation.png
 """
 
-import math
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 from stepjax import iterate
-from stepjax.evaluation import tables
-from stepjax.lm import checkpoint, hosts
+from stepjax.evaluation import intervals, tables
+from stepjax.lm import files, hosts
 from stepjax.run import rundir
 
 ARMS = ("self", "random", "oracle", "sft", "srlm")
@@ -38,7 +37,7 @@ _TITLES = {
     "sft": "more SFT",
     "srlm": "SRLM (whole solutions)",
 }
-_MEASURES = {  # part of `summary.results` and name of its metric
+_MEASURES = {  # part of `tables.results` and name of its metric
     "greedy": ("greedy", "accuracy"),
     "search": ("search", "accuracy"),
     "unseen": ("unseen", "accuracy"),
@@ -60,7 +59,7 @@ def ablate(
       config: settings of the method; `seed`, and what an arm changes, are set here.
       workdir: where run directories and results go.
       seeds: of the repetitions, all different.
-      arms: of `ARMS`; "self" is always run, first.
+      arms: some of `ARMS`; "self" always runs, before the other arms.
 
     Raises:
       ValueError: for unknown arms, seeds that repeat, or a self-judge without pairs.
@@ -75,27 +74,35 @@ def ablate(
     folder = pathlib.Path(workdir)
     for seed in seeds:
         own = folder / f"seed_{seed}" / "self"
+        _say(f"seed {seed}: {_TITLES['self']}, {own}")
         iterate.run(arm_config(config, "self", seed), own)
         updates = _updates(own, config.iterations)
         for arm in arms[1:]:
             settings, path = arm_config(config, arm, seed, updates), own.parent / arm
+            _say(f"seed {seed}: {_TITLES[arm]}, {path}")
             if arm != "srlm":
                 rundir.RunDirectory(settings, path).adopt_m1(own)
             iterate.run(settings, path)
-    found = {
+    measured = {
         arm: [
             _measured(folder / f"seed_{seed}" / arm, config.iterations + 1)
             for seed in seeds
         ]
         for arm in arms
     }
-    text = table(found)
+    text = table(measured)
     if hosts.first():
-        checkpoint.write_json(folder / "ablation.json", {"seeds": seeds, "arms": found})
+        files.write_json(folder / "ablation.json", {"seeds": seeds, "arms": measured})
         (folder / "ablation.md").write_text(text, encoding="utf-8")
-        plot(found, folder / "ablation.png")
+        plot(measured, folder / "ablation.png")
         print(text)
     return text
+
+
+def _say(text: str) -> None:
+    """Says which run comes next; the first host does."""
+    if hosts.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def arm_config(
@@ -120,15 +127,15 @@ def arm_config(
     elif arm == "sft":
         c.improve_by = "sft"
     elif arm == "srlm":
-        c.search.unit, c.judge.score = "solution", "rating"
+        c.judge.kind = "ratings"
         c.search.on_tie, c.pairs.best_beats_all = "append", False
     return c
 
 
 def _updates(run: pathlib.Path, iterations: int) -> tuple[int, ...]:
     numbers = range(2, iterations + 2)
-    made = [checkpoint.read_json(run / f"M{n}" / "manifest.json") for n in numbers]
-    updates = tuple(manifest["counts"]["updates"] for manifest in made)
+    manifests = [files.read_json(run / f"M{n}" / "manifest.json") for n in numbers]
+    updates = tuple(manifest["counts"]["updates"] for manifest in manifests)
     if 0 in updates:
         raise ValueError(
             f"{run}: updates of the iterations are {updates}; expected pairs in each, "
@@ -144,19 +151,6 @@ def _measured(run: pathlib.Path, models: int) -> dict[str, list[float | None]]:
         measure: [part.get(mode, {}).get("metrics", {}).get(name) for part in parts]
         for measure, (mode, name) in _MEASURES.items()
     }
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Returns mean, low and high of the 95 % t-interval over seeds.
-
-    Args:
-      values: one for each seed; of a single one the interval is infinite.
-    """
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return mean, -math.inf, math.inf
-    spread = np.std(values, ddof=1) / math.sqrt(count) * stats.t.ppf(0.975, count - 1)
-    return mean, mean - float(spread), mean + float(spread)
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -176,7 +170,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     for arm, runs in found.items():
         greedy = np.array([run["greedy"] for run in runs])  # [seeds, models]
         gains = 100 * (greedy[:, -1] - greedy[:, 0])
-        mean, low, high = mean_and_interval(gains)
+        mean, low, high = intervals.mean_and_interval(gains)
         line = [_TITLES[arm], *(f"{100 * x:.1f}" for x in greedy.mean(0))]
         line += [f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"]
         line += [" ".join(f"{gain:+.1f}" for gain in gains)]
@@ -207,7 +201,10 @@ def plot(found: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
         for seed in greedy:
             axes.plot(at, seed, color=color, alpha=0.25, linewidth=0.8)
         mean = greedy.mean(0)
-        spread = [mean_and_interval(column)[2] - column.mean() for column in greedy.T]
+        spread = [
+            intervals.mean_and_interval(column)[2] - column.mean()
+            for column in greedy.T
+        ]
         bars = spread if len(runs) > 1 else None
         offset = 0.04 * (number - (len(found) - 1) / 2)  # so that bars do not overlap
         axes.errorbar(

@@ -1,10 +1,10 @@
 """Records → token ids, the same way in training, searching and judging.
 
 Every sequence is a chain of pieces that each begin at the start of a line: a prompt,
-then one piece a step, and for the judge the parts of its template between them. A
-piece is encoded as it continues after a newline, so the ids of a sequence grow
-without ever changing, caches can be extended, and a sampled step's own ids can stand
-wherever the text of a step stands. EOS ends a final step and a verdict, nothing else.
+then one piece per step, and for the judge the parts of its template between them. A
+piece is encoded as it continues after a newline. So the ids of a sequence grow without
+ever changing, caches can be extended, and a sampled step's own ids can take the place
+of its text. EOS ends a final step and a verdict, nothing else.
 """
 
 import functools
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from stepjax import prompts
 from stepjax.lm.tokenizer import Tokenizer
 from stepjax.prompts import Templates
-from stepjax.records import Comparison, Rating, Solution
+from stepjax.records import Comparison, Solution
 
 
 class Codec:
@@ -38,10 +38,18 @@ class Codec:
         self.stop_ids = frozenset(tokenizer.stop_ids)
         line = tokenizer.encode_line("a")
         self.newline = tokenizer.encode_line("a\n")[len(line) :]
-        self._line = functools.lru_cache(maxsize=65536)(self._encode_line)
+        self._lines = functools.lru_cache(maxsize=65536)(self._encode_line)
+        # "{problem}" stays in the head: each problem's text is put in later.
+        self._judge_head = prompts.judge_pieces(templates, "{problem}").head
+        _, *fixed = prompts.judge_pieces(templates, "")
+        self._before_a, self._between, self._tail = map(self.line, fixed)
 
     def _encode_line(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode_line(text)) if text else ()
+
+    def line(self, text: str) -> tuple[int, ...]:
+        """Returns the ids of a text that begins at the start of a line."""
+        return self._lines(text)
 
     def solve_prompt(self, problem: str) -> tuple[int, ...]:
         """Returns the ids that the solution of a problem follows."""
@@ -51,78 +59,49 @@ class Codec:
     def step(self, text: str) -> tuple[int, ...]:
         """Returns the ids of a step: with its newline, or bare when it is final."""
         final = prompts.boxed(text) is not None
-        return self._line(text if final else text + "\n")
+        return self.line(text if final else text + "\n")
 
     def solution(self, row: Solution) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
         """Returns the prompt's ids and each step's; the last one ends with EOS."""
         prompts.check_steps(self.templates, row.steps)
-        steps = [self._line(text + "\n") for text in row.steps[:-1]]
-        steps.append((*self._line(row.steps[-1]), self.tokenizer.eos_id))
+        steps = [self.line(text + "\n") for text in row.steps[:-1]]
+        steps.append((*self.line(row.steps[-1]), self.tokenizer.eos_id))
         return self.solve_prompt(row.problem), steps
 
     def judge_context(
         self, problem: str, steps: Sequence[Sequence[int]]
     ) -> tuple[int, ...]:
         """Returns the ids shared by all judgments of a step; grows with the steps."""
-        head = prompts.judge_pieces(self.templates, problem).head
+        head = self._judge_head.replace("{problem}", problem)
         ids = list(self.tokenizer.encode_prompt(head))
         for step in steps:
-            ids.extend(self._as_line(step))
+            ids.extend(self.as_line(step))
         return tuple(ids)
 
     def judge_question(self, a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
         """Returns the ids after the shared context, for one ordered pair of steps."""
-        pieces = prompts.judge_pieces(self.templates, "")
-        parts = (
-            self._line(pieces.before_a),
-            self._as_line(a),
-            self._line(pieces.between),
-            self._as_line(b),
-            self._line(pieces.tail),
-        )
-        return sum(parts, ())
-
-    def rate_context(self, problem: str) -> tuple[int, ...]:
-        """Returns the ids shared by all ratings of a problem's solutions."""
-        head, _ = prompts.rate_pieces(self.templates, problem)
-        return tuple(self.tokenizer.encode_prompt(head))
-
-    def rate_question(self, solution: Sequence[int]) -> tuple[int, ...]:
-        """Returns the ids after the shared context, for one solution."""
-        _, tail = prompts.rate_pieces(self.templates, "")
-        return self._as_line(solution) + self._line(tail)
-
-    def rating(self, row: Rating) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Returns the ids of a row: prompt, and response (ends with EOS)."""
-        prompts.check_steps(self.templates, row.steps)
-        solution = sum((self._line(text + "\n") for text in row.steps), ())
-        prompt = self.rate_context(row.problem)
-        prompt += self.rate_question(solution)
-        text = row.explanation + prompts.rating(self.templates, row.score)
-        return prompt, (*self._line(text), self.tokenizer.eos_id)
+        first = self._before_a + self.as_line(a)
+        return first + self._between + self.as_line(b) + self._tail
 
     def comparison(self, row: Comparison) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the ids of an EFT row: prompt, and response (ends with EOS)."""
         prompts.check_steps(self.templates, row.steps)
         context = self.judge_context(row.problem, [self.step(s) for s in row.steps])
         question = self.judge_question(self.step(row.a), self.step(row.b))
-        response = self._line(row.explanation + self.verdict_text(row.verdict))
+        verdict = prompts.verdict(self.templates, row.verdict)
+        response = self.line(row.explanation + verdict)
         return context + question, (*response, self.tokenizer.eos_id)
-
-    def verdict_text(self, side: str) -> str:
-        """Returns the text of a verdict, e.g. "[[A]]"."""
-        return self.templates.verdict.replace("{side}", side)
 
     def verdict(self, side: str) -> tuple[int, ...]:
         """Returns the ids of a bare verdict."""
-        return self._line(self.verdict_text(side))
+        return self.line(prompts.verdict(self.templates, side))
 
     def verdict_tokens(self, response: Sequence[int], verdict: str) -> int:
         """Returns how many of a response's last ids cover its verdict and EOS.
 
         Args:
-          response: ids of an explanation, a verdict or rating, and EOS.
-          verdict: text of the verdict or rating.
+          response: ids of an explanation, a verdict, and EOS.
+          verdict: text of the verdict.
         """
         need, count = len(verdict.encode()), 1
         while need > 0 and count < len(response):
@@ -138,7 +117,8 @@ class Codec:
         """Returns the text of a step for people: no EOS, no newline at the end."""
         return self.tokenizer.decode(self.strip(ids)).rstrip("\n")
 
-    def _as_line(self, step: Sequence[int]) -> tuple[int, ...]:
+    def as_line(self, step: Sequence[int]) -> tuple[int, ...]:
+        """Returns the ids of a step, or of several, with a newline at the end."""
         ids = self.strip(step)
         ends = self.tokenizer.token_bytes[ids[-1]].endswith(b"\n") if ids else False
         return ids if ends else (*ids, *self.newline)

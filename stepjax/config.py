@@ -20,10 +20,12 @@ def default() -> ml_collections.ConfigDict:
     c.model = model = ml_collections.ConfigDict()
     model.init = "random"  # "random", or "hf:DIR" for a Hugging Face directory
     model.dtype = "float32"  # compute type; "bfloat16" on accelerators
-    model.remat = "none"  # what the backward pass computes again: "none", "full",
-    # "attention" (all but attention's output), "dots" (all but matrix products)
-    model.attention = "auto"  # forest rows: "chunks", "kernel" (TPU), "cudnn" (GPU);
-    # "auto": the kernel on TPU, chunks elsewhere
+    # What the backward pass computes again: "none", "full", "attention" (everything but
+    # the output of attention), "dots" (everything but matrix products).
+    model.remat = "none"
+    # How forest rows attend: "chunks", "kernel" (TPU), "cudnn" (GPU); "auto" takes the
+    # kernel on TPU and chunks elsewhere.
+    model.attention = "auto"
     # Shape of a random model; an hf: directory brings its own.
     model.vocab_size = 0  # 0: the tokenizer's, rounded up to a multiple of 8
     model.hidden_size = 64
@@ -39,26 +41,23 @@ def default() -> ml_collections.ConfigDict:
     model.embedding_std = 0.02  # of a random embedding
     model.init_std = 0.02  # of every other random matrix
 
-    c.tokenizer = (
-        ""  # folder or tokenizer.json; "" takes the hf: directory's or world's
-    )
+    # Folder or tokenizer.json; "" takes that of the hf: directory or of the world.
+    c.tokenizer = ""
 
     c.prompts = text = ml_collections.ConfigDict()
     text.solve = ""  # template with {problem}; "" takes the world's or stepjax.prompts
     text.judge = ""  # template with {problem}, {steps}, {a}, {b}
     text.step = "Step {n}: "  # marker of a step (paper, appendix)
     text.verdict = "[[{side}]]"  # (paper, appendix)
-    text.rate = ""  # template with {problem}, {solution} (arXiv 2401.10020)
-    text.rating = ""  # ends with {score}; "" takes the world's or "Score: {score}"
 
     c.data = data = ml_collections.ConfigDict()
     data.world = ""  # "arithmetic": made on the spot; "": the files below
-    data.questions = (400, 800, 1200)  # new questions an iteration (paper)
+    data.questions = (400, 800, 1200)  # new questions per iteration (paper)
     data.operations = 3  # arithmetic: steps of a problem
     data.guessed_share = 0.0  # arithmetic: share of the steps that IFT solutions guess
     data.unseen_blocks = 0  # arithmetic: blocks (of 24) that only "unseen" tests hold
     data.ift_count = 0  # IFT rows, 0 all; arithmetic: how many to make
-    data.eft_count = 0  # EFT problems (two rows each), 0 all; arithmetic: likewise
+    data.eft_count = 0  # EFT problems (two rows each), 0 all; arithmetic: to make
     data.heldout_count = 0  # EFT problems kept to measure the judge (paper: 500 rows)
     data.test_count = 0  # test problems, 0 all
     data.ift = ""  # file of IFT rows
@@ -72,46 +71,55 @@ def default() -> ml_collections.ConfigDict:
 
     c.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # replicas; -1: what the other axes leave
-    mesh.fsdp = 1  # ways that parameters and optimizer state are split; or -1, likewise
+    mesh.fsdp = 1  # ways that parameters and optimizer state are split; or -1, as above
     mesh.tensor = 1  # ways that heads, feed-forward and vocabulary are split
 
     c.train = train = ml_collections.ConfigDict()
     train.row_length = 1024  # tokens of a forest row; longer examples are dropped
     train.micro_batches = 1  # parts of a batch whose gradients are summed
     train.checkpoint_every = 200  # updates between two saved training states; 0 none
-    train.log_every = 20  # updates a line of metrics
+    train.log_every = 20  # updates per line of metrics
 
     c.sft = sft = ml_collections.ConfigDict()
     sft.phases = (phase(),)  # paper: one phase, IFT and EFT mixed
     sft.verdict_weight = 1.0  # loss weight of the verdict's tokens
 
     c.search = search = ml_collections.ConfigDict()
-    search.unit = "step"  # (paper), or "solution": whole ones, as arXiv 2401.10020
-    search.width = 6  # candidates a step, w (paper)
+    search.width = 6  # candidates per step, w (paper)
     search.temperature = 0.5  # (paper)
     search.top_p = 0.95  # (paper)
-    search.max_expansions = 20  # a problem, going back included (paper: 20 iterations)
+    search.max_expansions = 20  # per problem, with going back (paper: 20 iterations)
     search.on_tie = "back"  # "back" (paper), or "append" the most frequent, no pair
     search.max_step_tokens = 256  # tokens of a step
     search.context_tokens = 2048  # tokens of prompt and steps
     search.slots = 32  # problems in flight, over all hosts
-    search.tensor = 0  # ways that heads are split while sampling and judging, among the
-    # chips of one host (weights are whole otherwise); 0: mesh.tensor
+    # Chips of one host that heads are split over while sampling and judging; 0 takes
+    # mesh.tensor. Each group of so many chips holds all weights.
+    search.tensor = 0
 
     c.judge = judge = ml_collections.ConfigDict()
+    # "comparisons" of next steps in pairs (paper); or "ratings" of whole solutions, the
+    # baseline SRLM of arXiv 2401.10020 with the settings of `srlm`.
+    judge.kind = "comparisons"
     judge.mode = "generate"  # (paper), or "logprob"
     judge.by = "self"  # (paper); controls: "random" coins, "oracle" (reads the gold)
-    judge.score = "sum"  # reading of equation 2: "sum", "consistent", "single"; or
-    # "rating": every candidate alone (arXiv 2401.10020)
-    judge.schedule = "full"  # which pairs are judged: all (paper), or a partial
-    # tournament, "knockout" or "swiss"
+    judge.score = "sum"  # reading of equation 2: "sum", "consistent" or "single"
+    # Which pairs are judged: "full" asks all (paper), "knockout" and "swiss" play a
+    # tournament of fewer calls.
+    judge.schedule = "full"
     judge.temperature = 0.0  # of the explanation
     judge.top_p = 1.0
     judge.max_tokens = 512  # of explanation and verdict
-    judge.rating_tokens = 512  # of explanation and rating of a whole solution
     judge.context_tokens = 2560  # tokens of instructions, question and steps
-    judge.rows = 30  # judgments of a problem that share a read of its context, at most;
-    # from search.width - 1 on, those with the same step first share a read of it, too
+    # Most calls of one problem that are decoded together, so that its context is read
+    # once for all of them. From search.width - 1 up, calls with the same first
+    # candidate also share the reading of that candidate.
+    judge.rows = 30
+
+    c.srlm = srlm = ml_collections.ConfigDict()  # read with judge.kind = "ratings" only
+    srlm.max_tokens = 512  # of explanation and rating
+    srlm.rate = ""  # template with {problem}, {solution}; "" takes the world's
+    srlm.rating = ""  # ends with {score}; "" takes the world's or "Score: {score}"
 
     c.pairs = pairs = ml_collections.ConfigDict()
     pairs.best_beats_all = False  # keep a pair only if the best won all its calls
@@ -124,7 +132,7 @@ def default() -> ml_collections.ConfigDict:
     dpo.reference = "precomputed"  # or "live"
     dpo.batch_size = 32  # pairs (paper)
     dpo.epochs = 1  # (paper)
-    dpo.updates = ()  # of each iteration, whatever the pairs; (): as `epochs` gives
+    dpo.updates = ()  # of each iteration, for any number of pairs; () takes `epochs`
     dpo.optimizer = optimizer(learning_rate=5e-7)  # (paper)
 
     c.eval = ml_collections.ConfigDict()

@@ -100,6 +100,19 @@ def loss(params, reference, batch: Batch, *, model, options: Options):
     return jnp.where(real, value, 0.0).sum(), (real.sum().astype(jnp.float32), sums)
 
 
+def fitting_pairs(
+    pairs: Sequence[forest.IdPair], row_length: int
+) -> tuple[list[forest.IdPair], int]:
+    """Returns the pairs that fit a row of training, and how many do not.
+
+    Args:
+      pairs: the preferences.
+      row_length: most tokens of context, chosen and rejected step together.
+    """
+    kept = [p for p in pairs if sum(map(len, dataclasses.astuple(p))) <= row_length]
+    return kept, len(pairs) - len(kept)
+
+
 def make_batches(
     pairs: Sequence[forest.IdPair],
     *,
@@ -117,9 +130,9 @@ def make_batches(
     together and share their context.
 
     Args:
-      pairs: the preferences; those of one solution stand together.
+      pairs: the preferences; those of one solution are neighbours.
       mesh: devices.
-      batch_size: pairs an update.
+      batch_size: pairs per update.
       micro_batches: parts of a batch whose gradients are summed.
       row_length: tokens of a row.
       epochs: passes over the pairs.

@@ -310,7 +310,7 @@ def pack(
     scored = max(most, 1) if scored is None else scored
     if needed > rows or most > scored:
         raise ValueError(
-            f"the batch needs {needed} rows and {most} scored tokens a row; "
+            f"the batch needs {needed} rows and {most} scored tokens per row; "
             f"expected at most {rows} and {scored}."
         )
     batch = Rows(

@@ -3,7 +3,7 @@
 Each stage writes its result and then a manifest: the digests of its inputs, of every
 array and file, counts, seed, versions and seconds. The same command after a kill
 finds the finished stages, checks that nothing under them changed, and goes on: at the
-last saved state of a training, at the last closed problem of a search.
+last saved state of a training, at the last pause of a search.
 
     DIR/config.json  data/  tokenizer/  metrics.jsonl  tensorboard/  eval/M1.json ...
     DIR/M1/{params,manifest.json,search.jsonl,pairs.jsonl,search.json}  M2/ ...
@@ -15,20 +15,22 @@ the settings ask for the oracle judge.
 import dataclasses
 import functools
 import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
+import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 
-from stepjax import dpo, records, sft
+from stepjax import dpo as step_dpo
+from stepjax import forest, records, trajectory
 from stepjax import pairs as preferences
+from stepjax import sft as finetuning
 from stepjax.evaluation import stages, tables
-from stepjax.lm import checkpoint, hosts, train
+from stepjax.lm import hosts, train
 from stepjax.lm import model as lm
-from stepjax.run import rundir
-from stepjax.run.run import Engine
-from stepjax.search import State
+from stepjax.run import rollout, rundir
+from stepjax.run.run import Run
+from stepjax.settings import dpo_batches
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
@@ -39,286 +41,243 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
       workdir: the run directory; made when missing, continued when it is there.
     """
     this = Run(config, workdir)
-    this.evaluate(0, ("greedy", "judge"))
-    this.sft()
-    this.evaluate(1)
-    for number in range(1, config.iterations + 1):
-        this.improve(number)
-        this.evaluate(number + 1)
-    return this.finish()
-
-
-class Run:
-    """A run directory with its settings; every method is one stage.
-
-    Attributes:
-      engine: what the stages share.
-    """
-
-    def __init__(self, config: ml_collections.ConfigDict, workdir: str | os.PathLike):
-        """Prepares the run; see `engine.Engine`."""
-        self.engine = Engine(config, workdir)
-
-    def improve(self, number: int) -> None:
-        """Makes M`number + 1` from M`number`, in the way of the settings."""
-        if self.engine.config.improve_by == "sft":
-            self.more_sft(number)
+    stages.evaluate(this, 0, ("greedy", "judge"))
+    sft(this)
+    stages.evaluate(this, 1)
+    for number in range(1, this.settings.iterations + 1):
+        if this.settings.improve_by == "sft":
+            more_sft(this, number)
         else:
-            self.search(number)
-            self.dpo(number)
+            search(this, number)
+            dpo(this, number)
+        stages.evaluate(this, number + 1)
+    return _say_results(this)
 
-    # M0 → M1.
 
-    def sft(self) -> None:
-        """Makes M1 from M0 by supervised fine-tuning."""
-        engine, phases = self.engine, self.engine.phases
-        inputs = engine.dir.data("ift") | engine.dir.data("eft")
-        if not self._begun(1, inputs):
-            return
-        began = time.monotonic()
-        _, dropped = engine.sft_sources
-        if dropped:
-            engine.monitor.say(
-                f"sft: {len(dropped)} rows are longer than train.row_length="
-                f"{engine.config.train.row_length} and are left out "
-                f"(first: {dropped[0]})"
-            )
-        params, updates = engine.params(0), {}
-        for order, phase in enumerate(phases):
-            params, updates[phase.name] = self._sft_phase(
-                1, params, phase, order, f"phase_{order}", order + 1 < len(phases)
-            )
-        counts = self._sft_sizes() | {"dropped": len(dropped), "updates": updates}
-        self._save(1, "sft", began, params, inputs, counts)
+# M0 → M1.
 
-    def more_sft(self, number: int) -> None:
-        """Makes M`number + 1` by more of the last phase of SFT: a control experiment.
 
-        As many updates as `dpo.updates` says, with the optimizer of DPO.
-        """
-        engine = self.engine
-        config, data = engine.config, engine.dir.data("ift") | engine.dir.data("eft")
-        inputs = engine.dir.made_by(number) | data
-        if not self._begun(number + 1, inputs):
-            return
-        began, last, sizes = time.monotonic(), engine.phases[-1], self._sft_sizes()
-        shares = {name: getattr(last, name) for name in sizes}
-        if last.epochs:  # its shares are the data's own
-            shares = {name: sizes[name] * (share > 0) for name, share in shares.items()}
-        phase = dataclasses.replace(
-            last,
-            **shares,
-            name=f"more_{number}",
-            epochs=0,
-            steps=config.dpo.updates[number - 1],
-            stop_loss=0.0,
-            optimizer=train.OptimizerOptions(**config.dpo.optimizer),
+def sft(run: Run) -> None:
+    """Makes M1 from M0 by supervised fine-tuning on IFT and EFT data."""
+    inputs = run.dir.data("ift") | run.dir.data("eft")
+    stage = _making(run, "sft", 1, inputs)
+    if stage.done:
+        return
+    dropped = run.sft_examples.dropped
+    if dropped:
+        run.monitor.say(
+            f"sft: {len(dropped)} rows are longer than train.row_length="
+            f"{run.settings.train.row_length} tokens and are left out (the first is "
+            f"{dropped[0]})."
         )
-        order = len(engine.phases) + number - 1
-        params, updates = self._sft_phase(
-            number + 1, engine.params(number), phase, order, "", False
-        )
-        counts = sizes | {"updates": updates}
-        self._save(number + 1, "more_sft", began, params, inputs, counts)
-
-    def _sft_sizes(self) -> dict[str, int]:
-        return {name: len(rows) for name, rows in self.engine.sft_sources[0].items()}
-
-    def _sft_phase(self, number, params, phase, order, folder, last):
-        engine, options = self.engine, self.engine.config.train
-        return engine.fit(
-            f"sft/{phase.name}",
-            number,
-            functools.partial(sft.loss, model=engine.model),
+    phases, params, updates = run.settings.sft.phases, run.params(0), {}
+    for order, phase in enumerate(phases):
+        params, updates[phase.name] = _sft_phase(
+            run,
             params,
-            None,
-            sft.make_batches(
-                phase,
-                order,
-                engine.sft_sources[0],
-                mesh=engine.mesh,
-                row_length=options.row_length,
-                micro_batches=options.micro_batches,
-                seed=engine.config.seed,
-            ),
-            sft.phase_steps(phase, self._sft_sizes()),
-            phase.optimizer,
-            engine.dir.model(number) / "train" / folder,
-            stop_loss=phase.stop_loss,
-            last=last,
+            phase,
+            number=1,
+            order=order,
+            folder=run.dir.model(1) / "train" / f"phase_{order}",
+            keep_last=order + 1 < len(phases),
         )
+    counts = run.sft_examples.sizes | {"dropped": len(dropped), "updates": updates}
+    stage.commit(arrays=run.save_params(1, params), counts=counts)
 
-    def _begun(self, number: int, inputs: dict[str, str]) -> bool:
-        """Returns whether M`number` is still to be made; tidies up when it is not."""
-        folder = self.engine.dir.model(number)
-        if self.engine.dir.done(folder / "manifest.json", inputs) is None:
-            return True
-        checkpoint.TrainSaver(folder / "train", 0).clear()
-        return False
 
-    def _save(self, number, stage, began, params, inputs, counts) -> None:
-        self.engine.save_model(number, stage, began, params, inputs, counts=counts)
-        folder = self.engine.dir.model(number)
-        checkpoint.TrainSaver(folder / "train", 0).clear()
+def more_sft(run: Run, number: int) -> None:
+    """Makes M`number + 1` by more of the last phase of SFT: a control experiment.
 
-    # What Mi makes: searches and pairs.
+    It takes the updates of `dpo.updates` and the optimizer of DPO.
+    """
+    data = run.dir.data("ift") | run.dir.data("eft")
+    inputs = run.dir.made_by(number) | data
+    stage = _making(run, "more_sft", number + 1, inputs)
+    if stage.done:
+        return
+    last, sizes = run.settings.sft.phases[-1], run.sft_examples.sizes
+    shares = {name: getattr(last, name) for name in sizes}
+    if last.epochs:  # then the sizes of the data are the shares
+        shares = {name: sizes[name] * (share > 0) for name, share in shares.items()}
+    phase = dataclasses.replace(
+        last,
+        **shares,
+        name=f"more_{number}",
+        epochs=0,
+        steps=run.settings.dpo.updates_of(number),
+        stop_loss=0.0,
+        optimizer=run.settings.dpo.optimizer,
+    )
+    params, updates = _sft_phase(
+        run,
+        run.params(number),
+        phase,
+        number=number + 1,
+        order=len(run.settings.sft.phases) + number - 1,
+        folder=run.dir.model(number + 1) / "train",
+    )
+    arrays = run.save_params(number + 1, params)
+    stage.commit(arrays=arrays, counts=sizes | {"updates": updates})
 
-    def search(self, number: int) -> None:
-        """Lets M`number` search the questions of its iteration and makes its pairs."""
-        engine = self.engine
-        questions = engine.dir.read(f"questions_{number}", records.Question)
-        inputs = engine.dir.made_by(number) | engine.dir.data(f"questions_{number}")
-        folder = engine.dir.model(number)
-        partial = folder / "search.partial.jsonl"
-        if engine.dir.done(folder / "search.json", inputs):
-            if hosts.first():
-                rundir.delete_journals(partial)
-            return
-        began = time.monotonic()
-        params = engine.sampling_params(number)
-        journal = rundir.Journal(partial, inputs)
-        mine = hosts.share(questions)
-        active = {  # with another number of hosts they may be another's
-            slot: state
-            for slot, state in journal.active.items()
-            if slot < engine.slots and state.question in mine
-        }
-        begun = {state.question.id for state in active.values()}
-        begun |= journal.closed.keys()
-        todo = [q for q in mine if q.id not in begun]
-        name, closed = f"M{number} search", []
 
-        def keep(active: Mapping[int, State]) -> None:
-            journal.add(closed, active)
-            closed.clear()
+# What Mi makes: searches and pairs.
 
-        done, by = sum(q.id in journal.closed for q in mine), engine.config.judge.by
-        with engine.monitor.progress(name, len(mine), "problem", done) as move:
-            for state in engine.searches(params, todo, number, by, active, keep):
-                closed.append(state)
-                move(1)
-        if hosts.count() > 1:
-            keep({})
-            hosts.barrier(name)
-            journal.read()
-        found = journal.closed | {state.question.id: state for state in closed}
-        states = [found[q.id] for q in questions]
-        rows = [pair for state in states for pair in self._pairs(state, number)]
-        if hosts.first():
-            found = map(preferences.trajectory_row, states)
-            records.write_jsonl(folder / "search.jsonl", found)
-            records.write_jsonl(folder / "pairs.jsonl", rows)
-        counts = preferences.summary(states) | {"pairs": len(rows)}
-        files = ["search.jsonl", "pairs.jsonl"]
-        engine.monitor.restart("search", f"M{number}")
-        engine.monitor.log("search", f"M{number}", number, counts)
-        engine.dir.commit(
-            folder / "search.json", "search", began, inputs, files, counts=counts
-        )
-        if hosts.first():
-            rundir.delete_journals(partial)
 
-    def _pairs(self, state: State, number: int) -> list[preferences.Pair]:
-        config = self.engine.config
-        return preferences.pairs_of(
+def search(run: Run, number: int) -> None:
+    """Lets M`number` search the questions of its iteration, and makes its pairs."""
+    name, folder = f"questions_{number}", run.dir.model(number)
+    inputs = run.dir.made_by(number) | run.dir.data(name)
+    stage = run.dir.stage("search", folder / "search.json", inputs, "*search.partial*")
+    if stage.done:
+        return
+    questions = run.dir.read(name, records.Question)
+    journal = rundir.Journal(folder / "search.partial.jsonl", inputs)
+    states = rollout.search_from_journal(run, number, questions, journal)
+    pairs = [
+        pair
+        for state in states
+        for pair in preferences.pairs_of(
             state,
-            self.engine.codec,
+            run.codec,
             model=f"M{number}",
             iteration=number,
-            seed=config.seed,
-            best_beats_all=config.pairs.best_beats_all,
-            min_margin=config.pairs.min_margin,
+            seed=run.settings.seed,
+            best_beats_all=run.settings.pairs.best_beats_all,
+            min_margin=run.settings.pairs.min_margin,
         )
+    ]
+    if hosts.first():
+        trajectories = map(trajectory.to_row, states)
+        records.write_jsonl(folder / "search.jsonl", trajectories)
+        records.write_jsonl(folder / "pairs.jsonl", pairs)
+    counts = preferences.summary(states) | {"pairs": len(pairs)}
+    run.monitor.restart("search", f"M{number}")
+    run.monitor.log("search", f"M{number}", number, counts)
+    stage.commit(["search.jsonl", "pairs.jsonl"], counts=counts)
 
-    # Mi → M(i+1).
 
-    def dpo(self, number: int) -> None:
-        """Makes M`number + 1` by step-DPO on the pairs that M`number` made."""
-        engine = self.engine
-        source, monitor = engine.dir.model(number), engine.monitor
-        inputs = engine.dir.made_by(number)
-        if not engine.dir.done(source / "search.json", inputs):
-            raise ValueError(
-                f"{source / 'search.json'} is missing; expected the finished search of "
-                f"M{number}. Run `stepjax search --model=M{number}` first."
+# Mi → M(i+1).
+
+
+def dpo(run: Run, number: int) -> None:
+    """Makes M`number + 1` by step-DPO on the pairs that M`number` made."""
+    source, inputs = run.dir.model(number), run.dir.made_by(number)
+    if not run.dir.stage("search", source / "search.json", inputs).done:
+        raise ValueError(
+            f"{source / 'search.json'} is missing; expected the finished search of "
+            f"M{number}. Run `stepjax search --model=M{number}` first."
+        )
+    inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
+    stage = _making(run, "dpo", number + 1, inputs)
+    if stage.done:
+        return
+    pairs = records.read_jsonl(source / "pairs.jsonl", preferences.Pair)
+    row_length = run.settings.train.row_length
+    kept, dropped = step_dpo.fitting_pairs([p.ids() for p in pairs], row_length)
+    if dropped:
+        run.monitor.say(
+            f"dpo: {dropped} of {len(pairs)} pairs are longer than train.row_length="
+            f"{row_length} tokens and are left out."
+        )
+    params, updates = run.params(number), 0
+    if kept:
+        params, updates = _train_on_pairs(run, params, kept, number)
+    else:
+        run.monitor.say(
+            f"dpo: M{number} made no preference pairs, so M{number + 1} is "
+            f"M{number}. Ask more questions, or raise search.temperature."
+        )
+    counts = {"pairs": len(kept), "dropped": dropped, "updates": updates}
+    stage.commit(arrays=run.save_params(number + 1, params), counts=counts)
+
+
+# How the stages train.
+
+
+def _making(run: Run, name: str, number: int, inputs: dict[str, str]) -> rundir.Stage:
+    """Returns the stage that makes M`number`; its training states go at the end."""
+    manifest = run.dir.model(number) / "manifest.json"
+    return run.dir.stage(name, manifest, inputs, "train")
+
+
+def _sft_phase(
+    run: Run,
+    params: Any,
+    phase: finetuning.Phase,
+    *,
+    number: int,
+    order: int,
+    folder: pathlib.Path,
+    keep_last: bool = False,
+) -> tuple[Any, int]:
+    """Trains one phase of SFT, the one at place `order`; returns (params, updates)."""
+    options, examples = run.settings.train, run.sft_examples
+    return run.fit(
+        params,
+        name=f"sft/{phase.name}",
+        number=number,
+        loss=functools.partial(finetuning.loss, model=run.model),
+        batch_at=finetuning.make_batches(
+            phase,
+            order,
+            examples.trees,
+            mesh=run.mesh,
+            row_length=options.row_length,
+            micro_batches=options.micro_batches,
+            seed=run.settings.seed,
+        ),
+        steps=finetuning.phase_steps(phase, examples.sizes),
+        optimizer=phase.optimizer,
+        folder=folder,
+        stop_loss=phase.stop_loss,
+        keep_last=keep_last,
+    )
+
+
+def _train_on_pairs(
+    run: Run, params: Any, pairs: Sequence[forest.IdPair], number: int
+) -> tuple[Any, int]:
+    """Trains M`number` on its pairs; returns (params, updates)."""
+    settings = run.settings
+    batches = dpo_batches(
+        settings,
+        pairs,
+        run.mesh,
+        seed=settings.seed + number,
+        epochs=settings.dpo.epochs,
+        updates=settings.dpo.updates_of(number),
+    )
+    reference = None
+    if settings.dpo.loss.reference == "live":
+        reference = lm.frozen(params, run.model.config.dtype)
+    else:
+        name = f"M{number + 1} reference"
+        with run.monitor.progress(name, len(batches), "batch") as move:
+            batches = step_dpo.with_reference(
+                run.model, params, batches, run.mesh, lambda done: move(1)
             )
-        inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
-        if not self._begun(number + 1, inputs):
-            return
-        began = time.monotonic()
-        pairs = records.read_jsonl(source / "pairs.jsonl", preferences.Pair)
-        kept, dropped = engine.fitting(pairs)
-        if dropped:
-            monitor.say(
-                f"dpo: {dropped} of {len(kept) + dropped} pairs are longer than "
-                f"train.row_length={engine.config.train.row_length} and are left out"
-            )
-        params = engine.params(number)
-        counts = {"pairs": len(kept), "dropped": dropped, "updates": 0}
-        if kept:
-            params, counts["updates"] = self._train_on(kept, number, params)
-        else:
-            monitor.say(
-                f"dpo: M{number} made no preference pairs, so M{number + 1} is "
-                f"M{number}. Ask more questions, or raise search.temperature."
-            )
-        self._save(number + 1, "dpo", began, params, inputs, counts)
+    return run.fit(
+        params,
+        name="dpo",
+        number=number + 1,
+        loss=functools.partial(
+            step_dpo.loss, model=run.model, options=settings.dpo.loss
+        ),
+        batch_at=lambda step: train.put_batch(run.mesh, batches[step]),
+        steps=len(batches),
+        optimizer=settings.dpo.optimizer,
+        folder=run.dir.model(number + 1) / "train",
+        reference=reference,
+    )
 
-    def _train_on(self, kept: Sequence, number: int, params) -> tuple[Any, int]:
-        """Trains M`number` on its pairs; returns (params, updates)."""
-        engine, config = self.engine, self.engine.config
-        batches = dpo.make_batches(
-            kept,
-            mesh=engine.mesh,
-            batch_size=config.dpo.batch_size,
-            micro_batches=config.train.micro_batches,
-            row_length=config.train.row_length,
-            epochs=config.dpo.epochs,
-            updates=config.dpo.updates[number - 1] if config.dpo.updates else 0,
-            seed=config.seed + number,
-        )
-        reference = None
-        if engine.dpo_options.reference == "live":
-            reference = lm.frozen(params, engine.model.config.dtype)
-        else:
-            name = f"M{number + 1} reference"
-            with engine.monitor.progress(name, len(batches), "batch") as move:
-                batches = dpo.with_reference(
-                    engine.model, params, batches, engine.mesh, lambda done: move(1)
-                )
-        loss = functools.partial(
-            dpo.loss, model=engine.model, options=engine.dpo_options
-        )
-        return engine.fit(
-            "dpo",
-            number + 1,
-            loss,
-            params,
-            reference,
-            lambda step: train.put_batch(engine.mesh, batches[step]),
-            len(batches),
-            train.OptimizerOptions(**config.dpo.optimizer),
-            engine.dir.model(number + 1) / "train",
-        )
 
-    def evaluate(
-        self,
-        number: int,
-        modes: Iterable[str] = stages.MODES,
-        benchmark: str = "test",
-    ) -> dict[str, Any]:
-        """Measures M`number`; see `measure.evaluate`."""
-        return stages.evaluate(self.engine, number, modes, benchmark)
-
-    def finish(self) -> str:
-        """Prints the tables of the run and returns them as text."""
-        engine = self.engine
-        engine.monitor.close()
-        title = f"{engine.dir.path}, seed {engine.config.seed}"
-        found = tables.tables(engine.dir.path, engine.config.iterations + 1)
-        titles = [title, "iterations", "seconds"]
-        return "".join(
-            engine.monitor.table(title, rows)
-            for title, rows in zip(titles, found, strict=True)
-            if rows
-        )
+def _say_results(run: Run) -> str:
+    """Prints the tables of the run and returns them as text."""
+    run.monitor.close()
+    titles = [f"{run.dir.path}, seed {run.settings.seed}", "iterations", "seconds"]
+    drawn = tables.tables(run.dir.path, run.settings.iterations + 1)
+    return "".join(
+        run.monitor.table(title, rows)
+        for title, rows in zip(titles, drawn, strict=True)
+        if rows
+    )

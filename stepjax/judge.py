@@ -1,4 +1,4 @@
-"""Pairwise step judging by the model itself: verdicts, win counts, best and worst.
+"""Pairwise step judging: what a judge is asked, and how its verdicts are counted.
 
 Paper (arXiv 2503.03746, section 3.3 and equation 2): every candidate step is
 compared with every other one by the same model as a judge, which explains and then
@@ -6,22 +6,14 @@ ends with [[A]] or [[B]]; Score_i counts the comparisons that i wins.
 
 Readings of equation 2 (`score`): ``sum`` judges all ordered pairs and the winner of
 each call scores (position-symmetric, 0 ... 2 (n - 1)); ``consistent`` lets a win
-count only when both orders agree (0 ... n - 1); ``single`` asks one order a pair,
+count only when both orders agree (0 ... n - 1); ``single`` asks one order per pair,
 drawn by key. A verdict that cannot be parsed counts for nobody.
 
-The baseline of arXiv 2401.10020 is the fourth reading, ``rating``: every candidate is a
-whole solution and is scored alone, nothing is compared.
-
-Two modes: ``generate`` writes the explanation and then the verdict, as in the paper;
-``logprob`` compares the log-probabilities of the two verdicts right after the
-question, without an explanation.
-
-`random_judge` and `oracle_judge` take the model's place for control experiments.
+A value of `Judgments` says what is asked and how the answers count; `comparisons`
+makes the paper's. `stepjax.self_judge` answers with the model itself,
+`stepjax.controls` with coins or the gold.
 """
 
-import collections
-import itertools
-import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,32 +21,24 @@ import numpy as np
 
 from stepjax import prompts
 from stepjax.codec import Codec
-from stepjax.lm import draws
-from stepjax.lm.sampler import Sampler, make_decoding
+from stepjax.prompts import Templates
+from stepjax.records import Comparison
+from stepjax.trajectory import Verdict
 
-SCORES = ("sum", "consistent", "single", "rating")
-MODES = ("generate", "logprob")
-JUDGES = ("self", "random", "oracle")
-
-
-class Verdict(NamedTuple):
-    """One call of the judge: candidate `a` shown first, `b` second.
-
-    Attributes:
-      a: index of the candidate shown as A.
-      b: index of the candidate shown as B; the same as `a` for a rating.
-      winner: "A", "B", or None when unparsed; of a rating its digit.
-      response: what the judge wrote; in logprob mode the log-odds of A.
-    """
-
-    a: int
-    b: int
-    winner: str | None
-    response: str = ""
+SCORES = ("sum", "consistent", "single")
 
 
 class Request(NamedTuple):
-    """What to judge for one problem: ids of its steps so far and its candidates."""
+    """What to judge for one problem.
+
+    Attributes:
+      slot: place of the problem's context cache.
+      problem_id: id of the question.
+      problem: its text.
+      steps: ids of the steps so far.
+      candidates: ids of each candidate for the next step.
+      path: key path of the expansion, see `trajectory.State.key_path`.
+    """
 
     slot: int
     problem_id: str
@@ -64,15 +48,91 @@ class Request(NamedTuple):
     path: tuple[int, ...]
 
 
+Call = tuple[int, int]  # (candidate shown as A, candidate shown as B)
+# (requests, calls=None) → verdicts, see `self_judge.make_judge`.
 Judge = Callable[..., list[list[Verdict]]]
 
 
-def hash_id(text: str) -> int:
-    """Returns a stable 32-bit integer of a problem id, for key paths."""
-    return zlib.crc32(text.encode())
+class Judgments(NamedTuple):
+    """What the judge is asked, and how its answers count.
+
+    Attributes:
+      record: dataclass of the EFT rows that teach it.
+      example: (codec, row) → ids of prompt and response, and text of the verdict.
+      held_out: (codec, row) → ids of the steps, ids of each candidate, and the right
+        winner; the call of the first candidate with the last one is asked.
+      context: (codec, problem, ids of the steps) → ids that all calls begin with.
+      question: (codec, request, call) → ids that follow them.
+      ends: templates → texts that end a judgment.
+      parse: (templates, text of a judgment) → winner, or None.
+      calls: (number of candidates, seed) → calls to make; the seed is a sequence of
+        integers.
+      scores: (number of candidates, verdicts) → score of each candidate.
+      graded: (verdicts, whether each candidate is right) → whether the judge was right,
+        for everything that has a right answer.
+    """
+
+    record: type
+    example: Callable[..., tuple[tuple[int, ...], tuple[int, ...], str]]
+    held_out: Callable[..., tuple[tuple, tuple, str]]
+    context: Callable[[Codec, str, Sequence[Sequence[int]]], tuple[int, ...]]
+    question: Callable[[Codec, Request, Call], tuple[int, ...]]
+    ends: Callable[[Templates], tuple[str, ...]]
+    parse: Callable[[Templates, str], str | None]
+    calls: Callable[[int, Sequence[int]], list[Call]]
+    scores: Callable[[int, Sequence[Verdict]], list]
+    graded: Callable[[Sequence[Verdict], Sequence[bool]], list[bool]]
 
 
-def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[tuple]:
+def comparisons(score: str = "sum") -> Judgments:
+    """Returns the paper's judgments: which of two next steps is better.
+
+    Args:
+      score: reading of equation 2, one of `SCORES`.
+
+    Raises:
+      ValueError: for an unknown reading.
+    """
+    _check_reading(score)
+
+    def calls(count: int, seed: Sequence[int]) -> list[Call]:
+        return ordered_pairs(count, score, seed)
+
+    def scores(count: int, verdicts: Sequence[Verdict]) -> list[float]:
+        return win_counts(count, verdicts, score)
+
+    return Judgments(
+        record=Comparison,
+        example=_example,
+        held_out=_held_out,
+        context=Codec.judge_context,
+        question=_question,
+        ends=_ends,
+        parse=prompts.parse_verdict,
+        calls=calls,
+        scores=scores,
+        graded=graded,
+    )
+
+
+def _example(codec: Codec, row: Comparison):
+    return *codec.comparison(row), prompts.verdict(codec.templates, row.verdict)
+
+
+def _held_out(codec: Codec, row: Comparison):
+    steps = tuple(codec.step(text) for text in row.steps)
+    return steps, (codec.step(row.a), codec.step(row.b)), row.verdict
+
+
+def _question(codec: Codec, request: Request, call: Call) -> tuple[int, ...]:
+    return codec.judge_question(*(request.candidates[i] for i in call))
+
+
+def _ends(templates: Templates) -> tuple[str, ...]:
+    return tuple(prompts.verdict(templates, side) for side in "AB")
+
+
+def ordered_pairs(count: int, score: str, seed: Sequence[int]) -> list[Call]:
     """Returns the calls to make for `count` distinct candidates.
 
     Args:
@@ -81,10 +141,8 @@ def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[tuple]:
       seed: integers that draw the order of each pair in ``single``.
 
     Returns:
-      Pairs (shown as A, shown as B).
+      Calls: (shown as A, shown as B).
     """
-    if score == "rating":
-        return [(i, i) for i in range(count)]
     both = [(i, j) for i in range(count) for j in range(count) if i != j]
     if score != "single":
         return both
@@ -93,38 +151,11 @@ def ordered_pairs(count: int, score: str, seed: tuple[int, ...]) -> list[tuple]:
     return [(j, i) if s else (i, j) for (i, j), s in zip(once, swap, strict=True)]
 
 
-def _all_calls(requests: Sequence[Request], score: str, seed: int) -> list[list[tuple]]:
-    """Returns the calls of each request, by `ordered_pairs`."""
-    return [
-        ordered_pairs(len(request.candidates), score, (seed, *request.path))
-        for request in requests
-    ]
-
-
-def shared_context(
-    codec: Codec, score: str, problem: str, steps: Sequence[Sequence[int]]
-) -> tuple[int, ...]:
-    """Returns the ids that all judgments of a next step, or all ratings, begin with.
-
-    Args:
-      codec: tokenizer and templates.
-      score: one of `SCORES`; a rating is of the whole solution, whatever the steps.
-      problem: text of the problem.
-      steps: ids of the steps so far.
-    """
-    if score == "rating":
-        return codec.rate_context(problem)
-    return codec.judge_context(problem, steps)
-
-
-def win_counts(
-    count: int, verdicts: Sequence[Verdict], score: str
-) -> list[float] | list[int | None]:
+def win_counts(count: int, verdicts: Sequence[Verdict], score: str) -> list[float]:
     """Returns Score_i of each candidate (equation 2, read as `score` says).
 
-    In the reading ``rating`` it is the candidate's rating, None when unparsed. When not
-    all pairs were asked (`stepjax.tournament`), it is what the count would be if all
-    other comparisons had gone like the asked ones.
+    A partial tournament (`stepjax.tournament`) asks only some pairs. The wins are then
+    scaled up to n - 1 opponents, as if the pairs not asked had gone like those asked.
 
     Args:
       count: number of candidates.
@@ -134,11 +165,7 @@ def win_counts(
     Raises:
       ValueError: for an unknown reading.
     """
-    if score not in SCORES:
-        raise ValueError(f"score={score!r}; expected one of {SCORES}.")
-    if score == "rating":
-        given = {v.a: int(v.winner) for v in verdicts if v.winner is not None}
-        return [given.get(i) for i in range(count)]
+    _check_reading(score)
     wins = np.zeros((count, count), int)  # [winner, loser] calls won
     for verdict in verdicts:
         if verdict.winner == "A":
@@ -156,250 +183,36 @@ def win_counts(
     return [float(n) for n in wins.sum(1) * (count - 1) / np.maximum(played, 1)]
 
 
+def _check_reading(score: str) -> None:
+    if score not in SCORES:
+        raise ValueError(f"score={score!r}; expected one of {SCORES}.")
+
+
 def position_flips(verdicts: Sequence[Verdict]) -> tuple[int, int]:
     """Returns (pairs whose winner depends on the order, pairs parsed both ways)."""
     winner = {}
     for v in verdicts:
-        if v.winner is not None and v.a != v.b:
+        if v.winner is not None:
             winner[v.a, v.b] = v.a if v.winner == "A" else v.b
     both = [(i, j) for i, j in winner if i < j and (j, i) in winner]
     return sum(winner[i, j] != winner[j, i] for i, j in both), len(both)
 
 
-def _groups(pairs: Sequence[tuple], rows: int, share: int) -> list[list[tuple | None]]:
-    """Lays calls out in groups of `rows`, each in blocks with one candidate first.
+def graded(verdicts: Sequence[Verdict], right: Sequence[bool]) -> list[bool]:
+    """Returns whether the judge was right, for each call that has a right answer.
 
-    None fills up a block of `share` calls, and the last group.
-    """
-    places: list[tuple | None] = []
-    for _, same in itertools.groupby(pairs, key=lambda pair: pair[0]):
-        places += same
-        places += [None] * (-len(places) % share)
-    places += [None] * (-len(places) % rows)
-    return [places[at : at + rows] for at in range(0, len(places), rows)]
-
-
-def _side(odds: float) -> str | None:
-    """The winner by the log-odds of A; none when they are even or not a number."""
-    return "A" if odds > 0 else "B" if odds < 0 else None
-
-
-def make_judge(
-    sampler: Sampler,
-    codec: Codec,
-    *,
-    mode: str,
-    score: str,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    rows: int,
-    share: int = 1,
-    seed: int,
-) -> Judge:
-    """Returns the model as its own judge.
+    A call has one when exactly one of its two candidates is right.
 
     Args:
-      sampler: context caches of the judge, one slot per problem in flight.
-      codec: tokenizer and templates.
-      mode: one of `MODES`.
-      score: one of `SCORES`; which orders are asked.
-      max_tokens: most tokens of an explanation with its verdict.
-      temperature: of the explanation; 0 is greedy.
-      top_p: of the explanation.
-      rows: judgments of one problem that share a read of its context.
-      share: judgments of them that share a read of the candidate shown first; divides
-        `rows`.
-      seed: base seed.
-
-    Returns:
-      ``judge(requests, calls=None)``: the verdicts of each request (at most one a
-      slot); `calls` names the ordered pairs to ask of each, by default those of
-      `ordered_pairs`.
+      verdicts: the calls; an unparsed one is wrong.
+      right: whether each candidate is right.
     """
-    if mode not in MODES:
-        raise ValueError(f"judge.mode={mode!r}; expected one of {MODES}.")
-    rated = score == "rating"
-    ends = tuple(codec.verdict_text(side) for side in "AB")
-    if rated:
-        ends = tuple(prompts.rating(codec.templates, n) for n in range(10))
-    decoding = make_decoding(
-        codec.tokenizer,
-        ends,
-        seed=seed,
-        temperature=temperature,
-        top_p=top_p,
-        max_tokens=max_tokens,
-    )
-    groups_a_call = len(sampler.held)
-
-    def question(request: Request, a: int, b: int) -> tuple[int, ...]:
-        if rated:
-            return codec.rate_question(request.candidates[a])
-        return codec.judge_question(request.candidates[a], request.candidates[b])
-
-    def winner(text: str) -> str | None:
-        if rated:
-            found = prompts.parse_rating(codec.templates, text)
-            return None if found is None else str(found)
-        return prompts.parse_verdict(codec.templates, text)
-
-    def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
-        if calls is None:
-            calls = _all_calls(requests, score, seed)
-        asked = {r.slot: r for r, pairs in zip(requests, calls, strict=True) if pairs}
-        sampler.hold(
-            {
-                slot: shared_context(codec, score, request.problem, request.steps)
-                for slot, request in asked.items()
-            }
-        )
-        groups = [
-            (number, group)
-            for number, pairs in enumerate(calls)
-            for group in _groups(pairs, rows, share)
-        ]
-        verdicts: list[list[Verdict]] = [[] for _ in requests]
-
-        def take(batch, finish):
-            for (number, group), answers in zip(batch, finish(), strict=True):
-                pairs = [pair for pair in group if pair]
-                verdicts[number] += [
-                    Verdict(a, b, *answer)
-                    for (a, b), answer in zip(pairs, answers, strict=True)
-                ]
-
-        begun = collections.deque()
-        for at in range(0, len(groups), groups_a_call):
-            batch = groups[at : at + groups_a_call]
-            begun.append((batch, ask(requests, batch)))
-            if len(begun) > 1:  # the host reads one while the devices write the next
-                take(*begun.popleft())
-        for one in begun:
-            take(*one)
-        return verdicts
-
-    def ask(requests, batch):
-        """Begins a batch; returns a function that waits for it and reads it."""
-        chosen = [requests[number].slot for number, _ in batch]
-        questions = [
-            [question(requests[number], *pair) if pair else () for pair in group]
-            for number, group in batch
-        ]
-        if mode == "logprob":
-            return compare(chosen, questions)
-        return write(requests, batch, chosen, questions)
-
-    def write(requests, batch, chosen, questions):
-        paths = np.zeros((len(batch), rows, draws.PATH_LENGTH), np.uint32)
-        for g, (number, group) in enumerate(batch):
-            for w, pair in enumerate(group):
-                if pair:
-                    paths[g, w] = draws.judgment_path(requests[number].path, *pair)
-        finish = sampler.start(
-            questions,
-            paths,
-            decoding,
-            slots=chosen,
-            share=(share,) if share > 1 else (),
-        )
-
-        def read():
-            out, answers = finish(), []
-            for g, group in enumerate(questions):
-                texts = [
-                    codec.text(out.tokens[g, w, : out.count[g, w]].tolist())
-                    for w, asked in enumerate(group)
-                    if asked
-                ]
-                answers.append([(winner(text), text) for text in texts])
-            return answers
-
-        return read
-
-    def compare(chosen, questions):
-        verdicts = [codec.verdict(side) for side in "AB"]
-        padded = [
-            [asked + v if asked else () for asked in group for v in verdicts]
-            for group in questions
-        ]
-        scored = [
-            [len(v) if asked else 0 for asked in group for v in verdicts]
-            for group in questions
-        ]
-        logps = sampler.score(
-            padded,
-            np.array(scored, np.int32),
-            vocab=codec.tokenizer.vocab_size,
-            slots=chosen,
-            share=(2 * share, 2) if share > 1 else (2,),
-        )
-        odds = logps[:, ::2] - logps[:, 1::2]
-        answers = [
-            [
-                (_side(odds[g, w]), f"{odds[g, w]:.6f}")
-                for w, asked in enumerate(group)
-                if asked
-            ]
-            for g, group in enumerate(questions)
-        ]
-        return lambda: answers
-
-    return judge
+    asked = [v for v in verdicts if right[v.a] != right[v.b]]
+    return [v.winner == ("A" if right[v.a] else "B") for v in asked]
 
 
-def random_judge(score: str, seed: int) -> Judge:
-    """Returns a judge whose verdicts are coins, each drawn from its own key path.
-
-    A control experiment: what a loop gains with it is not due to judging.
-
-    Args:
-      score: one of `SCORES` but "rating"; which orders are asked.
-      seed: base seed.
-    """
-
-    def verdict(request: Request, a: int, b: int) -> Verdict:
-        coin = np.random.default_rng([seed, *request.path, a, b]).random()
-        return Verdict(a, b, "A" if coin < 0.5 else "B")
-
-    return _judge_by(verdict, score, seed)
-
-
-def oracle_judge(
-    is_right: Callable[[str, Sequence[str], str], bool],
-    codec: Codec,
-    score: str,
-    seed: int,
-) -> Judge:
-    """Returns a judge that knows the gold: an upper bound, not self-rewarding.
-
-    It has no preference (None) between two right or two wrong steps.
-
-    Args:
-      is_right: (problem, texts of the steps so far, next step) → right or not.
-      codec: tokenizer and templates.
-      score: one of `SCORES` but "rating"; which orders are asked.
-      seed: base seed.
-    """
-
-    def verdict(request: Request, a: int, b: int) -> Verdict:
-        steps = [codec.text(ids) for ids in request.steps]
-        first, second = (
-            is_right(request.problem, steps, codec.text(request.candidates[i]))
-            for i in (a, b)
-        )
-        return Verdict(a, b, None if first == second else "A" if first else "B")
-
-    return _judge_by(verdict, score, seed)
-
-
-def _judge_by(verdict: Callable[..., Verdict], score: str, seed: int) -> Judge:
-    def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
-        if calls is None:
-            calls = _all_calls(requests, score, seed)
-        return [
-            [verdict(request, a, b) for a, b in pairs]
-            for request, pairs in zip(requests, calls, strict=True)
-        ]
-
-    return judge
+def all_calls(
+    requests: Sequence[Request], judgments: Judgments, seed: int
+) -> list[list[Call]]:
+    """Returns the calls to make of each request."""
+    return [judgments.calls(len(r.candidates), (seed, *r.path)) for r in requests]

@@ -1,5 +1,6 @@
 """The command line: ``stepjax run``, ``ablate``, ``eval`` and so on, see `COMMANDS`."""
 
+import json
 import os
 import pathlib
 import sys
@@ -8,6 +9,8 @@ import traceback
 import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
+
+import stepjax
 
 _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VALUE ...]
 
@@ -74,6 +77,8 @@ def main(argv: list[str]) -> int:
         if len(argv) > 1 and not asked:
             print(f"stepjax: unknown command {argv[1]!r}", file=sys.stderr)
         return 0 if asked else 2
+    # Before anything that takes seconds: a config file may import what it likes.
+    _say(f"stepjax {stepjax.__version__}: {' '.join(argv[1:])}")
     try:
         rest = flags.FLAGS([argv[0], *argv[2:]])[1:]
         if rest:
@@ -89,6 +94,7 @@ def main(argv: list[str]) -> int:
         print(f"stepjax: {_in_words(e)}", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.WARNING)
+    _say("starting JAX")
     try:
         _run(argv[1], config)
     except ValueError as error:
@@ -102,17 +108,29 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _devices() -> str:
+    """Returns in words what JAX runs on."""
+    import jax
+
+    count, kind = jax.device_count(), jax.devices()[0].device_kind
+    named = f"{count} device{'s' if count > 1 else ''} ({kind})"
+    return f"JAX {jax.__version__} on {named}; loading the other libraries"
+
+
 def _settings() -> ml_collections.ConfigDict:
     """Returns the settings of --config, or of the run directory."""
     from stepjax.config import from_dict
-    from stepjax.lm.checkpoint import read_json
 
     if _config.value is not None:
         return _config.value.copy_and_resolve_references()  # raises if not loaded
     path = pathlib.Path(_workdir.value) / "config.json"
     if not path.exists():
         raise ValueError(f"--config is missing and {path} does not exist; give one")
-    return from_dict(read_json(path))
+    return from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _run(command: str, config: ml_collections.ConfigDict) -> None:
@@ -122,8 +140,11 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
     from stepjax.lm import hosts
 
     hosts.start(_hosts.value)
+    _say(_devices())
     from stepjax import iterate
+    from stepjax.evaluation import stages
     from stepjax.lm import export
+    from stepjax.run.run import Run
 
     if command == "run":
         iterate.run(config, _workdir.value)
@@ -137,23 +158,23 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
     number = _number(command, config)
     if command == "export" and not _out.value:
         raise ValueError("--out is missing; expected the folder to write")
-    run = iterate.Run(config, _workdir.value)
+    run = Run(config, _workdir.value)
     if command == "sft":
-        run.sft()
+        iterate.sft(run)
     elif command == "search":
-        run.search(number)
+        iterate.search(run, number)
     elif command == "dpo":
-        run.dpo(number)
+        iterate.dpo(run, number)
     elif command == "eval":
         modes = _modes[:-1] if _mode.value == "all" else (_mode.value,)
-        found = run.evaluate(number, modes, _benchmark.value)
-        for mode, metrics in found.items() if hosts.first() else ():
+        measured = stages.evaluate(run, number, modes, _benchmark.value)
+        for mode, metrics in measured.items() if hosts.first() else ():
             print(mode, {k: round(v, 4) for k, v in metrics.items()})
     else:
-        tokenizer = run.engine.codec.tokenizer
+        tokenizer = run.codec.tokenizer
         export.save_hf(
-            run.engine.params(number),
-            run.engine.model.config,
+            run.params(number),
+            run.model.config,
             _out.value,
             tokenizer_directory=tokenizer.directory,
             stop_ids=tokenizer.stop_ids,
@@ -166,9 +187,10 @@ def _plan(config: ml_collections.ConfigDict) -> None:
 
     jax.config.update("jax_platforms", "cpu")  # leaves an accelerator to others
     from stepjax.planning import plan
+    from stepjax.settings import from_config
 
     options = _stage.value, _utilisation.value, _suggest.value
-    print(plan.plan(config, _topology.value, *options))
+    print(plan.plan(from_config(config), _topology.value, *options, say=_say))
 
 
 def _number(command: str, config: ml_collections.ConfigDict) -> int:

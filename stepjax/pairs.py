@@ -10,11 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from stepjax import search
 from stepjax.codec import Codec
 from stepjax.forest import IdPair
 from stepjax.judge import position_flips
-from stepjax.records import Question
+from stepjax.trajectory import Expansion, State, context_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +25,20 @@ class Pair:
       problem_id: id of the question.
       problem: its text.
       step: step number, from 1.
-      context_ids: prompt and steps before, as they were fed.
+      context_ids: prompt and steps before, as they were fed; see
+        `trajectory.context_ids`.
       chosen_ids: the best candidate as it was sampled.
       rejected_ids: the worst candidate as it was sampled.
       chosen: its text.
       rejected: its text.
-      scores: Score_i of every candidate; null for a rating that was not parsed.
+      scores: Score_i of every candidate; null where a candidate has none.
       counts: multiplicity of every candidate.
       candidates: text of every candidate.
       best: index of the chosen one.
       worst: index of the rejected one.
       verdicts: every call, [shown as A, shown as B, winner or null, response].
-      chosen_logp: log-probability under the model that sampled it.
-      rejected_logp: likewise.
+      chosen_logp: log-probability of the chosen one under the model that sampled it.
+      rejected_logp: log-probability of the rejected one under that model.
       model: who sampled and judged.
       iteration: its number.
       seed_path: seed, iteration, problem hash, step, attempt.
@@ -84,50 +84,8 @@ class Pair:
         )
 
 
-def trajectory_row(state: search.State) -> dict[str, Any]:
-    """Returns a closed search as one JSON row (of search.jsonl)."""
-    row = dataclasses.asdict(state)
-    return {
-        "id": state.question.id,
-        "problem": state.question.problem,
-        "status": state.status,
-        "steps": row["steps"],
-        "pairs": row["pairs"],
-        "expansions": [
-            expansion | {"verdicts": [list(v) for v in expansion["verdicts"]]}
-            for expansion in row["expansions"]
-        ],
-    }
-
-
-def trajectory_from_row(row: dict[str, Any]) -> search.State:
-    """Returns the closed search that `trajectory_row` wrote."""
-
-    def candidate(item):
-        return search.Candidate(**item | {"ids": tuple(item["ids"])})
-
-    expansions = tuple(
-        search.Expansion(
-            **item
-            | {
-                "candidates": tuple(map(candidate, item["candidates"])),
-                "verdicts": tuple(search.Verdict(*v) for v in item["verdicts"]),
-                "scores": tuple(item["scores"]),
-            }
-        )
-        for item in row["expansions"]
-    )
-    return search.State(
-        Question(row["id"], row["problem"]),
-        tuple(map(candidate, row["steps"])),
-        tuple(row["pairs"]),
-        expansions,
-        row["status"],
-    )
-
-
 def pairs_of(
-    state: search.State,
+    state: State,
     codec: Codec,
     *,
     model: str,
@@ -149,56 +107,50 @@ def pairs_of(
       min_margin: keep a pair only when the best scored at least so much more than the
         worst; 1 keeps all.
     """
-    context = list(codec.solve_prompt(state.question.problem))
     rows = []
-    for number, step in enumerate(state.steps):
-        index = state.pairs[number]
-        if index is not None:
-            e = state.expansions[index]
-            margin = e.scores[e.best] - e.scores[e.worst]
-            if margin >= min_margin and (not best_beats_all or _beats_all(e)):
-                best, worst = e.candidates[e.best], e.candidates[e.worst]
-                path = dataclasses.replace(
-                    state,
-                    steps=state.steps[:number],
-                    expansions=state.expansions[:index],
-                ).key_path(iteration)
-                rows.append(
-                    Pair(
-                        id=f"{state.question.id}/{number + 1}",
-                        problem_id=state.question.id,
-                        problem=state.question.problem,
-                        step=number + 1,
-                        context_ids=list(context),
-                        chosen_ids=list(best.ids),
-                        rejected_ids=list(worst.ids),
-                        chosen=best.text,
-                        rejected=worst.text,
-                        scores=list(e.scores),
-                        counts=[c.count for c in e.candidates],
-                        candidates=[c.text for c in e.candidates],
-                        best=e.best,
-                        worst=e.worst,
-                        verdicts=[list(v) for v in e.verdicts],
-                        chosen_logp=best.logp,
-                        rejected_logp=worst.logp,
-                        model=model,
-                        iteration=iteration,
-                        seed_path=[seed, *path],
-                    )
-                )
-        context += step.ids
+    for number, index in enumerate(state.pair_from):
+        if index is None:
+            continue
+        e = state.expansions[index]
+        margin = e.scores[e.best] - e.scores[e.worst]
+        if margin < min_margin or best_beats_all and not _beats_all(e):
+            continue
+        best, worst = e.candidates[e.best], e.candidates[e.worst]
+        rows.append(
+            Pair(
+                id=f"{state.question.id}/{number + 1}",
+                problem_id=state.question.id,
+                problem=state.question.problem,
+                step=number + 1,
+                context_ids=list(context_ids(codec, state, number)),
+                chosen_ids=list(best.ids),
+                rejected_ids=list(worst.ids),
+                chosen=best.text,
+                rejected=worst.text,
+                scores=list(e.scores),
+                counts=[c.count for c in e.candidates],
+                candidates=[c.text for c in e.candidates],
+                best=e.best,
+                worst=e.worst,
+                verdicts=[list(v) for v in e.verdicts],
+                chosen_logp=best.logp,
+                rejected_logp=worst.logp,
+                model=model,
+                iteration=iteration,
+                seed_path=[seed, *e.path],
+            )
+        )
     return rows
 
 
-def _beats_all(expansion: search.Expansion) -> bool:
+def _beats_all(expansion: Expansion) -> bool:
     """Whether every call with the best candidate was parsed and won by it."""
     met = [v for v in expansion.verdicts if expansion.best in (v.a, v.b)]
     won = [v for v in met if (v.winner == "A") == (v.a == expansion.best) and v.winner]
     return len(met) == len(won) and len(met) > 0
 
 
-def summary(states: Sequence[search.State]) -> dict[str, float]:
+def summary(states: Sequence[State]) -> dict[str, float]:
     """Returns counts and rates of closed searches.
 
     tie_rate is over expansions with a candidate; flip_rate over pairs of candidates
@@ -211,7 +163,10 @@ def summary(states: Sequence[search.State]) -> dict[str, float]:
     flips = [position_flips(e.verdicts) for e in expansions]
     samples = sum(e.malformed + sum(c.count for c in e.candidates) for e in expansions)
     steps = [step for state in states for step in state.steps]
-    ratio = lambda part, whole: part / whole if whole else 0.0  # noqa: E731
+
+    def ratio(part, whole):
+        return part / whole if whole else 0.0
+
     return {
         "questions": len(states),
         "complete": sum(state.status == "complete" for state in states),

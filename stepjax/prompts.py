@@ -55,29 +55,6 @@ Judgment:
 """
 
 
-RATE = """You are an impartial judge of mathematical reasoning. You are shown a \
-question and a solution. Rate the solution from 0 to 5: give one point for each of the \
-following that holds.
-- It answers the question that was asked.
-- Its plan can lead to the answer.
-- Its first half has no mistake.
-- Its second half has no mistake.
-- Its final answer is right.
-Explain every point that you give or withhold before you rate. End with your rating on \
-the last line, for example: Score: 3
-
-[Start of question]
-{problem}
-[End of question]
-
-[Start of solution]
-{solution}
-[End of solution]
-
-Judgment:
-"""
-
-
 @dataclass(frozen=True)
 class Templates:
     """The wordings of a run; `check_templates` says whether they can be used.
@@ -90,18 +67,12 @@ class Templates:
         explanation and the verdict follow.
       step: marker that begins step number n; holds "{n}".
       verdict: form of the verdict; holds "{side}", for which "A" or "B" is put in.
-      rate: prompt of the judge of whole solutions (the baseline of arXiv 2401.10020);
-        holds "{problem}", then "{solution}" once and alone on its own line; ends with
-        a newline. The explanation and the rating follow.
-      rating: form of a rating; ends with "{score}", for which one digit is put in.
     """
 
     solve: str = SOLVE
     judge: str = JUDGE
     step: str = "Step {n}: "
     verdict: str = "[[{side}]]"
-    rate: str = RATE
-    rating: str = "Score: {score}"
 
 
 class JudgePieces(NamedTuple):
@@ -130,23 +101,11 @@ def check_templates(t: Templates) -> None:
       t: the templates.
 
     Raises:
-      ValueError: a placeholder is missing, stands twice or out of order, or is not
-        alone on its own line; a prompt does not end with a newline; `step` or
-        `verdict` cannot tell where a step begins or which side won.
+      ValueError: a prompt breaks a rule of `check_prompt`; or `step` or `verdict`
+        cannot tell where a step begins or which side won.
     """
-    for name, text in (("solve", t.solve), ("judge", t.judge), ("rate", t.rate)):
-        if "{problem}" not in text:
-            raise ValueError(
-                f"template {name!r} has no {{problem}}; expected it where the text "
-                "of the problem goes"
-            )
-        if not text.endswith("\n"):
-            raise ValueError(
-                f"template {name!r} ends with {text[-20:]!r}; expected a newline at "
-                "its end: the response starts on a line of its own"
-            )
-    _check_lines("judge", t.judge, ("{steps}", "{a}", "{b}"))
-    _check_lines("rate", t.rate, ("{solution}",))
+    check_prompt("solve", t.solve)
+    check_prompt("judge", t.judge, ("{steps}", "{a}", "{b}"))
     before, placeholder, after = t.step.partition("{n}")
     if not placeholder or "{n}" in after or "\n" in t.step:
         raise ValueError(
@@ -168,16 +127,31 @@ def check_templates(t: Templates) -> None:
             f"template 'verdict' is {t.verdict!r}; expected one {{side}}, as in "
             "'[[{side}]]'"
         )
-    before, placeholder, after = t.rating.partition("{score}")
-    if not before or not placeholder or after.strip("]})"):
+
+
+def check_prompt(name: str, text: str, placeholders: Sequence[str] = ()) -> None:
+    """Checks the template of a prompt.
+
+    Args:
+      name: of the template, for the message.
+      text: the template; holds "{problem}" and ends with a newline.
+      placeholders: what it holds after "{problem}", in this order, each once and alone
+        on its own line.
+
+    Raises:
+      ValueError: a placeholder is missing, repeated or out of order, or is not alone
+        on its own line; or the text does not end with a newline.
+    """
+    if "{problem}" not in text:
         raise ValueError(
-            f"template 'rating' is {t.rating!r}; expected some text and then {{score}} "
-            "(closing brackets may follow), as in 'Score: {score}'"
+            f"template {name!r} has no {{problem}}; expected it where the text "
+            "of the problem goes"
         )
-
-
-def _check_lines(name: str, text: str, placeholders: Sequence[str]) -> None:
-    """Raises ValueError unless placeholders stand in order, each on its own line."""
+    if not text.endswith("\n"):
+        raise ValueError(
+            f"template {name!r} ends with {text[-20:]!r}; expected a newline at "
+            "its end: the response starts on a line of its own"
+        )
     places = [text.find("{problem}")]
     lines = text.split("\n")
     for placeholder in placeholders:
@@ -228,54 +202,6 @@ def judge_pieces(t: Templates, problem: str) -> JudgePieces:
     check_templates(t)
     pieces = re.split(r"^\{(?:steps|a|b)\}\n", t.judge, flags=re.MULTILINE)
     return JudgePieces(*(piece.replace("{problem}", problem) for piece in pieces))
-
-
-def rate_pieces(t: Templates, problem: str) -> tuple[str, str]:
-    """Cuts the prompt that rates a solution of one problem where the solution goes.
-
-    Args:
-      t: the templates.
-      problem: text of the problem; put in as it is.
-
-    Returns:
-      What comes before the solution and what comes after it; each is empty or ends with
-      a newline, as the solution does.
-
-    Raises:
-      ValueError: the templates break a rule of `check_templates`.
-    """
-    check_templates(t)
-    head, tail = re.split(r"^\{solution\}\n", t.rate, flags=re.MULTILINE)
-    return head.replace("{problem}", problem), tail.replace("{problem}", problem)
-
-
-def rating(t: Templates, score: int) -> str:
-    """Gives the text of a rating, for example "Score: 3".
-
-    Args:
-      t: the templates.
-      score: one digit.
-
-    Raises:
-      ValueError: score is not 0 to 9.
-    """
-    if not 0 <= score <= 9:
-        raise ValueError(f"score is {score}; expected 0 to 9")
-    return t.rating.replace("{score}", str(score))
-
-
-def parse_rating(t: Templates, text: str) -> int | None:
-    """Finds the rating of a judgment: the last one in the text counts.
-
-    Args:
-      t: the templates.
-      text: what the judge wrote.
-
-    Returns:
-      0 to 9, or None when there is no rating.
-    """
-    last, score = max((text.rfind(rating(t, score)), score) for score in range(10))
-    return score if last >= 0 else None
 
 
 def marker(t: Templates, n: int) -> str:

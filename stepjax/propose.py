@@ -1,13 +1,12 @@
-"""The model as the proposer of next steps, or of whole solutions.
+"""The model as the proposer of next steps.
 
 A step ends where the marker of the next one would begin, or at EOS; it is malformed
-when it was cut off by the budget or does not begin with its own marker. Whole solutions
-(``unit="solution"``, for the baseline of arXiv 2401.10020) end at EOS and are malformed
-unless they can be cut into steps and hold a closed box.
+when it was cut off by the budget or does not begin with its own marker.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,30 +14,51 @@ from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.lm import draws, stops
 from stepjax.lm.sampler import Sampler, make_decoding
-from stepjax.search import Candidate, Proposal, Propose, State
+from stepjax.prompts import Templates
+from stepjax.trajectory import Candidate, Proposal, State, context_ids
 
-UNITS = ("step", "solution")
+
+class Unit(NamedTuple):
+    """What a candidate is; `STEP` is the paper's.
+
+    Attributes:
+      stops: templates → strings that end a candidate; a stop id of the tokenizer ends
+        it, too.
+      well_formed: (templates, step number, text) → whether the text is a candidate.
+    """
+
+    stops: Callable[[Templates], tuple[str, ...]]
+    well_formed: Callable[[Templates, int, str], bool]
+
+
+def _is_step(templates: Templates, number: int, text: str) -> bool:
+    """Whether a text begins with the marker of its step and goes on after it."""
+    marker = prompts.marker(templates, number)
+    return text.startswith(marker) and bool(text[len(marker) :].strip())
+
+
+STEP = Unit(prompts.step_stops, _is_step)
 
 
 def make_proposer(
     sampler: Sampler,
     codec: Codec,
     *,
-    unit: str,
+    unit: Unit = STEP,
     width: int,
     temperature: float,
     top_p: float,
     max_tokens: int,
     iteration: int,
     seed: int,
-) -> Propose:
+) -> Callable[[Mapping[int, State]], dict[int, Proposal]]:
     """Returns the model as the proposer of next steps.
 
     Args:
       sampler: context caches of the solutions.
       codec: tokenizer and templates.
-      unit: one of `UNITS`, what a candidate is.
-      width: samples a step (w of the paper).
+      unit: what a candidate is.
+      width: samples per step (w of the paper).
       temperature: of the samples.
       top_p: of the samples.
       max_tokens: most tokens of a candidate, with the next marker's first ones.
@@ -57,16 +77,16 @@ def make_proposer(
     count = len(sampler.held)
 
     def propose(active: Mapping[int, State]) -> dict[int, Proposal]:
-        prompts_, wanted = [[()] * width for _ in range(count)], {}
+        fed, wanted = [[()] * width for _ in range(count)], {}
         paths = np.zeros((count, width, draws.PATH_LENGTH), np.uint32)
         for slot, state in active.items():
             ids = context_ids(codec, state)
             wanted[slot] = ids[:-1]
-            prompts_[slot] = [ids[-1:]] * width
+            fed[slot] = [ids[-1:]] * width
             key_path = state.key_path(iteration)
             paths[slot] = [draws.candidate_path(*key_path, w) for w in range(width)]
         sampler.hold(wanted)
-        out = sampler.sample(prompts_, paths, decoding)
+        out = sampler.sample(fed, paths, decoding)
         return {
             slot: read.proposal(
                 len(state.steps) + 1,
@@ -83,12 +103,6 @@ def make_proposer(
     return propose
 
 
-def context_ids(codec: Codec, state: State) -> tuple[int, ...]:
-    """Returns the ids that the next step follows."""
-    ids = codec.solve_prompt(state.question.problem)
-    return ids + tuple(i for step in state.steps for i in step.ids)
-
-
 class Reader:
     """Turns sampled ids into candidates.
 
@@ -96,20 +110,15 @@ class Reader:
       stops: strings that end a candidate; a stop id of the tokenizer ends it, too.
     """
 
-    def __init__(self, codec: Codec, unit: str = "step"):
-        """Finds what ends a step, or a solution.
+    def __init__(self, codec: Codec, unit: Unit = STEP):
+        """Takes the strings that end a candidate from the templates.
 
         Args:
           codec: tokenizer and templates.
-          unit: one of `UNITS`.
-
-        Raises:
-          ValueError: for another unit.
+          unit: what a candidate is.
         """
-        if unit not in UNITS:
-            raise ValueError(f"search.unit={unit!r}; expected one of {UNITS}.")
         self.codec, self.unit = codec, unit
-        self.stops = prompts.step_stops(codec.templates) if unit == "step" else ()
+        self.stops = unit.stops(codec.templates)
 
     def proposal(
         self,
@@ -158,18 +167,7 @@ class Reader:
         if not ended:
             return None
         size = len(ids)
-        if self.unit == "solution":
-            return size if self._is_solution(self.codec.text(ids)) else None
         if ids[-1] not in self.codec.stop_ids:
             size = stops.cut_at_stop(self.codec.tokenizer.token_bytes, ids, self.stops)
-        marker = prompts.marker(self.codec.templates, number)
-        text = self.codec.text(ids[:size])
-        well_formed = text.startswith(marker) and text[len(marker) :].strip()
-        return size if well_formed else None
-
-    def _is_solution(self, text: str) -> bool:
-        try:
-            prompts.split_steps(self.codec.templates, text)
-        except ValueError:
-            return False
-        return prompts.boxed(text) is not None
+        templates, text = self.codec.templates, self.codec.text(ids[:size])
+        return size if self.unit.well_formed(templates, number, text) else None

@@ -1,7 +1,7 @@
 """The rows that stages exchange, and how they are read from and written to disk.
 
-A file of records is JSON lines: UTF-8, one object a line, lines divided by "\\n"
-only (texts may hold U+2028, which is not a line's end here).
+A file of records is JSON lines: UTF-8, one object per line. Only "\\n" ends a line,
+since texts may hold U+2028.
 """
 
 import dataclasses
@@ -10,8 +10,9 @@ import os
 import reprlib
 import typing
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Literal
+
+from stepjax.lm import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,40 +93,14 @@ class Comparison:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Rating:
-    """One row of EFT data of whole solutions, scored one by one (arXiv 2401.10020).
-
-    Attributes:
-      id: name of the row, unique in its file.
-      problem: text of the problem.
-      steps: texts of the solution's steps, each from its marker on.
-      score: what the solution gets, one digit.
-      explanation: what the judge says before the score.
-
-    Raises:
-      ValueError: the score is not a digit.
-    """
-
-    id: str
-    problem: str
-    steps: tuple[str, ...]
-    score: int
-    explanation: str = ""
-
-    def __post_init__(self):
-        if not 0 <= self.score <= 9:
-            raise ValueError(f"field 'score' is {self.score}; expected 0 to 9")
-
-
 def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
-    r"""Reads the JSON objects of a file, one a line.
+    r"""Reads the JSON objects of a file, one per line.
 
     Args:
       path: the file, UTF-8. Only "\n" ends a line.
 
     Yields:
-      (place, object): where the object stands, as "PATH:LINE" with lines counted
+      (place, object): where the object is, as "PATH:LINE" with lines counted
       from 1 (for messages), and the object.
 
     Raises:
@@ -145,7 +120,7 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
             place = f"{path}:{number}"
             if not line.strip():
                 raise ValueError(
-                    f"{place}: empty line; expected one JSON object a line"
+                    f"{place}: empty line; expected one JSON object per line"
                 )
             try:
                 value = json.loads(line.decode("utf-8"))
@@ -157,7 +132,7 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
             if not isinstance(value, dict):
                 raise ValueError(
                     f"{place}: {reprlib.repr(value)} is no JSON object; "
-                    "expected one JSON object a line"
+                    "expected one JSON object per line"
                 )
             yield place, value
 
@@ -216,7 +191,7 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
             raise ValueError(f"{place}: {error}") from error
         if record.id in places:
             raise ValueError(
-                f"{place}: id {record.id!r} stands at {places[record.id]} already; "
+                f"{place}: id {record.id!r} is at {places[record.id]} already; "
                 "expected every id once"
             )
         places[record.id] = place
@@ -227,9 +202,7 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
     r"""Writes rows as JSON lines, all of them or nothing.
 
-    The rows go to a temporary file in the same folder, which takes the place of
-    `path` once everything is on disk: a kill leaves the old file or the new one,
-    never a part.
+    A kill leaves the old file or the new one, never a part (`files.replacing`).
 
     Args:
       path: the file to write; its folder must exist.
@@ -240,24 +213,16 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
         infinity, half of a surrogate pair, a value that is not JSON's. An earlier
         file at `path` is left as it was.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            for number, row in enumerate(rows, 1):
-                if dataclasses.is_dataclass(row):
-                    names = [field.name for field in dataclasses.fields(row)]
-                    row = {name: getattr(row, name) for name in names}
-                try:
-                    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-                    file.write(text.encode("utf-8") + b"\n")
-                except (ValueError, TypeError) as error:
-                    raise ValueError(
-                        f"{path}:{number}: row cannot be written ({error}); expected "
-                        "strings, finite numbers, lists and dicts of them"
-                    ) from error
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(path) as file:
+        for number, row in enumerate(rows, 1):
+            if dataclasses.is_dataclass(row):
+                names = [field.name for field in dataclasses.fields(row)]
+                row = {name: getattr(row, name) for name in names}
+            try:
+                text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+                file.write(text + "\n")
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{path}:{number}: row cannot be written ({error}); expected "
+                    "strings, finite numbers, lists and dicts of them"
+                ) from error

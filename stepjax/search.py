@@ -9,7 +9,7 @@ multiplicity; candidates that were cut off or do not start with their ``Step n: 
 marker are left out and counted; ties for best or worst break by score, multiplicity,
 log-probability, then index; every expansion counts towards the budget.
 ``on_tie="append"`` appends the most frequent candidate without a pair instead of
-going back, for models so sure of a step that all candidates agree.
+going back. That is for models so sure of a step that all candidates agree.
 
 `transition` is a pure function; `step_search` drives it with two callables, so the
 logic is tested without a model. `stepjax.propose` and `stepjax.judge` make them.
@@ -19,88 +19,13 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from stepjax.judge import Judge, Request, Verdict, hash_id, win_counts
+from stepjax.judge import Judge, Request, comparisons
 from stepjax.records import Question
+from stepjax.trajectory import Candidate, Expansion, Proposal, State, Verdict
 
 ON_TIE = ("back", "append")
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One distinct candidate: a step, or a whole solution (`search.unit`).
-
-    Attributes:
-      ids: the sampled token ids, cut where the next step would begin.
-      text: for people.
-      count: how many of the w samples it is.
-      logp: sum of its tokens' log-probabilities under the model.
-      finished: it ends the solution (EOS, or a closed box).
-    """
-
-    ids: tuple[int, ...]
-    text: str
-    count: int
-    logp: float
-    finished: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Proposal:
-    """Distinct well-formed candidates, and how many samples were malformed."""
-
-    candidates: tuple[Candidate, ...]
-    malformed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Expansion:
-    """What happened at one expansion; kept whole, so that pairs can be audited.
-
-    ``action`` is "pair", "append" (a tie, kept going), "back" or "resample" (a tie
-    at step 1).
-    """
-
-    step: int
-    attempt: int
-    candidates: tuple[Candidate, ...]
-    malformed: int
-    verdicts: tuple[Verdict, ...]
-    scores: tuple[float | None, ...]
-    best: int | None
-    worst: int | None
-    action: str
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """A problem in search.
-
-    Attributes:
-      question: the problem, without an answer.
-      steps: the steps kept so far.
-      pairs: for each kept step, the number of the expansion that made its pair, or
-        None where it was appended without one.
-      expansions: all expansions, going back included.
-      status: "running", "complete", "budget" or "length".
-    """
-
-    question: Question
-    steps: tuple[Candidate, ...] = ()
-    pairs: tuple[int | None, ...] = ()
-    expansions: tuple[Expansion, ...] = ()
-    status: str = "running"
-
-    def key_path(self, iteration: int) -> tuple[int, ...]:
-        """Returns (iteration, problem, step, attempt): the seed path of its draws."""
-        step = len(self.steps) + 1
-        return iteration, hash_id(self.question.id), step, self.attempt()
-
-    def attempt(self) -> int:
-        """Returns how often the next step was expanded before."""
-        return sum(e.step == len(self.steps) + 1 for e in self.expansions)
-
-
-Propose = Callable[[Mapping[int, State]], dict[int, Proposal]]
+Scores = Callable[[int, Sequence[Verdict]], list]  # see `judge.Judgments`
+_SUM = comparisons("sum").scores
 
 
 def best_and_worst(
@@ -109,8 +34,8 @@ def best_and_worst(
     """Returns the indices of the best and the worst candidate.
 
     The highest and the lowest score; among equals the one sampled more often, then
-    the more probable, then the first. A candidate without a score (None: its rating
-    could not be parsed) is neither, unless none has one.
+    the more probable, then the first. A candidate without a score (None) is neither,
+    unless no candidate has one.
     """
 
     def tie_break(i):
@@ -129,9 +54,10 @@ def transition(
     proposal: Proposal,
     verdicts: Sequence[Verdict],
     *,
-    score: str = "sum",
+    scores: Scores = _SUM,
     on_tie: str = "back",
     max_expansions: int = 20,
+    iteration: int = 0,
 ) -> State:
     """Returns the state after one expansion.
 
@@ -139,9 +65,10 @@ def transition(
       state: a running problem.
       proposal: its candidates for the next step.
       verdicts: the judge's calls about them.
-      score: reading of equation 2, see `stepjax.judge`.
+      scores: (number of candidates, verdicts) → score of each candidate.
       on_tie: what to do without a preference, one of `ON_TIE`.
       max_expansions: budget; the problem is closed when it is used up.
+      iteration: first integer of the key path.
 
     Raises:
       ValueError: when the state is closed, or for an unknown `on_tie`.
@@ -153,30 +80,32 @@ def transition(
     if on_tie not in ON_TIE:
         raise ValueError(f"on_tie={on_tie!r}; expected one of {ON_TIE}.")
     candidates = proposal.candidates
-    scores = win_counts(len(candidates), verdicts, score)
+    points = scores(len(candidates), verdicts)
     best = worst = None
     if candidates:
-        best, worst = best_and_worst(candidates, scores)
-    steps, pairs = state.steps, state.pairs
-    if candidates and scores[best] != scores[worst]:
+        best, worst = best_and_worst(candidates, points)
+    steps, pair_from = state.steps, state.pair_from
+    if candidates and points[best] != points[worst]:
         action = "pair"
-        steps, pairs = (*steps, candidates[best]), (*pairs, len(state.expansions))
+        steps = *steps, candidates[best]
+        pair_from = *pair_from, len(state.expansions)
     elif candidates and on_tie == "append":
         action, worst = "append", None
-        steps, pairs = (*steps, candidates[best]), (*pairs, None)
+        steps, pair_from = (*steps, candidates[best]), (*pair_from, None)
     else:
         action, best, worst = "back" if steps else "resample", None, None
-        steps, pairs = steps[:-1], pairs[:-1]
+        steps, pair_from = steps[:-1], pair_from[:-1]
     expansion = Expansion(
         len(state.steps) + 1,
         state.attempt(),
         candidates,
         proposal.malformed,
         tuple(verdicts),
-        tuple(scores),
+        tuple(points),
         best,
         worst,
         action,
+        state.key_path(iteration),
     )
     expansions = (*state.expansions, expansion)
     status = "running"
@@ -184,17 +113,17 @@ def transition(
         status = "complete"
     elif len(expansions) >= max_expansions:
         status = "budget"
-    return State(state.question, steps, pairs, expansions, status)
+    return State(state.question, steps, pair_from, expansions, status)
 
 
 def step_search(
     questions: Sequence[Question],
-    propose: Propose,
+    propose: Callable[[Mapping[int, State]], dict[int, Proposal]],
     judge: Judge,
     *,
     slots: int,
     iteration: int = 0,
-    score: str = "sum",
+    scores: Scores = _SUM,
     on_tie: str = "back",
     max_expansions: int = 20,
     fits: Callable[[State], bool] = lambda state: True,
@@ -213,7 +142,7 @@ def step_search(
       judge: requests to verdicts, see `stepjax.judge`.
       slots: problems in flight.
       iteration: first integer of every key path.
-      score: see `transition`.
+      scores: see `transition`.
       on_tie: see `transition`.
       max_expansions: see `transition`.
       fits: whether a state leaves room for another step; otherwise it is closed
@@ -263,9 +192,10 @@ def step_search(
                 active[request.slot],
                 proposals[request.slot],
                 answers,
-                score=score,
+                scores=scores,
                 on_tie=on_tie,
                 max_expansions=max_expansions,
+                iteration=iteration,
             )
             active[request.slot] = state
             if state.status != "running":

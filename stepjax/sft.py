@@ -8,16 +8,20 @@ three epochs.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from stepjax import forest, prompts
+from stepjax import forest
 from stepjax.codec import Codec
 from stepjax.lm import sharding, train
-from stepjax.records import Comparison, Rating, Solution
+from stepjax.records import Solution
+
+# Ids of the prompt, ids of the response, text of the verdict that ends the response.
+Example = tuple[tuple[int, ...], tuple[int, ...], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Phase:
         (the shares are then the data's own); 0 with `steps`.
       steps: updates with batches of exactly the shares; 0 with `epochs`.
       stop_loss: the phase ends when the mean loss of a log period is below it.
-      batch_size: sequences an update.
+      batch_size: sequences per update.
       optimizer: learning rate and schedule.
     """
 
@@ -67,23 +71,21 @@ def solution_tree(codec: Codec, row: Solution) -> forest.Tree:
 
 
 def judgment_tree(
-    codec: Codec, row: Comparison | Rating, verdict_weight: float
+    codec: Codec,
+    example: Example,
+    verdict_weight: float,
 ) -> forest.Tree:
-    """Returns an EFT row as a path, scored on explanation and verdict (or rating).
+    """Returns an EFT row as a path, scored on explanation and verdict.
 
     Args:
       codec: tokenizer and templates.
-      row: the comparison, or the rating of a whole solution.
-      verdict_weight: weight of the verdict's tokens (and EOS); the others have 1.
+      example: ids of the prompt, ids of the response with EOS, and the text of the
+        verdict that ends the response; see `judge.Judgments.example`.
+      verdict_weight: weight of the verdict's tokens and EOS; tokens before have 1.
     """
-    if isinstance(row, Rating):
-        prompt, response = codec.rating(row)
-        text = prompts.rating(codec.templates, row.score)
-    else:
-        prompt, response = codec.comparison(row)
-        text = codec.verdict_text(row.verdict)
-    verdict = codec.verdict_tokens(response, text)
-    weights = [1.0] * (len(response) - verdict) + [verdict_weight] * verdict
+    prompt, response, verdict = example
+    last = codec.verdict_tokens(response, verdict)
+    weights = [1.0] * (len(response) - last) + [verdict_weight] * last
     return forest.path_tree(prompt + response, [0.0] * len(prompt) + weights)
 
 
@@ -106,6 +108,57 @@ def fitting(
             f"train.row_length={row_length}. Raise train.row_length."
         )
     return kept, dropped
+
+
+class Examples(NamedTuple):
+    """What SFT trains on.
+
+    Attributes:
+      trees: "ift" and "eft" → the rows that fit a row of training.
+      dropped: ids of the rows that are too long.
+    """
+
+    trees: dict[str, list[forest.Tree]]
+    dropped: list[str]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many rows "ift" and "eft" have."""
+        return {name: len(trees) for name, trees in self.trees.items()}
+
+
+def examples(
+    ift: Sequence[Solution],
+    eft: Sequence[Any],
+    codec: Codec,
+    *,
+    example: Callable[[Codec, Any], Example],
+    row_length: int,
+    verdict_weight: float,
+) -> Examples:
+    """Returns IFT and EFT rows as trees, without the rows that are too long.
+
+    Args:
+      ift: solutions.
+      eft: judgments.
+      codec: tokenizer and templates.
+      example: what a judgment teaches, see `judge.Judgments`.
+      row_length: most tokens of an example.
+      verdict_weight: see `judgment_tree`.
+
+    Raises:
+      ValueError: when all rows of one kind are too long.
+    """
+    every = {
+        "ift": [solution_tree(codec, row) for row in ift],
+        "eft": [judgment_tree(codec, example(codec, r), verdict_weight) for r in eft],
+    }
+    kept, dropped = {}, []
+    for name, rows in (("ift", ift), ("eft", eft)):
+        ids = [row.id for row in rows]
+        kept[name], too_long = fitting(every[name], ids, row_length, name)
+        dropped += too_long
+    return Examples(kept, dropped)
 
 
 def loss(params, reference, rows: forest.Rows, *, model):

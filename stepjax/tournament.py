@@ -1,22 +1,24 @@
 """Partial tournaments: the best and the worst candidate from fewer judgments.
 
 The paper judges all pairs of candidates, n (n - 1) calls in both orders (``full``).
-The other two ask in rounds, each from the results of the ones before:
+Two schedules ask fewer, in rounds; a round depends on the results before it:
 
-  ``knockout``: who loses leaves; the first-round losers play on for the last place,
-    where who wins leaves. The best has won all its matches, the worst has lost all.
-  ``swiss``: ceil(log2 n) rounds between candidates of like scores that have not met.
+  ``knockout``: the loser of a match leaves. The losers of the first round play for the
+    last place, and there the winner of a match leaves. The best candidate has won all
+    its matches, the worst has lost all of its own.
+  ``swiss``: ceil(log2 n) rounds between candidates of equal scores that have not met.
 
 A schedule is a generator: it yields the matches of a round, pairs of candidates, and
-is sent the winner of each.
+receives the winner of each match.
 """
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from stepjax.judge import Judge, Request, Verdict, ordered_pairs, win_counts
+from stepjax.judge import Call, Judge, Request, win_counts
+from stepjax.trajectory import Verdict
 
 Schedule = Generator[list[tuple[int, int]], list[int], None]
 
@@ -35,7 +37,7 @@ def knockout(count: int) -> Schedule:
 
 
 def swiss(count: int) -> Schedule:
-    """Yields rounds between candidates of like scores; an odd one out rests once."""
+    """Yields rounds between candidates of equal scores; with an odd count one rests."""
     points, met, rested = [0] * count, set(), set()
     for _ in range(math.ceil(math.log2(count)) if count > 1 else 0):
         order = sorted(range(count), key=lambda i: (-points[i], i))
@@ -47,7 +49,7 @@ def swiss(count: int) -> Schedule:
         while order:
             first = order.pop(0)
             fresh = [i for i in order if frozenset((first, i)) not in met]
-            if fresh:  # or it has met all that are left, and rests
+            if fresh:  # otherwise it has met all that are left, and rests
                 order.remove(fresh[0])
                 matches.append((first, fresh[0]))
         met |= {frozenset(match) for match in matches}
@@ -56,55 +58,49 @@ def swiss(count: int) -> Schedule:
 
 
 SCHEDULES = {"full": None, "knockout": knockout, "swiss": swiss}
+Calls = Callable[[int, Sequence[int]], list[Call]]  # see `judge.Judgments`
 
 
-def rounds(schedule: str, count: int, score: str) -> list[int]:
-    """Returns the calls of each round, were the candidate sampled first always better.
+def rounds(schedule: str, count: int, calls: Calls) -> list[int]:
+    """Returns the number of calls per round, if the earlier candidate always won.
 
     Args:
       schedule: one of `SCHEDULES`.
       count: number of candidates.
-      score: reading of equation 2.
+      calls: all calls between candidates, `Judgments.calls`.
     """
     if schedule == "full":
-        return [len(ordered_pairs(count, score, ()))]
-    calls, play, winners = [], SCHEDULES[schedule](count), None
+        return [len(calls(count, ()))]
+    sizes, play, winners = [], SCHEDULES[schedule](count), None
     while matches := _next(play, winners):
-        calls.append(len(matches) * (1 if score == "single" else 2))
+        sizes.append(len(matches) * len(calls(2, ())))
         winners = [min(match) for match in matches]
-    return calls
+    return sizes
 
 
-def rows_of_a_call(schedule: str, count: int, score: str, most: int) -> tuple[int, int]:
+def layout(schedule: str, count: int, calls: Calls, most: int) -> tuple[int, int]:
     """Returns how the calls of a problem are laid out for the devices.
 
     Args:
       schedule: one of `SCHEDULES`.
       count: number of candidates.
-      score: reading of equation 2.
-      most: rows that share a read of the context, at most (`judge.rows`).
+      calls: all calls between candidates, `Judgments.calls`.
+      most: the largest number of calls per problem and batch (`judge.rows`).
 
     Returns:
-      (rows, rows of them that share the candidate shown first); see
-      `judge.make_judge`.
+      (rows, share) of `self_judge.make_judge`: calls batched behind the context, and
+      consecutive calls with the same candidate A.
     """
-    rows = max(1, min(most, max(rounds(schedule, count, score), default=0)))
-    share = count - 1
-    if schedule != "full" or score in ("single", "rating") or not 1 < share <= rows:
+    largest = max(rounds(schedule, count, calls), default=0)
+    rows, share = max(1, min(most, largest)), count - 1
+    # Blocks of equal length need every ordered pair: each candidate is A n - 1 times.
+    if largest != count * share or not 1 < share <= rows:
         return rows, 1
     return rows // share * share, share
 
 
-def _neighbours(row: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip(row[::2], row[1::2], strict=False))
-
-
-def _other(match: tuple[int, int], one: int) -> int:
-    return match[0] if match[1] == one else match[1]
-
-
 def scheduled(judge: Judge, schedule: str, score: str, seed: int) -> Judge:
-    """Returns a judge that asks as a schedule says where it is not told what to ask.
+    """Wraps a judge: without explicit `calls` it plays the tournament.
 
     Args:
       judge: from `stepjax.judge`.
@@ -150,6 +146,14 @@ def scheduled(judge: Judge, schedule: str, score: str, seed: int) -> Judge:
     return by_rounds
 
 
+def _neighbours(row: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(row[::2], row[1::2], strict=False))
+
+
+def _other(match: tuple[int, int], one: int) -> int:
+    return match[0] if match[1] == one else match[1]
+
+
 def _next(play: Schedule, winners: list[int] | None) -> list[tuple[int, int]]:
     try:
         return play.send(winners)
@@ -158,7 +162,7 @@ def _next(play: Schedule, winners: list[int] | None) -> list[tuple[int, int]]:
 
 
 def _winner(match: tuple[int, int], verdicts: Sequence[Verdict], score: str) -> int:
-    """Returns who won; without a preference it is the candidate sampled first."""
+    """Returns the winner; without a preference, the candidate that comes first."""
     names = {name: place for place, name in enumerate(sorted(match))}
     own = [
         Verdict(names[v.a], names[v.b], v.winner)

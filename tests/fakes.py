@@ -9,8 +9,9 @@ import numpy as np
 from flax import linen as nn
 
 from stepjax.codec import Codec
-from stepjax.judge import Verdict, ordered_pairs
+from stepjax.judge import ordered_pairs
 from stepjax.lm.generate import Decoding, Samples
+from stepjax.trajectory import Verdict
 
 
 class Asked(NamedTuple):

@@ -19,8 +19,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from stepjax import config, iterate, main
-from stepjax.lm import checkpoint, sharding
+from stepjax.lm import files, sharding
 from stepjax.run.monitor import Monitor
+from stepjax.run.run import Run
 
 CONFIG = pathlib.Path(tiny_config.__file__)  # for --config
 make_mesh = sharding.make_mesh  # all eight devices, also where it is replaced
@@ -113,7 +114,7 @@ def finished_run() -> pathlib.Path:
     return made_once("run", make)
 
 
-def copy_run(folder: pathlib.Path, *without: str, **changes) -> iterate.Run:
+def copy_run(folder: pathlib.Path, *without: str, **changes) -> Run:
     """Opens a copy of the finished run, less some files, with settings changed.
 
     Args:
@@ -128,8 +129,8 @@ def copy_run(folder: pathlib.Path, *without: str, **changes) -> iterate.Run:
     settings.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in changes.items()}
     )
-    checkpoint.write_json(folder / "config.json", config.to_dict(settings))
-    return iterate.Run(settings, folder)
+    files.write_json(folder / "config.json", config.to_dict(settings))
+    return Run(settings, folder)
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
@@ -147,10 +148,10 @@ def assert_same_results(one: pathlib.Path, other: pathlib.Path) -> None:
         for name in (f"M{number}/search.jsonl", f"M{number}/pairs.jsonl"):
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
     for name in ("M1", "M2", "M3"):
-        a, b = (checkpoint.read_json(f / name / "manifest.json") for f in (one, other))
+        a, b = (files.read_json(f / name / "manifest.json") for f in (one, other))
         assert a["arrays"] == b["arrays"], name
     for path in (one / "eval").iterdir():
-        a, b = (checkpoint.read_json(f / "eval" / path.name) for f in (one, other))
+        a, b = (files.read_json(f / "eval" / path.name) for f in (one, other))
         for part in ("metrics", "items"):
             assert a.get(part) == b.get(part), path.name
     assert Monitor(one).rows() == Monitor(other).rows()

@@ -1,16 +1,16 @@
 """The control experiments: one M1, the same questions, the same number of updates."""
 
-import math
-
 import numpy as np
 import pytest
 from runs import contents, made_once
 from tiny_config import get_config
 
-from stepjax import ablate, iterate, records
+from stepjax import ablate, iterate, records, srlm
 from stepjax import config as configs
-from stepjax.lm import checkpoint
-from stepjax.pairs import Pair, trajectory_from_row
+from stepjax.lm import files
+from stepjax.pairs import Pair
+from stepjax.run.run import Run
+from stepjax.trajectory import from_row
 from stepjax.worlds import arithmetic
 
 SEEDS = (3, 4)
@@ -34,7 +34,7 @@ def settings():
     c.search.context_tokens = 96
     c.search.on_tie = "append"
     c.judge.context_tokens = 96
-    c.judge.rating_tokens = 40
+    c.srlm.max_tokens = 40
     return c
 
 
@@ -44,7 +44,7 @@ def ablation():
 
 
 def manifest(folder, seed, arm, name="M2/manifest.json"):
-    return checkpoint.read_json(folder / f"seed_{seed}" / arm / name)
+    return files.read_json(folder / f"seed_{seed}" / arm / name)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -67,7 +67,7 @@ def test_arms_differ_in_one_thing_only(ablation, seed):
 
 def searches(ablation, arm):
     path = ablation / f"seed_{SEEDS[0]}" / arm / "M1" / "search.jsonl"
-    return [trajectory_from_row(row) for _, row in records.read_objects(path)]
+    return [from_row(row) for _, row in records.read_objects(path)]
 
 
 def pairs(ablation, arm):
@@ -100,7 +100,7 @@ def test_more_sft_searches_nothing(ablation):
 
 def test_srlm_compares_whole_solutions_by_their_ratings(ablation):
     folder = ablation / f"seed_{SEEDS[0]}" / "srlm"
-    rows = records.read_jsonl(folder / "data" / "eft.jsonl", records.Rating)
+    rows = records.read_jsonl(folder / "data" / "eft.jsonl", srlm.Rating)
     assert len(rows) == 96  # a row a problem
     states = searches(ablation, "srlm")
     assert all(len(state.steps) <= 1 for state in states)
@@ -125,7 +125,7 @@ def states_of(states, pair):
 
 
 def test_the_table_holds_what_the_runs_measured(ablation):
-    found = checkpoint.read_json(ablation / "ablation.json")
+    found = files.read_json(ablation / "ablation.json")
     assert found["seeds"] == list(SEEDS) and set(found["arms"]) == set(ablate.ARMS)
     for arm, runs in found["arms"].items():
         for seed, run in zip(SEEDS, runs, strict=True):
@@ -137,7 +137,7 @@ def test_the_table_holds_what_the_runs_measured(ablation):
                     "search": f"M{number}_test_search",
                     "judge": f"M{number}_heldout_judge",
                 }.items():
-                    made = checkpoint.read_json(folder / "eval" / f"{name}.json")
+                    made = files.read_json(folder / "eval" / f"{name}.json")
                     assert run[mode][place] == made["metrics"]["accuracy"]
     lines = (ablation / "ablation.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
@@ -161,8 +161,12 @@ def test_the_same_command_again_runs_nothing(ablation, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("must not be called")
 
-    for stage in ("_train_on", "_sft_phase"):
-        monkeypatch.setattr(iterate.Run, stage, refuse)
+    for owner, name in (
+        (iterate, "_train_on_pairs"),
+        (iterate, "_sft_phase"),
+        (Run, "fit"),
+    ):
+        monkeypatch.setattr(owner, name, refuse)
     ablate.ablate(settings(), ablation, SEEDS)
     after = contents(ablation)
     for found in (before, after):
@@ -201,12 +205,4 @@ def test_arm_settings():
         *("self", "random", "oracle", "self", "self")
     ]
     assert [made.improve_by for made in c.values()].count("sft") == 1
-    assert c["srlm"].search.unit == "solution" and c["srlm"].judge.score == "rating"
-
-
-def test_intervals_over_seeds_by_hand():
-    # t(0.975, 4 degrees of freedom) = 2.776 445, standard deviation of 1 ... 5: 1.581
-    mean, low, high = ablate.mean_and_interval([1, 2, 3, 4, 5])
-    assert mean == 3 and low + high == pytest.approx(6)
-    assert high == pytest.approx(3 + 2.776445 * math.sqrt(2.5 / 5), abs=1e-5)
-    assert ablate.mean_and_interval([2.0]) == (2.0, -math.inf, math.inf)
+    assert c["srlm"].judge.kind == "ratings"

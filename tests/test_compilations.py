@@ -5,9 +5,12 @@ import collections
 import jax
 import pytest
 from runs import copy_run
+from tiny_config import get_config
 
+from stepjax import settings
 from stepjax.lm import generate
 from stepjax.records import Question
+from stepjax.run import rollout
 from stepjax.worlds import arithmetic
 
 PROGRAMS = ("extend", "append", "sample")
@@ -50,18 +53,21 @@ def compiled():
     return {name: getattr(generate, name)._cache_size() for name in PROGRAMS}
 
 
-def test_a_search_compiles_once_a_bucket_and_new_settings_compile_nothing(run, buckets):
-    engine = run.engine
-    engine.config.judge.rows = 6  # all judgments of a step: they share leads
+def test_a_search_compiles_once_a_bucket_and_new_settings_compile_nothing(
+    run, buckets, monkeypatch
+):
     texts = arithmetic.problems(PROBLEMS, operations=2, seed=9)
     questions = [Question(f"new-{i}", text) for i, text in enumerate(texts)]
-    params = engine.sampling_params(1)
+    params = run.sampling_params(1)
 
     def search(**changes):
-        for name, value in changes.items():
-            section, field = name.split("__")
-            engine.config[section][field] = value
-        return list(engine.searches(params, questions, 1))
+        c = get_config()
+        c.judge.rows = 6  # all judgments of a step: they share leads
+        c.update_from_flattened_dict(
+            {name.replace("__", "."): value for name, value in changes.items()}
+        )
+        monkeypatch.setattr(run, "settings", settings.from_config(c))
+        return list(rollout.search_questions(run, params, questions, 1))
 
     jax.clear_caches()  # of the run that made the model
     before = compiled()

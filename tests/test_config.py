@@ -7,7 +7,7 @@ import pathlib
 import ml_collections
 import pytest
 
-from stepjax import config, sft
+from stepjax import config, settings, sft
 from stepjax.lm import train
 from stepjax.run import checks, data
 
@@ -89,8 +89,9 @@ def test_config_files(path):
     c = load(path)
     assert isinstance(c, ml_collections.ConfigDict) and c.is_locked
     assert set(c) == set(config.default()) and c != config.default()
-    checks.check_settings(c)
-    data.templates(c)
+    typed = settings.from_config(c)
+    checks.check_settings(typed)
+    settings.templates(typed.texts, data.world_templates(c.data.world))
     assert len(c.data.questions) >= c.iterations
     text = json.dumps(config.to_dict(c))
     back = config.from_dict(json.loads(text))

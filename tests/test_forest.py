@@ -341,7 +341,7 @@ def test_what_does_not_fit_is_refused():
     tree = forest.path_tree([1, 2, 3, 4, 5], [0, 1, 1, 1, 1])
     with pytest.raises(ValueError, match="tree 1 has 5 tokens; expected at most .*=4"):
         forest.fill([forest.path_tree([1, 2], [0, 1]), tree], 4)
-    message = "needs 2 rows and 4 scored tokens a row; expected at most"
+    message = "needs 2 rows and 4 scored tokens per row; expected at most"
     with pytest.raises(ValueError, match=f"{message} 1 and 4"):
         forest.pack([tree, tree], 9, rows=1)
     with pytest.raises(ValueError, match=f"{message} 2 and 3"):

@@ -21,12 +21,12 @@ REFUSED = [
     "sentencepiece",
 ]
 
-HOOK = f"""
+HOOK = """
 import importlib.abc, json, sys
 
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {REFUSED!r}:
+        if name.split(".")[0] in {refused!r}:
             raise ImportError("refused by the test: " + name)
 
 sys.meta_path.insert(0, Refuse())
@@ -40,10 +40,10 @@ def roots(modules):
 """
 
 
-def run(script):
+def run(script, refused=REFUSED):
     """Runs `script` after the hook; what it prints last is JSON."""
     done = subprocess.run(
-        [sys.executable, "-c", HOOK + script],
+        [sys.executable, "-c", HOOK.format(refused=refused) + script],
         cwd=Path(stepjax.__file__).parent.parent,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -96,6 +96,31 @@ print(json.dumps([sorted(n for n in new if n.startswith("stepjax")), roots(new),
     assert new[1] == ["stepjax"]  # beyond what jax itself had loaded
     assert not set(new[2]) & set(REFUSED)
     assert new[3] == [0.693147, 0.693147]
+
+
+def test_the_first_line_of_a_command_comes_before_jax():
+    """It takes 0.1 s, and what comes then takes seconds."""
+    new = run(
+        """
+import contextlib, io
+sys.modules["jax"] = None  # importing it is an error
+arguments = ["run", "--config=configs/quickstart.py", "--workdir=runs/one"]
+sys.argv = ["stepjax", *arguments]
+from stepjax import main
+said, error = io.StringIO(), ""
+with contextlib.redirect_stderr(said):
+    try:
+        main.main(sys.argv)
+    except ImportError as e:
+        error = str(e)
+print(json.dumps([said.getvalue().splitlines(), error, roots(loaded())]))
+""",
+        refused=[name for name in REFUSED if name != "ml_collections"],
+    )
+    first = f"stepjax {stepjax.__version__}: run --config=configs/quickstart.py"
+    assert new[0] == [f"{first} --workdir=runs/one", "starting JAX"]
+    assert "jax" in new[1] and not Path("runs/one").exists()
+    assert not {"numpy", "rich", "tensorboardX"} & set(new[2])
 
 
 def test_every_public_name_is_there():

@@ -16,13 +16,14 @@ from runs import CONFIG, assert_same_results, command, copy_run, finished_run
 from tiny_config import get_config
 
 import stepjax
-from stepjax import iterate, search
+from stepjax import iterate, search, trajectory
 from stepjax import pairs as preferences
-from stepjax.lm import checkpoint, train
+from stepjax.evaluation import stages
+from stepjax.lm import files, train
 from stepjax.records import Question
-from stepjax.run import rundir
+from stepjax.run import rollout, rundir
 from stepjax.run.monitor import Monitor
-from stepjax.run.run import Engine
+from stepjax.run.run import Run
 
 EVERY = {f"arith-q1-{index}" for index in range(24)}
 
@@ -67,7 +68,7 @@ def test_kills_at_every_stage(tmp_path):
     states = folder / "M1/train"
 
     # Preparation: nothing is left of a run that has not begun.
-    killed(folder, Engine, "_check", lambda count, args: True)
+    killed(folder, Run, "_check", lambda count, args: True)
     assert not folder.exists()
 
     # Update 25 of SFT's first phase; saved at 20, so that 20 updates are not redone.
@@ -86,18 +87,18 @@ def test_kills_at_every_stage(tmp_path):
 
     # After the last update and M1's arrays, before its manifest.
     def before_sft(count, args):
-        return args[2] == "sft"
+        return args[0].name == "sft"
 
     with kill(train, "put_batch", None) as batches:
-        killed(folder, rundir.RunDirectory, "commit", before_sft)
+        killed(folder, rundir.Stage, "commit", before_sft)
     assert len(batches) == 30 and (folder / "M1/params").exists()
     assert not (folder / "M1/manifest.json").exists()
 
     # M1 is done; its evaluation has logged and not committed.
     def before_evaluation(count, args):
-        return args[2] == "eval/search"
+        return args[0].name == "eval/search"
 
-    killed(folder, rundir.RunDirectory, "commit", before_evaluation)
+    killed(folder, rundir.Stage, "commit", before_evaluation)
     assert (folder / "M1/manifest.json").exists() and not states.exists()
     logged = [row["stage"] for row in Monitor(folder).rows()]
     assert logged[-1] == "eval/M1_test_search"
@@ -112,10 +113,10 @@ def test_kills_at_every_stage(tmp_path):
     tear(journal, line[: len(line) // 2])
 
     def before_search(count, args):
-        return args[2] == "search"
+        return args[0].name == "search"
 
     with kill(search, "step_search", None) as searches:
-        killed(folder, rundir.RunDirectory, "commit", before_search)
+        killed(folder, rundir.Stage, "commit", before_search)
     assert {question.id for question in searches[0][0]} == EVERY - done - flying
     assert journal.exists() and (folder / "M1/pairs.jsonl").exists()
 
@@ -124,13 +125,13 @@ def test_kills_at_every_stage(tmp_path):
     assert not journal.exists() and not (folder / "M2/manifest.json").exists()
 
     # M2 is done; its training states have not been deleted.
-    killed(folder, checkpoint.TrainSaver, "clear", lambda count, args: count == 2)
+    killed(folder, rundir.Stage, "tidy", lambda _, args: args[0].name == "dpo")
     assert (folder / "M2/manifest.json").exists() and (folder / "M2/train").exists()
 
     def search_of_m2(count, args):
         return args[1] == 2
 
-    killed(folder, iterate.Run, "search", search_of_m2)
+    killed(folder, iterate, "search", search_of_m2)
     assert not (folder / "M2/train").exists()
     iterate.run(get_config(), folder)
     assert_same_results(finished_run(), folder)
@@ -142,7 +143,7 @@ def sft_rows(folder, phase):
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, capsys):
-    with kill(iterate.Run, "evaluate", lambda count, args: True):
+    with kill(stages, "evaluate", lambda count, args: True):
         status = command("run", f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}")
     assert status == 130
     assert capsys.readouterr().err.endswith("the same command continues.\n")
@@ -152,14 +153,14 @@ def test_training_goes_on_before_a_damaged_state(tmp_path):
     folder = tmp_path / "run"
     copy_run(folder, "M2", "M3", "eval/M[23]*", "metrics.jsonl")
     # Of 12 updates, 10 are saved; the saved state is damaged after the kill.
-    killed(folder, rundir.RunDirectory, "commit", lambda _, args: args[2] == "dpo")
+    killed(folder, rundir.Stage, "commit", lambda _, args: args[0].name == "dpo")
     (state,) = (folder / "M2/train").glob("step_*.json")
-    kept = checkpoint.read_json(state)
+    kept = files.read_json(state)
     kept["digests"] = {name: "0" * 64 for name in kept["digests"]}
-    checkpoint.write_json(state, kept)
-    iterate.Run(get_config(), folder).dpo(1)
+    files.write_json(state, kept)
+    iterate.dpo(Run(get_config(), folder), 1)
     found, expected = (
-        checkpoint.read_json(f / "M2/manifest.json") for f in (folder, finished_run())
+        files.read_json(f / "M2/manifest.json") for f in (folder, finished_run())
     )
     assert found["arrays"] == expected["arrays"]
     steps = [row["step"] for row in Monitor(folder).rows() if row["stage"] == "dpo"]
@@ -168,7 +169,7 @@ def test_training_goes_on_before_a_damaged_state(tmp_path):
 
 def test_at_a_pause_the_caches_are_those_of_a_run_that_goes_on(tmp_path, monkeypatch):
     run = copy_run(tmp_path / "run", "M1/search*", "M1/pairs*", "M2", "M3")
-    make, add, caches, held = Engine.open_slots, rundir.Journal.add, [], []
+    make, add, caches, held = rollout.open_sampler, rundir.Journal.add, [], []
 
     def make_slots(*args):
         caches.append(make(*args))
@@ -178,9 +179,9 @@ def test_at_a_pause_the_caches_are_those_of_a_run_that_goes_on(tmp_path, monkeyp
         held.append([len(ids) for slots in caches for ids in slots.held])
         add(*args)
 
-    monkeypatch.setattr(Engine, "open_slots", make_slots)
+    monkeypatch.setattr(rollout, "open_sampler", make_slots)
     monkeypatch.setattr(rundir.Journal, "add", look)
-    run.search(1)
+    iterate.search(run, 1)
     assert held == [[0] * 16] * 2  # eight slots to solve with and eight to judge
     assert any(ids for slots in caches for ids in slots.held)
 
@@ -189,10 +190,10 @@ def test_a_model_without_pairs_goes_on_unchanged(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     run = copy_run(folder, "M1/search*", "M1/pairs*", "M2", "M3")
     monkeypatch.setattr(preferences, "pairs_of", lambda *args, **options: [])
-    run.search(1)
-    run.dpo(1)
-    made = checkpoint.read_json(folder / "M2/manifest.json")
-    before = checkpoint.read_json(folder / "M1/manifest.json")
+    iterate.search(run, 1)
+    iterate.dpo(run, 1)
+    made = files.read_json(folder / "M2/manifest.json")
+    before = files.read_json(folder / "M1/manifest.json")
     assert made["arrays"] == before["arrays"] and len(made["arrays"]) > 10
     assert made["counts"] == {"pairs": 0, "dropped": 0, "updates": 0}
     said = " ".join(capsys.readouterr().err.split())
@@ -208,9 +209,9 @@ def propose(active):
     for slot, state in active.items():
         rng = np.random.default_rng(state.key_path(1))
         last = len(state.steps) == 2
-        result[slot] = search.Proposal(
+        result[slot] = trajectory.Proposal(
             tuple(
-                search.Candidate((int(i),), f"{i}", 1, float(logp), bool(last))
+                trajectory.Candidate((int(i),), f"{i}", 1, float(logp), bool(last))
                 for i, logp in zip(
                     rng.permutation(9)[:3], rng.normal(size=3), strict=True
                 )
@@ -222,7 +223,7 @@ def propose(active):
 def judge(requests):
     """One random verdict for each request; a third of them cannot be parsed."""
     winners = (np.random.default_rng(r.path).choice(["A", "B", "-"]) for r in requests)
-    return [[search.Verdict(0, 1, w if w in "AB" else None)] for w in winners]
+    return [[trajectory.Verdict(0, 1, w if w in "AB" else None)] for w in winners]
 
 
 QUESTIONS = [Question(f"q{index}", f"problem {index}") for index in range(30)]

@@ -8,8 +8,11 @@ import pytest
 from runs import CONFIG, command, contents, copy_run
 from tiny_config import get_config
 
-from stepjax import iterate, main, records
-from stepjax.lm import checkpoint, hf_config, weights
+import stepjax
+from stepjax import main, records
+from stepjax.lm import checkpoint, files, hf_config, weights
+from stepjax.run import run as run_module
+from stepjax.run.run import Run
 from stepjax.worlds import arithmetic
 
 TINY = f"--config={CONFIG}"
@@ -141,7 +144,10 @@ def write_config(folder, *lines):
 def test_settings_are_refused(tmp_path, capsys, no_compilation, setting, words):
     run = ["run", TINY, f"--workdir={tmp_path / 'run'}", f"--config.{setting}"]
     said = refused(capsys, 1, run, words)
-    assert said.startswith("stepjax: ") and said.count("\n") == 1
+    lines = said.splitlines()  # what begins, and then the error, in one line
+    command_line = f"stepjax {stepjax.__version__}: {' '.join(run)}"
+    assert lines[:2] == [command_line, "starting JAX"]
+    assert [line for line in lines if line.startswith("stepjax: ")] == lines[-1:]
     assert not (tmp_path / "run").exists()
 
 
@@ -174,7 +180,7 @@ def test_files_that_are_missing_or_malformed(tmp_path, capsys, no_compilation, n
 
 
 def test_errors_that_are_not_about_input_keep_their_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr(iterate, "Run", lambda *a: json.loads("{"))
+    monkeypatch.setattr(run_module, "Run", lambda *a: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):
         command("sft", TINY, f"--workdir={tmp_path / 'run'}")
 
@@ -183,7 +189,7 @@ def test_errors_that_are_not_about_input_keep_their_traceback(tmp_path, monkeypa
 
 
 def test_a_folder_of_another_configuration(tmp_path, capsys, no_compilation):
-    iterate.Run(get_config(), tmp_path / "run")
+    Run(get_config(), tmp_path / "run")
     before = contents(tmp_path / "run")
     arguments = [
         "run",
@@ -264,7 +270,7 @@ def test_run_and_eval_of_a_finished_run(finished, capsys, no_compilation):
     for line, (model, name) in zip(lines[-5:], shown, strict=True):
         path = finished / "eval" / f"M{model}_{name}.json"
         mode, _, values = line.partition(" ")
-        metrics = checkpoint.read_json(path)["metrics"]
+        metrics = files.read_json(path)["metrics"]
         assert mode == name.split("_")[1]
         for key, value in metrics.items():
             assert f"'{key}': {round(value, 4)}" in values
@@ -282,7 +288,7 @@ def test_one_stage_at_a_time_makes_the_same(finished, tmp_path):
     for name in ("M2/search.jsonl", "M2/pairs.jsonl"):
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
     for name, key in (("M3/manifest", "arrays"), ("eval/M3_test_greedy", "items")):
-        a, b = (checkpoint.read_json(f / f"{name}.json") for f in (folder, finished))
+        a, b = (files.read_json(f / f"{name}.json") for f in (folder, finished))
         assert a[key] == b[key] and len(a[key]) > 10
 
 
@@ -293,8 +299,8 @@ def test_a_benchmark_of_ones_own(finished, tmp_path, capsys):
     records.write_jsonl(path, problems)
     arguments = ["eval", f"--workdir={folder}", "--model=M3", f"--benchmark={path}"]
     assert command(*arguments, "--mode=greedy") == 0
-    made = checkpoint.read_json(folder / "eval/M3_mine_greedy.json")
-    whole = checkpoint.read_json(finished / "eval/M3_test_greedy.json")
+    made = files.read_json(folder / "eval/M3_mine_greedy.json")
+    whole = files.read_json(finished / "eval/M3_test_greedy.json")
     assert made["items"] == whole["items"][2:5] and made["metrics"]["count"] == 3
     records.write_jsonl(path, problems[:2])
     words = f"Delete {folder}/eval/M3_mine_greedy.json and what was made from it"
@@ -314,12 +320,12 @@ def exported(finished, tmp_path_factory):
 
 
 def test_an_export_loads_back(finished, exported, capsys):
-    run = iterate.Run(get_config(), finished)
-    params = jax.tree.map(np.asarray, run.engine.params(2))
+    run = Run(get_config(), finished)
+    params = jax.tree.map(np.asarray, run.params(2))
     loaded = weights.load_hf(exported, hf_config.config_from_hf(exported))
     digests = checkpoint.array_digests(loaded)
     assert digests == checkpoint.array_digests(params)
-    assert digests == checkpoint.read_json(finished / "M2/manifest.json")["arrays"]
+    assert digests == files.read_json(finished / "M2/manifest.json")["arrays"]
     before = contents(exported)
     arguments = ["export", f"--workdir={finished}", "--model=M1", f"--out={exported}"]
     refused(capsys, 1, arguments, "exists and is not empty; expected a new or an empty")
@@ -331,7 +337,7 @@ def test_transformers_loads_an_export(finished, exported):
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(exported)
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
-    greedy = checkpoint.read_json(finished / "eval/M2_test_greedy.json")["items"]
+    greedy = files.read_json(finished / "eval/M2_test_greedy.json")["items"]
     problems = records.read_jsonl(finished / "data/test.jsonl", records.Problem)
     for problem, item in list(zip(problems, greedy, strict=True))[:6]:
         ids = tokenizer(f"{problem.problem}\n", return_tensors="pt").input_ids
@@ -348,7 +354,7 @@ def test_a_run_starts_from_an_export(finished, exported, tmp_path):
     arguments += [f"--config.model.init=hf:{exported}", "--mode=greedy"]
     assert command("eval", *arguments) == 0
     path = "eval/M{}_test_greedy.json"
-    found = checkpoint.read_json(tmp_path / "run" / path.format(0))
-    expected = checkpoint.read_json(finished / path.format(2))
+    found = files.read_json(tmp_path / "run" / path.format(0))
+    expected = files.read_json(finished / path.format(2))
     assert found["items"] == expected["items"] and len(found["items"]) == 24
     assert found["metrics"] == expected["metrics"]

@@ -6,12 +6,11 @@ import json
 import pytest
 from fakes import by_rank
 
-from stepjax import records, search
+from stepjax import records, search, trajectory
 from stepjax.forest import IdPair
-from stepjax.judge import Verdict, hash_id
-from stepjax.pairs import Pair, pairs_of, summary, trajectory_from_row, trajectory_row
+from stepjax.pairs import Pair, pairs_of, summary
 from stepjax.records import Question
-from stepjax.search import Candidate, Proposal, State
+from stepjax.trajectory import Candidate, Proposal, State, Verdict, hash_id
 
 QUESTION = Question("arith-1", "8*7+4*4+2*3+1")
 OPTIONS = {"model": "M1", "iteration": 2, "seed": 9}
@@ -34,7 +33,7 @@ def calls(table):
 def expand(state, codec, texts, verdicts, malformed=0, **options):
     found = [candidate(codec, *((t,) if isinstance(t, str) else t)) for t in texts]
     return search.transition(
-        state, Proposal(tuple(found), malformed), verdicts, **options
+        state, Proposal(tuple(found), malformed), verdicts, iteration=2, **options
     )
 
 
@@ -55,7 +54,7 @@ def searched(codec):
     third = ["Step 3: 2*3+1=7; \\boxed{7}", "Step 3: 2*3+1=1; \\boxed{1}"]
     verdicts = [Verdict(0, 1, "A", "fine"), Verdict(1, 0, None, "hm")]
     state = expand(state, codec, third, verdicts)
-    assert (state.status, state.pairs) == ("complete", (0, 3, 4))
+    assert (state.status, state.pair_from) == ("complete", (0, 3, 4))
     return state
 
 
@@ -67,7 +66,7 @@ def appended(codec):
     state = expand(state, codec, [("Step 1: 5*3+1=6", 4)], [], **options)
     state = expand(state, codec, [], [], malformed=4, **options)  # back
     state = expand(state, codec, [("Step 1: 5*3+1=6", 3)], [], malformed=1, **options)
-    assert (state.status, state.pairs) == ("budget", (None,))
+    assert (state.status, state.pair_from) == ("budget", (None,))
     return state
 
 
@@ -245,25 +244,8 @@ def test_equal_steps_make_no_pair(codec, searched, tmp_path):
         records.read_jsonl(path, Pair)
 
 
-def test_trajectories_survive_json(searched, appended):
-    untouched = State(Question("q-3", "1*3+1"), status="length")
-    for state in (searched, appended, untouched):
-        row = trajectory_row(state)
-        assert (row["id"], row["problem"]) == (
-            state.question.id,
-            state.question.problem,
-        )
-        read = json.loads(json.dumps(row))
-        assert trajectory_from_row(read) == state
-        assert trajectory_row(trajectory_from_row(read)) == row
-        assert json.dumps(trajectory_row(trajectory_from_row(read))) == json.dumps(row)
-    row = json.loads(json.dumps(trajectory_row(searched)))
-    assert row["expansions"][4]["verdicts"] == [[0, 1, "A", "fine"], [1, 0, None, "hm"]]
-    assert row["steps"][0]["count"] == 3 and row["pairs"] == [0, 3, 4]
-
-
 def test_pairs_of_a_read_trajectory_are_the_same(codec, searched):
-    read = trajectory_from_row(json.loads(json.dumps(trajectory_row(searched))))
+    read = trajectory.from_row(json.loads(json.dumps(trajectory.to_row(searched))))
     assert pairs_of(read, codec, **OPTIONS) == pairs_of(searched, codec, **OPTIONS)
 
 

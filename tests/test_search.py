@@ -7,10 +7,18 @@ import pytest
 from fakes import by_rank
 
 from stepjax import search
-from stepjax.judge import Verdict, hash_id, ordered_pairs
+from stepjax.judge import comparisons, ordered_pairs
 from stepjax.propose import Reader
 from stepjax.records import Question
-from stepjax.search import Candidate, Expansion, Proposal, State, transition
+from stepjax.search import transition
+from stepjax.trajectory import (
+    Candidate,
+    Expansion,
+    Proposal,
+    State,
+    Verdict,
+    hash_id,
+)
 
 QUESTION = Question("q-1", "spell it")
 
@@ -32,7 +40,7 @@ def two_steps():
     state = State(QUESTION)
     for first, second in (("a", "b"), ("c", "d")):
         state = transition(state, proposal(step(first), step(second)), by_rank(2, 1))
-    assert [s.text for s in state.steps] == ["a", "c"] and state.pairs == (0, 1)
+    assert [s.text for s in state.steps] == ["a", "c"] and state.pair_from == (0, 1)
     return state
 
 
@@ -52,7 +60,7 @@ def test_best_is_appended_and_best_and_worst_make_the_pair():
     ]
     state = transition(State(QUESTION), proposal(*candidates, malformed=2), verdicts)
     assert state.steps == (candidates[1],)
-    assert state.pairs == (0,)
+    assert state.pair_from == (0,)
     assert state.status == "running"
     assert state.expansions == (
         Expansion(
@@ -65,6 +73,7 @@ def test_best_is_appended_and_best_and_worst_make_the_pair():
             best=1,
             worst=2,
             action="pair",
+            path=(0, hash_id("q-1"), 1, 0),
         ),
     )
 
@@ -74,7 +83,7 @@ def test_pairs_count_all_expansions():
     state = transition(state, proposal(step("e"), step("f")), always_first(2))  # back
     state = transition(state, proposal(step("g"), step("h")), by_rank(1, 2))
     assert [s.text for s in state.steps] == ["a", "h"]
-    assert state.pairs == (0, 3)
+    assert state.pair_from == (0, 3)
     assert [e.step for e in state.expansions] == [1, 2, 3, 2]
     assert [e.attempt for e in state.expansions] == [0, 0, 0, 1]
 
@@ -87,7 +96,7 @@ def test_all_scores_equal_drops_the_step_and_its_pair(verdicts):
     proposed = proposal(step("e"), step("f"), step("g"))
     state = transition(before, proposed, verdicts)
     assert state.steps == before.steps[:1]
-    assert state.pairs == (0,)
+    assert state.pair_from == (0,)
     assert state.expansions[:2] == before.expansions
     last = state.expansions[2]
     assert (last.step, last.action, last.best, last.worst) == (3, "back", None, None)
@@ -99,7 +108,7 @@ def test_tie_at_step_one_resamples_it():
     state = State(QUESTION)
     for attempt in range(3):
         state = transition(state, proposal(step("a"), step("b")), always_first(2))
-        assert (state.steps, state.pairs) == ((), ())
+        assert (state.steps, state.pair_from) == ((), ())
         last = state.expansions[-1]
         assert (last.step, last.attempt, last.action) == (1, attempt, "resample")
     assert state.attempt() == 3
@@ -109,12 +118,12 @@ def test_append_keeps_going_on_a_tie_without_a_pair():
     proposed = proposal(step("e"), step("f", count=3), step("g", count=2))
     state = transition(two_steps(), proposed, always_first(3), on_tie="append")
     assert [s.text for s in state.steps] == ["a", "c", "f"]
-    assert state.pairs == (0, 1, None)
+    assert state.pair_from == (0, 1, None)
     last = state.expansions[-1]
     assert (last.action, last.best, last.worst) == ("append", 1, None)
     # A preference still makes a pair.
     state = transition(state, proposed, by_rank(1, 2, 3), on_tie="append")
-    assert state.pairs == (0, 1, None, 3)
+    assert state.pair_from == (0, 1, None, 3)
     assert (state.expansions[-1].best, state.expansions[-1].worst) == (2, 0)
 
 
@@ -132,7 +141,7 @@ def test_one_distinct_candidate_is_a_tie(start, on_tie, action, texts, pairs):
     assert state.expansions[-1].action == action
     assert state.expansions[-1].scores == (0,)
     assert [s.text for s in state.steps] == texts
-    assert state.pairs == pairs
+    assert state.pair_from == pairs
 
 
 @pytest.mark.parametrize("on_tie", search.ON_TIE)
@@ -146,7 +155,7 @@ def test_no_candidate_goes_back_whatever_on_tie_says(on_tie):
         assert (last.action, last.scores, last.malformed) == (action, (), 4)
         assert (last.best, last.worst) == (None, None)
         assert [s.text for s in state.steps] == texts
-        assert len(state.pairs) == len(texts)
+        assert len(state.pair_from) == len(texts)
 
 
 def test_unparsed_verdicts_count_for_nobody():
@@ -158,7 +167,10 @@ def test_unparsed_verdicts_count_for_nobody():
     for score in ("sum", "consistent", "single"):
         unparsed = [v._replace(winner=None) for v in verdicts]
         state = transition(
-            State(QUESTION), proposal(step("a"), step("b")), unparsed, score=score
+            State(QUESTION),
+            proposal(step("a"), step("b")),
+            unparsed,
+            scores=comparisons(score).scores,
         )
         assert state.expansions[0].scores == (0, 0)
         assert state.expansions[0].action == "resample"
@@ -176,7 +188,12 @@ def test_reading_of_equation_2_decides():
     ]
     candidates = step("a"), step("b"), step("c")
     results = {
-        score: transition(State(QUESTION), proposal(*candidates), verdicts, score=score)
+        score: transition(
+            State(QUESTION),
+            proposal(*candidates),
+            verdicts,
+            scores=comparisons(score).scores,
+        )
         for score in ("sum", "consistent")
     }
     assert results["sum"].expansions[0].scores == (2, 3, 1)
@@ -223,7 +240,7 @@ def test_every_expansion_counts_towards_the_budget():
         "pair",
         "back",
     ]
-    assert (state.steps, state.pairs) == ((), ())
+    assert (state.steps, state.pair_from) == ((), ())
 
 
 def test_budget_keeps_the_pairs_that_were_made():
@@ -232,20 +249,20 @@ def test_budget_keeps_the_pairs_that_were_made():
     )
     assert state.status == "budget"
     assert [s.text for s in state.steps] == ["a", "c", "f"]
-    assert state.pairs == (0, 1, 2)
+    assert state.pair_from == (0, 1, 2)
 
 
 def test_complete_when_the_chosen_step_is_finished():
     proposed = proposal(step("e", finished=True), step("f"))
     done = transition(two_steps(), proposed, by_rank(2, 1))
-    assert (done.status, done.pairs) == ("complete", (0, 1, 2))
+    assert (done.status, done.pair_from) == ("complete", (0, 1, 2))
     # Only the chosen one counts, and completing wins over an empty budget.
     assert transition(two_steps(), proposed, by_rank(1, 2)).status == "running"
     last = transition(two_steps(), proposed, by_rank(2, 1), max_expansions=3)
     assert last.status == "complete"
     alone = proposal(step("e", finished=True))
     appended = transition(two_steps(), alone, [], on_tie="append")
-    assert (appended.status, appended.pairs) == ("complete", (0, 1, None))
+    assert (appended.status, appended.pair_from) == ("complete", (0, 1, None))
     dropped = transition(two_steps(), alone, [])
     assert (dropped.status, len(dropped.steps)) == ("running", 1)
 
@@ -261,26 +278,12 @@ def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match="on_tie='forward'"):
         transition(State(QUESTION), proposal(step("a")), [], on_tie="forward")
     with pytest.raises(ValueError, match="score='mean'"):
-        transition(State(QUESTION), proposal(step("a")), [], score="mean")
-
-
-# Key paths.
-
-
-def test_key_path_counts_expansions_again_after_going_back():
-    pair, tie = by_rank(2, 1), always_first(2)
-    state, paths = State(QUESTION), []
-    for verdicts in (pair, tie, pair, tie, tie, pair, pair):
-        paths.append(state.key_path(3))
-        state = transition(state, proposal(step("a"), step("b")), verdicts)
-    number = hash_id("q-1")
-    assert [path[:2] for path in paths] == [(3, number)] * 7
-    steps_and_attempts = [(1, 0), (2, 0), (1, 1), (2, 1), (1, 2), (1, 3), (2, 2)]
-    assert [path[2:] for path in paths] == steps_and_attempts
-    assert [(e.step, e.attempt) for e in state.expansions] == steps_and_attempts
-    assert hash_id("q-1") != hash_id("q-2")
-    assert 0 <= hash_id("q-1") < 2**32
-    assert hash_id("123456789") == 0xCBF43926  # crc32, the same on every machine
+        transition(
+            State(QUESTION),
+            proposal(step("a")),
+            [],
+            scores=comparisons("mean").scores,
+        )
 
 
 # From sampled rows to candidates, with the world's tokenizer.

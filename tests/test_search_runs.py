@@ -9,9 +9,9 @@ import numpy as np
 from fakes import FakeSampler, by_rank
 
 from stepjax import propose
-from stepjax.judge import hash_id
 from stepjax.records import Question
-from stepjax.search import Candidate, Proposal, step_search
+from stepjax.search import step_search
+from stepjax.trajectory import Candidate, Proposal, context_ids, hash_id
 from stepjax.worlds import arithmetic
 
 # Spelling a word, one letter a step.
@@ -68,7 +68,7 @@ def test_the_known_best_path_is_found():
         assert state.status == "complete"
         assert "".join(s.text for s in state.steps) == word
         assert [e.action for e in state.expansions].count("pair") >= len(word)
-        for number, index in enumerate(state.pairs):
+        for number, index in enumerate(state.pair_from):
             made = state.expansions[index]
             assert (made.step, made.action) == (number + 1, "pair")
             assert made.candidates[made.best] == state.steps[number]
@@ -139,13 +139,13 @@ def test_no_questions_and_more_slots_than_questions():
 
 def test_width_one_never_has_a_preference():
     for state in run(QUESTIONS, 3, width=1, max_expansions=7):
-        assert (state.status, state.steps, state.pairs) == ("budget", (), ())
+        assert (state.status, state.steps, state.pair_from) == ("budget", (), ())
         assert [e.action for e in state.expansions] == ["resample"] * 7
     for state in run(QUESTIONS, 3, width=1, max_expansions=7, on_tie="append"):
         word = WORDS[state.question.id]
         assert state.status == "complete"
         assert len(state.steps) == len(state.expansions) == len(word)
-        assert state.pairs == (None,) * len(word)
+        assert state.pair_from == (None,) * len(word)
 
 
 def test_a_state_that_does_not_fit_is_closed_by_length():
@@ -161,7 +161,7 @@ def test_a_state_that_does_not_fit_is_closed_by_length():
     }
     horse = states["q-horse"]
     assert "".join(s.text for s in horse.steps) == "hor"
-    assert len(horse.pairs) == 3 and horse.expansions[-1].action == "pair"
+    assert len(horse.pair_from) == 3 and horse.expansions[-1].action == "pair"
     # Prompts that never fit are closed without a call.
     log = []
     closed = run(QUESTIONS, 2, log=log, fits=lambda state: False)
@@ -185,6 +185,7 @@ def test_requests_carry_ids_paths_and_slots():
         assert len({r.path for r in requests}) == len(requests)
         for request, made in zip(requests, expansions, strict=True):
             assert request.path == (5, hash_id(name), made.step, made.attempt)
+            assert request.path == made.path
             assert request.candidates == tuple(c.ids for c in made.candidates)
             assert len(request.steps) == made.step - 1
             assert request.problem == f"spell {WORDS[name]}"
@@ -233,7 +234,6 @@ def test_proposer_and_search_solve_the_world(codec):
         proposer = propose.make_proposer(
             slots,
             codec,
-            unit="step",
             width=4,
             temperature=0.6,
             top_p=0.9,
@@ -260,7 +260,7 @@ def test_proposer_and_search_solve_the_world(codec):
         assert state.status == "complete"
         assert tuple(s.text for s in state.steps) == solved.steps
         assert state.steps[-1].ids[-1] == codec.tokenizer.eos_id
-        ids = propose.context_ids(codec, state)
+        ids = context_ids(codec, state)
         assert ids == codec.solve_prompt(question.problem) + sum(
             (s.ids for s in state.steps), ()
         )

@@ -13,10 +13,13 @@ from fakes import Table
 
 from stepjax import forest, sft
 from stepjax.codec import Codec
+from stepjax.judge import comparisons
 from stepjax.lm import sharding, train
 from stepjax.worlds import arithmetic, arithmetic_data
 
 OPTIMIZER = train.OptimizerOptions(1e-3)
+
+example = comparisons().example  # a row as ids of prompt and response
 
 
 def phase(ift=1.0, eft=0.0, epochs=0, steps=0, batch_size=8):
@@ -79,7 +82,7 @@ def test_a_comparison_is_scored_on_its_explanation_and_verdict(
     templates = dataclasses.replace(arithmetic.templates(), verdict=verdict)
     codec = Codec(codec.tokenizer, templates)
     for row in arithmetic_data.comparisons("c", "8*7+4*4+2*3+1", random.Random(1)):
-        tree = sft.judgment_tree(codec, row, weight)
+        tree = sft.judgment_tree(codec, example(codec, row), weight)
         text, eos = codec.tokenizer.decode, codec.tokenizer.eos_id
         response = tree.tokens[tree.scored].tolist()
         prompt = tree.tokens[: -len(response)].tolist()
@@ -99,7 +102,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_response_tokens(codec):
     trees = [
         sft.solution_tree(codec, arithmetic_data.solution("s", problems[0], (), rng)),
         *(
-            sft.judgment_tree(codec, row, 3.0)
+            sft.judgment_tree(codec, example(codec, row), 3.0)
             for row in arithmetic_data.comparisons("c", problems[1], random.Random(2))
         ),
     ]

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepjax import tournament
-from stepjax.judge import Request, Verdict, ordered_pairs, win_counts
-from stepjax.search import Candidate, best_and_worst
+from stepjax.judge import Request, comparisons, ordered_pairs, win_counts
+from stepjax.search import best_and_worst
+from stepjax.trajectory import Candidate, Verdict
 
 
 def request(count, slot=0):
@@ -40,6 +41,10 @@ def by_rank(ranks, log=None):
 
 def candidates(count):
     return [Candidate((i,), str(i), 1, -float(i), False) for i in range(count)]
+
+
+def calls(score):
+    return comparisons(score).calls
 
 
 def calls_of(schedule, count, score="sum"):
@@ -108,8 +113,8 @@ def test_a_call_has_rows_for_the_largest_round(schedule, score, count):
     else:
         tournament.scheduled(judge, schedule, score, 0)([request(count)])
         asked = [len(calls[0]) for calls in log]
-    assert asked == tournament.rounds(schedule, count, score)
-    rows, share = tournament.rows_of_a_call(schedule, count, score, 1000)
+    assert asked == tournament.rounds(schedule, count, calls(score))
+    rows, share = tournament.layout(schedule, count, calls(score), 1000)
     assert rows == max(asked)
     shared = schedule == "full" and score == "sum"
     assert share == (count - 1 if shared else 1)
@@ -119,7 +124,7 @@ def test_a_call_has_rows_for_the_largest_round(schedule, score, count):
     ("most", "layout"), [(1, (1, 1)), (4, (4, 1)), (5, (5, 5)), (14, (10, 5))]
 )
 def test_rows_are_whole_blocks_of_one_first_candidate(most, layout):
-    assert tournament.rows_of_a_call("full", 6, "consistent", most) == layout
+    assert tournament.layout("full", 6, calls("consistent"), most) == layout
 
 
 def test_requests_of_unlike_sizes_share_their_rounds():

@@ -4,7 +4,6 @@ Gold knowledge is used for reporting only; nothing here reaches a training stage
 `is_right` is (problem, texts of the steps so far, text of a candidate) → bool.
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from stepjax import dpo
+from stepjax import dpo, judge
 from stepjax.lm import model as lm
 from stepjax.lm import train
 from stepjax.pairs import Pair
-from stepjax.search import Expansion, State
+from stepjax.trajectory import State, Verdict
 
 IsRight = Callable[[str, Sequence[str], str], bool]
+Graded = Callable[[Sequence[Verdict], Sequence[bool]], list[bool]]
 
-COLLAPSE = 0.5  # nats a token that chosen steps may lose before we warn
+COLLAPSE = 0.5  # nats per token that chosen steps may lose before we warn
 RUNAWAY = 1.5  # times that steps may grow in one iteration before we warn
 
 
@@ -53,19 +53,21 @@ def pair_quality(
     return {name: count / max(len(pairs), 1) for name, count in counts.items()}
 
 
-def sampled_judgments(states: Sequence[State], is_right: IsRight) -> dict[str, float]:
+def sampled_judgments(
+    states: Sequence[State], is_right: IsRight, graded: Graded = judge.graded
+) -> dict[str, float]:
     """Returns how often the judge is right about the model's own samples.
 
-    Over all its calls with one right and one wrong candidate, in both orders where
-    both were asked; an unparsed verdict is wrong. Of ratings: over all such pairs,
-    whether the right one has the higher rating.
+    Of comparisons that is over all calls with one right and one wrong candidate, in
+    both orders where both were asked; an unparsed verdict is wrong.
 
     Args:
       states: closed searches.
       is_right: gold.
+      graded: what of the verdicts has a right answer, see `judge.Judgments`.
 
     Returns:
-      "judge_sampled", the share, and "judge_sampled_count", of how many.
+      "judge_sampled", the share, and "judge_sampled_count", how many it is a share of.
     """
     results: list[bool] = []
     for state in states:
@@ -73,24 +75,13 @@ def sampled_judgments(states: Sequence[State], is_right: IsRight) -> dict[str, f
         for expansion in state.expansions:
             texts = [c.text for c in expansion.candidates]
             right = [is_right(state.question.problem, kept, text) for text in texts]
-            results += _judged(expansion, right)
+            results += graded(expansion.verdicts, right)
             if expansion.action in ("pair", "append"):
                 kept.append(texts[expansion.best])
             elif expansion.action == "back":
                 kept.pop()
     share = sum(results) / len(results) if results else 0.0
     return {"judge_sampled": share, "judge_sampled_count": len(results)}
-
-
-def _judged(expansion: Expansion, right: Sequence[bool]) -> list[bool]:
-    verdicts = expansion.verdicts
-    if any(v.a == v.b for v in verdicts):  # ratings
-        rated = {v.a: int(v.winner) for v in verdicts if v.winner is not None}
-        both = itertools.permutations(range(len(right)), 2)
-        asked = [(i, j) for i, j in both if right[i] and not right[j]]
-        return [rated.get(i, -1) > rated.get(j, -1) for i, j in asked]
-    asked = [v for v in verdicts if right[v.a] != right[v.b]]
-    return [v.winner == ("A" if right[v.a] else "B") for v in asked]
 
 
 def drift(
@@ -106,7 +97,7 @@ def drift(
       mesh: devices.
 
     Returns:
-      "kl": exact KL(after || before) in nats a token, mean over the tokens of both
+      "kl": exact KL(after || before) in nats per token, mean over the tokens of both
       steps; "chosen_logp_before", "chosen_logp_after", "rejected_logp_before",
       "rejected_logp_after": mean log-probability of a step in nats;
       "chosen_tokens", "rejected_tokens": mean length of a step.
@@ -129,7 +120,7 @@ def _drift_sums(model, before, after, batch: dpo.Batch) -> dict[str, jax.Array]:
     rows, lengths = batch.rows, batch.lengths
     old, new = (train.parent_states(model, p, rows) for p in (before, after))
 
-    def divergence(states):  # of one scored token a row
+    def divergence(states):  # of one scored token per row
         old, new = states
         was = jax.nn.log_softmax(lm.logits(before, old), -1)
         now = jax.nn.log_softmax(lm.logits(after, new), -1)
@@ -157,21 +148,21 @@ def warnings(drifted: Mapping[str, float], lengths: tuple[float, float]) -> list
 
     Args:
       drifted: from `drift`.
-      lengths: tokens a step of greedy solutions, before and after; 0 if unknown.
+      lengths: tokens per step of greedy solutions, before and after; 0 if unknown.
     """
-    found = []
+    messages = []
     fall = drifted["chosen_logp_before"] - drifted["chosen_logp_after"]
     fall /= max(drifted["chosen_tokens"], 1.0)
     if fall > COLLAPSE:
-        found.append(
-            f"chosen steps lost {fall:.2f} nats a token (more than {COLLAPSE}): the "
+        messages.append(
+            f"chosen steps lost {fall:.2f} nats per token (more than {COLLAPSE}): the "
             "model moves away from what it prefers. Lower dpo.optimizer.learning_rate, "
             "or raise dpo.beta or dpo.nll_weight."
         )
     short, long = lengths
     if short and long > RUNAWAY * short:
-        found.append(
+        messages.append(
             f"steps grew from {short:.1f} to {long:.1f} tokens (more than {RUNAWAY} "
             "times): the judge may prefer length. Look at the pairs."
         )
-    return found
+    return messages

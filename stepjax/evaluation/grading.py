@@ -1,9 +1,8 @@
 """How good a model is: greedy accuracy, judge accuracy, test-time search.
 
-The only stage, with data preparation, that sees gold answers.
+Gold answers come in as arguments; `stepjax.evaluation.stages` reads them.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,70 +10,20 @@ import numpy as np
 
 from stepjax import prompts
 from stepjax.codec import Codec
-from stepjax.evaluation import answers
-from stepjax.judge import Judge, Request, hash_id
+from stepjax.evaluation import answers, intervals
+from stepjax.judge import Judge, Judgments, Request, comparisons
 from stepjax.lm import draws
 from stepjax.lm.sampler import Sampler, make_decoding
-from stepjax.records import Comparison, Problem, Rating
-from stepjax.search import State
+from stepjax.records import Problem
+from stepjax.trajectory import State, hash_id
 
-_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Returns the 95 % Wilson interval of a rate (E. B. Wilson, 1927).
-
-    Args:
-      right: successes.
-      total: trials; 0 gives (0, 1).
-    """
-    if not total:
-        return 0.0, 1.0
-    rate = right / total
-    middle = rate + _Z * _Z / (2 * total)
-    spread = _Z * math.sqrt(rate * (1 - rate) / total + _Z * _Z / (4 * total**2))
-    scale = 1 + _Z * _Z / total
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
-
-
-def paired_gain(
-    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
-) -> tuple[float, float, float]:
-    """Returns the gain in accuracy on the same problems with its 95 % interval.
-
-    The adjusted Wald interval for paired proportions (D. G. Bonett and R. M. Price,
-    2012): it counts only the problems that one of the two models gets right.
-
-    Args:
-      before: items with "id" and a bool "right".
-      after: likewise, of the same problems.
-
-    Returns:
-      (gain, low, high), each from -1 to 1.
-
-    Raises:
-      ValueError: when the problems differ.
-    """
-    was = {item["id"]: item["right"] for item in before}
-    now = {item["id"]: item["right"] for item in after}
-    if was.keys() != now.keys():
-        raise ValueError(
-            f"{len(was)} and {len(now)} items of different problems; expected the "
-            "same problems: evaluate both models on one benchmark"
-        )
-    total = len(was)
-    gained = sum(now[i] and not was[i] for i in was)
-    lost = sum(was[i] and not now[i] for i in was)
-    up, down = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
-    spread = _Z * math.sqrt((up + down - (up - down) ** 2) / (total + 2))
-    low, high = max(-1.0, up - down - spread), min(1.0, up - down + spread)
-    return (gained - lost) / max(total, 1), low, high
+_COMPARISONS = comparisons()
 
 
 def accuracy(items: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Returns accuracy with its interval over items with a bool "right"."""
     right, total = sum(bool(item["right"]) for item in items), len(items)
-    low, high = wilson(right, total)
+    low, high = intervals.wilson(right, total)
     rate = right / total if total else 0.0
     return {"accuracy": rate, "low": low, "high": high, "count": total}
 
@@ -149,20 +98,20 @@ def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str,
 def judge_accuracy(
     judge: Judge,
     codec: Codec,
-    rows: Sequence[Comparison | Rating],
+    rows: Sequence[Any],
     *,
     slots: int,
+    judgments: Judgments = _COMPARISONS,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[dict[str, Any]]:
-    """Asks the judge every held-out row: a comparison in its order, or a rating.
-
-    An unparsed verdict is wrong; so is every rating but the row's own.
+    """Asks the judge every held-out row once; an unparsed verdict is wrong.
 
     Args:
-      judge: from `judge.make_judge`.
+      judge: from `self_judge.make_judge`.
       codec: tokenizer and templates.
-      rows: comparisons with gold verdicts, or ratings with gold scores.
+      rows: EFT rows with the right verdicts, records of `judgments`.
       slots: rows asked at once, at most the judge's slots.
+      judgments: what is asked.
       on_done: called with the number of rows just done.
 
     Returns:
@@ -171,30 +120,26 @@ def judge_accuracy(
     items = []
     for at in range(0, len(rows), slots):
         batch = rows[at : at + slots]
-        asked = [_question(row, slot, codec) for slot, row in enumerate(batch)]
-        calls = [[(0, len(request.candidates) - 1)] for request in asked]
-        for row, (verdict,) in zip(batch, judge(asked, calls), strict=True):
-            gold = str(row.score) if isinstance(row, Rating) else row.verdict
+        gold, requests = [], []
+        for slot, row in enumerate(batch):
+            steps, candidates, winner = judgments.held_out(codec, row)
+            path = (0, hash_id(row.id), len(row.steps) + 1, 0)
+            requests.append(Request(slot, row.id, row.problem, steps, candidates, path))
+            gold.append(winner)
+        calls = [[(0, len(request.candidates) - 1)] for request in requests]
+        verdicts = judge(requests, calls)
+        for row, right, (verdict,) in zip(batch, gold, verdicts, strict=True):
             items.append(
                 {
                     "id": row.id,
-                    "answer": gold,
+                    "answer": right,
                     "prediction": verdict.winner,
-                    "right": verdict.winner == gold,
+                    "right": verdict.winner == right,
                     "response": verdict.response,
                 }
             )
         on_done(len(batch))
     return items
-
-
-def _question(row: Comparison | Rating, slot: int, codec: Codec) -> Request:
-    steps = tuple(codec.step(text) for text in row.steps)
-    path = (0, hash_id(row.id), len(steps) + 1, 0)
-    if isinstance(row, Rating):
-        return Request(slot, row.id, row.problem, (), (sum(steps, ()),), path)
-    both = codec.step(row.a), codec.step(row.b)
-    return Request(slot, row.id, row.problem, steps, both, path)
 
 
 def judge_metrics(items: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -216,10 +161,10 @@ def searched(
     Returns:
       {"metrics": accuracy, "items": one for each problem}.
     """
-    found = {state.question.id: state for state in states}
+    by_id = {state.question.id: state for state in states}
     items = []
     for problem in problems:
-        state = found[problem.id]
+        state = by_id[problem.id]
         text = "\n".join(step.text for step in state.steps)
         tokens = sum(len(step.ids) for step in state.steps)
         items.append(_graded(problem, text, tokens, codec))

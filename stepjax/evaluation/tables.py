@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from stepjax.evaluation import grading
-from stepjax.lm import checkpoint
+from stepjax.evaluation import intervals
+from stepjax.lm import files
 
 _MISSING = "-"
 
@@ -22,8 +22,7 @@ def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
       models: M0 ... M`models`.
 
     Returns:
-      Rows of the models, of the iterations and of the seconds; "-" where a stage did
-      not run.
+      Three tables: models, iterations, seconds; "-" where a stage did not run.
     """
     parts = [results(workdir, number) for number in range(models + 1)]
     found = [number for number in range(models + 1) if parts[number]]
@@ -47,10 +46,10 @@ def results(workdir: pathlib.Path, number: int) -> dict[str, dict[str, Any]]:
 
     Returns:
       "trained" (how it came to be), "made" (its search of questions), and the modes of
-      `measure.evaluate` on the run's own data.
+      `stages.evaluate` on the run's own data.
     """
     folder, evals = workdir / f"M{number}", workdir / "eval"
-    files = {
+    paths = {
         "trained": folder / "manifest.json",
         "made": folder / "search.json",
         "greedy": evals / f"M{number}_test_greedy.json",
@@ -59,7 +58,7 @@ def results(workdir: pathlib.Path, number: int) -> dict[str, dict[str, Any]]:
         "search": evals / f"M{number}_test_search.json",
         "training": evals / f"M{number}_pairs_training.json",
     }
-    return {k: checkpoint.read_json(p) for k, p in files.items() if p.exists()}
+    return {k: files.read_json(p) for k, p in paths.items() if p.exists()}
 
 
 def _percent(value: float) -> str:
@@ -101,7 +100,7 @@ def _iteration_row(number: int, before: dict, after: dict) -> dict[str, str]:
     gain = _MISSING
     if "greedy" in before and "greedy" in after:
         items = before["greedy"]["items"], after["greedy"]["items"]
-        gain = _interval(*grading.paired_gain(*items))
+        gain = _interval(*intervals.paired_gain(*items))
 
     def move(side: str) -> str:
         keys = (f"{side}_logp_before", f"{side}_logp_after")

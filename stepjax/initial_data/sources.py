@@ -182,7 +182,7 @@ def _continuation(
 
 
 def prm800k_comparisons(
-    path: str | os.PathLike, templates: Templates, limit: int | None = None
+    path: str | os.PathLike, templates: Templates
 ) -> list[Comparison]:
     """Reads PRM800K's step labels as pairwise judgments (EFT).
 
@@ -196,17 +196,14 @@ def prm800k_comparisons(
       path: JSON lines in PRM800K's own nesting: question.problem and label.steps,
         each of these with completions, human_completion and chosen_completion.
       templates: their step marker begins each step.
-      limit: at most this many comparisons, in whole pairs; reading stops there.
 
     Returns:
       Two comparisons a pair, "prm800k-12-3-ab" (verdict A) and "prm800k-12-3-ba"
       (verdict B): row 12 from 0, step 3 from 1. The explanations are empty.
 
     Raises:
-      ValueError: "PATH:LINE: reason" for a malformed row; a limit below 0.
+      ValueError: "PATH:LINE: reason" for a malformed row.
     """
-    if limit is not None and limit < 0:
-        raise ValueError(f"limit is {limit}; expected 0 or more, or None for all")
     comparisons: list[Comparison] = []
     for index, (place, row) in enumerate(read_objects(path)):
         problem = _field(_field(row, "question", dict, place), "problem", str, place)
@@ -228,8 +225,6 @@ def prm800k_comparisons(
                 None,
             )
             if pair:
-                if limit is not None and len(comparisons) + 2 > limit:
-                    return comparisons
                 name = f"prm800k-{index}-{number}"
                 good, bad = pair
                 comparisons += [

@@ -1,12 +1,11 @@
 """Parameters and training states on disk, with a digest of every array.
 
 Orbax writes the arrays (to a temporary name, then renamed). Beside them a small JSON
-file is written last: it names the digest of every array, and only what has one is
-ever loaded, after its digests were checked.
+file with the digest of every array is written last. Arrays are loaded only when that
+file is there, and only when their digests agree with it.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -18,17 +17,17 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from stepjax.lm import hosts
+from stepjax.lm import files, hosts
 
 
 def array_digests(tree: Any) -> dict[str, str]:
     """Returns path → digest of dtype, shape and every bit of each array of a tree.
 
-    The devices that hold an array add up, over its elements, eight mixtures of the
-    element's bits with its index (MurmurHash3's finaliser); the digest is the SHA-256
-    of the eight sums. So it does not depend on how an array is split, no array is
-    ever whole anywhere, and several hosts compute it together. It sees damage and
-    confusion; it is no defence against somebody who forges arrays.
+    For each element, its bits and its index are mixed in eight ways (MurmurHash3's
+    finaliser). The devices add each mixture up over their elements, and the digest is
+    the SHA-256 of dtype, shape and the eight sums. So it does not depend on how an
+    array is split, no device needs the whole array, and several hosts compute it
+    together. It detects damaged and exchanged arrays; it does not stop a forger.
     """
     flat = jax.tree_util.tree_leaves_with_path(tree)
     leaves = [leaf for _, leaf in flat]
@@ -69,32 +68,13 @@ def _mix(x):
     return x ^ (x >> 16)
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes JSON atomically: a temporary file, fsync, rename."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file."""
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
-
-
 def save_tree(path: str | os.PathLike, tree: Any) -> dict[str, str]:
     """Saves a tree of arrays as a directory, replacing what is there.
 
-    Several hosts save together, each what its devices hold.
+    Several hosts save together: each writes the parts that its devices hold.
 
     Returns:
-      Its digests, to be kept by the caller and given to `load_tree`.
+      The digests of its arrays, which `load_tree` needs.
     """
     path = pathlib.Path(path).absolute()
     if hosts.first():
@@ -127,9 +107,9 @@ def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> An
             f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}). "
             "Delete the folder that holds it and run the same command again."
         ) from error
-    found = array_digests(tree)
+    loaded = array_digests(tree)
     wrong = sorted(
-        k for k in digests.keys() | found.keys() if digests.get(k) != found.get(k)
+        k for k in digests.keys() | loaded.keys() if digests.get(k) != loaded.get(k)
     )
     if wrong:
         raise ValueError(
@@ -140,7 +120,7 @@ def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> An
 
 
 class TrainSaver:
-    """Keeps training states of one stage; falls back past a damaged one."""
+    """Keeps the training states of one stage; a damaged one is passed over."""
 
     def __init__(
         self,
@@ -153,10 +133,10 @@ class TrainSaver:
         """Names the folder and the interval.
 
         Args:
-          directory: where states are kept while the stage runs.
+          directory: holds the states while the stage runs.
           every: updates between two saves; 0 never saves.
-          last: also save when training is over (another phase follows).
-          keep: how many of the last states to keep.
+          last: whether to save at the end of training, because another phase follows.
+          keep: number of newest states to keep.
         """
         self.directory = pathlib.Path(directory)
         self.every, self.last, self.keep = every, last, keep
@@ -166,10 +146,13 @@ class TrainSaver:
         return sorted(self.directory.glob("step_*.json"))
 
     def restore(self, state: Any) -> tuple[Any, int, bool]:
-        """Returns the newest whole (state, updates done, finished), or the given."""
+        """Returns (state, updates done, finished) of the newest undamaged state.
+
+        Without one it returns (the given state, 0, False).
+        """
         for commit in reversed(self._commits()):
             try:
-                record = read_json(commit)
+                record = files.read_json(commit)
                 tree = load_tree(commit.with_suffix(""), state, record["digests"])
             except ValueError as error:
                 logging.warning("skipping a damaged training state: %s", error)
@@ -179,29 +162,27 @@ class TrainSaver:
         return state, 0, False
 
     def maybe_save(self, state: Any, step: int, *, over: bool, pending: bool) -> None:
-        """Saves at the first log boundary after `every` updates, and at the end.
+        """Saves when `every` updates have passed since the last save.
 
         Args:
           state: what to save.
           step: updates done.
-          over: training has ended here.
-          pending: metrics of an unfinished log period wait; it is not saved inside.
+          over: training ends with this update; then `last` decides.
+          pending: a log period is open; saving waits for its end.
         """
-        due = step - self._last >= self.every and not pending
-        if not self.every or not (due and not over or self.last and over):
+        if over:
+            due = self.last
+        else:
+            due = step - self._last >= self.every and not pending
+        if not self.every or not due:
             return
         path = self.directory / f"step_{step:08d}"
         digests = save_tree(path, state)
         record = {"step": step, "finished": over, "digests": digests}
         self._last = step
         if hosts.first():
-            write_json(path.with_suffix(".json"), record)
+            files.write_json(path.with_suffix(".json"), record)
             for old in self._commits()[: -self.keep]:
                 old.unlink()
                 shutil.rmtree(old.with_suffix(""), ignore_errors=True)
         hosts.barrier("training state saved")
-
-    def clear(self) -> None:
-        """Deletes all states, once the stage's result is committed."""
-        if hosts.first():
-            shutil.rmtree(self.directory, ignore_errors=True)

@@ -1,14 +1,16 @@
-"""Hugging Face directories written, for transformers and vLLM.
+"""Writes Hugging Face directories, for transformers and vLLM.
 
-Tensors are gathered one at a time, and each host writes its own weight files, so that
+Tensors are gathered one at a time and each host writes its own weight files, so that
 no host ever holds the model. The directory may be local or on object storage (gs://).
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
+import huggingface_hub
 import jax
 import ml_dtypes
 import numpy as np
@@ -21,20 +23,11 @@ from safetensors.numpy import save_file
 from stepjax.lm import hosts
 from stepjax.lm.hf_config import config_to_hf, fitting_model_type
 from stepjax.lm.model import ModelConfig
+from stepjax.lm.tokenizer import FILES
 from stepjax.lm.weights import parameter_tensors, tensor_names
 
-_SHARD_BYTES = 5 * 10**9  # largest weight file, unless one tensor is larger
+_SHARD_BYTES = 5 * 10**9  # of the largest weight file, unless one tensor is larger
 _SAVED = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 def save_hf(
@@ -50,12 +43,12 @@ def save_hf(
 ) -> None:
     """Writes a Hugging Face directory that transformers and vLLM load.
 
-    A local directory appears whole or not at all: it is written beside the target and
-    renamed. On object storage config.json comes last, and what has none is no model.
-    On several hosts all of them call this, and see the directory.
-    ``max_position_embeddings``, which the decoder has no use for, is taken from the
-    config.json beside the tokenizer files when there is one; otherwise it is what
-    Llama 3's scaling reaches, or left to transformers' default.
+    A local directory appears whole or not at all: it is written under a temporary name
+    beside the target and renamed. On object storage config.json is written last, so a
+    directory without one is incomplete. On several hosts all of them call this, and
+    all must see the directory. The decoder does not need ``max_position_embeddings``:
+    it is taken from the config.json beside the tokenizer files when there is one, else
+    from the scaling of Llama 3, else left to transformers' default.
 
     Args:
       params: the decoder's parameters, numpy or jax arrays.
@@ -159,11 +152,11 @@ def _checked(params, config) -> dict[str, Any]:
 def _tokenizer_files(directory) -> list[epath.Path]:
     if directory is None:
         return []
-    files = [epath.Path(directory) / name for name in _TOKENIZER_FILES]
+    files = [epath.Path(directory) / name for name in FILES]
     files = [file for file in files if file.is_file()]
     if not files:
         raise ValueError(
-            f"tokenizer_directory={str(directory)!r} has none of {_TOKENIZER_FILES}; "
+            f"tokenizer_directory={str(directory)!r} has none of {FILES}; "
             "expected a directory with tokenizer files."
         )
     return files
@@ -174,45 +167,47 @@ def _write_json(path: epath.Path, data: dict) -> None:
 
 
 def _write_weights(flat, config, directory, dtype) -> None:
-    """Writes one weight file, or shards and their index; each host every n-th of them.
+    """Writes one weight file, or several and their index.
 
-    A host holds one shard in memory; all hosts take part in gathering every tensor.
+    Of n hosts each writes every n-th file and has one file in memory at a time; all
+    hosts take part in gathering every tensor.
     """
     names = tensor_names(config)
-    shards, size, total = [[]], 0, 0
-    for name, (tensor, _) in names.items():
-        count = int(np.prod(tensor.stored)) * dtype.itemsize
-        if shards[-1] and size + count > _SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += count
-        total += count
-    weight_map = {}
-    for number, shard in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        file = file if len(shards) > 1 else "model.safetensors"
+
+    def size(entry):
+        tensor, _ = entry
+        return math.prod(tensor.stored) * dtype.itemsize
+
+    plan = huggingface_hub.split_state_dict_into_shards_factory(
+        names,
+        get_storage_size=size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=_SHARD_BYTES,
+    )
+    for number, (file, inside) in enumerate(plan.filename_to_tensors.items()):
         mine, arrays = number % hosts.count() == hosts.index(), {}
-        for name in shard:
+        for name in inside:
             tensor, layer = names[name]
             array = _gather(flat[tensor.path], layer, dtype)
             if mine:
                 if tensor.transposed:
                     array = array.reshape(tensor.stored[::-1]).T
                 arrays[name] = np.ascontiguousarray(array.reshape(tensor.stored))
-            weight_map[name] = file
         if mine:
             _write_tensors(arrays, directory / file)
-    if len(shards) > 1 and hosts.first():
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    if plan.is_sharded and hosts.first():
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         _write_json(directory / "model.safetensors.index.json", index)
 
 
 def _gather(leaf, layer: int | None, dtype: np.dtype) -> np.ndarray:
     """Returns a parameter, or its part of one layer, on every host."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+
+        def take(x, n):
+            return (x if layer is None else x[n]).astype(dtype)
+
         whole = jax.sharding.NamedSharding(leaf.sharding.mesh, PartitionSpec())
-        take = lambda x, n: (x if layer is None else x[n]).astype(dtype)  # noqa: E731
         return np.asarray(jax.jit(take, out_shardings=whole)(leaf, layer or 0))
     return np.asarray(leaf if layer is None else leaf[layer]).astype(dtype)
 

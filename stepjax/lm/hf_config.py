@@ -1,7 +1,7 @@
-"""The config.json of Qwen2 and Llama models, read and written.
+"""Reads and writes the config.json of Qwen2 and Llama models.
 
-Everything a model's shape depends on is read from the file; what the decoder does
-not compute is refused and never guessed.
+Everything that a model's shape depends on is read from the file. A setting that the
+decoder does not compute is refused, never guessed.
 """
 
 import json
@@ -23,30 +23,26 @@ _LLAMA3_KEYS = (
 
 
 def fitting_model_type(config: ModelConfig) -> str:
-    """Returns the model type with these biases, "qwen2" or "llama"."""
+    """Returns the model type whose biases these are, "qwen2" or "llama"."""
     return "qwen2" if config.qkv_bias else "llama"
 
 
-def config_from_hf(
-    directory: str | os.PathLike, *, dtype: str = "float32", remat: str = "none"
-) -> ModelConfig:
+def config_from_hf(directory: str | os.PathLike) -> ModelConfig:
     """Reads the config.json of a Qwen2 or Llama model.
 
     Both spellings of the rotary positions are read: ``rope_theta`` with
-    ``rope_scaling``, and ``rope_parameters``. Keys that older files leave out mean
-    what transformers takes them to mean: heads of ``hidden_size`` /
-    ``num_attention_heads``, as many key/value heads as heads and a ``rope_theta`` of
-    10000 (Llama only), embeddings not tied. A Llama with ``attention_bias`` is read as
-    biases on queries, keys and values; `stepjax.lm.weights.load_hf` refuses the bias on
-    the output that usually comes with it.
+    ``rope_scaling``, and ``rope_parameters``. Keys that are not in the file have the
+    defaults of transformers: heads of size ``hidden_size`` / ``num_attention_heads``,
+    embeddings not tied, and for Llama as many key/value heads as heads and a
+    ``rope_theta`` of 10000. A Llama with ``attention_bias`` is read as biases on
+    queries, keys and values; `stepjax.lm.weights.load_hf` refuses the bias on the
+    output that usually comes with it.
 
     Args:
       directory: holds config.json.
-      dtype: compute type of the decoder, see `ModelConfig`.
-      remat: rematerialisation of the decoder, see `ModelConfig`.
 
     Returns:
-      The config.
+      The config, with the default numerics of `ModelConfig`.
 
     Raises:
       ValueError: for a file that is missing or not JSON, for a missing or mistyped
@@ -65,8 +61,8 @@ def config_from_hf(
     if family == "llama" and data.get("mlp_bias"):
         raise _unsupported(path, "mlp_bias", data["mlp_bias"], "false")
     if family == "qwen2" and data.get("use_sliding_window"):
-        found = data["use_sliding_window"]
-        raise _unsupported(path, "use_sliding_window", found, "false")
+        sliding = data["use_sliding_window"]
+        raise _unsupported(path, "use_sliding_window", sliding, "false")
     layer_types = data.get("layer_types") or ()
     if set(layer_types) - {"full_attention"}:
         raise _unsupported(path, "layer_types", layer_types, "'full_attention' only")
@@ -96,8 +92,6 @@ def config_from_hf(
         rms_norm_eps=float(_positive(path, data, "rms_norm_eps", kind=float)),
         qkv_bias=qkv_bias,
         tie_embeddings=tied,
-        dtype=dtype,
-        remat=remat,
         embedding_std=std,
         init_std=std,
     )
@@ -175,15 +169,15 @@ def config_to_hf(
 ) -> dict[str, Any]:
     """Returns the config.json of a model, in keys that every transformers reads.
 
-    ``max_position_embeddings``, which the decoder has no use for, is what `beside`
-    says, else what Llama 3's scaling reaches, else left to transformers' default.
+    The decoder does not need ``max_position_embeddings``: it is taken from `beside`,
+    else from the scaling of Llama 3, else left to transformers' default.
 
     Args:
       config: the decoder's config.
       stop_ids: token ids that end a generation, the end-of-sequence id first.
       bos_id: beginning-of-sequence id or None.
       dtype: type of the saved weights, a name of torch.
-      beside: directory whose config.json, when there is one, is of the same model.
+      beside: directory that may hold an earlier config.json of the same model.
     """
     family = fitting_model_type(config)
     scaling = dict(config.rope_scaling) if config.rope_scaling else None

@@ -1,9 +1,10 @@
 """Several hosts that run one program together.
 
 Every host runs the same command. Training is one program over the devices of all
-hosts; sampling, judging and grading is split by problems, each host on its own
-devices, and what the hosts made is merged from files in the run directory, which all
-of them see. Hosts wait for each other with a limit, and say who is missing.
+hosts. Sampling, judging and grading are split by problems: each host works on its own
+devices, and their results are merged from files in the run directory, which all hosts
+must see. Hosts wait for each other with a time limit, and name the hosts that are
+missing.
 """
 
 import collections
@@ -16,25 +17,30 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax._src import distributed  # the one way to wait with a limit
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
-WAIT_SECONDS = 3600  # for the slowest host, at most
-_JOIN_SECONDS = 300  # for all hosts to start
+WAIT_SECONDS = 3600  # the longest wait for the slowest host
+_JOIN_SECONDS = 300  # the longest wait until all hosts have started
+_NAME_BYTES = 64  # the longest name of a host on Linux
 
-_passed: collections.Counter = collections.Counter()  # barriers, by name
+_passed: collections.Counter = collections.Counter()  # barriers so far, by name
+_names: list[str] = []  # of all hosts, once they have joined
 
 
 def start(expected: int) -> None:
     """Joins the other hosts, before anything is compiled.
 
     On a TPU slice JAX finds them itself; elsewhere ``JAX_COORDINATOR_ADDRESS``,
-    ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` say who and where they are.
+    ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` say where the first host is, how many
+    hosts there are, and which one this is.
 
     Args:
-      expected: how many hosts there are; 1 joins nobody.
+      expected: number of hosts; with 1 there is nobody to join.
 
     Raises:
-      ValueError: when there are more or fewer hosts, or not all come in time.
+      ValueError: when there are more or fewer hosts, or not all join in time.
     """
     here = [
         name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name
@@ -42,20 +48,19 @@ def start(expected: int) -> None:
     announced = int(os.environ.get("JAX_NUM_PROCESSES", len(here) or 1))
     if announced != expected and (announced > 1 or "JAX_NUM_PROCESSES" in os.environ):
         raise ValueError(
-            f"--hosts={expected} and the environment tells of {announced} hosts; "
-            f"expected --hosts={announced}, and the same command on every one of them."
+            f"--hosts={expected}, but the environment tells of {announced} hosts; "
+            f"expected --hosts={announced}, and the same command on each of them."
         )
     if "JAX_NUM_PROCESSES" in os.environ or expected > 1:
         _join(expected)
     if count() != expected:
         raise ValueError(
-            f"--hosts={expected} and {count()} hosts are here; expected as many. Run "
-            f"the same command on every host of the slice, with --hosts={count()}."
+            f"--hosts={expected}, but {count()} hosts joined; expected equal numbers. "
+            f"Run the same command on every host of the slice, with --hosts={count()}."
         )
     if expected > 1:
-        client = distributed.global_state.client
-        client.key_value_set(f"stepjax/host/{index()}", socket.gethostname())
         barrier("start")
+        _names[:] = _host_names()
 
 
 def _join(expected: int) -> None:
@@ -77,13 +82,35 @@ def _join(expected: int) -> None:
         ) from error
 
 
+def _host_names() -> list[str]:
+    """Returns the names of all hosts, by number; all hosts call this together."""
+    name = socket.gethostname().encode()[:_NAME_BYTES]
+    names = multihost_utils.process_allgather(
+        np.frombuffer(name.ljust(_NAME_BYTES, b"\0"), np.uint8)
+    )
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in names]
+
+
 def _told(error: Exception) -> str:
-    """What JAX says about who is missing, in short."""
-    text = " ".join(str(error).split())
-    tasks = sorted(set(re.findall(r"task:(\d+)", text.partition("timed out task")[2])))
-    if tasks:
-        return f"missing: host {', '.join(tasks)}"
-    return text[:300]
+    """Returns what JAX's error says about who is missing, in short."""
+    missing = _missing(error)
+    return f"missing: {missing}" if missing else " ".join(str(error).split())[:300]
+
+
+def _missing(error: Exception) -> str:
+    """Returns the hosts that JAX's error says it waited for in vain; "" for none.
+
+    The error ends in one line per missing host, "1" or "/job:…/task:1" by version of
+    JAX, and leaves some of them out when they are many; before that it says how many
+    came: "# of tasks that reached the barrier: 1/3."
+    """
+    text = str(error)
+    lines = text.partition("timed out task")[2]
+    numbers = sorted({int(n) for n in re.findall(r"^(?:\S*task:)?(\d+)$", lines, re.M)})
+    missing = [f"host {n}" + (f" ({_names[n]})" if _names else "") for n in numbers]
+    came = re.search(r"reached the barrier: (\d+)/(\d+)", text)
+    more = int(came[2]) - int(came[1]) - len(numbers) if came else 0
+    return ", ".join(missing + ([f"{more} more"] if numbers and more > 0 else []))
 
 
 def count() -> int:
@@ -102,7 +129,7 @@ def first() -> bool:
 
 
 def share(items: Sequence) -> Sequence:
-    """Returns this host's part of the work: every n-th item, so that parts are even."""
+    """Returns this host's items: every n-th of n hosts, so that shares are even."""
     return items[index() :: count()]
 
 
@@ -110,8 +137,9 @@ def barrier(name: str, seconds: float | None = None) -> None:
     """Waits until every host is here.
 
     Args:
-      name: what was done, for people; hosts must come to the same barriers in turn.
-      seconds: limit; None for `WAIT_SECONDS`.
+      name: what was done, for people; all hosts must come to the same barriers in the
+        same order.
+      seconds: the longest wait; None for `WAIT_SECONDS`.
 
     Raises:
       TimeoutError: with the names of the hosts that did not come.
@@ -119,26 +147,16 @@ def barrier(name: str, seconds: float | None = None) -> None:
     if count() == 1:
         return
     seconds = WAIT_SECONDS if seconds is None else seconds
-    client = distributed.global_state.client
     _passed[name] += 1
-    key = f"stepjax/barrier/{name}/{_passed[name]}"
-    client.key_value_set(f"{key}/{index()}", "here")
+    wait = multihost.get_barrier_sync_fn()
     try:
-        client.wait_at_barrier(key, int(seconds * 1000))
+        wait(key=f"stepjax/{name}/{_passed[name]}", timeout_ms=int(seconds * 1000))
     except Exception as error:
-        here = {
-            int(k.rsplit("/", 1)[1]) for k, _ in client.key_value_dir_get(f"{key}/")
-        }
-        names = dict(client.key_value_dir_get("stepjax/host/"))
-        missing = [
-            f"host {n} ({names.get(f'stepjax/host/{n}', 'name unknown')})"
-            for n in range(count())
-            if n not in here
-        ]
+        missing = _missing(error)
         if not missing:
             raise
         raise TimeoutError(
-            f"after {seconds:.0f} s at {name!r}: {', '.join(missing)} did not come. "
+            f"after {seconds:.0f} s at {name!r}: {missing} did not come. "
             "Look at what they print last; the same command continues the run."
         ) from error
 
@@ -147,37 +165,31 @@ def agreed(name: str, decide: Callable[[], Any]) -> Any:
     """Returns what the first host decides, on every host.
 
     Args:
-      name: of the decision; hosts must come to the same decisions in turn.
+      name: of the decision, for people; all hosts must come to the same decisions in
+        the same order.
       decide: called on the first host only; returns a JSON value.
 
     Raises:
-      TimeoutError: when the first host decides nothing in time.
+      TimeoutError: with the names of the hosts that did not come in time.
     """
     if count() == 1:
         return decide()
-    client = distributed.global_state.client
-    _passed[name] += 1
-    key = f"stepjax/agreed/{name}/{_passed[name]}"
-    if first():
-        value = decide()
-        client.key_value_set(key, json.dumps(value))
-        return value
-    try:
-        return json.loads(client.blocking_key_value_get(key, WAIT_SECONDS * 1000))
-    except Exception as error:
-        raise TimeoutError(
-            f"after {WAIT_SECONDS} s the first host has not said {name!r}; look at "
-            "what it prints last. The same command continues the run."
-        ) from error
+    text = json.dumps(decide()).encode() if first() else b""
+    barrier(name)  # waits with a limit, which the exchange below has not
+    size = int(multihost.broadcast_one_to_all(np.int32(len(text))))
+    room = 1 << max(size - 1, 255).bit_length()  # few sizes, so few compilations
+    padded = np.frombuffer(text.ljust(room, b"\0"), np.uint8)
+    return json.loads(bytes(multihost.broadcast_one_to_all(padded)[:size]))
 
 
 def merge(items: list[Any], folder: pathlib.Path, name: str) -> list[Any]:
     """Returns the items of all hosts, in the order that `share` took them from.
 
     Args:
-      items: this host's, JSON values.
-      folder: seen by all hosts; one file a host is written there, read, and deleted.
-      name: of the files.
+      items: this host's results, JSON values.
+      folder: seen by all hosts; each host writes one file there, all hosts read it,
+        and it is deleted.
+      name: the files' name begins with it.
     """
     if count() == 1:
         return items

@@ -66,30 +66,26 @@ def cut_at_stop(
     token_bytes: Sequence[bytes],
     ids: Sequence[int],
     stop_strings: Iterable[str],
-    keep_bytes: int = 1,
 ) -> int | None:
     r"""Counts the leading ids that stay when a sequence is cut at its stop string.
 
     The stop string that is *completed* first counts; if two are completed by the same
     byte, the one that begins earlier. Let it begin at byte b of the tokens' bytes. An
-    id stays if all its bytes come before b + keep_bytes: with ``"\nStep 2"`` and one
-    kept byte, the newline stays with the step that it ends. A token that crosses this
-    border is cut, and so are all tokens after it.
+    id stays if all its bytes come before b + 1: of ``"\nStep 2"``, the newline stays
+    with the step that it ends. A token that crosses this border is cut, and so are all
+    tokens after it.
 
     Args:
       token_bytes: the exact bytes of each token id.
       ids: the sampled token ids.
       stop_strings: the strings to look for. May be empty.
-      keep_bytes: how many bytes of the stop string still belong to the sequence.
 
     Returns:
       The number of leading ids to keep, or None when no stop string occurs.
 
     Raises:
-      ValueError: for an empty stop string or a negative keep_bytes.
+      ValueError: for an empty stop string.
     """
-    if keep_bytes < 0:
-        raise ValueError(f"keep_bytes is {keep_bytes}; expected 0 or more")
     pieces = [token_bytes[token] for token in ids]
     text = b"".join(pieces)
     completed = [
@@ -101,7 +97,7 @@ def cut_at_stop(
         return None
     _, begin = min(completed)
     ends = np.cumsum([len(piece) for piece in pieces])
-    return int(np.searchsorted(ends, begin + keep_bytes, side="right"))
+    return int(np.searchsorted(ends, begin + 1, side="right"))
 
 
 def _encoded(stop_strings: Iterable[str]) -> list[bytes]:

@@ -1,10 +1,9 @@
-"""Tensors in safetensors files, read by rows: local files, gs:// and whatever else
-`etils.epath` reads.
+"""Reads rows of tensors in safetensors files: local, gs://, and all that epath opens.
 
 A file is the length of a header (8 bytes), the header (JSON: type, shape and place of
 every tensor), and the tensors' bytes, row-major (https://github.com/huggingface/
-safetensors#format). Rows of a tensor are one range of bytes, so that a host reads the
-rows it needs and nothing else.
+safetensors#format). Consecutive rows of a tensor are one range of bytes, so a host
+reads only the rows that it needs.
 """
 
 import json
@@ -23,7 +22,7 @@ KINDS = {
 
 
 class Stored(NamedTuple):
-    """Where a tensor is: its file, type, shape, and first byte in the file."""
+    """The place of a tensor: its file, type, shape, and first byte in the file."""
 
     file: epath.Path
     kind: str
@@ -45,13 +44,13 @@ def stored_tensors(file: epath.Path) -> dict[str, Stored]:
                 raise ValueError(f"a header of {size} bytes in a file of {length}")
             header = json.loads(opened.read(size))
         header.pop("__metadata__", None)
-        found, end = {}, 0
+        tensors, end = {}, 0
         for name, item in header.items():
             first, last = item["data_offsets"]
             shape, kind = tuple(item["shape"]), item["dtype"]
             if kind in KINDS and last - first != math.prod(shape) * _size(kind):
                 raise ValueError(f"{name} has {last - first} bytes for {shape} {kind}")
-            found[name] = Stored(file, kind, shape, 8 + size + first)
+            tensors[name] = Stored(file, kind, shape, 8 + size + first)
             end = max(end, last)
         if 8 + size + end != length:
             raise ValueError(f"{length} bytes instead of {8 + size + end}")
@@ -59,7 +58,7 @@ def stored_tensors(file: epath.Path) -> dict[str, Stored]:
         raise ValueError(
             f"{file}: missing or damaged ({error}); download it again."
         ) from error
-    return found
+    return tensors
 
 
 def read_rows(stored: Stored, first: int, last: int) -> np.ndarray:

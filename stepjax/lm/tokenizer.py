@@ -16,7 +16,7 @@ from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 _END_OF_SEQUENCE = ("</s>", "<|im_end|>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
-_FILES = (
+FILES = (  # what a tokenizer may consist of
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -26,8 +26,8 @@ _FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "generation_config.json",
 )
+_FILES = (*FILES, "generation_config.json")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 

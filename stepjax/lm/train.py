@@ -2,10 +2,10 @@
 
 An update takes a state and a batch and returns a state and metrics; the loop around
 it only feeds batches by number, logs, and saves. Batch number n is a function of the
-seed and n, so a run that was interrupted continues exactly.
+seed and n, so an interrupted run continues exactly.
 
-A batch is a pytree of arrays with a leading axis of micro-batches, [M, R, ...]: their
-gradients are summed and divided by the global count once.
+A batch is a pytree of arrays with a leading axis of micro-batches, [M, R, ...]. Their
+gradients are summed, and the sum is divided once by the count of the whole batch.
 """
 
 import math
@@ -39,10 +39,10 @@ class OptimizerOptions(NamedTuple):
       learning_rate: peak.
       schedule: "constant" or "cosine" (to `final_fraction` of the peak).
       warmup_steps: linear from 0.
-      final_fraction: last learning rate over the peak, cosine only.
+      final_fraction: last learning rate over the peak, for "cosine" only.
       b1: AdamW's first decay.
       b2: AdamW's second decay.
-      weight_decay: decoupled, on matrices and not on norms or biases.
+      weight_decay: decoupled; of matrices only, not of norms or biases.
       clip_norm: largest global gradient norm.
     """
 
@@ -133,76 +133,71 @@ def segment_sums(logps: jax.Array, rows: forest.Rows, segments: int) -> jax.Arra
 
 
 def init_params(model: lm.Decoder, mesh: Mesh, seed: int):
-    """Returns random parameters, created in their shardings."""
+    """Returns random parameters; each device creates its own part."""
     shardings = sharding.param_shardings(mesh, lm.abstract_params(model))
     make = jax.jit(lambda key: lm.init(model, key), out_shardings=shardings)
     return make(jax.random.key(seed))
 
 
 def state_shardings(params: Any, optimizer) -> TrainState:
-    """Returns where a state belongs: moments beside their parameter, counters whole.
+    """Returns the shardings of a state: moments like their parameter, counters whole.
 
     Args:
       params: parameters on a mesh (arrays or ShapeDtypeStructs with shardings).
       optimizer: from `make_optimizer`.
     """
-    where = jax.tree.map(lambda x: x.sharding, params)
-    whole = sharding.replicated(jax.tree.leaves(where)[0].mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    whole = sharding.replicated(jax.tree.leaves(shardings)[0].mesh)
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda _, beside: beside,
+        lambda _, of_parameter: of_parameter,
         jax.eval_shape(optimizer.init, params),
-        where,
+        shardings,
         transform_non_params=lambda _: whole,
     )
-    return TrainState(where, opt_state)
+    return TrainState(shardings, opt_state)
 
 
 def init_state(params: Any, optimizer) -> TrainState:
     """Returns the state before the first update, created in `state_shardings`."""
-    where = state_shardings(params, optimizer)
-    init = jax.jit(optimizer.init, out_shardings=where.opt_state)
+    shardings = state_shardings(params, optimizer)
+    init = jax.jit(optimizer.init, out_shardings=shardings.opt_state)
     return TrainState(params, init(params))
 
 
 def make_update(
-    loss: LossFunction, optimizer, where: TrainState | None = None
+    loss: LossFunction, optimizer, shardings: TrainState | None = None
 ) -> Callable:
     """Returns the jitted ``update(state, reference, batch) -> (state, metrics)``.
 
     Args:
       loss: ``loss(params, reference, micro_batch)`` returns (sum, (count, sums)):
-        the loss summed over what counts, how much counts, and a dict of further sums
-        that are reported divided by the count.
+        the loss summed over the weights, the sum of the weights, and a dict of
+        further sums; metrics are these sums divided by the count.
       optimizer: from `make_optimizer`.
-      where: `state_shardings`, which the new state keeps; None lets XLA choose,
+      shardings: `state_shardings`, which the new state keeps; None lets XLA choose,
         which can move parameters and compile the second update once more.
 
-    The state is donated; the reference is a separate argument and is not.
+    The state is donated; the reference is a separate argument and is not donated.
     """
 
     def update(state: TrainState, reference, batch):
-        differentiate = jax.value_and_grad(loss, has_aux=True)
-
-        def add(total, micro):
+        def totals(micro):
+            differentiate = jax.value_and_grad(loss, has_aux=True)
             (value, (count, sums)), gradient = differentiate(
                 state.params, reference, micro
             )
-            return jax.tree.map(jnp.add, total, (value, count, sums, gradient)), None
+            return value, count, sums, gradient
+
+        def add(total, micro):
+            return jax.tree.map(jnp.add, total, totals(micro)), None
 
         first = jax.tree.map(lambda x: x[0], batch)
         if jax.tree.leaves(batch)[0].shape[0] == 1:
-            (value, (count, sums)), gradient = differentiate(
-                state.params, reference, first
-            )
-            total = (value, count, sums, gradient)
+            total = totals(first)
         else:
-            (value, (count, sums)), gradient = jax.eval_shape(
-                differentiate, state.params, reference, first
-            )
-            zeros = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype), (value, count, sums, gradient)
-            )
+            shapes = jax.eval_shape(totals, first)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             total, _ = jax.lax.scan(add, zeros, batch)
         value, count, sums, gradient = total
         gradient = jax.tree.map(lambda g: g / count, gradient)
@@ -212,33 +207,44 @@ def make_update(
         metrics |= {name: value / count for name, value in sums.items()}
         return TrainState(params, opt_state), metrics
 
-    return jax.jit(update, donate_argnames=("state",), out_shardings=(where, None))
+    return jax.jit(update, donate_argnames=("state",), out_shardings=(shardings, None))
 
 
-def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """Places a host batch: rows split over the devices, the rest on every device.
-
-    On several hosts every one gives the same batch and places its own rows.
+def batch_shardings(mesh: Mesh, batch: Any) -> Any:
+    """Returns the tree of shardings of a batch.
 
     Args:
       mesh: from `sharding.make_mesh`.
-      batch: pytree of numpy arrays [M, R, ...]; leaves of a `forest.Rows` are split
-        over axis 1, everything else is replicated.
+      batch: pytree of arrays or shapes, [M, R, ...]. The leaves of a `forest.Rows` are
+        split over axis 1; every other leaf is whole on every device.
     """
-    split = sharding.split_rows(mesh, axis=1)
-    whole = sharding.replicated(mesh)
+    split, whole = sharding.split_rows(mesh, axis=1), sharding.replicated(mesh)
 
-    def place(part):
-        where = split if isinstance(part, forest.Rows) else whole
+    def is_rows(part):
+        return isinstance(part, forest.Rows)
 
-        def put(x):
-            x = np.asarray(x)
-            return jax.make_array_from_callback(x.shape, where, lambda at: x[at])
+    def shardings(part):
+        one = split if is_rows(part) else whole
+        return jax.tree.map(lambda _: one, part)
 
-        return jax.tree.map(put, part)
+    return jax.tree.map(shardings, batch, is_leaf=is_rows)
 
-    is_rows = lambda x: isinstance(x, forest.Rows)  # noqa: E731
-    return jax.tree.map(place, batch, is_leaf=is_rows)
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """Places a host batch on the devices, as `batch_shardings` says.
+
+    On several hosts each gives the same whole batch and places its devices' part.
+
+    Args:
+      mesh: from `sharding.make_mesh`.
+      batch: pytree of numpy arrays [M, R, ...].
+    """
+
+    def put(x, sharding):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+    return jax.tree.map(put, batch, batch_shardings(mesh, batch))
 
 
 def fit(
@@ -259,23 +265,23 @@ def fit(
 
     Args:
       update: from `make_update`.
-      state: where to begin, new or restored; it is donated.
+      state: new or restored; it is donated.
       reference: passed to the loss.
       batch_at: number → batch on device.
-      steps: most updates.
+      steps: largest number of updates.
       saver: keeps the state between updates.
       done: updates that the given state has had (from `saver.restore`).
-      finished: the given state is the last one (likewise).
+      finished: training ended with the given state (from `saver.restore`).
       on_log: called with the updates done and the mean metrics of the period.
-      log_every: updates a log period.
-      stop_loss: stop after a period whose mean loss is below it; 0 never.
+      log_every: updates per log period.
+      stop_loss: stop after a period whose mean loss is below it; 0 never stops early.
 
     Returns:
       (state, updates done).
 
     Raises:
-      FloatingPointError: when a loss or another metric, the gradient's norm among
-        them, is not finite; nothing is saved after it.
+      FloatingPointError: when a metric (the loss, the gradient's norm) is not finite;
+        nothing is saved after it.
     """
     period: list[dict] = []
     while done < steps and not finished:

@@ -1,10 +1,10 @@
-"""Hugging Face directories of Qwen2 and Llama models, read.
+"""Reads Hugging Face directories of Qwen2 and Llama models.
 
-Parameters are float32, matrices as [in, out] where the files hold [out, in], heads
-apart, and the layers stacked on a leading axis. They are read tensor by tensor,
-straight into sharded arrays when asked for: each host reads its rows of each tensor,
-which the devices then exchange, so that no host ever holds the model. Directories may
-be local or on object storage (gs://...), through `etils.epath`.
+Parameters are float32. Matrices are [in, out] where the files hold [out, in], heads
+have an axis of their own, and layers are stacked on a leading axis. Tensors are read
+one by one, into sharded arrays when shardings are given: each host reads some rows of
+each tensor and the devices exchange them, so that no host ever holds the model.
+Directories may be local or on object storage (gs://...), through `etils.epath`.
 """
 
 import functools
@@ -28,12 +28,19 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 
 class Tensor(NamedTuple):
-    """One parameter: where it is in the tree and in the files, per layer."""
+    """One parameter: its place and shape in the tree of parameters and in the files.
 
-    path: str  # "layers/..." has one tensor a layer, stacked in the tree
-    name: str  # with "{layer}" for those
-    shape: tuple[int, ...]  # ours, without the axis of layers
-    stored: tuple[int, ...]  # in the file
+    Attributes:
+      path: in the tree. "layers/..." holds one tensor per layer, stacked.
+      name: in the files, with "{layer}" when there is one tensor per layer.
+      shape: in the tree, without the axis of layers.
+      stored: shape in the files.
+    """
+
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    stored: tuple[int, ...]
 
     @property
     def stacked(self) -> bool:
@@ -48,14 +55,14 @@ def parameter_tensors(config: ModelConfig) -> list[Tensor]:
     """Returns every parameter of a decoder."""
     embed, inner, size = config.hidden_size, config.intermediate_size, config.head_dim
     table = (config.vocab_size, embed)
-    found = [Tensor("embedding", _EMBEDDING, table, table)]
+    tensors = [Tensor("embedding", _EMBEDDING, table, table)]
     if not config.tie_embeddings:
-        found.append(Tensor("unembedding", "lm_head.weight", table, table))
-    found.append(Tensor("final_norm/scale", "model.norm.weight", (embed,), (embed,)))
+        tensors.append(Tensor("unembedding", "lm_head.weight", table, table))
+    tensors.append(Tensor("final_norm/scale", "model.norm.weight", (embed,), (embed,)))
 
     def layer(path, name, shape, stored):
         name = f"model.layers.{{layer}}.{name}"
-        found.append(Tensor(f"layers/{path}", name, shape, stored))
+        tensors.append(Tensor(f"layers/{path}", name, shape, stored))
 
     layer("attention_norm/scale", "input_layernorm.weight", (embed,), (embed,))
     layer("mlp_norm/scale", "post_attention_layernorm.weight", (embed,), (embed,))
@@ -75,11 +82,11 @@ def parameter_tensors(config: ModelConfig) -> list[Tensor]:
     layer("gate", "mlp.gate_proj.weight", (embed, inner), (inner, embed))
     layer("up", "mlp.up_proj.weight", (embed, inner), (inner, embed))
     layer("down", "mlp.down_proj.weight", (inner, embed), (embed, inner))
-    return found
+    return tensors
 
 
 def tensor_names(config: ModelConfig) -> dict[str, tuple[Tensor, int | None]]:
-    """Returns file name of each tensor → (its entry, its layer or None)."""
+    """Returns name in the files → (parameter, layer or None), for every tensor."""
     names = {}
     tensors = parameter_tensors(config)
     for tensor in tensors:
@@ -93,7 +100,7 @@ def tensor_names(config: ModelConfig) -> dict[str, tuple[Tensor, int | None]]:
 
 
 def _stored(directory: epath.Path) -> dict[str, Stored]:
-    """Returns the place of each tensor; empty when there are no weight files."""
+    """Returns name → place of each tensor; {} when there are no weight files."""
     single = directory / "model.safetensors"
     index = directory / "model.safetensors.index.json"
     if single.exists():
@@ -123,12 +130,12 @@ def load_hf(
       directory: holds model.safetensors, or model.safetensors.index.json and its
         shards; float32, bfloat16 or float16. Local, or gs://...
       config: from `config_from_hf`.
-      shardings: where the parameters go, from `sharding.param_shardings`; on several
-        hosts all of them call this. None: into the host's memory.
+      shardings: of the parameters, from `sharding.param_shardings`; on several hosts
+        all of them call this. None reads into the host's memory.
 
     Returns:
-      The decoder's parameters, a nested dict of float32 arrays (numpy's without
-      shardings); the arrays of "layers" lead with the axis of layers.
+      The decoder's parameters, a nested dict of float32 arrays (numpy arrays without
+      shardings). The first axis of the arrays under "layers" is the layer.
 
     Raises:
       ValueError: for missing, damaged or quantised files, and for a tensor that is
@@ -160,24 +167,22 @@ def load_hf(
         )
     for name, (tensor, _) in names.items():
         _check_tensor(located[name], name, tensor.stored, directory)
-    where = (
-        None if shardings is None else traverse_util.flatten_dict(shardings, sep="/")
-    )
+    splits = traverse_util.flatten_dict(shardings or {}, sep="/")
     flat = {}
     for tensor in parameter_tensors(config):
         leading = (config.num_layers,) if tensor.stacked else ()
-        split = where and where[tensor.path]
-        flat[tensor.path] = _empty(leading + tensor.shape, split)
+        shape, split = leading + tensor.shape, splits.get(tensor.path)
+        flat[tensor.path] = _empty(shape, split)
     by_file = sorted(names, key=lambda name: (str(located[name].file), name))
     for name in by_file:
         tensor, layer = names[name]
-        split = where and where[tensor.path]
+        split = splits.get(tensor.path)
         rows = _read(located[name], tensor, split)
         flat[tensor.path] = _put(flat[tensor.path], rows, layer, tensor, split)
     if copied:
         _check_tensor(located[head], head, names[_EMBEDDING][0].stored, directory)
         table = names[_EMBEDDING][0]
-        again = _read(located[head], table, where and where["embedding"])
+        again = _read(located[head], table, splits.get("embedding"))
         if not bool(_equal(again, flat["embedding"])):
             raise ValueError(
                 f"{directory}: {head} differs from model.embed_tokens.weight though "
@@ -201,20 +206,20 @@ def _check_tensor(stored: Stored, name: str, expected, directory) -> None:
 
 
 def _empty(shape: tuple[int, ...], split: NamedSharding | None):
-    """Returns room for a parameter, on the host or split over devices."""
+    """Returns an array for a parameter, on the host or split over devices."""
     if split is None:
         return np.empty(shape, np.float32)
     return jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=split)()
 
 
 def _stored_axes(tensor: Tensor, split: NamedSharding) -> list[str]:
-    """Returns the mesh axes of a parameter, of the file's rows and then columns."""
+    """Returns the mesh axes of a tensor as stored: of its rows, then its columns."""
     axes = [axis for axis in split.spec if axis is not None]
     return axes[::-1] if tensor.transposed else axes
 
 
 def _dividing(axes: list[str], mesh: jax.sharding.Mesh, count: int) -> PartitionSpec:
-    """Returns how `count` rows are split over the first axes that divide them."""
+    """Splits `count` rows over as many of the axes, from the first, as divide them."""
     taken, ways = [], 1
     for axis in axes:
         ways *= mesh.shape[axis]
@@ -225,10 +230,10 @@ def _dividing(axes: list[str], mesh: jax.sharding.Mesh, count: int) -> Partition
 
 
 def _read(stored: Stored, tensor: Tensor, split: NamedSharding | None):
-    """Returns a tensor as it lies in its file, rows split over as many as divide them.
+    """Reads a tensor in the shape of its file, with its rows split over the devices.
 
-    The axis that they stay split over leads, so that the others change places later
-    without moving more than their part.
+    The mesh axis that splits the rows in the parameter too comes first in the split, so
+    that `_insert` exchanges only what the other mesh axes split.
     """
     count = stored.shape[0]
     if split is None:
@@ -244,12 +249,12 @@ def _read(stored: Stored, tensor: Tensor, split: NamedSharding | None):
         first, last, _ = index[0].indices(count)
         return rows(first, last)
 
-    where = NamedSharding(split.mesh, _dividing(axes, split.mesh, count))
-    return jax.make_array_from_callback(stored.shape, where, part)
+    by_rows = NamedSharding(split.mesh, _dividing(axes, split.mesh, count))
+    return jax.make_array_from_callback(stored.shape, by_rows, part)
 
 
 def _put(into, rows, layer: int | None, tensor: Tensor, split: NamedSharding | None):
-    """Returns the parameter with one tensor of a file in its place."""
+    """Returns the parameter with one tensor of a file written into it."""
     if split is not None:
         return _insert(into, rows, layer, tensor=tensor, split=split)
     array = rows.T if tensor.transposed else rows
@@ -264,9 +269,8 @@ def _put(into, rows, layer: int | None, tensor: Tensor, split: NamedSharding | N
 def _insert(into, rows, layer, *, tensor: Tensor, split: NamedSharding):
     axes = _stored_axes(tensor, split)
     together = _dividing(axes, split.mesh, len(rows))
-    for spec in (together, PartitionSpec(*axes)):  # first whole over `data`
-        where = NamedSharding(split.mesh, spec)
-        rows = jax.lax.with_sharding_constraint(rows, where)
+    for spec in (together, PartitionSpec(*axes)):  # first gathered over `data`
+        rows = jax.lax.with_sharding_constraint(rows, NamedSharding(split.mesh, spec))
     array = rows.T if tensor.transposed else rows
     array = array.reshape(tensor.shape).astype(jnp.float32)
     array = array if layer is None else into.at[layer].set(array)

@@ -1,36 +1,37 @@
 """What a run needs of a TPU slice, known before there is one: ``stepjax plan``.
 
-Compiles the programs of a run ahead of time for a topology and prints, for each, its
-memory on a chip, its FLOPs (of the traced program), those over the ideal (nothing
-executed twice), and the time that the chip's peak and bandwidth allow; and for the
-whole run M0 → Mn an estimate in chip-hours at a stated utilisation.
+Compiles the programs of a run ahead of time for a topology. For each program it prints
+the memory per chip, the FLOPs of the traced program, how many times the ideal (nothing
+executed twice) they are, and the shortest time that the chip's peak and bandwidth
+allow. For the whole run M0 → Mn it estimates chip-hours at a stated utilisation.
 
-Nothing is run: that a program compiles and fits does not prove that it is right or
-fast, and times are arithmetic, not measurements.
+Nothing is run: a program that compiles and fits may still be wrong or slow, and times
+are arithmetic, not measurements.
 """
 
 import importlib.metadata
 import math
+from collections.abc import Callable
 from typing import NamedTuple
-
-import ml_collections
 
 from stepjax import tournament
 from stepjax.planning import flops, programs, slices
 from stepjax.planning.programs import Program
+from stepjax.run import kind
 from stepjax.run.monitor import text_table
+from stepjax.settings import Settings
 
 STAGES = ("sft", "dpo", "search", "all")
 
 
 class Planned(NamedTuple):
-    """A program and what became of it.
+    """A program that was compiled.
 
     Attributes:
-      program: the program.
+      program: the traced program.
       fit: its memory.
-      chip: what it was compiled for.
-      flops: of a chip; of one turn for sampling.
+      chip: the chip that it was compiled for.
+      flops: per chip and call; per chip and decoding step for programs that sample.
     """
 
     program: Program
@@ -40,7 +41,7 @@ class Planned(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Bytes of a chip while it runs."""
+        """Bytes per chip while the program runs."""
         return self.fit.total + self.program.beside
 
     @property
@@ -50,7 +51,7 @@ class Planned(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """What peak and bandwidth allow."""
+        """Least seconds that the chip's peak and bandwidth allow."""
         executed = self.flops.products + self.flops.kernels * self.program.seen
         return max(executed / self.chip.flops, self.program.moved / self.chip.bandwidth)
 
@@ -62,8 +63,8 @@ class Work(NamedTuple):
       ift: IFT rows (paper).
       eft: EFT rows (paper).
       prompt: tokens of a problem with its instruction.
-      steps: of a solution (paper: 9.35 to 5.21 for the 7B models on MATH).
-      step_tokens: of a step (paper: 61.6 to 113.1, likewise).
+      steps: per solution (paper: 9.35 to 5.21 for the 7B models on MATH).
+      step_tokens: tokens per step (paper: 61.6 to 113.1 for the same models).
       judge_prompt: tokens of the judge's instructions.
       explanation: tokens of an explanation with its verdict; our guess.
     """
@@ -78,20 +79,23 @@ class Work(NamedTuple):
 
 
 def plan(
-    config: ml_collections.ConfigDict,
+    settings: Settings,
     topology: str,
     stage: str = "all",
     utilisation: float = 0.4,
     suggest: bool = True,
+    *,
+    say: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Returns the plan of a run as text.
 
     Args:
-      config: the settings.
+      settings: of the run.
       topology: a grid name ("v5p:2x2x2") or a Cloud name ("v5p-16").
       stage: one of `STAGES`.
       utilisation: share of the chips' peak or bandwidth that is reached, for times.
       suggest: look for the smallest slice of the family that fits, too.
+      say: told what comes next; compiling takes minutes.
 
     Raises:
       ValueError: for unknown names, without libtpu, or for a mesh that does not fit.
@@ -100,26 +104,29 @@ def plan(
         raise ValueError(f"--stage={stage!r}; expected one of {STAGES}.")
     if not 0 < utilisation <= 1:
         raise ValueError(f"--utilisation={utilisation}; expected above 0, at most 1.")
-    where = slices.topology(topology)
+    tpu_slice = slices.topology(topology)
     stages = STAGES[:-1] if stage == "all" else (stage,)
-    devices = slices.devices(where)
-    chip = slices.CHIPS[where.family]
-    host = slices.host_devices(where, devices)
-    traced = programs.programs(config, devices, stages, host)
-    found = [compiled(program, chip) for program in traced]
-    parts = [_title(config, where, devices), _table(found)]
-    parts += [f"{p.program.name}: {p.fit.refused}" for p in found if p.fit.refused]
+    devices = slices.devices(tpu_slice)
+    chip = slices.CHIPS[tpu_slice.family]
+    host = slices.host_devices(tpu_slice, devices)
+    planned = []
+    for program in programs.programs(settings, devices, stages, host):
+        say(f"compiling {program.name!r} for {tpu_slice}")
+        planned.append(compiled(program, chip))
+    parts = [_title(settings, tpu_slice, devices), _table(planned)]
+    parts += [f"{p.program.name}: {p.fit.refused}" for p in planned if p.fit.refused]
     if stage == "all":
-        parts.append(_whole_run(config, where, found, utilisation))
+        parts.append(_whole_run(settings, tpu_slice, planned, utilisation))
     if suggest:
-        best = smallest(config, where.family, stages)
+        say(f"looking for the smallest {tpu_slice.family} slice that fits")
+        best = smallest(settings, tpu_slice.family, stages)
         parts.append(
-            f"smallest listed {where.family} slice that fits: "
+            f"smallest listed {tpu_slice.family} slice that fits: "
             + (f"{best} ({best.cloud}, {best.chips} chips)" if best else "none")
         )
     parts.append(
-        "Compiled ahead of time, never run: what fits need not be right or fast. "
-        "Times are lower bounds of peak and bandwidth, not measurements."
+        "Compiled ahead of time, never run: a program that fits may still be wrong or "
+        "slow. Times are the least that peak and bandwidth allow, not measurements."
     )
     return "\n\n".join(parts)
 
@@ -130,46 +137,46 @@ def compiled(program: Program, chip: slices.Chip) -> Planned:
 
 
 def counted(program: Program) -> flops.Flops:
-    """Returns the FLOPs of a chip: of a call, or of a turn where it samples."""
-    all_ = flops.count(program.traced, program.devices, turns=1 / program.loops)
+    """Returns the FLOPs per chip of one call, or of one decoding step if it samples."""
+    whole = flops.count(program.traced, program.devices, turns=1 / program.loops)
     if not program.sequences:
-        return all_
+        return whole
     before = flops.count(program.traced, program.devices, turns=0)
-    return flops.Flops(all_.products - before.products)
+    return flops.Flops(whole.products - before.products)
 
 
 def smallest(
-    config: ml_collections.ConfigDict, family: str, stages: tuple[str, ...]
+    settings: Settings, family: str, stages: tuple[str, ...]
 ) -> slices.Topology | None:
     """Returns the smallest listed slice that every program fits, None when none does.
 
     The settings' mesh must leave an axis open (-1), and slots must divide.
     """
     chip = slices.CHIPS[family]
-    for where in slices.listed(family):
+    for tpu_slice in slices.listed(family):
         try:
-            devices = slices.devices(where)
-            host = slices.host_devices(where, devices)
-            todo = list(programs.programs(config, devices, stages, host))
+            devices = slices.devices(tpu_slice)
+            host = slices.host_devices(tpu_slice, devices)
+            todo = list(programs.programs(settings, devices, stages, host))
         except ValueError:
             continue  # this slice does not divide the batch or the heads
         if any(p.arguments + p.beside > chip.memory for p in todo):
             continue
         if all(compiled(program, chip).fits for program in todo):
-            return where
+            return tpu_slice
     return None
 
 
 # --- text ----------------------------------------------------------------------------
 
 
-def _title(config, where: slices.Topology, devices: list) -> str:
-    mesh = ", ".join(f"{name} {size}" for name, size in config.mesh.items())
+def _title(settings, tpu_slice: slices.Topology, devices: list) -> str:
+    mesh = ", ".join(f"{name} {size}" for name, size in settings.mesh._asdict().items())
     hosts = len({device.process_index for device in devices})
     version = importlib.metadata.version("libtpu")
     return (
-        f"{where} = {where.cloud}: {where.chips} chips, {hosts} hosts; mesh {mesh}; "
-        f"libtpu {version}"
+        f"{tpu_slice} = {tpu_slice.cloud}: {tpu_slice.chips} chips, {hosts} hosts; "
+        f"mesh {mesh}; libtpu {version}"
     )
 
 
@@ -177,21 +184,21 @@ def _gib(size: float) -> str:
     return f"{size / slices.GIB:.2f}"
 
 
-def _table(found: list[Planned]) -> str:
+def _table(planned: list[Planned]) -> str:
     rows = []
-    for item in found:
+    for item in planned:
         program, fit = item.program, item.fit
-        per = "turn" if program.sequences else "call"
+        per = "step" if program.sequences else "call"
         rows.append(
             {
-                "program (GiB of a chip)": program.name,
+                "program (GiB per chip)": program.name,
                 "arguments": _gib(fit.arguments or program.arguments),
                 "temporaries": "-" if fit.refused else _gib(fit.temporaries),
                 "beside": _gib(program.beside),
                 "total": _gib(item.total),
                 "limit": _gib(item.chip.memory),
                 "fits": "yes" if item.fits else "NO",
-                "TFLOP/chip": f"{item.flops.products / 1e12:.3g} a {per}",
+                "TFLOP/chip": f"{item.flops.products / 1e12:.3g} per {per}",
                 "+ attention": f"{item.flops.kernels * program.seen / 1e12:.3g}",
                 "executed/ideal": f"{item.flops.products / program.ideal:.3f}",
                 "at least": f"{item.seconds * 1e3:.3g} ms",
@@ -200,15 +207,15 @@ def _table(found: list[Planned]) -> str:
     return text_table(rows)
 
 
-def _whole_run(config, where, found: list[Planned], utilisation: float) -> str:
+def _whole_run(settings, tpu_slice, planned: list[Planned], utilisation: float) -> str:
     work, times = Work(), {}
-    by_name = {item.program.name: item for item in found}
-    length = config.train.row_length
+    by_name = {item.program.name: item for item in planned}
+    length = settings.train.row_length
 
     def training(name: str, examples: int, tokens: float, batch: int):
         """Updates whose batches fill as many rows as their tokens need."""
         rows = max(1, math.ceil(batch * tokens / length))
-        ways = where.chips // config.mesh.tensor
+        ways = tpu_slice.chips // settings.mesh.tensor
         full = math.ceil(batch / ways) * ways
         share = math.ceil(rows / ways) * ways / full
         updates = math.ceil(examples / batch)
@@ -216,58 +223,58 @@ def _whole_run(config, where, found: list[Planned], utilisation: float) -> str:
 
     solution = work.prompt + work.steps * work.step_tokens
     judgment = work.judge_prompt + solution / 2 + 2 * work.step_tokens
-    phase = config.sft.phases[0]
+    phase = settings.sft.phases[0]
     epochs = max(phase.epochs, 1)
     examples = work.ift + work.eft
     mean = work.ift * solution + work.eft * (judgment + work.explanation)
     batch = phase.batch_size
     times["SFT: M1"] = [training("sft", examples * epochs, mean / examples, batch)]
-    width, slots, judge = config.search.width, config.search.slots, config.judge
-    rounds = tournament.rounds(judge.schedule, width, judge.score)
-    rows, share = tournament.rows_of_a_call(
-        judge.schedule, width, judge.score, judge.rows
-    )
-    layers, _ = programs.weights_of(programs.model_config(config))
-    speed = slices.CHIPS[where.family].flops
-    ways = config.search.tensor or config.mesh.tensor
-    for number in range(1, config.iterations + 1):
-        questions = config.data.questions[number - 1]
+    width, slots, judge = settings.search.width, settings.search.slots, settings.judge
+    every_call = kind.choose(settings).judgments.calls
+    rounds = tournament.rounds(judge.schedule, width, every_call)
+    rows, share = tournament.layout(judge.schedule, width, every_call, judge.rows)
+    layers, _ = programs.weights_of(programs.model_config(settings))
+    speed = slices.CHIPS[tpu_slice.family].flops
+    ways = settings.sampling_tensor
+    for number in range(1, settings.iterations + 1):
+        questions = settings.data.questions[number - 1]
         calls = math.ceil(questions * work.steps / slots)
         steps = [(calls * work.step_tokens, by_name["search: candidates"].seconds)]
-        # Contexts: of solving (its steps are appended, not read), and of judging.
+        # Contexts are read once: those of solving, whose steps are appended, not
+        # read again, and those of judging.
         tokens = questions * (work.prompt + work.judge_prompt + solution)
-        steps.append((1, 2 * layers * tokens / where.chips / speed))
+        steps.append((1, 2 * layers * tokens / tpu_slice.chips / speed))
         if "judge: judgments" in by_name:
             judged = by_name["judge: judgments"]
             asked = sum(math.ceil(n / rows) for n in rounds)
             steps.append((calls * asked * work.explanation, judged.seconds))
             # Questions are read before their explanations are written.
-            read = 1 + 1 / share if share > 1 else 2  # steps a judgment
+            read = 1 + 1 / share if share > 1 else 2  # steps per call
             tokens = judged.program.sequences * read * work.step_tokens
             steps.append((calls * asked, 2 * layers * tokens / ways / speed))
         times[f"search: M{number}"] = steps
-        tree = work.prompt + 2 * work.steps * work.step_tokens  # of a solution
-        update = questions * work.steps, tree / work.steps, config.dpo.batch_size
+        tree = work.prompt + 2 * work.steps * work.step_tokens  # tokens per solution
+        update = questions * work.steps, tree / work.steps, settings.dpo.batch_size
         passes = [name for name in ("dpo", "dpo: reference") if name in by_name]
         times[f"DPO: M{number + 1}"] = [training(name, *update) for name in passes]
     rows, total = [], 0.0
     for name, steps in times.items():
         seconds = sum(count * each for count, each in steps) / utilisation
         total += seconds
-        rows.append(_hours(name, f"{steps[0][0]}", seconds, where.chips))
-    rows.append(_hours("all", "", total, where.chips))
+        rows.append(_hours(name, f"{steps[0][0]}", seconds, tpu_slice.chips))
+    rows.append(_hours("all", "", total, tpu_slice.chips))
     assumed = ", ".join(f"{k} {v}" for k, v in work._asdict().items())
     return (
         text_table(rows)
-        + f"\nAt {utilisation:.0%} of peak or bandwidth, without compiling, loading, "
-        f"going back and evaluation. Assumed: {assumed}."
+        + f"\nAt {utilisation:.0%} of peak or bandwidth. Compiling, loading, going "
+        f"back and evaluation are not counted. Assumed: {assumed}."
     )
 
 
 def _hours(name: str, calls: str, seconds: float, chips: int) -> dict[str, str]:
     return {
         "stage": name,
-        "updates or turns": calls,
+        "updates or decoding steps": calls,
         "hours": f"{seconds / 3600:.2f}",
         "chip-hours": f"{seconds * chips / 3600:.1f}",
     }

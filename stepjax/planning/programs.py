@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -19,7 +18,9 @@ from stepjax import dpo, forest, sft, tournament
 from stepjax.lm import draws, forest_kernel, generate, sharding, train
 from stepjax.lm import model as lm
 from stepjax.planning import slices
-from stepjax.run import data
+from stepjax.run import kind
+from stepjax.settings import Settings, dpo_batches
+from stepjax.settings import model_config as known_config
 
 STAGES = ("sft", "dpo", "search")
 _STOP_STATES = 64  # states of a stop table, at most
@@ -33,16 +34,14 @@ class Program(NamedTuple):
       name: stage and what it does.
       traced: by ``jax.jit(...).trace``, with shardings of the slice.
       devices: chips that run it together.
-      ideal: FLOPs of a chip with nothing executed twice and no attention.
-      moved: bytes of HBM that a chip cannot do without.
-      arguments: bytes of a chip that its arguments take.
-      beside: bytes that the stage's other arrays hold on a chip at the same time.
+      ideal: FLOPs per chip if nothing were executed twice, without attention.
+      moved: bytes per chip that must at least be moved from or to HBM.
+      arguments: bytes per chip that its arguments take.
+      beside: bytes per chip that the stage's other arrays take at the same time.
       seen: share of the attention kernel's blocks that are not skipped.
-      rows: forest rows and tokens of each, of training.
-      sequences: rows that a chip decodes at once; the figures of a program that
-        samples are per decoding step.
-      loops: while-loops of the decoding, which run in turn; FLOPs of a decoding step
-        are their mean.
+      rows: (forest rows of one update, tokens of each row), of training.
+      sequences: rows that a chip decodes at once; figures are then per decoding step.
+      loops: while-loops of the decoding; the FLOPs of a step are their mean.
     """
 
     name: str
@@ -58,27 +57,25 @@ class Program(NamedTuple):
     loops: int = 1
 
 
-def model_config(config: ml_collections.ConfigDict) -> lm.ModelConfig:
+def model_config(settings: Settings) -> lm.ModelConfig:
     """Returns the decoder's configuration, without reading any weights.
 
     Raises:
       ValueError: when the settings do not tell the vocabulary.
     """
     try:
-        return data.model_config(config, 0)
+        return known_config(settings, 0)
     except ValueError as error:
-        if config.model.init == "random" or not config.model.vocab_size:
+        if settings.init == "random" or not settings.shape.vocab_size:
             raise ValueError(
                 f"{error} A plan needs model.vocab_size and the model's shape in the "
                 "settings when the weights are not here."
             ) from error
-    settings = config.model.to_dict()
-    settings.pop("init")
-    return lm.ModelConfig(**settings)
+    return settings.shape
 
 
 def weights_of(config: lm.ModelConfig) -> tuple[int, int]:
-    """Returns the matrix parameters (of all layers, of the unembedding)."""
+    """Counts matrix parameters: (those of all layers, those of the unembedding)."""
     width, size = config.hidden_size, config.head_dim
     heads = 2 * config.num_heads + 2 * config.num_kv_heads
     layer = width * heads * size + 3 * width * config.intermediate_size
@@ -86,7 +83,7 @@ def weights_of(config: lm.ModelConfig) -> tuple[int, int]:
 
 
 def programs(
-    config: ml_collections.ConfigDict,
+    settings: Settings,
     devices: list,
     stages: tuple[str, ...],
     host: list | None = None,
@@ -94,30 +91,30 @@ def programs(
     """Yields the traced programs of some stages for the devices of a slice.
 
     Args:
-      config: the settings.
+      settings: of the run.
       devices: of the slice.
       stages: of "sft", "dpo" and "search".
-      host: devices of one of its hosts, which sample on their own; None for all.
+      host: devices of one of its hosts, since each host samples alone; None for all.
 
     Raises:
       ValueError: when a mesh does not fit the devices or the model.
     """
-    shape = model_config(config)
+    shape = model_config(settings)
     if {"sft", "dpo"} & set(stages):
-        mesh = sharding.make_mesh(**config.mesh, devices=devices)
+        mesh = sharding.make_mesh(**settings.mesh._asdict(), devices=devices)
         model = lm.Decoder(shape, mesh)
         if "sft" in stages:
-            yield _sft(config, model)
+            yield _sft(settings, model)
         if "dpo" in stages:
-            yield from _dpo(config, model)
+            yield from _dpo(settings, model)
     if "search" in stages:
         host = devices if host is None else host
-        yield from _search(config, shape, host, len(devices) // len(host))
+        yield from _search(settings, shape, host, len(devices) // len(host))
 
 
-def _sft(config, model) -> Program:
-    phases = [sft.Phase(**_plain(phase)) for phase in config.sft.phases]
-    length, parts = config.train.row_length, config.train.micro_batches
+def _sft(settings, model) -> Program:
+    phases = settings.sft.phases
+    length, parts = settings.train.row_length, settings.train.micro_batches
     most = max(phase.batch_size for phase in phases)
     rows = forest.bucket(-(-most // parts), sharding.row_multiple(model.mesh))
     tree = forest.path_tree(range(length), [0.0] + [1.0] * (length - 1))
@@ -125,11 +122,11 @@ def _sft(config, model) -> Program:
     batch = jax.tree.map(lambda x: np.stack([x] * parts), packed)
     loss = functools.partial(sft.loss, model=model)
     options = phases[0].optimizer
-    return _training("sft", config, model, loss, batch, packed, options, None)
+    return _training("sft", settings, model, loss, batch, packed, options, None)
 
 
-def _dpo(config, model) -> Iterator[Program]:
-    step, length = config.search.max_step_tokens, config.train.row_length
+def _dpo(settings, model) -> Iterator[Program]:
+    step, length = settings.search.max_step_tokens, settings.train.row_length
     if 2 * step >= length:
         raise ValueError(
             f"train.row_length={length} holds no pair of two steps of "
@@ -138,40 +135,35 @@ def _dpo(config, model) -> Iterator[Program]:
     context = tuple(range(1, length - 2 * step))
     pairs = [
         forest.IdPair((n + 1, *context), (1,) * step, (2,) * step)
-        for n in range(config.dpo.batch_size)
+        for n in range(settings.dpo.batch_size)
     ]
-    yield dpo_program(config, model, pairs)
-    if config.dpo.reference == "precomputed":
-        yield _reference(model, _pair_batch(config, model, pairs))
+    yield dpo_program(settings, model, pairs)
+    if settings.dpo.loss.reference == "precomputed":
+        yield _reference(model, _pair_batch(settings, model, pairs))
 
 
-def dpo_program(config, model: lm.Decoder, pairs: list[forest.IdPair]) -> Program:
+def dpo_program(
+    settings: Settings, model: lm.Decoder, pairs: list[forest.IdPair]
+) -> Program:
     """Returns the program of an update on the given pairs.
 
     Args:
-      config: the settings; the size of the batch is that of `pairs`.
+      settings: of the run, but the size of the batch is that of `pairs`.
       model: the decoder on the mesh of training.
       pairs: preferences of one update.
     """
-    batch = _pair_batch(config, model, pairs)
-    options = dpo.Options(**{n: config.dpo[n] for n in dpo.Options.__annotations__})
+    batch = _pair_batch(settings, model, pairs)
+    options = settings.dpo.loss
     loss = functools.partial(dpo.loss, model=model, options=options)
     packed = jax.tree.map(lambda x: x[0], batch.rows)
-    rate = train.OptimizerOptions(**config.dpo.optimizer)
+    rate = settings.dpo.optimizer
     live = options.reference == "live"
-    return _training("dpo", config, model, loss, batch, packed, rate, live)
+    return _training("dpo", settings, model, loss, batch, packed, rate, live)
 
 
-def _pair_batch(config, model, pairs) -> dpo.Batch:
-    return dpo.make_batches(
-        pairs,
-        mesh=model.mesh,
-        batch_size=len(pairs),
-        micro_batches=config.train.micro_batches,
-        row_length=config.train.row_length,
-        epochs=1,
-        seed=0,
-    )[0]
+def _pair_batch(settings, model, pairs) -> dpo.Batch:
+    size = len(pairs)
+    return dpo_batches(settings, pairs, model.mesh, seed=0, batch_size=size)[0]
 
 
 def _reference(model, batch: dpo.Batch) -> Program:
@@ -184,12 +176,7 @@ def _reference(model, batch: dpo.Batch) -> Program:
     return Program(name, traced, chips, ideal, taken, taken, seen=seen, rows=size)
 
 
-def _plain(phase) -> dict:
-    values = phase.to_dict()
-    return values | {"optimizer": train.OptimizerOptions(**values["optimizer"])}
-
-
-def _training(name, config, model, loss, batch, packed, options, live) -> Program:
+def _training(name, settings, model, loss, batch, packed, options, live) -> Program:
     mesh, chips = model.mesh, model.mesh.size
     optimizer = train.make_optimizer(options, 10)
     params = _params(model)
@@ -207,7 +194,7 @@ def _training(name, config, model, loss, batch, packed, options, live) -> Progra
     # State once in and out; every pass reads whole matrices from HBM.
     item = jnp.dtype(model.config.dtype).itemsize
     read = passes // 2 * item * sum(weights_of(model.config)) / mesh.shape["tensor"]
-    moved = 2 * _bytes(state) + config.train.micro_batches * read
+    moved = 2 * _bytes(state) + settings.train.micro_batches * read
     seen, taken = _seen(packed.subtree_end), _bytes(arguments)
     size = _size(rows)
     return Program(name, traced, chips, ideal, moved, taken, seen=seen, rows=size)
@@ -260,9 +247,8 @@ def _bytes(tree) -> int:
 # --- sampling ------------------------------------------------------------------------
 
 
-def _search(config, shape: lm.ModelConfig, host: list, hosts: int):
-    search, judge = config.search, config.judge
-    tensor = search.tensor or config.mesh.tensor
+def _search(settings, shape: lm.ModelConfig, host: list, hosts: int):
+    search, judge, tensor = settings.search, settings.judge, settings.sampling_tensor
     mesh = sharding.make_mesh(-1, 1, tensor, devices=host)
     model = lm.Decoder(shape, mesh)
     _params(model)  # refuses heads that do not divide
@@ -281,16 +267,21 @@ def _search(config, shape: lm.ModelConfig, host: list, hosts: int):
     question = forest.bucket(question, 16)
     yield sampling.extend("search: prefill", solving, judged)
     layout = search.width, 1
-    yield sampling.sample("search: candidates", solving, layout, 1, step, judged)
+    yield sampling.sample(
+        "search: candidates", solving, layout, fed=1, new=step, beside=judged
+    )
     yield sampling.extend("judge: prefill", judging, solve)
     if judge.mode == "generate":
-        layout = tournament.rows_of_a_call(
-            judge.schedule, search.width, judge.score, judge.rows
-        )
+        calls = kind.choose(settings).judgments.calls
+        layout = tournament.layout(judge.schedule, search.width, calls, judge.rows)
         new = judge.max_tokens
-        yield sampling.sample("judge: judgments", judging, layout, question, new, solve)
-    new = config.eval.max_tokens
-    yield sampling.sample("eval: greedy", solving, (1, 1), 1, new, judged)
+        yield sampling.sample(
+            "judge: judgments", judging, layout, fed=question, new=new, beside=solve
+        )
+    new = settings.eval.max_tokens
+    yield sampling.sample(
+        "eval: greedy", solving, (1, 1), fed=1, new=new, beside=judged
+    )
 
 
 class Sampling(NamedTuple):
@@ -334,7 +325,7 @@ class Sampling(NamedTuple):
         taken = _bytes(arguments)
         return Program(name, traced, self.model.mesh.size, ideal, taken, taken, beside)
 
-    def sample(self, name, contexts, layout, fed, new, beside) -> Program:
+    def sample(self, name, contexts, layout, *, fed, new, beside) -> Program:
         """Returns the program that samples; figures are per decoding step.
 
         Args:

@@ -2,23 +2,23 @@
 
 import operator
 
-import ml_collections
-
+from stepjax import srlm
 from stepjax.codec import Codec
-from stepjax.judge import JUDGES, MODES, SCORES, shared_context
+from stepjax.controls import JUDGES
+from stepjax.judge import SCORES
 from stepjax.lm import hosts, sharding, train
 from stepjax.lm import model as lm
-from stepjax.propose import UNITS
+from stepjax.run.kind import choose
 from stepjax.search import ON_TIE
+from stepjax.self_judge import MODES
+from stepjax.settings import IMPROVE_BY, KINDS, WORLDS, Settings
 from stepjax.tournament import SCHEDULES
 
-WORLDS = ("", "arithmetic")
-IMPROVE_BY = ("dpo", "sft")
 _CHOICES = {
     "data.world": WORLDS,
     "improve_by": IMPROVE_BY,
-    "search.unit": UNITS,
     "search.on_tie": ON_TIE,
+    "judge.kind": KINDS,
     "judge.by": JUDGES,
     "judge.mode": MODES,
     "judge.score": SCORES,
@@ -42,7 +42,7 @@ _LEAST = {
     "search.slots": 1,
     "judge.temperature": 0,
     "judge.rows": 1,
-    "judge.rating_tokens": 1,
+    "srlm.max_tokens": 1,
     "pairs.min_margin": 1,
     "dpo.batch_size": 1,
     "dpo.epochs": 1,
@@ -51,113 +51,102 @@ _LEAST = {
 }
 
 
-def check_settings(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for a setting of an unknown name or out of its range."""
+def check_settings(settings: Settings) -> None:
+    """Raises ValueError for an unknown choice, or a number out of its range."""
 
-    def found(name: str):
-        return operator.attrgetter(name)(config)
+    def value_of(name: str):
+        return operator.attrgetter(name)(settings)
 
     rules = [
-        (name, found(name), f"one of {known}", found(name) in known)
+        (name, value_of(name), f"one of {known}", value_of(name) in known)
         for name, known in _CHOICES.items()
     ]
     rules += [
-        (name, found(name), f"at least {least}", found(name) >= least)
+        (name, value_of(name), f"at least {least}", value_of(name) >= least)
         for name, least in _LEAST.items()
     ]
     rules += [
-        (name, found(name), "above 0 and at most 1", 0 < found(name) <= 1)
+        (name, value_of(name), "above 0 and at most 1", 0 < value_of(name) <= 1)
         for name in ("search.top_p", "judge.top_p")
     ]
-    beta, smoothing = config.dpo.beta, config.dpo.label_smoothing
+    beta, smoothing = settings.dpo.loss.beta, settings.dpo.loss.label_smoothing
     rules += [
-        ("seed", config.seed, "below 2**32", config.seed < 2**32),
+        ("seed", settings.seed, "below 2**32", settings.seed < 2**32),
         ("dpo.beta", beta, "above 0", beta > 0),
         ("dpo.label_smoothing", smoothing, "0 to below 0.5", 0 <= smoothing < 0.5),
     ]
-    names = [phase.name for phase in config.sft.phases]
+    names = [phase.name for phase in settings.sft.phases]
     different = "at least one phase, and every name once"
     rules += [
         ("names of sft.phases", names, different, 0 < len(set(names)) == len(names))
     ]
-    for phase in config.sft.phases:
+    for phase in settings.sft.phases:
         name, size = f"batch_size of sft phase {phase.name!r}", phase.batch_size
         rules.append((name, size, "at least 1", size > 0))
-    rules += _rules_of_controls(config)
+    rules += _rules_of_controls(settings)
     for name, value, expected, good in rules:
         if not good:
             raise ValueError(f"{name}={value!r}; expected {expected}.")
-    for options in (*(p.optimizer for p in config.sft.phases), config.dpo.optimizer):
-        train.make_optimizer(train.OptimizerOptions(**options), 1)
+    for options in (
+        *(p.optimizer for p in settings.sft.phases),
+        settings.dpo.optimizer,
+    ):
+        train.make_optimizer(options, 1)
 
 
-def _rules_of_controls(config: ml_collections.ConfigDict) -> list[tuple]:
+def _rules_of_controls(settings: Settings) -> list[tuple]:
     """Returns (name, value, what is expected, whether it holds), across settings."""
-    judge, updates = config.judge, config.dpo.updates
+    judge, updates = settings.judge, settings.dpo.updates
     numbers = all(type(count) is int and count > 0 for count in updates)
-    enough = numbers and len(updates) >= config.iterations
-    rated, whole = judge.score == "rating", config.search.unit == "solution"
+    enough = numbers and len(updates) >= settings.iterations
     rules = [
         (
             "dpo.updates",
             updates,
-            f"one number above 0 for each of {config.iterations} iterations, or ()",
-            enough or (not updates and config.improve_by == "dpo"),
-        ),
-        (
-            "judge.score",
-            judge.score,
-            "'rating' with search.unit='solution', and only then",
-            rated == whole,
-        ),
-        (
-            "judge.schedule",
-            judge.schedule,
-            "'full' with judge.score='rating'",
-            judge.schedule == "full" or not rated,
+            f"one number above 0 for each of {settings.iterations} iterations, or ()",
+            enough or (not updates and settings.improve_by == "dpo"),
         ),
         (
             "judge.by",
             judge.by,
             "'self', or 'random', or 'oracle' in the arithmetic world",
-            judge.by != "oracle" or config.data.world == "arithmetic",
+            judge.by != "oracle" or settings.data.world == "arithmetic",
         ),
     ]
-    if rated:
-        rules += [
-            ("judge.by", judge.by, "'self' with ratings", judge.by == "self"),
-            ("judge.mode", judge.mode, "'generate'", judge.mode == "generate"),
-            (
-                "pairs.best_beats_all",
-                config.pairs.best_beats_all,
-                "False: ratings compare nothing",
-                not config.pairs.best_beats_all,
-            ),
-        ]
+    if judge.kind == "ratings":
+        rules += srlm.rules(
+            by=judge.by,
+            mode=judge.mode,
+            schedule=judge.schedule,
+            best_beats_all=settings.pairs.best_beats_all,
+        )
     return rules
 
 
-def check_mesh(config: ml_collections.ConfigDict, *models: lm.Decoder) -> None:
+def check_mesh(slots: int, *models: lm.Decoder) -> None:
     """Raises ValueError when slots or parameters do not divide over the devices.
 
     Args:
-      config: the run's settings.
+      slots: problems in flight, over all hosts (`search.slots`).
       *models: the decoder on the mesh of training, and on a host's mesh.
     """
     for model in models:
         sharding.param_shardings(model.mesh, lm.abstract_params(model))
     multiple = sharding.row_multiple(models[-1].mesh) * hosts.count()
-    if config.search.slots % multiple:
+    if slots % multiple:
         raise ValueError(
-            f"search.slots={config.search.slots}; expected a multiple of the "
+            f"search.slots={slots}; expected a multiple of the "
             f"{multiple} data-parallel devices."
         )
 
 
 def check_disjoint(files: dict[str, list]) -> None:
-    """Raises ValueError when a problem's text stands in two splits.
+    """Raises ValueError when the text of a problem is in two splits.
 
-    IFT and EFT may share problems (both are training data of M1).
+    IFT and EFT may share problems: both are training data of M1.
+
+    Args:
+      files: split → its rows, each with a `problem`.
     """
     groups = {("M1 training" if n in ("ift", "eft") else n): [] for n in files}
     for name, rows in files.items():
@@ -174,17 +163,16 @@ def check_disjoint(files: dict[str, list]) -> None:
             owner[text] = group
 
 
-def check_budgets(
-    config: ml_collections.ConfigDict, codec: Codec, files: dict[str, list]
-) -> None:
+def check_budgets(settings: Settings, codec: Codec, files: dict[str, list]) -> None:
     """Raises ValueError when a prompt does not fit its sequence budget.
 
     Args:
-      config: the run's settings.
+      settings: of the run.
       codec: tokenizer and templates.
       files: name → rows with a `problem`: questions and test problems.
     """
-    search, judge = config.search, config.judge
+    search, judge = settings.search, settings.judge
+    context = choose(settings).judgments.context
     for name, rows in files.items():
         for row in rows:
             need = len(codec.solve_prompt(row.problem)) + search.max_step_tokens
@@ -195,7 +183,7 @@ def check_budgets(
                     f"tokens; expected at most search.context_tokens="
                     f"{search.context_tokens}. Raise it or drop the problem."
                 )
-            need = len(shared_context(codec, judge.score, row.problem, ()))
+            need = len(context(codec, row.problem, ()))
             if need > judge.context_tokens:
                 raise ValueError(
                     f"{name} row {row.id!r}: the judge's prompt has {need} tokens; "

@@ -1,148 +1,170 @@
-"""The first stage of a run: its data, its tokenizer, and every check made early.
+"""The first stage of a run: its data files and its tokenizer.
 
 Writes ``DIR/data/{ift,eft,heldout,questions_1..n,test}.jsonl`` and ``DIR/tokenizer``.
-Question files hold no answers. Everything that can be known to be wrong is refused
-here, before anything is compiled.
+Question files hold no answers.
 """
 
-import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Sequence
-
-import ml_collections
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from stepjax import prompts, records
 from stepjax.initial_data import sources
-from stepjax.lm import hf_config, tokenizer
-from stepjax.lm import model as lm
+from stepjax.lm import hosts, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks
+from stepjax.run.kind import Kind, Reader, choose, rows_of
+from stepjax.run.rundir import RunDirectory
+from stepjax.settings import Data, Settings
 from stepjax.worlds import arithmetic, arithmetic_data
 
-_FORMATS = {
-    "ift": ("jsonl", "gsm8k"),
-    "eft": ("jsonl", "prm800k"),
-    "question": ("jsonl", "gsm8k"),
-    "test": ("jsonl", "gsm8k"),
+
+def _without_templates(read: Callable[[str], list]) -> Reader:
+    """Returns a reader of files that hold no steps."""
+    return lambda path, texts: read(path)
+
+
+READERS: dict[str, dict[str, Reader]] = {  # rows but EFT's → format → reader
+    "ift": {
+        "jsonl": rows_of(records.Solution),
+        "gsm8k": sources.gsm8k_solutions,
+    },
+    "question": {
+        "jsonl": rows_of(records.Question),
+        "gsm8k": _without_templates(sources.gsm8k_questions),
+    },
+    "test": {
+        "jsonl": rows_of(records.Problem),
+        "gsm8k": _without_templates(sources.gsm8k_problems),
+    },
 }
 
 
-def templates(config: ml_collections.ConfigDict) -> Templates:
-    """Returns the prompt templates of a run, checked."""
-    text = config.prompts
-    base = arithmetic.templates() if config.data.world else Templates()
-    result = Templates(
-        solve=text.solve or base.solve,
-        judge=text.judge or base.judge,
-        step=text.step,
-        verdict=text.verdict,
-        rate=text.rate or base.rate,
-        rating=text.rating or base.rating,
-    )
-    prompts.check_templates(result)
-    return result
+def world_templates(world: str) -> Templates:
+    """Returns the templates of a world, or those of `stepjax.prompts` for ""."""
+    return arithmetic.templates() if world == "arithmetic" else Templates()
+
+
+def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> None:
+    """Writes the data files and the tokenizer of a run, once.
+
+    Args:
+      settings: of the run.
+      texts: its templates.
+      directory: its directory.
+
+    Raises:
+      ValueError: see `make_data` and `make_tokenizer`.
+    """
+    folder = directory.path / "data"
+    stage = directory.stage("prepare", folder / "manifest.json", {})
+    if stage.done:
+        return
+    made, counts = [], {}
+    if hosts.first():
+        make_tokenizer(settings, directory.path / "tokenizer")
+        counts = make_data(settings, texts, folder)
+        made = [f"{name}.jsonl" for name in counts]
+        ids = sorted((directory.path / "tokenizer").iterdir())
+        made += [f"../tokenizer/{path.name}" for path in ids]
+    stage.commit(made, counts=counts)
 
 
 def make_data(
-    config: ml_collections.ConfigDict, texts: Templates, directory: pathlib.Path
+    settings: Settings, texts: Templates, directory: pathlib.Path
 ) -> dict[str, int]:
     """Writes the data files of a run.
 
     Args:
-      config: the run's settings.
+      settings: of the run.
       texts: its templates.
       directory: where the files go.
 
     Returns:
-      File name → rows.
+      File name → number of rows.
 
     Raises:
       ValueError: for missing or malformed files, an unknown format, too few rows, or
-        a problem that stands in two splits.
+        a problem that is in two splits.
     """
-    data = config.data
-    wanted = data.questions[: config.iterations]
+    data, kind = settings.data, choose(settings)
+    wanted = data.questions[: settings.iterations]
     numbers = all(type(count) is int and count > 0 for count in wanted)
-    if len(wanted) < config.iterations or not numbers:
+    if len(wanted) < settings.iterations or not numbers:
         raise ValueError(
-            f"data.questions={tuple(data.questions)} for iterations="
-            f"{config.iterations}; expected one number above 0 an iteration."
+            f"data.questions={data.questions} for iterations={settings.iterations}; "
+            "expected one number above 0 per iteration."
         )
     if data.world == "arithmetic":
-        made = arithmetic_data.dataset(
-            seed=config.seed,
-            ift=data.ift_count,
-            eft=data.eft_count,
-            heldout=data.heldout_count,
-            questions=wanted,
-            test=data.test_count,
-            operations=data.operations,
-            guessed_share=data.guessed_share,
-            unseen_blocks=data.unseen_blocks,
-            rated=config.judge.score == "rating",
-        )._asdict()
-        if not made["unseen"]:
-            del made["unseen"]
+        splits = _from_world(settings, kind, wanted)
     else:
-        made = _from_files(config, texts, wanted)
-    questions = made.pop("questions")
-    files = made | {f"questions_{n}": rows for n, rows in enumerate(questions, 1)}
-    checks.check_disjoint(files)
-    for row in files["ift"]:
+        splits = _from_files(data, kind, texts, wanted)
+    questions = splits.pop("questions")
+    splits |= {f"questions_{n}": rows for n, rows in enumerate(questions, 1)}
+    checks.check_disjoint(splits)
+    for row in splits["ift"]:
         try:
             prompts.check_steps(texts, row.steps)
         except ValueError as error:
             raise ValueError(f"IFT row {row.id!r}: {error}") from error
     directory.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
+    for name, rows in splits.items():
         records.write_jsonl(directory / f"{name}.jsonl", rows)
-    return {name: len(rows) for name, rows in files.items()}
+    return {name: len(rows) for name, rows in splits.items()}
 
 
-def _from_files(config, texts: Templates, wanted: Sequence[int]) -> dict[str, list]:
-    data = config.data
-    for name, known in _FORMATS.items():
-        found = data[f"{name}_format"]
-        if found not in known:
-            raise ValueError(f"data.{name}_format={found!r}; expected one of {known}.")
-    for name in ("ift", "eft", "question_file", "test"):
-        if not data[name]:
+def _from_world(
+    settings: Settings, kind: Kind, wanted: Sequence[int]
+) -> dict[str, Any]:
+    data = settings.data
+    splits = arithmetic_data.dataset(
+        seed=settings.seed,
+        ift=data.ift_count,
+        eft=data.eft_count,
+        heldout=data.heldout_count,
+        questions=wanted,
+        test=data.test_count,
+        operations=data.operations,
+        guessed_share=data.guessed_share,
+        unseen_blocks=data.unseen_blocks,
+        judgments=kind.world_rows,
+    )._asdict()
+    if not splits["unseen"]:
+        del splits["unseen"]
+    return splits
+
+
+def _from_files(
+    data: Data, kind: Kind, texts: Templates, wanted: Sequence[int]
+) -> dict[str, Any]:
+    readers = READERS | {"eft": kind.readers}
+    names = {"ift": "ift", "eft": "eft", "question_file": "question", "test": "test"}
+    formats = {rows: getattr(data, f"{rows}_format") for rows in names.values()}
+    for rows, form in formats.items():
+        if form not in readers[rows]:
+            known = tuple(readers[rows])
+            raise ValueError(
+                f"data.{rows}_format={form!r}; expected one of {known} with judge.kind="
+                f"{kind.name!r}."
+            )
+    for name in names:
+        if not getattr(data, name):
             raise ValueError(
                 f"data.{name} is empty; expected a file's path (or set data.world)."
             )
-    if data.ift_format == "gsm8k":
-        ift = sources.gsm8k_solutions(data.ift, texts)
-    else:
-        ift = records.read_jsonl(data.ift, records.Solution)
-    ift = ift[: data.ift_count or None]
-    if config.judge.score == "rating":
-        if data.eft_format != "jsonl":
-            raise ValueError(
-                f"data.eft_format={data.eft_format!r} with judge.score='rating'; "
-                "expected 'jsonl': rows of records.Rating."
-            )
-        eft = records.read_jsonl(data.eft, records.Rating)
-    elif data.eft_format == "prm800k":
-        eft = sources.prm800k_comparisons(data.eft, texts)
-    else:
-        eft = records.read_jsonl(data.eft, records.Comparison)
-    names = list(dict.fromkeys(row.problem for row in eft))
-    held = (
-        set(names[len(names) - data.heldout_count :]) if data.heldout_count else set()
+    ift, eft, pool, test = (
+        readers[rows][formats[rows]](getattr(data, name), texts)
+        for name, rows in names.items()
     )
-    train = set([n for n in names if n not in held][: data.eft_count or None])
-    if data.question_format == "gsm8k":
-        pool = sources.gsm8k_questions(data.question_file)
-    else:
-        pool = records.read_jsonl(data.question_file, records.Question)
-    if data.test_format == "gsm8k":
-        test = sources.gsm8k_problems(data.test)
-    else:
-        test = records.read_jsonl(data.test, records.Problem)
-    test = test[: data.test_count or None]
-    seen = {row.problem for rows in (ift, eft, test) for row in rows}
-    pool = [row for row in pool if row.problem not in seen]
+    ift, test = ift[: data.ift_count or None], test[: data.test_count or None]
+    problems = list(dict.fromkeys(row.problem for row in eft))
+    first_held = len(problems) - data.heldout_count
+    held = set(problems[first_held:]) if data.heldout_count else set()
+    kept = [problem for problem in problems if problem not in held]
+    train = set(kept[: data.eft_count or None])
+    elsewhere = {row.problem for rows in (ift, eft, test) for row in rows}
+    pool = [row for row in pool if row.problem not in elsewhere]
     if len(pool) < sum(wanted):
         raise ValueError(
             f"{data.question_file} has {len(pool)} questions that are in no other "
@@ -159,21 +181,19 @@ def _from_files(config, texts: Templates, wanted: Sequence[int]) -> dict[str, li
     }
 
 
-def make_tokenizer(
-    config: ml_collections.ConfigDict, directory: pathlib.Path
-) -> tokenizer.Tokenizer:
+def make_tokenizer(settings: Settings, directory: pathlib.Path) -> tokenizer.Tokenizer:
     """Writes the run's tokenizer into its directory and returns it.
 
     Raises:
       ValueError: when none is named, or its files cannot be read.
     """
-    path = config.tokenizer
-    if not path and config.model.init.startswith("hf:"):
-        path = config.model.init.removeprefix("hf:")
+    path = settings.tokenizer
+    if not path and settings.init.startswith("hf:"):
+        path = settings.init.removeprefix("hf:")
     if path:
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.load(tokenizer.fetch(path, folder)).save(directory)
-    elif config.data.world == "arithmetic":
+    elif settings.data.world == "arithmetic":
         arithmetic.train_tokenizer(directory)
     else:
         raise ValueError(
@@ -181,34 +201,3 @@ def make_tokenizer(
             "(or model.init=hf:DIR, or a data.world)."
         )
     return tokenizer.load(directory)
-
-
-def model_config(config: ml_collections.ConfigDict, vocab_size: int) -> lm.ModelConfig:
-    """Returns the decoder's configuration.
-
-    Args:
-      config: the run's settings.
-      vocab_size: ids of the tokenizer.
-
-    Raises:
-      ValueError: when the tokenizer has more ids than the model has rows, or for an
-        unknown model.init.
-    """
-    settings = config.model.to_dict()
-    init = settings.pop("init")
-    if init.startswith("hf:"):
-        result = hf_config.config_from_hf(init.removeprefix("hf:"))
-        numerics = {name: settings[name] for name in ("dtype", "remat", "attention")}
-        result = dataclasses.replace(result, **numerics)
-    elif init == "random":
-        settings["vocab_size"] = settings["vocab_size"] or -(-vocab_size // 8) * 8
-        result = lm.ModelConfig(**settings)
-    else:
-        raise ValueError(f"model.init={init!r}; expected 'random' or 'hf:DIR'.")
-    if vocab_size > result.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {vocab_size} ids and the model's vocabulary "
-            f"{result.vocab_size}; expected at most as many. Use the model's own "
-            "tokenizer, or raise model.vocab_size."
-        )
-    return result

@@ -1,45 +1,41 @@
-"""What every stage of a run works with: its directory, data, model and devices.
+"""A run: its directory, settings, tokenizer and models, which every stage works with.
 
-On several hosts all of them do this: training is one program, what samples is split
-by problems, and the first host writes what is written once (`stepjax.lm.hosts`).
+On several hosts each of them makes the same `Run`. Training is one program over all
+devices; sampling is split by problems; the first host writes what is written once
+(`stepjax.lm.hosts`).
 """
 
-import dataclasses
 import functools
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 
-from stepjax import dpo, forest, propose, records, search, sft, tournament
-from stepjax import judge as judging
-from stepjax import pairs as preferences
+from stepjax import records, sft
 from stepjax.codec import Codec
-from stepjax.lm import checkpoint, hosts, sharding, tokenizer, train, weights
+from stepjax.lm import checkpoint, files, hosts, sharding, tokenizer, train, weights
 from stepjax.lm import model as lm
-from stepjax.lm.sampler import Sampler
-from stepjax.run import checks, data, rundir
+from stepjax.run import checks, data, kind, rundir
 from stepjax.run.monitor import Monitor
-from stepjax.worlds import arithmetic
+from stepjax.settings import from_config, model_config, templates
 
 
-class Engine:
-    """A run directory with what its stages share.
+class Run:
+    """A run that is ready: its data is made and every early check has passed.
 
     Attributes:
-      config: the settings.
+      settings: of the run, typed.
       dir: the run directory.
       monitor: progress bars and metrics.
       mesh: the devices of training.
       codec: tokenizer and templates.
-      model: the decoder on `mesh`.
-      sampler: the decoder on the devices of this host, where it samples and judges.
-      slots: problems in flight on this host.
-      phases: the phases of SFT.
-      dpo_options: settings of the loss.
+      model: the decoder on `mesh`, for training.
+      local_model: the decoder on the devices of this host, for sampling and judging.
+      slots: how many problems are in flight on this host.
+      kind: what `judge.kind` decides.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: str | os.PathLike):
@@ -49,8 +45,9 @@ class Engine:
           ValueError: for settings or data that cannot work, or a directory of another
             configuration.
         """
-        self.config = config.copy_and_resolve_references()
-        self.dir = rundir.RunDirectory(self.config, workdir)
+        config = config.copy_and_resolve_references()
+        self.settings = from_config(config)
+        self.dir = rundir.RunDirectory(config, workdir)
         try:
             self._begin()
         except BaseException:
@@ -58,68 +55,50 @@ class Engine:
             raise
 
     def _begin(self) -> None:
-        config = self.config
+        settings = self.settings
         self.monitor = Monitor(self.dir.path, quiet=not hosts.first())
-        self.mesh = sharding.make_mesh(**config.mesh)
-        checks.check_settings(config)
-        self.phases = [_phase(p) for p in config.sft.phases]
-        self.dpo_options = dpo.Options(
-            **{
-                name: config.dpo[name]
-                for name in ("beta", "label_smoothing", "nll_weight", "reference")
-            }
-        )
-        self._prepare()
+        self.mesh = sharding.make_mesh(**settings.mesh._asdict())
+        checks.check_settings(settings)
+        self.kind = kind.choose(settings)
+        texts = templates(settings.texts, data.world_templates(settings.data.world))
+        with self.monitor.during("making the data and the tokenizer"):
+            data.prepare(settings, texts, self.dir)
         ids = tokenizer.load(self.dir.path / "tokenizer")
-        self.codec = Codec(ids, data.templates(config))
-        shape = data.model_config(config, ids.vocab_size)
+        self.codec = Codec(ids, texts)
+        shape = model_config(settings, ids.vocab_size)
         self.model = lm.Decoder(shape, self.mesh)
-        tensor = config.search.tensor or config.mesh.tensor
-        self.sampler = lm.Decoder(shape, sharding.host_mesh(tensor))
-        self.slots = config.search.slots // hosts.count()  # of this host
-        self._check()
-        checks.check_mesh(config, self.model, self.sampler)
+        local_mesh = sharding.host_mesh(settings.sampling_tensor)
+        self.local_model = lm.Decoder(shape, local_mesh)
+        self.slots = settings.search.slots // hosts.count()
+        with self.monitor.during("checking the data"):
+            self._check()
 
     def _check(self) -> None:
-        files = {
+        """Refuses, before anything is compiled, what could not work later."""
+        settings = self.settings
+        asked = {
             f"questions_{n}": self.dir.read(f"questions_{n}", records.Question)
-            for n in range(1, self.config.iterations + 1)
+            for n in range(1, settings.iterations + 1)
         }
         for name in self.dir.benchmarks():
-            files[name] = self.dir.read(name, records.Problem)
-        checks.check_budgets(self.config, self.codec, files)
+            asked[name] = self.dir.read(name, records.Problem)
+        checks.check_budgets(settings, self.codec, asked)
         if not (self.dir.model(1) / "manifest.json").exists():
-            self.sft_sources  # noqa: B018  reads and checks the rows
+            for phase in settings.sft.phases:
+                sft.phase_steps(phase, self.sft_examples.sizes)
+        checks.check_mesh(settings.search.slots, self.model, self.local_model)
 
-    def _prepare(self) -> None:
-        """Writes the data files and the tokenizer, once."""
-        folder = self.dir.path / "data"
-        if self.dir.done(folder / "manifest.json", {}):
-            return
-        began = time.monotonic()
-        files, counts = [], {}
-        if hosts.first():
-            texts = data.templates(self.config)
-            data.make_tokenizer(self.config, self.dir.path / "tokenizer")
-            counts = data.make_data(self.config, texts, folder)
-            files = [f"{name}.jsonl" for name in counts]
-            others = sorted((self.dir.path / "tokenizer").iterdir())
-            files += [f"../tokenizer/{path.name}" for path in others]
-        self.dir.commit(
-            folder / "manifest.json", "prepare", began, {}, files, counts=counts
+    @functools.cached_property
+    def sft_examples(self) -> sft.Examples:
+        """The IFT and EFT rows of the run as trees; read when first asked for."""
+        return sft.examples(
+            self.dir.read("ift", records.Solution),
+            self.dir.read("eft", self.kind.judgments.record),
+            self.codec,
+            example=self.kind.judgments.example,
+            row_length=self.settings.train.row_length,
+            verdict_weight=self.settings.sft.verdict_weight,
         )
-
-    @property
-    def is_right(self) -> Callable[[str, Sequence[str], str], bool] | None:
-        """Whether (problem, steps so far, candidate) is right, where data can tell.
-
-        Gold knowledge, for evaluation and for the oracle judge only. None where a
-        candidate cannot be checked.
-        """
-        if self.config.data.world != "arithmetic":
-            return None
-        whole = self.config.search.unit == "solution"
-        return arithmetic.is_right_solution if whole else arithmetic.is_right
 
     def params(self, number: int) -> Any:
         """Returns the parameters of M`number`, in their shardings.
@@ -128,7 +107,8 @@ class Engine:
           ValueError: when the model does not exist or is damaged.
         """
         if number == 0:
-            return self._initial_params()
+            with self.monitor.during("loading M0"):
+                return self._initial_params()
         path = self.dir.model(number) / "manifest.json"
         if not path.exists():
             raise ValueError(
@@ -137,80 +117,80 @@ class Engine:
             )
         shapes = lm.abstract_params(self.model)
         like = jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
             lm.unboxed(shapes),
             sharding.param_shardings(self.mesh, shapes),
         )
-        digests = checkpoint.read_json(path)["arrays"]
-        return checkpoint.load_tree(self.dir.model(number) / "params", like, digests)
+        digests = files.read_json(path)["arrays"]
+        with self.monitor.during(f"loading M{number}"):
+            folder = self.dir.model(number) / "params"
+            return checkpoint.load_tree(folder, like, digests)
 
     def _initial_params(self) -> Any:
-        init = self.config.model.init
+        init = self.settings.init
         if init == "random":
-            return train.init_params(self.model, self.mesh, self.config.seed)
-        where = sharding.param_shardings(self.mesh, lm.abstract_params(self.model))
+            return train.init_params(self.model, self.mesh, self.settings.seed)
+        shapes = lm.abstract_params(self.model)
+        shardings = sharding.param_shardings(self.mesh, shapes)
         folder = init.removeprefix("hf:")
-        return weights.load_hf(folder, self.model.config, where)
+        return weights.load_hf(folder, self.model.config, shardings)
 
     def sampling_params(self, number: int) -> Any:
         """Returns M`number` in the compute type, on this host's devices."""
-        params, model = self.params(number), self.sampler
-        where = sharding.param_shardings(model.mesh, lm.abstract_params(model))
-        return sharding.on_this_host(lm.frozen(params, model.config.dtype), where)
+        params, model = self.params(number), self.local_model
+        shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
+        return sharding.on_this_host(lm.frozen(params, model.config.dtype), shardings)
 
-    def save_model(
-        self, number: int, stage: str, began: float, params, inputs, **extra
-    ) -> None:
-        """Writes M`number` and the manifest of the stage that made it."""
-        folder = self.dir.model(number)
-        arrays = checkpoint.save_tree(folder / "params", params)
-        self.dir.commit(
-            folder / "manifest.json", stage, began, inputs, arrays=arrays, **extra
-        )
+    def save_params(self, number: int, params: Any) -> dict[str, str]:
+        """Writes the parameters of M`number`; returns their digests, for its manifest.
 
-    @functools.cached_property
-    def sft_sources(self) -> tuple[dict[str, list], list[str]]:
-        """Trees of the IFT and EFT rows that fit a row, and the ids of the others."""
-        length = self.config.train.row_length
-        weight = self.config.sft.verdict_weight
-        ift = self.dir.read("ift", records.Solution)
-        eft = self.dir.read("eft", self.judgment_type())
-        trees = {
-            "ift": [sft.solution_tree(self.codec, row) for row in ift],
-            "eft": [sft.judgment_tree(self.codec, row, weight) for row in eft],
-        }
-        dropped = []
-        for name, rows in (("ift", ift), ("eft", eft)):
-            ids = [row.id for row in rows]
-            trees[name], lost = sft.fitting(trees[name], ids, length, name)
-            dropped += lost
-        sizes = {name: len(t) for name, t in trees.items()}
-        for phase in self.phases:
-            sft.phase_steps(phase, sizes)
-        return trees, dropped
+        Until the manifest is there, the model counts as unfinished.
+        """
+        with self.monitor.during(f"saving M{number}"):
+            return checkpoint.save_tree(self.dir.model(number) / "params", params)
 
     def fit(
         self,
-        name,
-        number,
-        loss,
-        params,
-        reference,
-        batch_at,
-        steps,
-        options,
-        folder,
+        params: Any,
         *,
-        stop_loss=0.0,
-        last=False,
-    ):
-        """Trains with a progress bar and metrics; returns (params, updates)."""
-        optimizer = train.make_optimizer(options, steps)
-        state = train.init_state(params, optimizer)
-        where = train.state_shardings(params, optimizer)
-        every = self.config.train.checkpoint_every
-        saver = checkpoint.TrainSaver(folder, every, last=last)
-        state, done, over = saver.restore(state)
+        name: str,
+        number: int,
+        loss: train.LossFunction,
+        batch_at: Callable[[int], Any],
+        steps: int,
+        optimizer: train.OptimizerOptions,
+        folder: pathlib.Path,
+        reference: Any = None,
+        stop_loss: float = 0.0,
+        keep_last: bool = False,
+    ) -> tuple[Any, int]:
+        """Trains with a progress bar and metrics, from the last saved state if any.
+
+        Args:
+          params: where training starts; they are donated.
+          name: of the stage, for metrics.
+          number: of the model that is made.
+          loss: see `train.make_update`.
+          batch_at: number of an update → its batch on device.
+          steps: most updates.
+          optimizer: learning rate and schedule.
+          folder: where training states are kept meanwhile.
+          reference: parameters that the loss compares with, or None.
+          stop_loss: training stops after a log period whose mean loss is below it; 0
+            never.
+          keep_last: also save the last state, because another phase follows.
+
+        Returns:
+          (parameters, updates done).
+        """
+        options = self.settings.train
+        transform = train.make_optimizer(optimizer, steps)
+        every = options.checkpoint_every
+        with self.monitor.during(f"M{number} {name}: preparing the optimizer"):
+            state = train.init_state(params, transform)
+            shardings = train.state_shardings(params, transform)
+            saver = checkpoint.TrainSaver(folder, every, last=keep_last)
+            state, done, over = saver.restore(state)
         self.monitor.restart(name, f"M{number}", done)
         with self.monitor.progress(f"M{number} {name}", steps, "update", done) as move:
             shown = done
@@ -222,7 +202,7 @@ class Engine:
                 shown = now
 
             state, done = train.fit(
-                train.make_update(loss, optimizer, where),
+                train.make_update(loss, transform, shardings),
                 state,
                 reference,
                 batch_at,
@@ -231,144 +211,7 @@ class Engine:
                 done=done,
                 finished=over,
                 on_log=on_log,
-                log_every=self.config.train.log_every,
+                log_every=options.log_every,
                 stop_loss=stop_loss,
             )
         return state.params, done
-
-    def open_slots(self, params, capacity: int) -> Sampler:
-        """Returns empty context caches of `capacity` tokens for the slots."""
-        return Sampler(self.sampler, params, self.sampler.mesh, self.slots, capacity)
-
-    def own_judge(self, sampler: Sampler, rows: int, share: int = 1) -> judging.Judge:
-        """Returns the model as its own judge; see `judge.make_judge`."""
-        judge = self.config.judge
-        rated = judge.score == "rating"
-        return judging.make_judge(
-            sampler,
-            self.codec,
-            mode=judge.mode,
-            score=judge.score,
-            max_tokens=judge.rating_tokens if rated else judge.max_tokens,
-            temperature=judge.temperature,
-            top_p=judge.top_p,
-            rows=rows,
-            share=share,
-            seed=self.config.seed,
-        )
-
-    def searches(
-        self,
-        params: Any,
-        questions: Sequence[records.Question],
-        iteration: int,
-        by: str = "self",
-        active: Mapping[int, search.State] | None = None,
-        on_pause: Callable[[Mapping[int, search.State]], None] | None = None,
-    ) -> Iterator[search.State]:
-        """Searches the questions with the model; says how busy the devices were kept.
-
-        Args:
-          params: from `sampling_params`.
-          questions: this host's.
-          iteration: first integer of every key path.
-          by: who judges, one of `judge.JUDGES`.
-          active: see `search.step_search`.
-          on_pause: see `search.step_search`.
-        """
-        options, seed = self.config.search, self.config.seed
-        score, schedule = self.config.judge.score, self.config.judge.schedule
-        most_tokens = options.max_step_tokens
-        if options.unit == "solution":
-            most_tokens = self.config.eval.max_tokens
-        solving = self.open_slots(params, options.context_tokens)
-        caches = [solving]
-        if by == "random":
-            judge = judging.random_judge(score, seed)
-        elif by == "oracle":
-            judge = judging.oracle_judge(self.is_right, self.codec, score, seed)
-        else:
-            judged = self.open_slots(params, self.config.judge.context_tokens)
-            most = self.config.judge.rows
-            layout = tournament.rows_of_a_call(schedule, options.width, score, most)
-            judge = self.own_judge(judged, *layout)
-            caches.append(judged)
-        judge = tournament.scheduled(judge, schedule, score, seed)
-        proposer = propose.make_proposer(
-            solving,
-            self.codec,
-            unit=options.unit,
-            width=options.width,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            max_tokens=most_tokens,
-            iteration=iteration,
-            seed=seed,
-        )
-
-        def fits(state: search.State) -> bool:
-            held = len(propose.context_ids(self.codec, state))
-            steps = [step.ids for step in state.steps]
-            asked = judging.shared_context(
-                self.codec, score, state.question.problem, steps
-            )
-            return (
-                held + most_tokens <= options.context_tokens
-                and len(asked) <= self.config.judge.context_tokens
-            )
-
-        def pause(active: Mapping[int, search.State]) -> None:
-            # A run that goes on from here has empty caches; so does this one, so
-            # that both compute the same bits.
-            for sampler in caches:
-                sampler.hold({slot: () for slot in range(self.slots)})
-            on_pause(active)
-
-        turns = []
-        yield from search.step_search(
-            questions,
-            proposer,
-            judge,
-            slots=self.slots,
-            iteration=iteration,
-            score=score,
-            on_tie=options.on_tie,
-            max_expansions=options.max_expansions,
-            fits=fits,
-            active=active,
-            on_pause=pause if on_pause else None,
-            on_turn=turns.append,
-        )
-        if turns:
-            self._say_usage(turns, caches)
-
-    def _say_usage(self, turns: list[int], caches: list[Sampler]) -> None:
-        used = [sum(turns) / len(turns) / self.slots]
-        used += [cache.made / max(cache.turns, 1) for cache in caches]
-        names = "slots in use", "candidates' turns sampled", "judgments' turns sampled"
-        parts = [f"{n} {u:.0%}" for n, u in zip(names, used, strict=False)]
-        self.monitor.say(f"search: {len(turns)} turns, {', '.join(parts)}")
-
-    def fitting(
-        self, pairs: Sequence[preferences.Pair]
-    ) -> tuple[list[forest.IdPair], int]:
-        """Returns the pairs that fit a row of training, and how many do not."""
-        ids = [pair.ids() for pair in pairs]
-        length = self.config.train.row_length
-        kept = [p for p in ids if sum(map(len, dataclasses.astuple(p))) <= length]
-        return kept, len(ids) - len(kept)
-
-    def judgment_type(self) -> type:
-        """Returns the kind of the run's EFT rows: comparisons, or ratings."""
-        rated = self.config.judge.score == "rating"
-        return records.Rating if rated else records.Comparison
-
-    def merged(self, items: list, name: str) -> list:
-        """Returns the items of all hosts."""
-        return hosts.merge(items, self.dir.path / "eval", name.replace(" ", "_"))
-
-
-def _phase(settings: ml_collections.ConfigDict) -> sft.Phase:
-    values = settings.to_dict()
-    values["optimizer"] = train.OptimizerOptions(**values["optimizer"])
-    return sft.Phase(**values)

@@ -13,10 +13,9 @@ from typing import Any
 import ml_collections
 
 import stepjax
-from stepjax import config as configs
-from stepjax import pairs as preferences
-from stepjax import records, search
-from stepjax.lm import checkpoint, hosts
+from stepjax import records, trajectory
+from stepjax.config import to_dict
+from stepjax.lm import files, hosts
 
 
 def file_digest(path: pathlib.Path) -> str:
@@ -41,14 +40,14 @@ class RunDirectory:
         """Claims the folder for these settings.
 
         Raises:
-          ValueError: when it belongs to other settings, or is not a run's.
+          ValueError: when it belongs to other settings, or is a folder of other files.
         """
         self.path, self._seed = pathlib.Path(path), config.seed
-        # Only the first host looks before it is written: a disk that is shared may
-        # remember for a while that there was nothing.
+        # Only the first host looks before the file is written: NFS may cache "no such
+        # file" on the other hosts.
         self._new = hosts.first() and not (self.path / "config.json").exists()
         if hosts.first():
-            self._claim(configs.to_dict(config))
+            self._claim(to_dict(config))
         hosts.barrier("run directory claimed")
         if not hosts.first():
             if not (self.path / "config.json").exists():
@@ -57,10 +56,10 @@ class RunDirectory:
                     "which the first host has written; expected a directory that all "
                     "hosts share, e.g. NFS or a mounted bucket."
                 )
-            self._claim(configs.to_dict(config))
+            self._claim(to_dict(config))
 
     def give_back(self) -> None:
-        """Empties the folder again when this claim of it came to nothing."""
+        """Deletes the folder when this claim made it and the run could not begin."""
         if self._new:
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -68,7 +67,7 @@ class RunDirectory:
         """Writes config.json, or checks that it is the same."""
         path = self.path / "config.json"
         if path.exists():
-            theirs = checkpoint.read_json(path)
+            theirs = files.read_json(path)
             different = _difference(theirs, mine)
             if different:
                 raise ValueError(
@@ -82,7 +81,7 @@ class RunDirectory:
                 "folder or one of an earlier run. Use another --workdir."
             )
         else:
-            checkpoint.write_json(path, mine)
+            files.write_json(path, mine)
 
     def _is_empty(self) -> bool:
         return not any(self.path.iterdir())
@@ -91,69 +90,42 @@ class RunDirectory:
         """Returns the folder of model number `number`."""
         return self.path / f"M{number}"
 
-    def done(self, path: pathlib.Path, inputs: dict[str, str]) -> dict | None:
-        """Returns a stage's manifest when it is finished, after checking its inputs.
-
-        The first host looks, so that all hosts are of one mind.
-        """
-        return hosts.agreed(f"done {path}", lambda: self._done(path, inputs))
-
-    def _done(self, path: pathlib.Path, inputs: dict[str, str]) -> dict | None:
-        if not path.exists():
-            return None
-        manifest = checkpoint.read_json(path)
-        for name, digest in inputs.items():
-            if manifest["inputs"].get(name) != digest:
-                raise ValueError(
-                    f"{path}: {name} is not what this stage was made from. Delete "
-                    f"{_result(path)} and what was made from it, and run the same "
-                    "command again."
-                )
-        for name, digest in manifest["files"].items():
-            if file_digest(path.parent / name) != digest:
-                raise ValueError(
-                    f"{path.parent / name} has changed since it was written; expected "
-                    f"SHA-256 {digest}. Put the file back, or delete {path} and what "
-                    "was made from it, and run the same command again."
-                )
-        return manifest
-
-    def commit(
+    def stage(
         self,
-        path: pathlib.Path,
-        stage: str,
-        began: float,
+        name: str,
+        manifest: pathlib.Path,
         inputs: dict[str, str],
-        files: Iterable[str] = (),
-        **extra: Any,
-    ) -> dict[str, Any]:
-        """Writes the manifest of a finished stage: the last thing it does.
+        scratch: str | None = None,
+    ) -> "Stage":
+        """Returns a stage of the run, which is done already or begins now.
 
-        Several hosts do so together: the first one writes, the others wait.
+        Args:
+          name: of the stage, for its manifest.
+          manifest: the file that the stage writes last.
+          inputs: name → digest of what the stage works on.
+          scratch: pattern of the files and folders beside the manifest that only an
+            unfinished stage needs; they are deleted as soon as the stage is done.
+
+        Raises:
+          ValueError: when the stage was finished with other inputs, or one of its files
+            has changed since.
         """
-        if not hosts.first():
-            hosts.barrier(f"committed {path}")
-            return checkpoint.read_json(path)
-        names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-        versions = {name: importlib.metadata.version(name) for name in names}
-        manifest = {
-            "stage": stage,
-            "inputs": inputs,
-            "files": {name: file_digest(path.parent / name) for name in files},
-            "config": file_digest(self.path / "config.json"),
-            "seed": self._seed,
-            "seconds": time.monotonic() - began,
-            "versions": versions | {"stepjax": stepjax.__version__},
-            **extra,
-        }
-        checkpoint.write_json(path, manifest)
-        hosts.barrier(f"committed {path}")
-        return manifest
+        return Stage(self, name, manifest, inputs, scratch)
 
     def data(self, name: str) -> dict[str, str]:
         """Returns the name and digest of a data file, as a stage's input."""
         path = self.path / "data" / f"{name}.jsonl"
         return {name: file_digest(path)}
+
+    def provenance(self) -> dict[str, Any]:
+        """Returns what every manifest says: config, seed and versions."""
+        names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+        versions = {name: importlib.metadata.version(name) for name in names}
+        return {
+            "config": file_digest(self.path / "config.json"),
+            "seed": self._seed,
+            "versions": versions | {"stepjax": stepjax.__version__},
+        }
 
     def adopt_m1(self, other: pathlib.Path) -> None:
         """Takes M1, and what was measured of M0 and M1, from a run on the same data.
@@ -196,11 +168,101 @@ class RunDirectory:
         return records.read_jsonl(self.path / "data" / f"{name}.jsonl", record_type)
 
 
-class Journal:
-    """Where an unfinished search can go on: a line for each pause.
+class Stage:
+    """One stage of a run: done already, or begun now and committed at its end.
 
-    Several hosts keep a file each and read all of them, so that a run may go on with
-    another number of hosts.
+        stage = run.dir.stage("dpo", folder / "manifest.json", inputs, "train")
+        if stage.done:
+            return
+        ...
+        stage.commit(counts={"pairs": 7})
+
+    Attributes:
+      name: of the stage.
+      manifest: the file that `commit` writes.
+      done: what the manifest holds, or None while the stage is not finished.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        name: str,
+        manifest: pathlib.Path,
+        inputs: dict[str, str],
+        scratch: str | None,
+    ):
+        """Looks whether the stage is done, and starts its clock if it is not.
+
+        The first host looks, so that all hosts agree; see `RunDirectory.stage`.
+        """
+        self.name, self.manifest = name, manifest
+        self._directory, self._inputs, self._scratch = directory, inputs, scratch
+        self.done = hosts.agreed(f"done {manifest}", self._finished)
+        self._began = time.monotonic()
+        if self.done:
+            self.tidy()
+
+    def _finished(self) -> dict[str, Any] | None:
+        """Returns the manifest, if there is one, after checking inputs and files."""
+        path = self.manifest
+        if not path.exists():
+            return None
+        manifest = files.read_json(path)
+        for name, digest in self._inputs.items():
+            if manifest["inputs"].get(name) != digest:
+                raise ValueError(
+                    f"{path}: {name} is not what this stage was made from. Delete "
+                    f"{_result(path)} and what was made from it, and run the same "
+                    "command again."
+                )
+        for name, digest in manifest["files"].items():
+            if file_digest(path.parent / name) != digest:
+                raise ValueError(
+                    f"{path.parent / name} has changed since it was written; expected "
+                    f"SHA-256 {digest}. Put the file back, or delete {path} and what "
+                    "was made from it, and run the same command again."
+                )
+        return manifest
+
+    def commit(self, made: Iterable[str] = (), **extra: Any) -> None:
+        """Writes the manifest, which makes the stage done, and tidies up.
+
+        On several hosts the first one writes and the others wait for it.
+
+        Args:
+          made: names of the files that the stage wrote, relative to the manifest.
+          **extra: further JSON values to keep in the manifest.
+        """
+        if hosts.first():
+            digests = {name: file_digest(self.manifest.parent / name) for name in made}
+            manifest = self._directory.provenance() | {
+                "stage": self.name,
+                "inputs": self._inputs,
+                "files": digests,
+                "seconds": time.monotonic() - self._began,
+                **extra,
+            }
+            files.write_json(self.manifest, manifest)
+        hosts.barrier(f"committed {self.manifest}")
+        self.done = files.read_json(self.manifest)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Deletes what only the unfinished stage needed."""
+        if not (self._scratch and hosts.first()):
+            return
+        for path in self.manifest.parent.glob(self._scratch):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+
+class Journal:
+    """Where an unfinished search can go on: one line per pause.
+
+    Each host writes its own file and reads the files of all hosts, so that a run may go
+    on with another number of hosts.
 
     Attributes:
       path: this host's file.
@@ -212,15 +274,16 @@ class Journal:
         """Reads what an earlier run left, if it worked on the same inputs.
 
         Args:
-          path: the first host's file; those of others have their number in the name.
+          path: the first host's file; the name of another host's file ends with the
+            host's number.
           inputs: name → digest of what is searched with.
         """
         self._first, self._inputs = path, inputs
         number = hosts.index()
         name = path.name if not number else f"{path.stem}.{number}.jsonl"
         self.path = path.with_name(name)
-        self.closed: dict[str, search.State] = {}
-        self.active: dict[int, search.State] = {}
+        self.closed: dict[str, trajectory.State] = {}
+        self.active: dict[int, trajectory.State] = {}
         self.read()
         hosts.barrier(f"{path} read")
         if not self.path.exists():
@@ -236,29 +299,26 @@ class Journal:
             whole = lines[:-1] if lines[:1] == [self._head()] else [self._head()]
             for line in whole[1:]:
                 row = json.loads(line)
-                states = map(preferences.trajectory_from_row, row["closed"])
+                states = map(trajectory.from_row, row["closed"])
                 self.closed |= {state.question.id: state for state in states}
                 if path == self.path:
                     self.active = {
-                        slot: preferences.trajectory_from_row(item)
-                        for slot, item in row["active"]
+                        slot: trajectory.from_row(item) for slot, item in row["active"]
                     }
             if path == self.path:
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text("".join(f"{line}\n" for line in whole), "utf-8")
-                temporary.replace(path)
+                with files.replacing(path) as file:
+                    file.writelines(f"{line}\n" for line in whole)
 
     def add(
-        self, closed: Sequence[search.State], active: Mapping[int, search.State]
+        self, closed: Sequence[trajectory.State], active: Mapping[int, trajectory.State]
     ) -> None:
         """Keeps the searches closed since the last pause, and those in flight."""
         self.closed |= {state.question.id: state for state in closed}
         self.active = dict(active)
         row = {
-            "closed": list(map(preferences.trajectory_row, closed)),
+            "closed": list(map(trajectory.to_row, closed)),
             "active": [
-                [slot, preferences.trajectory_row(state)]
-                for slot, state in active.items()
+                [slot, trajectory.to_row(state)] for slot, state in active.items()
             ],
         }
         with open(self.path, "a", encoding="utf-8") as file:
@@ -269,12 +329,6 @@ def _journals(first: pathlib.Path) -> list[pathlib.Path]:
     """Returns the journals of all hosts, of earlier ones too."""
     others = sorted(first.parent.glob(f"{first.stem}.*.jsonl"))
     return [path for path in (first, *others) if path.exists()]
-
-
-def delete_journals(first: pathlib.Path) -> None:
-    """Deletes the journals of all hosts; the first one calls this."""
-    for path in _journals(first):
-        path.unlink()
 
 
 def _result(path: pathlib.Path) -> pathlib.Path:

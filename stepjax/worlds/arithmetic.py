@@ -28,12 +28,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stepjax.prompts import Templates, boxed
+from stepjax.prompts import Templates
 
 SOLVE = "{problem}\n"
 JUDGE = "{problem}\n{steps}\n{a}\n(A)\n{b}\n(B)\n"
-RATE = "{problem}\n{solution}\n(?)\n"
-RATING = "[[{score}]]"
 
 _FACTORS = (3, 4, 7, 9)
 _ADDENDS = (1, 2, 3, 4, 5, 6)
@@ -90,7 +88,7 @@ class Step(NamedTuple):
 
 def templates() -> Templates:
     """The world's templates: short ones, as the models that learn them are tiny."""
-    return Templates(solve=SOLVE, judge=JUDGE, rate=RATE, rating=RATING)
+    return Templates(solve=SOLVE, judge=JUDGE)
 
 
 def split(seed: int, *, guessed_share: float = 0.0, unseen_blocks: int = 0) -> Split:
@@ -224,12 +222,6 @@ def with_result(step: str, digit: int) -> str:
     """A step with another result, in its box too if it has one."""
     read = read_step(step)
     return _step_text(read.number, read.operands, digit, read.boxed is not None)
-
-
-def is_right_solution(problem: str, steps: Sequence[str], solution: str) -> bool:
-    """Whether a whole solution has the right answer in its box (gold knowledge)."""
-    del steps  # a whole solution follows the problem alone
-    return boxed(solution) == solve(problem).answer
 
 
 def working(right: str) -> str:

@@ -1,16 +1,15 @@
 """The rows of a run in the arithmetic world: solutions, judgments, questions, tests."""
 
 import random
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
-from stepjax.records import Comparison, Problem, Question, Rating, Solution
+from stepjax.records import Comparison, Problem, Question, Solution
 from stepjax.worlds import arithmetic as world
 
 _AFTER_MISTAKE = 0.2  # of the comparisons of a later step follow a wrong one
 _GARBLED = 0.1  # of the wrong steps to compare have not even the form of a step
 _UNDECIDED = 0.3  # of the comparisons to learn from hold two wrong steps
-_WRONG_STEP = 0.3  # of the steps of a solution to rate
 
 
 class Dataset(NamedTuple):
@@ -18,17 +17,17 @@ class Dataset(NamedTuple):
 
     Attributes:
       ift: solutions to learn from, with the guesses of their author.
-      eft: judgments to learn from: comparisons, two rows (one per order) for each
-        problem, or ratings of whole solutions.
-      heldout: likewise, to measure the judge with; of two steps one is right.
+      eft: judgments to learn from, by default comparisons: two rows for each problem,
+        one per order.
+      heldout: judgments to measure the judge with; exactly one of two steps is right.
       questions: one list of questions without answers for each iteration.
       test: benchmark problems of the blocks that are judged and asked.
       unseen: benchmark problems whose blocks occur nowhere else.
     """
 
     ift: list[Solution]
-    eft: list[Comparison] | list[Rating]
-    heldout: list[Comparison] | list[Rating]
+    eft: list
+    heldout: list
     questions: list[list[Question]]
     test: list[Problem]
     unseen: list[Problem]
@@ -45,21 +44,22 @@ def dataset(
     operations: int = 3,
     guessed_share: float = 0.0,
     unseen_blocks: int = 0,
-    rated: bool = False,
+    judgments: Callable[..., list] | None = None,
 ) -> Dataset:
     """Makes all data of a run, disjoint as problems, the same for the same arguments.
 
     Args:
       seed: of all draws.
       ift: number of solutions.
-      eft: number of problems to judge; each gives two comparisons or a rating.
-      heldout: the same, for measuring the judge.
+      eft: number of problems to judge; each gives two comparisons.
+      heldout: number of further problems to judge, for measuring the judge.
       questions: number of questions of each iteration.
       test: number of benchmark problems, and of unseen ones if there are such blocks.
       operations: blocks per problem.
       guessed_share: share of the steps that solutions guess, see `arithmetic.split`.
       unseen_blocks: number of blocks that only unseen test problems hold.
-      rated: ratings of whole solutions instead of comparisons of steps.
+      judgments: (id, problem, rng, share of undecided rows) → rows of a problem to
+        judge; None takes `comparisons`.
 
     Raises:
       ValueError: if a count is out of range or there are not enough problems.
@@ -82,13 +82,8 @@ def dataset(
         return random.Random(f"last-digit programs, {name}, seed {seed}")
 
     def judge(name: str, undecided: float) -> list:
-        made, draws = [], rng(name)
-        for item in named[name]:
-            if rated:
-                made.append(rating(*item, draws))
-            else:
-                made += comparisons(*item, draws, undecided)
-        return made
+        make, draws = judgments or comparisons, rng(name)
+        return [row for item in named[name] for row in make(*item, draws, undecided)]
 
     def solve(name: str) -> list[Problem]:
         return [Problem(*item, world.solve(item[1]).answer) for item in named[name]]
@@ -152,7 +147,7 @@ def comparisons(
     position = rng.randrange(length)
     mistake = position and rng.random() < _AFTER_MISTAKE
     wrong_at = {rng.randrange(position)} if mistake else set()
-    steps = _written(problem, position, wrong_at, rng)
+    steps = written(problem, position, wrong_at, rng)
     first = _wrong_step(problem, steps, rng)
     if rng.random() >= undecided:
         other = world.right_step(problem, steps)
@@ -168,10 +163,10 @@ def _wrong_step(problem: str, steps: list[str], rng: random.Random) -> str:
     return world.corrupt(problem, steps, rng)
 
 
-def _written(
+def written(
     problem: str, count: int, wrong_at: set[int], rng: random.Random
 ) -> list[str]:
-    """The first `count` steps, corrupted at the given places, right elsewhere."""
+    """Returns the first `count` steps, corrupted at the given places."""
     steps: list[str] = []
     for place in range(count):
         right = world.right_step(problem, steps)
@@ -221,41 +216,18 @@ def comparison_from(
 
 def _marked(step: str, right: str) -> str:
     """The result digit that a step states, marked "(+)" if the step is right."""
-    return f"{_copied_result(step, right)} {_mark(step, right)} "
+    return f"{copied_result(step, right)} {mark(step, right)} "
 
 
-def _mark(step: str, right: str) -> str:
+def mark(step: str, right: str) -> str:
+    """Returns "(+)" for the right step and "(-)" for another one."""
     return "(+)" if step == right else "(-)"
 
 
-def _copied_result(step: str, right: str) -> str:
-    """The result digit that a step of the due form states, else "?"."""
+def copied_result(step: str, right: str) -> str:
+    """Returns the result digit of a step that has the due form, else "?"."""
     found, due = world.read_step(step), world.read_step(right)
     if found is None or found.number != due.number:
         return "?"
     boxed = None if due.boxed is None else found.result
     return str(found.result) if found.boxed == boxed else "?"
-
-
-def rating(id: str, problem: str, rng: random.Random) -> Rating:
-    """Rates a solution in which each step is wrong with probability 0.3.
-
-    The score is the number of right steps, each judged from what the step before it
-    wrote. The explanation works each step out and marks it:
-    ``Check: 0 8*7=6, 6+4=0 (+) 5 0*4=0, 0+2=2 (-) ...``.
-
-    Args:
-      id: the row's id.
-      problem: problem text; ValueError if it is not of this world.
-      rng: picks the mistakes; it is advanced.
-    """
-    length = len(world.solve(problem).steps)
-    wrong_at = {place for place in range(length) if rng.random() < _WRONG_STEP}
-    steps = _written(problem, length, wrong_at, rng)
-    parts = []
-    for place, step in enumerate(steps):
-        right = world.right_step(problem, steps[:place])
-        digit, mark = _copied_result(step, right), _mark(step, right)
-        parts.append(f"{digit} {world.working(right)} {mark} ")
-    score = length - len(wrong_at)
-    return Rating(id, problem, tuple(steps), score, "Check: " + "".join(parts))

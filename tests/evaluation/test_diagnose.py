@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from fakes import random_parameters
 
-from stepjax import dpo, forest
+from stepjax import dpo, forest, srlm
 from stepjax.evaluation import diagnose
-from stepjax.judge import Verdict
 from stepjax.lm import model as lm
 from stepjax.pairs import Pair
 from stepjax.records import Question
-from stepjax.search import Candidate, Expansion, State
+from stepjax.trajectory import Candidate, Expansion, State, Verdict
 
 
 def is_right(problem, steps, step):
@@ -33,7 +32,8 @@ def expansion(step, texts, verdicts, action, best=0):
     )
     made = tuple(map(candidate, texts))
     scores, worst = (0,) * len(texts), len(texts) - 1
-    return Expansion(step, 0, made, 0, calls, scores, best, worst, action)
+    path = (0, 0, step, 0)
+    return Expansion(step, 0, made, 0, calls, scores, best, worst, action, path)
 
 
 def state(*expansions, steps=()):
@@ -62,7 +62,9 @@ def test_judgments_of_right_and_wrong_candidates_are_counted_by_hand():
 
 def test_ratings_are_right_when_the_right_solution_has_the_higher():
     rated = expansion(1, "0x0y", "003 112 22- 334", "pair")
-    found = diagnose.sampled_judgments([state(rated, steps=("0",))], is_right)
+    found = diagnose.sampled_judgments(
+        [state(rated, steps=("0",))], is_right, srlm.graded
+    )
     # 3 > 2 right; 3 > 4 wrong; the unparsed one loses both.
     assert found == {"judge_sampled": 1 / 4, "judge_sampled_count": 4}
 
@@ -160,6 +162,6 @@ def test_warnings_of_collapse_and_of_running_away():
     assert diagnose.warnings(calm, (8.0, 11.9)) == []
     assert diagnose.warnings(calm | {"chosen_logp_after": -7.9}, (0.0, 99.0)) == []
     (fell,) = diagnose.warnings(calm | {"chosen_logp_after": -8.8}, (8.0, 8.0))
-    assert "lost 0.60 nats a token" in fell and "learning_rate" in fell
+    assert "lost 0.60 nats per token" in fell and "learning_rate" in fell
     (grew,) = diagnose.warnings(calm, (8.0, 12.5))
     assert "grew from 8.0 to 12.5 tokens" in grew

@@ -1,49 +1,18 @@
-"""Measuring models: intervals, grading with fakes, the final table, metrics on disk."""
+"""Measuring models: grading with fakes, the final table."""
 
-import json
-import math
-
-import numpy as np
-import pytest
 from fakes import FakeSampler
 
-from stepjax.evaluation import grading, tables
-from stepjax.judge import Verdict, hash_id
-from stepjax.lm import checkpoint
+from stepjax.evaluation import grading, intervals, tables
+from stepjax.lm import files
 from stepjax.records import Comparison, Problem, Question
-from stepjax.run.monitor import Monitor
-from stepjax.search import Candidate, State
+from stepjax.trajectory import Candidate, State, Verdict, hash_id
 
-# Intervals.
-
-
-@pytest.mark.parametrize(
-    ("right", "total", "low", "high"),
-    [
-        # R. G. Newcombe, Statistics in Medicine 17, 857-872 (1998), table I, method 3.
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (20, 20, 1 - 0.1611, 1.0000),
-        (0, 0, 0.0, 1.0),
-    ],
-)
-def test_wilson_interval_of_the_literature(right, total, low, high):
-    np.testing.assert_allclose(grading.wilson(right, total), (low, high), atol=5e-5)
-
-
-def test_wilson_interval_solves_its_equation():
-    for right, total in [(1, 3), (7, 9), (250, 500), (499, 500)]:
-        rate = right / total
-        for end in grading.wilson(right, total):
-            distance = abs(rate - end) / math.sqrt(end * (1 - end) / total)
-            assert distance == pytest.approx(1.959964, abs=1e-5)
+# Accuracy.
 
 
 def test_accuracy():
     items = [{"right": True}, {"right": False}, {"right": True}, {"right": True}]
-    low, high = grading.wilson(3, 4)
+    low, high = intervals.wilson(3, 4)
     expected = {"accuracy": 0.75, "low": low, "high": high, "count": 4}
     assert grading.accuracy(items) == expected
     assert grading.accuracy([]) == {"accuracy": 0, "low": 0, "high": 1, "count": 0}
@@ -88,7 +57,7 @@ def test_greedy_grades_batches_of_different_lengths(codec):
     assert [item["tokens"] for item in items] == tokens
     assert items[0]["text"] == texts["8*7+4*4+2"] and items[0]["answer"] == "2"
     metrics = grading.greedy_metrics(items)
-    low, high = grading.wilson(2, 5)
+    low, high = intervals.wilson(2, 5)
     assert metrics == {
         "accuracy": 0.4,
         "low": low,
@@ -202,7 +171,7 @@ def test_the_table_shows_what_the_stages_measured(tmp_path):
         "M1/search.json": {"counts": {"questions": 7, "pairs": 5}, "seconds": 5},
         "M9/manifest.json": {"seconds": 1},
     }.items():
-        checkpoint.write_json(tmp_path / name, value)
+        files.write_json(tmp_path / name, value)
     rows, iterations, seconds = tables.tables(tmp_path, 3)
     accuracy, lengths = "12.5 [5.0, 30.0]", ["2.35", "7.1"]
     assert [list(row.values()) for row in rows] == [
@@ -221,61 +190,3 @@ def test_the_table_shows_what_the_stages_measured(tmp_path):
         ["M2", "41.0", "-", "5.0", "6.0", "-", "-", "7.0"],
     ]
     assert len({tuple(row) for row in rows}) == 1
-    text = Monitor(tmp_path).table("a title", rows)
-    assert "a title" in text and "12.5 [5.0, 30.0]" in text
-    assert len([line for line in text.splitlines() if "│ M" in line]) == 3
-
-
-def test_paired_gain_by_hand():
-    def items(right, ids="abcdefghij"):
-        return [{"id": i, "right": i in right} for i in ids]
-
-    gain, low, high = grading.paired_gain(items("abc"), items("bcde")[::-1])
-    # Bonett and Price: two gained, one lost, of ten; one more of each, of twelve.
-    up, down = 3 / 12, 2 / 12
-    spread = 1.959964 * math.sqrt((up + down - (up - down) ** 2) / 12)
-    assert gain == pytest.approx(0.1)
-    assert (low, high) == pytest.approx((up - down - spread, up - down + spread))
-    same = grading.paired_gain(items("abc"), items("abc"))
-    assert same[0] == 0 and same[1] == -same[2] < 0
-    with pytest.raises(ValueError, match="expected the same problems"):
-        grading.paired_gain(items("a"), items("a", "abc"))
-
-
-# Metrics on disk.
-
-
-def test_metrics_of_a_stage_run_again_replace_its_own(tmp_path):
-    monitor = Monitor(tmp_path)
-    for stage, model, step in [("sft", "M1", 5), ("sft", "M1", 10), ("sft", "M1", 15)]:
-        monitor.log(stage, model, step, {"loss": step / 10})
-    monitor.log("dpo", "M2", 10, {"loss": 0.5, "name": "x"})
-    monitor.log("dpo", "M3", 10, {"loss": math.inf})
-    with open(monitor.path, "a") as file:
-        file.write('{"stage": "dpo", "mod')  # a kill in the middle of a line
-    monitor.restart("sft", "M1", 10)
-    places = [(row["stage"], row["model"], row["step"]) for row in monitor.rows()]
-    kept = [("sft", "M1", 5), ("sft", "M1", 10), ("dpo", "M2", 10), ("dpo", "M3", 10)]
-    assert places == kept
-    monitor.restart("dpo", "M2")
-    assert [row["step"] for row in monitor.rows()] == [5, 10, 10]
-    monitor.log("sft", "M1", 15, {"loss": 1.5})
-    assert monitor.rows()[-1] == {
-        "stage": "sft",
-        "model": "M1",
-        "step": 15,
-        "loss": 1.5,
-    }
-    assert json.loads(monitor.path.read_text().splitlines()[2])["loss"] == math.inf
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_progress_names_what_is_done(tmp_path):
-    monitor = Monitor(tmp_path)
-    with monitor.console.capture() as captured:
-        with monitor.progress("M1 search", 10, "problem", 4) as move:
-            move(2, "a note")
-            move(4)
-    text = captured.get()
-    assert "M1 search" in text and "10/10" in text and "a note" in text
-    assert not (tmp_path / "tensorboard").exists()  # nothing was logged

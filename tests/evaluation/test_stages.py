@@ -8,8 +8,8 @@ from runs import copy_run
 
 from stepjax import records
 from stepjax.codec import Codec
-from stepjax.evaluation import diagnose
-from stepjax.lm import checkpoint, tokenizer
+from stepjax.evaluation import diagnose, stages
+from stepjax.lm import files, tokenizer
 from stepjax.pairs import Pair
 from stepjax.worlds import arithmetic
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def training(folder, number):
-    return checkpoint.read_json(folder / f"eval/M{number}_pairs_training.json")
+    return files.read_json(folder / f"eval/M{number}_pairs_training.json")
 
 
 @pytest.mark.parametrize("number", [2, 3])
@@ -62,9 +62,9 @@ def test_a_warning_is_said_and_kept(finished, tmp_path, monkeypatch, capsys):
     run = copy_run(folder, "eval/M2_pairs*")
     assert training(finished, 2)["warnings"] == []
     monkeypatch.setattr(diagnose, "COLLAPSE", -100.0)
-    run.evaluate(2, ("training",))
+    stages.evaluate(run, 2, ("training",))
     (warning,) = training(folder, 2)["warnings"]
-    assert "nats a token" in warning
+    assert "nats per token" in warning
     said = " ".join(capsys.readouterr().err.split())
     assert "M2: chosen steps" in said and "dpo.beta" in said
 
@@ -74,5 +74,5 @@ def test_modes_that_do_not_apply_are_passed_over(tmp_path):
     run = copy_run(folder, "eval/*")
     shutil.rmtree(folder / "eval")
     # No unseen blocks in this world; M1 was not trained on pairs.
-    assert run.evaluate(1, ("unseen", "training")) == {}
+    assert stages.evaluate(run, 1, ("unseen", "training")) == {}
     assert not (folder / "eval").exists()

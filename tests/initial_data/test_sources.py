@@ -236,19 +236,6 @@ def test_prm800k_steps_have_the_step_format(tmp_path):
             prompts.check_steps(t, (*row.steps, row.b))
 
 
-@pytest.mark.parametrize("limit", [0, 1, 2, 3, 6, 8, 100])
-def test_prm800k_limit_keeps_whole_pairs(tmp_path, limit):
-    path = write(tmp_path / "prm.jsonl", PRM800K)
-    rows = sources.prm800k_comparisons(path, TEMPLATES, limit)
-    assert rows == EXPECTED[: limit // 2 * 2]
-
-
-def test_prm800k_limit_below_zero(tmp_path):
-    path = write(tmp_path / "prm.jsonl", PRM800K)
-    with pytest.raises(ValueError, match="limit is -1"):
-        sources.prm800k_comparisons(path, TEMPLATES, -1)
-
-
 @pytest.mark.parametrize(
     "bad, reason",
     [

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
-from stepjax.lm import draws, generate, sharding
+from stepjax.lm import draws, generate
 from stepjax.lm import model as lm
 from stepjax.lm.sampler import Sampler
 from stepjax.lm.stops import compile_stops
@@ -246,12 +246,6 @@ def params():
     return params | {"unembedding": params["unembedding"] * scale}
 
 
-@pytest.fixture(scope="session")
-def mesh():
-    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    return jax.sharding.Mesh(devices, sharding.MESH_AXES)
-
-
 def some_ids(seed, count):
     return np.random.default_rng(seed).integers(0, VOCAB, count).tolist()
 
@@ -260,9 +254,9 @@ CONTEXTS = [some_ids(seed, 4 + seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="session")
-def sampler(params, mesh):
+def sampler(params, one_device):
     """Three slots that hold a context each, without its last id."""
-    sampler = Sampler(MODEL, params, mesh, 3, 40)
+    sampler = Sampler(MODEL, params, one_device, 3, 40)
     sampler.hold({slot: ids[:-1] for slot, ids in enumerate(CONTEXTS)})
     return sampler
 
@@ -284,7 +278,7 @@ def sample(sampler, prompts=None, paths=None, slots=None, capacity=NEW, **change
     return sampler.sample(prompts, paths, decoding, slots=slots, capacity=capacity)
 
 
-def test_same_keys_give_the_same_tokens_whatever_the_batch(sampler, params, mesh):
+def test_same_keys_give_the_same_tokens_whatever_the_batch(sampler, params, one_device):
     every = sample(sampler)
     # All nine rows differ, those of the same context, too.
     assert len({row.tobytes() for group in every.tokens for row in group}) == 9
@@ -300,7 +294,7 @@ def test_same_keys_give_the_same_tokens_whatever_the_batch(sampler, params, mesh
     np.testing.assert_array_equal(swapped.tokens, every.tokens[:, [2, 0, 1]])
 
     # Another slot, other neighbours, another number of rows and groups.
-    elsewhere = Sampler(MODEL, params, mesh, 4, 40)
+    elsewhere = Sampler(MODEL, params, one_device, 4, 40)
     elsewhere.hold({0: CONTEXTS[2][:-1], 2: CONTEXTS[1][:-1], 1: some_ids(9, 20)})
     prompts = [[ids[-1:]] * 4 for ids in (CONTEXTS[1], CONTEXTS[1], CONTEXTS[2])]
     paths = key_paths((99, 71, 72), (5, 2, 1, 0))
@@ -318,12 +312,12 @@ def test_same_keys_give_the_same_tokens_whatever_the_batch(sampler, params, mesh
         assert (other.tokens != every.tokens).any(-1).all()
 
 
-def test_rows_follow_the_exact_distribution(params, mesh):
+def test_rows_follow_the_exact_distribution(params, one_device):
     # Without its layers and with one embedding for all, a model knows no context.
     layers = jax.tree.map(jnp.zeros_like, params["layers"])
     embedding = jnp.broadcast_to(params["embedding"][:1], (PADDED, 32))
     constant = params | {"layers": layers, "embedding": embedding}
-    sampler = Sampler(MODEL, constant, mesh, 3, 40)
+    sampler = Sampler(MODEL, constant, one_device, 3, 40)
     sampler.hold({slot: ids[:-1] for slot, ids in enumerate(CONTEXTS)})
     rows, new = 104, 64
     compiled = generate.sample._cache_size()

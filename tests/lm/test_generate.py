@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from stepjax.lm import generate, sharding
+from stepjax.lm import generate
 from stepjax.lm import model as lm
 from stepjax.lm.sampler import Sampler
 
@@ -37,12 +37,6 @@ def params():
     return jax.tree.map(
         lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes
     )
-
-
-@pytest.fixture(scope="session")
-def one_device():
-    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    return jax.sharding.Mesh(devices, sharding.MESH_AXES)
 
 
 @functools.partial(jax.jit, static_argnums=2)

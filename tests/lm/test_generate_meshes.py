@@ -66,9 +66,8 @@ def search_like(mesh, params):
 
 
 @pytest.fixture(scope="session")
-def on_one_device(params):
-    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    return search_like(jax.sharding.Mesh(devices, sharding.MESH_AXES), params)
+def on_one_device(params, one_device):
+    return search_like(one_device, params)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])

@@ -12,9 +12,9 @@ import pytest
 from tiny_config import get_config
 
 from stepjax import config
-from stepjax.lm import checkpoint, hosts, tokenizer
+from stepjax.lm import checkpoint, files, hosts, tokenizer
 from stepjax.lm import model as lm
-from stepjax.run import data
+from stepjax.settings import from_config, model_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 POD = ROOT / "tpu_scripts/local_pod.sh"
@@ -75,12 +75,21 @@ def test_a_wrong_number_of_hosts_is_refused_at_once(monkeypatch):
     hosts.barrier("alone")
 
 
-def test_what_jax_says_about_the_missing_is_put_in_words():
-    error = RuntimeError(
-        "DEADLINE_EXCEEDED: Barrier timed out. Some timed out task names:\n"
-        "/job:jax_worker/replica:0/task:3\n/job:jax_worker/replica:0/task:1"
+@pytest.mark.parametrize("task", ["/job:jax_worker/replica:0/task:", ""])
+def test_what_jax_says_about_the_missing_is_put_in_words(task, monkeypatch):
+    """JAX 0.10 and 0.12 name a host differently."""
+    text = (
+        "DEADLINE_EXCEEDED: Barrier timed out. Id: start/1::0.\n"
+        "# of tasks that reached the barrier: {}.\nThe first task at the barrier: "
+        f"{task}0. Some timed out task names:\n{task}3\n{task}1\n\n\nRPC: /x/Barrier 7"
     )
-    assert hosts._told(error) == "missing: host 1, 3"
+    error = RuntimeError(text.format("2/4"))
+    assert hosts._told(error) == "missing: host 1, host 3"
+    monkeypatch.setattr(hosts, "_names", ["a", "b", "c", "d"])
+    assert hosts._told(error) == "missing: host 1 (b), host 3 (d)"
+    error = RuntimeError(text.format("2/14"))
+    assert hosts._told(error) == "missing: host 1 (b), host 3 (d), 10 more"
+    assert hosts._told(RuntimeError("host 4  is\ndown")) == "host 4 is down"
 
 
 @pytest.mark.slow
@@ -110,15 +119,15 @@ def test_two_processes_make_what_one_makes(tmp_path):
         ]
         assert pairs[0] == pairs[1] and len(pairs[0]) > 20
     vocabulary = tokenizer.load(one / "tokenizer").vocab_size
-    model = lm.Decoder(data.model_config(get_config(), vocabulary))
+    model = lm.Decoder(model_config(from_config(get_config()), vocabulary))
     for number in (1, 2, 3):
         trees = [parameters(f / f"M{number}", model) for f in folders]
         for a, b in zip(*trees, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     for path in (one / "eval").glob("*.json"):
-        a, b = (checkpoint.read_json(f / "eval" / path.name) for f in (one, two))
+        a, b = (files.read_json(f / "eval" / path.name) for f in (one, two))
         assert a["metrics"] == pytest.approx(b["metrics"], rel=1e-5), path.name
-    settings = checkpoint.read_json(one / "config.json")
+    settings = files.read_json(one / "config.json")
     assert settings == config.to_dict(get_config())
 
 
@@ -130,6 +139,6 @@ def parameters(folder, model):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         lm.unboxed(lm.abstract_params(model)),
     )
-    digests = checkpoint.read_json(folder / "manifest.json")["arrays"]
+    digests = files.read_json(folder / "manifest.json")["arrays"]
     tree = checkpoint.load_tree(folder / "params", like, digests)
     return [np.asarray(x) for x in jax.tree.leaves(tree)]

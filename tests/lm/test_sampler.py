@@ -19,10 +19,8 @@ def params():
 
 
 @pytest.fixture
-def three_slots(params):
-    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    mesh = jax.sharding.Mesh(devices, sharding.MESH_AXES)
-    return Sampler(MODEL, params, mesh, 3, 60)
+def three_slots(params, one_device):
+    return Sampler(MODEL, params, one_device, 3, 60)
 
 
 def some_ids(seed, count):

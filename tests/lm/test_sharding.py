@@ -237,17 +237,19 @@ REMATERIALIZED = "Involuntary full rematerialization"
 
 
 def test_a_complaint_of_the_compiler_is_seen(capfd):
-    """A control for the runs above: a look-up that XLA is known to complain about."""
-    mesh = mesh_of(2, 2, 2)
+    """A control for the runs above: a move of data that XLA is known to complain about.
 
-    def put(shape, dtype, *axes):
-        where = NamedSharding(mesh, PartitionSpec(*axes))
-        return jax.device_put(np.zeros(shape, dtype), where)
+    From rows split eight ways to columns split four ways: every device first takes all.
+    """
 
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, None))
-    look_up = jax.jit(lambda table, row: table[row], out_shardings=rows)
-    table = put((26, 20), np.float32, "tensor", "fsdp")
-    look_up(table, put((8, 24), np.int32, ("data", "fsdp")))
+    @jax.jit
+    def move(x):
+        for spec in (PartitionSpec(sharding.MESH_AXES), PartitionSpec(None, columns)):
+            x = jax.lax.with_sharding_constraint(x + 1, NamedSharding(mesh, spec))
+        return x
+
+    mesh, columns = mesh_of(2, 2, 2), ("fsdp", "tensor")
+    move(np.zeros((8, 8), np.float32))
     assert REMATERIALIZED in capfd.readouterr().err
 
 

@@ -54,13 +54,13 @@ def test_stops_exactly_when_the_bytes_hold_a_stop_string(sequence, stops, data):
     assert follow(table, ids) == expected
 
 
-def reference_cut(vocabulary, ids, stops, keep_bytes):
+def reference_cut(vocabulary, ids, stops):
     """Reads byte by byte until some stop string ends, then counts tokens one by one."""
     text = b"".join(vocabulary[token] for token in ids)
     for end in range(1, len(text) + 1):
         lengths = [len(s.encode()) for s in stops if text[:end].endswith(s.encode())]
         if lengths:
-            border = end - max(lengths) + keep_bytes
+            border = end - max(lengths) + 1
             kept, at = 0, 0
             for token in ids:
                 at += len(vocabulary[token])
@@ -72,11 +72,11 @@ def reference_cut(vocabulary, ids, stops, keep_bytes):
 
 
 @settings(deadline=None, max_examples=300)
-@given(sequences(), stop_lists, st.integers(0, 2))
-def test_cut_agrees_with_a_search_byte_by_byte(sequence, stops, keep_bytes):
+@given(sequences(), stop_lists)
+def test_cut_agrees_with_a_search_byte_by_byte(sequence, stops):
     vocabulary, ids = sequence
-    cut = cut_at_stop(vocabulary, ids, stops, keep_bytes)
-    assert cut == reference_cut(vocabulary, ids, stops, keep_bytes)
+    cut = cut_at_stop(vocabulary, ids, stops)
+    assert cut == reference_cut(vocabulary, ids, stops)
     # The automaton and the cut see the same stops.
     stopped = follow(compile_stops(vocabulary, stops, []), ids)
     assert (cut is not None) == any(stopped)
@@ -119,7 +119,6 @@ def test_cut_keeps_the_newline_with_the_step():
     ]
     stops = ["\nStep 2", "\nStep 3"]
     assert cut_at_stop(vocabulary, [0, 1, 2, 3], stops) == 2
-    assert cut_at_stop(vocabulary, [0, 1, 2, 3], stops, keep_bytes=0) == 1
     assert cut_at_stop(vocabulary, [0, 4, 2, 3], stops) == 2
     assert cut_at_stop(vocabulary, [0, 5, 2, 3], stops) == 2
     assert cut_at_stop(vocabulary, [0, 6, 7], stops) == 1  # the newline goes, too
@@ -132,10 +131,10 @@ def test_of_stop_strings_that_hold_one_another_the_first_completed_counts():
     vocabulary, ids = [b"a", b"b", b"c", b"d"], [3, 0, 1, 2, 3]
     table = compile_stops(vocabulary, ["abcd", "bc"], [])
     assert follow(table, ids) == [False, False, False, True, True]
-    assert cut_at_stop(vocabulary, ids, ["abcd", "bc"], keep_bytes=0) == 2
+    assert cut_at_stop(vocabulary, ids, ["abcd", "bc"]) == 3
     assert follow(compile_stops(vocabulary, ["abc", "b"], []), [0, 1]) == [False, True]
     # Completed by the same byte: the one that begins earlier.
-    assert cut_at_stop(vocabulary, ids, ["c", "abc", "bc"], keep_bytes=0) == 1
+    assert cut_at_stop(vocabulary, ids, ["c", "abc", "bc"]) == 2
 
 
 def test_no_stop_strings_leave_two_states_and_the_stop_ids():
@@ -183,8 +182,3 @@ def test_bad_stop_strings_are_refused(call):
 def test_stop_ids_outside_of_the_vocabulary_are_refused(stop_id):
     with pytest.raises(ValueError, match=f"stop id {stop_id} .* 0 <= id < 2"):
         compile_stops([b"a", b"b"], ["a"], [0, stop_id])
-
-
-def test_negative_keep_bytes_are_refused():
-    with pytest.raises(ValueError, match="keep_bytes is -1"):
-        cut_at_stop([b"a"], [0], ["a"], keep_bytes=-1)

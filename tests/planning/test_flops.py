@@ -13,6 +13,7 @@ from stepjax import config, forest, losses
 from stepjax.lm import model as lm
 from stepjax.lm import sharding
 from stepjax.planning import flops, programs
+from stepjax.settings import from_config
 
 SHAPE = {  # Qwen2.5-Math-7B
     "vocab_size": 152064,
@@ -77,7 +78,7 @@ def settings(**changes):
     c.train.row_length = 2304  # context 1792 and two steps of 256
     c.mesh.data, c.mesh.fsdp = 1, -1
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return c
+    return from_config(c)
 
 
 @functools.cache
@@ -166,7 +167,7 @@ def test_a_trajectory_costs_a_sixth_of_its_pairs_one_by_one():
 
     pairs = [pair for n in range(problems) for pair in trajectory(n)]
     c = settings(dpo__reference="live", train__row_length=1152, mesh__tensor=2)
-    mesh = sharding.make_mesh(**c.mesh)
+    mesh = sharding.make_mesh(**c.mesh._asdict())
     model = lm.Decoder(lm.ModelConfig(**SHAPE), mesh)
     program = programs.dpo_program(c, model, pairs)
     found = flops.count(program.traced, program.devices)

@@ -13,6 +13,7 @@ from runs import command
 
 from stepjax import config
 from stepjax.planning import flops, plan, programs, slices
+from stepjax.settings import from_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -85,7 +86,7 @@ def test_names_that_are_no_slice_are_refused():
 def test_without_libtpu_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "stepjax\[tpu\]"'):
-        plan.plan(tiny(), "v5e:2x2", "dpo")
+        plan.plan(from_config(tiny()), "v5e:2x2", "dpo")
     arguments = (f"--config={CONFIGS / 'qwen2_5_math_7b.py'}", "--topology=v5e:4x4")
     assert command("plan", *arguments) == 1
     error = capsys.readouterr().err
@@ -94,16 +95,16 @@ def test_without_libtpu_the_extra_is_named(monkeypatch, capsys):
 
 def test_bad_arguments_are_refused(capsys):
     with pytest.raises(ValueError, match="--stage='all of it'; expected one of"):
-        plan.plan(tiny(), "v5e:2x2", "all of it")
+        plan.plan(from_config(tiny()), "v5e:2x2", "all of it")
     with pytest.raises(ValueError, match="--utilisation=40; expected above 0, at most"):
-        plan.plan(tiny(), "v5e:2x2", "dpo", utilisation=40)
+        plan.plan(from_config(tiny()), "v5e:2x2", "dpo", utilisation=40)
     assert command("plan", "--topology=v5e:2x2") == 2
     assert "plan needs --topology and --config" in capsys.readouterr().err
     c = tiny(model__vocab_size=0, model__init="hf:/nowhere")
     with pytest.raises(ValueError, match="/nowhere.*A plan needs model.vocab_size"):
-        programs.model_config(c)
+        programs.model_config(from_config(c))
     c.model.vocab_size = 512  # then the settings tell the shape
-    assert programs.model_config(c).hidden_size == 256
+    assert programs.model_config(from_config(c)).hidden_size == 256
 
 
 # --- the compiler for TPU ------------------------------------------------------------
@@ -112,8 +113,9 @@ def test_bad_arguments_are_refused(capsys):
 @needs_libtpu
 def test_a_training_step_and_a_decoding_loop_compile_for_tpu(capfd):
     """Both together take well under a minute on an idle core."""
-    c, chip = tiny(), slices.CHIPS["v5e"]
+    chip = slices.CHIPS["v5e"]
     devices = slices.devices(slices.topology("v5e:2x2"))
+    c = from_config(tiny())
     (step,) = programs.programs(c, devices, ("dpo",))
     found = list(programs.programs(c, devices, ("search",)))
     decode = found[1]
@@ -147,7 +149,7 @@ def test_what_does_not_fit_is_a_result():
 @needs_libtpu
 @pytest.mark.slow
 def test_a_plan_of_everything(capsys):
-    text = plan.plan(tiny(), "v5e-4", utilisation=0.5)
+    text = plan.plan(from_config(tiny()), "v5e-4", utilisation=0.5)
     assert text.startswith("v5e:2x2 = v5litepod-4: 4 chips, 1 hosts; mesh data 1")
     rows = [line.split("│")[1:-1] for line in text.splitlines() if "│" in line]
     rows = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
@@ -178,7 +180,7 @@ def test_memory_of_the_7b_run(where, changes, most, capfd):
     c = runpy.run_path(str(CONFIGS / "qwen2_5_math_7b.py"))["get_config"]()
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     found = slices.topology(where)
-    program = next(programs.programs(c, slices.devices(found), ("dpo",)))
+    program = next(programs.programs(from_config(c), slices.devices(found), ("dpo",)))
     fit = slices.compile_fit(program.traced)
     # Measured with libtpu 0.0.52; others place temporaries differently.
     room = 1.0 if importlib.metadata.version("libtpu") == "0.0.52" else 1.25

@@ -8,8 +8,9 @@ import sys
 import jax
 import pytest
 
-from stepjax import config, iterate
+from stepjax import config, records
 from stepjax.lm import tokenizer
+from stepjax.run.run import Run
 from stepjax.worlds import arithmetic
 
 STEPS = ["Step 1: 8*7+4=0", "Step 2: 0*4+2=2; \\boxed{2}"]
@@ -69,15 +70,15 @@ def write(folder, name, rows):
 def refused(c, tmp_path, *words):
     """Asserts that a run is refused with these words and leaves no folder behind."""
     with pytest.raises(ValueError) as caught:
-        iterate.Run(c, tmp_path / "run")
+        Run(c, tmp_path / "run")
     for word in words:
         assert word in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
 def test_the_valid_settings_pass(settings, tmp_path):
-    run = iterate.Run(settings, tmp_path / "run")
-    assert len(run.engine.dir.read("questions_1", iterate.records.Question)) == 4
+    run = Run(settings, tmp_path / "run")
+    assert len(run.dir.read("questions_1", records.Question)) == 4
 
 
 @pytest.mark.parametrize("name", ["ift", "eft", "questions", "test"])
@@ -141,7 +142,7 @@ def test_a_problem_in_two_splits_and_too_few_questions(settings, tmp_path):
     [
         ("search.on_tie", "forward", "('back', 'append')"),
         ("judge.mode", "guess", "('generate', 'logprob')"),
-        ("judge.score", "most", "('sum', 'consistent', 'single', 'rating')"),
+        ("judge.score", "most", "('sum', 'consistent', 'single')"),
         ("dpo.reference", "dead", "('precomputed', 'live')"),
         ("dpo.optimizer.schedule", "step", "'constant' or 'cosine'"),
         ("data.world", "chess", "('', 'arithmetic')"),
@@ -164,10 +165,10 @@ def test_a_phase_with_two_lengths(settings, tmp_path):
 
 
 def test_the_folder_of_another_configuration(settings, tmp_path):
-    iterate.Run(settings, tmp_path / "run")
+    Run(settings, tmp_path / "run")
     settings.dpo.beta = 0.7
     with pytest.raises(ValueError, match=r"dpo\.beta was 0\.1, now 0\.7"):
-        iterate.Run(settings, tmp_path / "run")
+        Run(settings, tmp_path / "run")
     assert (tmp_path / "run" / "config.json").exists()
 
 
@@ -175,7 +176,7 @@ def test_a_folder_that_is_no_run(settings, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="not empty and has no config.json"):
-        iterate.Run(settings, tmp_path / "run")
+        Run(settings, tmp_path / "run")
     assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
 
 

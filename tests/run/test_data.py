@@ -14,6 +14,7 @@ from stepjax.lm import hf_config, sharding, tokenizer
 from stepjax.lm import model as lm
 from stepjax.records import Comparison, Problem, Question, Solution
 from stepjax.run import checks, data
+from stepjax.settings import from_config, model_config, templates
 from stepjax.worlds import arithmetic, arithmetic_data
 
 TEXTS = arithmetic.templates()
@@ -34,6 +35,15 @@ def settings(**changes):
     return c
 
 
+def typed(**changes):
+    return from_config(settings(**changes))
+
+
+def texts_of(c):
+    """The templates of a run with these settings."""
+    return templates(from_config(c).texts, data.world_templates(c.data.world))
+
+
 def read(folder):
     return {path.stem: path.read_text("utf-8") for path in folder.glob("*.jsonl")}
 
@@ -42,14 +52,14 @@ def read(folder):
 
 
 def test_the_worlds_data_is_split_and_the_same_every_time(tmp_path):
-    counts = data.make_data(settings(), TEXTS, tmp_path / "a")
+    counts = data.make_data(typed(), TEXTS, tmp_path / "a")
     expected = {"ift": 96, "eft": 192, "heldout": 12, "test": 24}
     assert counts == expected | {"questions_1": 24, "questions_2": 24}
     files = read(tmp_path / "a")
     assert {name: text.count("\n") for name, text in files.items()} == counts
-    data.make_data(settings(), TEXTS, tmp_path / "b")
+    data.make_data(typed(), TEXTS, tmp_path / "b")
     assert read(tmp_path / "b") == files
-    data.make_data(settings(seed=1), TEXTS, tmp_path / "c")
+    data.make_data(typed(seed=1), TEXTS, tmp_path / "c")
     other = read(tmp_path / "c")
     assert all(other[name] != text for name, text in files.items())
     problems = {
@@ -61,7 +71,7 @@ def test_the_worlds_data_is_split_and_the_same_every_time(tmp_path):
 
 
 def test_question_files_have_no_answers(tmp_path):
-    data.make_data(settings(), TEXTS, tmp_path)
+    data.make_data(typed(), TEXTS, tmp_path)
     for name in ("questions_1", "questions_2"):
         rows = [json.loads(line) for line in read(tmp_path)[name].splitlines()]
         assert len(rows) == 24
@@ -73,9 +83,9 @@ def test_question_files_have_no_answers(tmp_path):
 @pytest.mark.parametrize("questions", [(24,), (24, 0), (24, "many"), ()])
 def test_a_number_of_questions_for_every_iteration(tmp_path, questions):
     with pytest.raises(ValueError, match="iterations=2; expected one number above 0"):
-        data.make_data(settings(data__questions=questions), TEXTS, tmp_path / "x")
+        data.make_data(typed(data__questions=questions), TEXTS, tmp_path / "x")
     assert not (tmp_path / "x").exists()
-    data.make_data(settings(data__questions=(3, 2, 9)), TEXTS, tmp_path)
+    data.make_data(typed(data__questions=(3, 2, 9)), TEXTS, tmp_path)
     assert len(records.read_jsonl(tmp_path / "questions_2.jsonl", Question)) == 2
     assert not (tmp_path / "questions_3.jsonl").exists()
 
@@ -118,7 +128,7 @@ def files(tmp_path):
 
 def test_files_are_split(files, tmp_path):
     c, rows = files
-    counts = data.make_data(c, TEXTS, tmp_path / "data")
+    counts = data.make_data(from_config(c), TEXTS, tmp_path / "data")
     expected = {"ift": 5, "eft": 6, "heldout": 2, "test": 3}
     assert counts == expected | {"questions_1": 4, "questions_2": 5}
 
@@ -139,7 +149,7 @@ def test_counts_take_the_first_rows(files, tmp_path):
     c, rows = files
     c.data.ift_count, c.data.eft_count, c.data.test_count = 2, 1, 2
     c.data.questions = (4, 8)
-    counts = data.make_data(c, TEXTS, tmp_path / "data")
+    counts = data.make_data(from_config(c), TEXTS, tmp_path / "data")
     expected = {"ift": 2, "eft": 2, "heldout": 2, "test": 2}
     assert counts == expected | {"questions_1": 4, "questions_2": 8}
     asked = records.read_jsonl(tmp_path / "data/questions_1.jsonl", Question)
@@ -152,7 +162,7 @@ def test_too_few_questions(files, tmp_path):
     c.data.questions = (5, 5)
     words = r"has 9 questions .* at least 10 for data.questions=\(5, 5\). Lower"
     with pytest.raises(ValueError, match=words):
-        data.make_data(c, TEXTS, tmp_path / "data")
+        data.make_data(from_config(c), TEXTS, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
@@ -163,7 +173,7 @@ def test_a_question_asked_twice_is_refused(files, tmp_path):
     records.write_jsonl(c.data.question_file, rows["question_file"])
     words = f"{again.problem!r} is in questions_1 and in questions_2; expected every"
     with pytest.raises(ValueError) as error:
-        data.make_data(c, TEXTS, tmp_path / "data")
+        data.make_data(from_config(c), TEXTS, tmp_path / "data")
     assert words.replace("'", "") in str(error.value).replace("'", "")
 
 
@@ -200,7 +210,7 @@ def test_gsm8k_files(tmp_path):
     c.data.ift = c.data.question_file = str(tmp_path / "train.jsonl")
     c.data.test, c.data.eft = str(tmp_path / "test.jsonl"), str(tmp_path / "eft.jsonl")
     c.data.ift_format = c.data.question_format = c.data.test_format = "gsm8k"
-    data.make_data(c, TEXTS, tmp_path / "data")
+    data.make_data(from_config(c), TEXTS, tmp_path / "data")
     ift = records.read_jsonl(tmp_path / "data/ift.jsonl", Solution)
     assert [row.problem for row in ift] == ["Question 0?", "Question 1?", "Question 2?"]
     assert ift[0].steps[0] == steps[0] and "\\boxed{4}" in ift[0].steps[1]
@@ -212,7 +222,7 @@ def test_gsm8k_files(tmp_path):
     assert (test.problem, test.answer) == ("Another?", "4")
     (tmp_path / "test.jsonl").write_text('{"question": "Another?"}\n')
     with pytest.raises(ValueError, match=r"test\.jsonl:1: "):
-        data.make_data(c, TEXTS, tmp_path / "data")
+        data.make_data(from_config(c), TEXTS, tmp_path / "data")
 
 
 # Settings.
@@ -238,7 +248,7 @@ def test_gsm8k_files(tmp_path):
         ("dpo.batch_size", 1, 0, "at least 1"),
         ("dpo.beta", 0.01, 0.0, "above 0"),
         ("judge.by", "oracle", "me", "one of ('self', 'random', 'oracle')"),
-        ("search.unit", "step", "page", "one of ('step', 'solution')"),
+        ("judge.kind", "comparisons", "page", "one of ('comparisons', 'ratings')"),
         ("improve_by", "dpo", "luck", "one of ('dpo', 'sft')"),
         ("pairs.min_margin", 1, 0, "at least 1"),
         ("dpo.label_smoothing", 0.49, 0.5, "0 to below 0.5"),
@@ -247,14 +257,14 @@ def test_gsm8k_files(tmp_path):
 def test_settings_out_of_range(name, good, bad, words):
     c = settings()
     c.update_from_flattened_dict({name: good})
-    checks.check_settings(c)
+    checks.check_settings(from_config(c))
     c.update_from_flattened_dict({name: bad})
     with pytest.raises(ValueError) as error:
-        checks.check_settings(c)
+        checks.check_settings(from_config(c))
     assert str(error.value) == f"{name}={bad!r}; expected {words}."
 
 
-RATED = {"judge.score": "rating", "search.unit": "solution"}
+RATED = {"judge.kind": "ratings"}
 
 
 @pytest.mark.parametrize(
@@ -266,22 +276,22 @@ RATED = {"judge.score": "rating", "search.unit": "solution"}
         ({"improve_by": "sft"}, "dpo.updates=(); expected one number above 0 for each"),
         ({"dpo.updates": (3,)}, "dpo.updates=(3,); expected one number above 0 for"),
         ({"dpo.updates": (3, 0)}, "dpo.updates=(3, 0); expected one number above 0"),
-        ({"judge.score": "rating"}, "'rating' with search.unit='solution', and only"),
-        ({"search.unit": "solution"}, "'rating' with search.unit='solution', and onl"),
+        ({"judge.score": "rating"}, "expected one of ('sum', 'consistent', 'single')"),
+        (RATED | {"judge.schedule": "swiss"}, "'swiss'; expected 'full' with judge.k"),
         ({"judge.by": "oracle", "data.world": ""}, "'oracle' in the arithmetic world"),
-        (RATED | {"judge.by": "random"}, "judge.by='random'; expected 'self' with rat"),
+        (RATED | {"judge.by": "random"}, "judge.by='random'; expected 'self' with jud"),
         (RATED | {"judge.mode": "logprob"}, "judge.mode='logprob'; expected 'generate"),
-        (RATED | {"pairs.best_beats_all": True}, "False: ratings compare nothing"),
+        (RATED | {"pairs.best_beats_all": True}, "='ratings': ratings compare nothing"),
     ],
 )
 def test_settings_of_controls_fit_together(changes, words):
     c = settings()
     c.update_from_flattened_dict(changes)
     if not words:
-        checks.check_settings(c)
+        checks.check_settings(from_config(c))
         return
     with pytest.raises(ValueError) as error:
-        checks.check_settings(c)
+        checks.check_settings(from_config(c))
     assert words in str(error.value)
 
 
@@ -298,22 +308,22 @@ def test_phases_out_of_range():
     ]:
         c.sft.phases = phases
         with pytest.raises(ValueError, match=words):
-            checks.check_settings(c)
+            checks.check_settings(from_config(c))
     c.sft.phases = (config.phase("a", optimizer=rate), config.phase("b"))
-    checks.check_settings(c)
+    checks.check_settings(from_config(c))
     c.dpo.optimizer.schedule = "linear"
     with pytest.raises(ValueError, match="'linear'; expected 'constant' or 'cosine'"):
-        checks.check_settings(c)
+        checks.check_settings(from_config(c))
 
 
 def test_slots_and_parameters_divide_over_the_devices():
     c = settings()
-    shape = data.model_config(c, 128)
+    shape = model_config(from_config(c), 128)
 
     def check(shape, **mesh):
         trained = lm.Decoder(shape, make_mesh(**mesh))
         sampling = sharding.host_mesh(mesh.get("tensor", 1))
-        checks.check_mesh(c, trained, lm.Decoder(shape, sampling))
+        checks.check_mesh(c.search.slots, trained, lm.Decoder(shape, sampling))
 
     check(shape)
     check(shape, data=4, fsdp=2)
@@ -332,63 +342,63 @@ def test_slots_and_parameters_divide_over_the_devices():
 
 
 def test_templates_of_the_world_of_stepjax_and_of_the_settings():
-    assert data.templates(settings()) == TEXTS
-    own = data.templates(settings(data__world=""))
+    assert texts_of(settings()) == TEXTS
+    own = texts_of(settings(data__world=""))
     assert (own.solve, own.judge) == (prompts.SOLVE, prompts.JUDGE)
     c = settings(prompts__solve="Q: {problem}\n", prompts__step="Part {n}) ")
-    mixed = data.templates(c)
+    mixed = texts_of(c)
     assert (mixed.solve, mixed.judge) == ("Q: {problem}\n", TEXTS.judge)
     assert prompts.marker(mixed, 3) == "Part 3) "
     c.prompts.verdict = "no side"
     with pytest.raises(ValueError, match="{side}"):
-        data.templates(c)
+        texts_of(c)
 
 
 def test_a_step_marker_that_the_template_does_not_produce(tmp_path):
     c = settings(prompts__step="Part {n}: ")
     with pytest.raises(ValueError) as error:
-        data.make_data(c, data.templates(c), tmp_path / "data")
+        data.make_data(from_config(c), texts_of(c), tmp_path / "data")
     for words in ("IFT row 'arith-ift-0'", "'Step 1: ", "expected 'Part 1: '"):
         assert words in str(error.value)
     assert not (tmp_path / "data").exists()
 
 
 def test_tokenizers(ids, tmp_path):
-    made = data.make_tokenizer(settings(), tmp_path / "world")
+    made = data.make_tokenizer(typed(), tmp_path / "world")
     assert made.token_bytes == ids.token_bytes
     c = settings(data__world="", tokenizer=str(ids.directory))
-    copied = data.make_tokenizer(c, tmp_path / "copied")
+    copied = data.make_tokenizer(from_config(c), tmp_path / "copied")
     assert copied.directory == tmp_path / "copied"
     assert copied.encode_line("Step 1: 8*7+4=0") == ids.encode_line("Step 1: 8*7+4=0")
     c = settings(data__world="", tokenizer="", model__init=f"hf:{ids.directory}")
-    assert data.make_tokenizer(c, tmp_path / "hf").vocab_size == 131
+    assert data.make_tokenizer(from_config(c), tmp_path / "hf").vocab_size == 131
     with pytest.raises(
         ValueError, match="config.tokenizer is empty; expected a folder"
     ):
-        data.make_tokenizer(settings(data__world=""), tmp_path / "none")
+        data.make_tokenizer(typed(data__world=""), tmp_path / "none")
     with pytest.raises(ValueError, match="nowhere: no tokenizer here; expected"):
-        data.make_tokenizer(settings(tokenizer="nowhere"), tmp_path / "none")
+        data.make_tokenizer(typed(tokenizer="nowhere"), tmp_path / "none")
 
 
 def test_vocabulary_of_the_model(tmp_path):
-    sizes = [data.model_config(settings(), size).vocab_size for size in (121, 128, 129)]
+    sizes = [model_config(typed(), size).vocab_size for size in (121, 128, 129)]
     assert sizes == [128, 128, 136]
-    made = data.model_config(settings(model__vocab_size=200), 128)
+    made = model_config(typed(model__vocab_size=200), 128)
     assert (made.vocab_size, made.hidden_size, made.init_std) == (200, 16, 0.1)
     words = "the tokenizer has 201 ids and the model's vocabulary 200; expected at most"
     with pytest.raises(ValueError, match=words) as error:
-        data.model_config(settings(model__vocab_size=200), 201)
+        model_config(typed(model__vocab_size=200), 201)
     assert "raise model.vocab_size" in str(error.value)
     values = hf_config.config_to_hf(
         made, stop_ids=(1,), bos_id=None, dtype="float32", beside=None
     )
     (tmp_path / "config.json").write_text(json.dumps(values))
     c = settings(model__init=f"hf:{tmp_path}", model__hidden_size=99)
-    assert data.model_config(c, 200).hidden_size == 16  # its own shape
+    assert model_config(from_config(c), 200).hidden_size == 16  # its own shape
     with pytest.raises(ValueError, match="201 ids and the model's vocabulary 200"):
-        data.model_config(c, 201)
+        model_config(from_config(c), 201)
     with pytest.raises(ValueError, match="'zeros'; expected 'random' or 'hf:DIR'"):
-        data.model_config(settings(model__init="zeros"), 128)
+        model_config(typed(model__init="zeros"), 128)
 
 
 # Budgets.
@@ -404,10 +414,10 @@ def test_budgets_to_the_token(ids):
     assert solve > len(codec.solve_prompt("5*3+1")) and judged > 1
     c = settings(search__max_step_tokens=5, judge__max_tokens=1)
     c.search.context_tokens, c.judge.context_tokens = solve + 5, judged
-    checks.check_budgets(c, codec, files)
+    checks.check_budgets(from_config(c), codec, files)
     c.search.context_tokens -= 1
     with pytest.raises(ValueError) as error:
-        checks.check_budgets(c, codec, files)
+        checks.check_budgets(from_config(c), codec, files)
     assert str(error.value) == (
         f"test row 'long': its prompt and one step of search.max_step_tokens=5 need "
         f"{solve + 5} tokens; expected at most search.context_tokens={solve + 4}. "
@@ -416,11 +426,11 @@ def test_budgets_to_the_token(ids):
     c.search.context_tokens, c.judge.context_tokens = 99, judged - 1
     words = f"'long': the judge's prompt has {judged} tokens; expected at most"
     with pytest.raises(ValueError, match=words):
-        checks.check_budgets(c, codec, files)
+        checks.check_budgets(from_config(c), codec, files)
     c.judge.context_tokens, c.judge.max_tokens = 99, 0
     with pytest.raises(
         ValueError, match="judge.max_tokens=0; expected at least the 1 "
     ):
-        checks.check_budgets(c, codec, files)
+        checks.check_budgets(from_config(c), codec, files)
     c.judge.mode = "logprob"  # writes nothing
-    checks.check_budgets(c, codec, files)
+    checks.check_budgets(from_config(c), codec, files)

@@ -1,0 +1,68 @@
+"""Judges that take the model's place in control experiments: coins, and the gold."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from stepjax.codec import Codec
+from stepjax.judge import Judge, Request, all_calls, comparisons
+from stepjax.trajectory import Verdict
+
+JUDGES = ("self", "random", "oracle")  # the model itself, and the two of this file
+
+
+def random_judge(score: str, seed: int) -> Judge:
+    """Returns a judge whose verdicts are coins, each drawn from its own key path.
+
+    It is a control experiment: what a loop gains with it is not due to judging.
+
+    Args:
+      score: one of `SCORES`; which orders are asked.
+      seed: base seed.
+    """
+
+    def verdict(request: Request, a: int, b: int) -> Verdict:
+        coin = np.random.default_rng([seed, *request.path, a, b]).random()
+        return Verdict(a, b, "A" if coin < 0.5 else "B")
+
+    return _judge_by(verdict, score, seed)
+
+
+def oracle_judge(
+    is_right: Callable[[str, Sequence[str], str], bool],
+    codec: Codec,
+    score: str,
+    seed: int,
+) -> Judge:
+    """Returns a judge that knows the gold: an upper bound, not self-rewarding.
+
+    It has no preference (None) between two right or two wrong steps.
+
+    Args:
+      is_right: (problem, texts of the steps so far, next step) → right or not.
+      codec: tokenizer and templates.
+      score: one of `SCORES`; which orders are asked.
+      seed: base seed.
+    """
+
+    def verdict(request: Request, a: int, b: int) -> Verdict:
+        steps = [codec.text(ids) for ids in request.steps]
+        first, second = (
+            is_right(request.problem, steps, codec.text(request.candidates[i]))
+            for i in (a, b)
+        )
+        return Verdict(a, b, None if first == second else "A" if first else "B")
+
+    return _judge_by(verdict, score, seed)
+
+
+def _judge_by(verdict: Callable[..., Verdict], score: str, seed: int) -> Judge:
+    def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
+        if calls is None:
+            calls = all_calls(requests, comparisons(score), seed)
+        return [
+            [verdict(request, a, b) for a, b in pairs]
+            for request, pairs in zip(requests, calls, strict=True)
+        ]
+
+    return judge

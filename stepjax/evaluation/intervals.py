@@ -1,0 +1,75 @@
+"""95 % intervals of what is measured: a rate, a paired gain, a mean over seeds."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Returns the 95 % Wilson interval of a rate (E. B. Wilson, 1927).
+
+    Args:
+      right: successes.
+      total: trials; 0 gives (0, 1).
+    """
+    if not total:
+        return 0.0, 1.0
+    rate = right / total
+    middle = rate + _Z * _Z / (2 * total)
+    spread = _Z * math.sqrt(rate * (1 - rate) / total + _Z * _Z / (4 * total**2))
+    scale = 1 + _Z * _Z / total
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def paired_gain(
+    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
+) -> tuple[float, float, float]:
+    """Returns the gain in accuracy on the same problems with its 95 % interval.
+
+    The adjusted Wald interval for paired proportions (D. G. Bonett and R. M. Price,
+    2012): it counts only the problems that one of the two models gets right.
+
+    Args:
+      before: items with "id" and a bool "right".
+      after: items of the same problems.
+
+    Returns:
+      (gain, low, high), each from -1 to 1.
+
+    Raises:
+      ValueError: when the problems differ.
+    """
+    was = {item["id"]: item["right"] for item in before}
+    now = {item["id"]: item["right"] for item in after}
+    if was.keys() != now.keys():
+        raise ValueError(
+            f"{len(was)} and {len(now)} items of different problems; expected the "
+            "same problems: evaluate both models on one benchmark"
+        )
+    total = len(was)
+    gained = sum(now[i] and not was[i] for i in was)
+    lost = sum(was[i] and not now[i] for i in was)
+    up, down = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
+    spread = _Z * math.sqrt((up + down - (up - down) ** 2) / (total + 2))
+    low, high = max(-1.0, up - down - spread), min(1.0, up - down + spread)
+    return (gained - lost) / max(total, 1), low, high
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Returns mean, low and high of the 95 % t-interval over seeds.
+
+    Args:
+      values: one for each seed; a single value has an infinite interval.
+    """
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return mean, -math.inf, math.inf
+    spread = (
+        np.std(values, ddof=1) / math.sqrt(count) * special.stdtrit(count - 1, 0.975)
+    )
+    return mean, mean - float(spread), mean + float(spread)

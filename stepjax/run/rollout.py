@@ -1,0 +1,185 @@
+"""A model searches questions: proposals, judging and search on a run's devices."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from stepjax import controls, propose, search, tournament
+from stepjax.judge import Judge
+from stepjax.lm import hosts
+from stepjax.lm.sampler import Sampler
+from stepjax.records import Question
+from stepjax.run.monitor import usage_line
+from stepjax.run.run import Run
+from stepjax.run.rundir import Journal
+from stepjax.self_judge import make_judge
+from stepjax.trajectory import State, context_ids
+
+
+def search_from_journal(
+    run: Run, number: int, questions: Sequence[Question], journal: Journal
+) -> list[State]:
+    """Lets M`number` search its questions, going on where the journal ends.
+
+    Each host searches its share; on return every host has all results.
+
+    Args:
+      run: the run.
+      number: of the model, and of the iteration.
+      questions: of the iteration.
+      journal: where progress is kept.
+
+    Returns:
+      The closed search of each question, in their order.
+    """
+    mine = hosts.share(questions)
+    active = {  # a run with other hosts may have left problems that are not this host's
+        slot: state
+        for slot, state in journal.active.items()
+        if slot < run.slots and state.question in mine
+    }
+    begun = {state.question.id for state in active.values()} | journal.closed.keys()
+    todo = [question for question in mine if question.id not in begun]
+    closed: list[State] = []
+
+    def pause(in_flight: Mapping[int, State]) -> None:
+        journal.add(closed, in_flight)
+        closed.clear()
+
+    name, done = f"M{number} search", sum(q.id in journal.closed for q in mine)
+    with run.monitor.progress(name, len(mine), "problem", done) as move:
+        for state in search_questions(
+            run,
+            run.sampling_params(number),
+            todo,
+            number,
+            by=run.settings.judge.by,
+            active=active,
+            on_pause=pause,
+        ):
+            closed.append(state)
+            move(1)
+    if hosts.count() > 1:
+        pause({})
+        hosts.barrier(name)
+        journal.read()
+    by_id = journal.closed | {state.question.id: state for state in closed}
+    return [by_id[question.id] for question in questions]
+
+
+def search_questions(
+    run: Run,
+    params: Any,
+    questions: Sequence[Question],
+    iteration: int,
+    *,
+    by: str = "self",
+    active: Mapping[int, State] | None = None,
+    on_pause: Callable[[Mapping[int, State]], None] | None = None,
+) -> Iterator[State]:
+    """Searches this host's questions with a model, and says how busy the devices were.
+
+    Args:
+      run: the run.
+      params: of the model, from `Run.sampling_params`.
+      questions: this host's.
+      iteration: first integer of every key path.
+      by: who judges, one of `controls.JUDGES`.
+      active: see `search.step_search`.
+      on_pause: see `search.step_search`.
+
+    Yields:
+      Closed searches, in the order in which they close.
+    """
+    settings, options = run.settings, run.settings.search
+    solver = open_sampler(run, params, options.context_tokens)
+    judge, judge_sampler = _judge(run, params, by)
+    samplers = [solver] + ([judge_sampler] if judge_sampler else [])
+    proposer = propose.make_proposer(
+        solver,
+        run.codec,
+        unit=run.kind.unit,
+        width=options.width,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_tokens=run.kind.candidate_tokens,
+        iteration=iteration,
+        seed=settings.seed,
+    )
+
+    def pause(in_flight: Mapping[int, State]) -> None:
+        # A run that goes on from here begins with empty caches. This one empties its
+        # own, too, so that both compute the same bits.
+        for sampler in samplers:
+            sampler.hold({slot: () for slot in range(run.slots)})
+        on_pause(in_flight)
+
+    turns: list[int] = []
+    yield from search.step_search(
+        questions,
+        proposer,
+        judge,
+        slots=run.slots,
+        iteration=iteration,
+        scores=run.kind.judgments.scores,
+        on_tie=options.on_tie,
+        max_expansions=options.max_expansions,
+        fits=lambda state: _fits(run, state),
+        active=active,
+        on_pause=pause if on_pause else None,
+        on_turn=turns.append,
+    )
+    if turns:
+        named = zip(("candidates", "judgments"), samplers, strict=False)
+        useful = {name: s.made / s.turns for name, s in named if s.turns}
+        run.monitor.say(usage_line(turns, run.slots, useful))
+
+
+def open_sampler(run: Run, params: Any, capacity: int) -> Sampler:
+    """Returns empty context caches of `capacity` tokens, one for each slot."""
+    model = run.local_model
+    return Sampler(model, params, model.mesh, run.slots, capacity)
+
+
+def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> Judge:
+    """Returns the model as its own judge; see `self_judge.make_judge`."""
+    judge = run.settings.judge
+    return make_judge(
+        sampler,
+        run.codec,
+        run.kind.judgments,
+        mode=judge.mode,
+        max_tokens=run.kind.judgment_tokens,
+        temperature=judge.temperature,
+        top_p=judge.top_p,
+        rows=rows,
+        share=share,
+        seed=run.settings.seed,
+    )
+
+
+def _judge(run: Run, params: Any, by: str) -> tuple[Judge, Sampler | None]:
+    """Returns who judges, and the context caches that it uses, if any."""
+    options, seed, sampler = run.settings.judge, run.settings.seed, None
+    score, schedule = options.score, options.schedule
+    if by == "random":
+        judge = controls.random_judge(score, seed)
+    elif by == "oracle":
+        judge = controls.oracle_judge(run.kind.is_right, run.codec, score, seed)
+    else:
+        sampler = open_sampler(run, params, options.context_tokens)
+        width, calls = run.settings.search.width, run.kind.judgments.calls
+        rows, share = tournament.layout(schedule, width, calls, options.rows)
+        judge = self_judge(run, sampler, rows, share)
+    return tournament.scheduled(judge, schedule, score, seed), sampler
+
+
+def _fits(run: Run, state: State) -> bool:
+    """Whether the contexts leave room for another candidate and its judgments."""
+    settings, steps = run.settings, [step.ids for step in state.steps]
+    solved = context_ids(run.codec, state)
+    judged = run.kind.judgments.context(run.codec, state.question.problem, steps)
+    most = run.kind.candidate_tokens
+    return (
+        len(solved) + most <= settings.search.context_tokens
+        and len(judged) <= settings.judge.context_tokens
+    )

@@ -1,0 +1,338 @@
+"""The settings of a run as typed, frozen values, made once from the config.
+
+`from_config` reads the `ml_collections.ConfigDict` of `stepjax.config`; every stage
+behind it takes `Settings`, a section of it, or plain keyword arguments. The sections
+and fields have the names of the config, where each stands with its unit and its
+source in the paper.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import ml_collections
+from jax.sharding import Mesh
+
+from stepjax import dpo, forest, prompts, sft
+from stepjax.lm import hf_config, train
+from stepjax.lm import model as lm
+
+WORLDS = ("", "arithmetic")  # data.world
+IMPROVE_BY = ("dpo", "sft")  # improve_by
+KINDS = ("comparisons", "ratings")  # judge.kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Templates of the prompts, before `templates` fills in the world's for ""."""
+
+    solve: str
+    judge: str
+    step: str
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the data comes from: a built-in world, or files."""
+
+    world: str
+    questions: tuple[int, ...]
+    operations: int
+    guessed_share: float
+    unseen_blocks: int
+    ift_count: int
+    eft_count: int
+    heldout_count: int
+    test_count: int
+    ift: str
+    ift_format: str
+    eft: str
+    eft_format: str
+    question_file: str
+    question_format: str
+    test: str
+    test_format: str
+
+
+class MeshShape(NamedTuple):
+    """Devices of training along each axis of the mesh; one may be -1, for the rest."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """What SFT and step-DPO have in common."""
+
+    row_length: int
+    micro_batches: int
+    checkpoint_every: int
+    log_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sft:
+    """M0 → M1."""
+
+    phases: tuple[sft.Phase, ...]
+    verdict_weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How a model searches its questions."""
+
+    width: int
+    temperature: float
+    top_p: float
+    max_expansions: int
+    on_tie: str
+    max_step_tokens: int
+    context_tokens: int
+    slots: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Who judges, and how."""
+
+    kind: str
+    mode: str
+    by: str
+    score: str
+    schedule: str
+    temperature: float
+    top_p: float
+    max_tokens: int
+    context_tokens: int
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Srlm:
+    """The baseline that rates whole solutions, see `stepjax.srlm`."""
+
+    max_tokens: int
+    rate: str
+    rating: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Which preference pairs are kept."""
+
+    best_beats_all: bool
+    min_margin: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Dpo:
+    """Mi → M(i+1).
+
+    Attributes:
+      loss: settings of the loss.
+      optimizer: learning rate and schedule.
+      batch_size: pairs per update.
+      epochs: passes over the pairs.
+      updates: updates of each iteration; () lets `epochs` decide.
+    """
+
+    loss: dpo.Options
+    optimizer: train.OptimizerOptions
+    batch_size: int
+    epochs: int
+    updates: tuple[int, ...]
+
+    def updates_of(self, iteration: int) -> int:
+        """Returns the updates of an iteration, counted from 1; 0: `epochs` decides."""
+        return self.updates[iteration - 1] if self.updates else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a model is measured."""
+
+    max_tokens: int
+    search_count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings of a run.
+
+    Attributes:
+      seed: every draw of the run is folded from it.
+      iterations: rounds of search and step-DPO.
+      improve_by: one of `IMPROVE_BY`.
+      init: where M0 comes from: "random", or "hf:DIR".
+      shape: the decoder of the settings; see `model_config`.
+      tokenizer: its folder or file, or "".
+      texts: templates of the prompts.
+      data: where the data comes from.
+      mesh: devices of training.
+      train: what both kinds of training share.
+      sft: settings of SFT.
+      search: settings of search.
+      judge: settings of judging.
+      srlm: settings of the baseline that rates whole solutions.
+      pairs: which pairs are kept.
+      dpo: settings of step-DPO.
+      eval: settings of evaluation.
+    """
+
+    seed: int
+    iterations: int
+    improve_by: str
+    init: str
+    shape: lm.ModelConfig
+    tokenizer: str
+    texts: Texts
+    data: Data
+    mesh: MeshShape
+    train: Train
+    sft: Sft
+    search: Search
+    judge: Judge
+    srlm: Srlm
+    pairs: Pairs
+    dpo: Dpo
+    eval: Evaluation
+
+    @property
+    def sampling_tensor(self) -> int:
+        """Chips of one host that heads are split over while sampling and judging."""
+        return self.search.tensor or self.mesh.tensor
+
+
+def from_config(config: ml_collections.ConfigDict) -> Settings:
+    """Returns the settings of a config as typed values.
+
+    Raises:
+      ValueError: for a value that its own type refuses (`sft.Phase`, `dpo.Options`,
+        `ModelConfig`). `run.checks.check_settings` checks what is left.
+    """
+    shape = config.model.to_dict()
+    init = shape.pop("init")
+    return Settings(
+        seed=config.seed,
+        iterations=config.iterations,
+        improve_by=config.improve_by,
+        init=init,
+        shape=lm.ModelConfig(**shape),
+        tokenizer=config.tokenizer,
+        texts=Texts(**config.prompts),
+        data=Data(**{**config.data, "questions": tuple(config.data.questions)}),
+        mesh=MeshShape(**config.mesh),
+        train=Train(**config.train),
+        sft=Sft(tuple(map(_phase, config.sft.phases)), config.sft.verdict_weight),
+        search=Search(**config.search),
+        judge=Judge(**config.judge),
+        srlm=Srlm(**config.srlm),
+        pairs=Pairs(**config.pairs),
+        dpo=_dpo(config.dpo),
+        eval=Evaluation(**config.eval),
+    )
+
+
+def _phase(phase: ml_collections.ConfigDict) -> sft.Phase:
+    values = phase.to_dict()
+    optimizer = train.OptimizerOptions(**values.pop("optimizer"))
+    return sft.Phase(**values, optimizer=optimizer)
+
+
+def _dpo(section: ml_collections.ConfigDict) -> Dpo:
+    values = section.to_dict()
+    names = [field.name for field in dataclasses.fields(dpo.Options)]
+    loss = dpo.Options(**{name: values.pop(name) for name in names})
+    optimizer = train.OptimizerOptions(**values.pop("optimizer"))
+    updates = tuple(values.pop("updates"))
+    return Dpo(loss, optimizer, updates=updates, **values)
+
+
+def templates(texts: Texts, base: prompts.Templates) -> prompts.Templates:
+    """Returns the templates of a run, checked.
+
+    Args:
+      texts: those of the settings.
+      base: those of the run's world, taken where the settings may have "" and do.
+
+    Raises:
+      ValueError: for a template without a field that it needs.
+    """
+    result = prompts.Templates(
+        solve=texts.solve or base.solve,
+        judge=texts.judge or base.judge,
+        step=texts.step,
+        verdict=texts.verdict,
+    )
+    prompts.check_templates(result)
+    return result
+
+
+def model_config(settings: Settings, vocab_size: int) -> lm.ModelConfig:
+    """Returns the decoder's configuration.
+
+    Args:
+      settings: of the run.
+      vocab_size: ids of the tokenizer.
+
+    Raises:
+      ValueError: when the tokenizer has more ids than the model's vocabulary, or for
+        an unknown `init`.
+    """
+    shape, init = settings.shape, settings.init
+    if init.startswith("hf:"):
+        found = hf_config.config_from_hf(init.removeprefix("hf:"))
+        numerics = {
+            name: getattr(shape, name) for name in ("dtype", "remat", "attention")
+        }
+        shape = dataclasses.replace(found, **numerics)
+    elif init == "random":
+        multiple_of_8 = -(-vocab_size // 8) * 8
+        size = shape.vocab_size or multiple_of_8
+        shape = dataclasses.replace(shape, vocab_size=size)
+    else:
+        raise ValueError(f"model.init={init!r}; expected 'random' or 'hf:DIR'.")
+    if vocab_size > shape.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {vocab_size} ids and the model's vocabulary "
+            f"{shape.vocab_size}; expected at most as many. Use the model's own "
+            "tokenizer, or raise model.vocab_size."
+        )
+    return shape
+
+
+def dpo_batches(
+    settings: Settings,
+    pairs: list[forest.IdPair],
+    mesh: Mesh,
+    *,
+    seed: int,
+    epochs: int = 1,
+    updates: int = 0,
+    batch_size: int | None = None,
+) -> list[dpo.Batch]:
+    """Returns `dpo.make_batches` with the layout of the settings.
+
+    Args:
+      settings: of the run.
+      pairs: the preferences; those of one solution are neighbours.
+      mesh: devices of training.
+      seed: of the shuffling.
+      epochs: passes over the pairs.
+      updates: if not 0, as many updates instead.
+      batch_size: pairs per update; None takes `dpo.batch_size`.
+    """
+    return dpo.make_batches(
+        pairs,
+        mesh=mesh,
+        batch_size=batch_size or settings.dpo.batch_size,
+        micro_batches=settings.train.micro_batches,
+        row_length=settings.train.row_length,
+        epochs=epochs,
+        updates=updates,
+        seed=seed,
+    )

@@ -1,0 +1,181 @@
+"""What a search makes of one question: candidates, verdicts, expansions, states.
+
+A state is the trajectory so far: the steps that were kept, and every expansion with
+its candidates and verdicts, those of abandoned steps too. `stepjax.search` moves it
+on; `to_row` and `from_row` write it to search.jsonl and read it back.
+"""
+
+import dataclasses
+import zlib
+from typing import Any, NamedTuple
+
+from stepjax.codec import Codec
+from stepjax.records import Question
+
+
+class Verdict(NamedTuple):
+    """One call of the judge: candidate `a` was shown first and `b` second.
+
+    Attributes:
+      a: index of the candidate shown as A.
+      b: index of the candidate shown as B.
+      winner: "A", "B", or None when no verdict could be read.
+      response: what the judge wrote; in logprob mode the log-odds of A.
+    """
+
+    a: int
+    b: int
+    winner: str | None
+    response: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One distinct candidate for the next step.
+
+    Attributes:
+      ids: the sampled token ids, cut where the next step would begin.
+      text: for people.
+      count: how many of the w samples are this candidate.
+      logp: sum of its tokens' log-probabilities under the model.
+      finished: it ends the solution (EOS, or a closed box).
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    count: int
+    logp: float
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """Distinct well-formed candidates, and how many samples were malformed."""
+
+    candidates: tuple[Candidate, ...]
+    malformed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Expansion:
+    """What happened at one expansion, kept whole so that pairs can be audited.
+
+    Attributes:
+      step: number of the step that was sampled, from 1.
+      attempt: how often that step had been expanded before.
+      candidates: the distinct candidates.
+      malformed: samples that were left out.
+      verdicts: every call of the judge.
+      scores: Score_i of each candidate; None where a candidate has none.
+      best: index of the candidate that was kept, or None.
+      worst: index of the candidate that lost to it, or None.
+      action: "pair", "append" (no preference, but the search went on), "back" (the
+        step before was dropped), or "resample" (no preference at step 1).
+      path: key path of its draws: iteration, problem, step, attempt.
+    """
+
+    step: int
+    attempt: int
+    candidates: tuple[Candidate, ...]
+    malformed: int
+    verdicts: tuple[Verdict, ...]
+    scores: tuple[float | None, ...]
+    best: int | None
+    worst: int | None
+    action: str
+    path: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A problem in search.
+
+    Attributes:
+      question: the problem, without an answer.
+      steps: the steps kept so far.
+      pair_from: for each kept step, the index of the expansion that its pair comes
+        from, or None where the step was appended without a pair.
+      expansions: all expansions, those that were gone back on included.
+      status: "running", "complete", "budget" or "length".
+    """
+
+    question: Question
+    steps: tuple[Candidate, ...] = ()
+    pair_from: tuple[int | None, ...] = ()
+    expansions: tuple[Expansion, ...] = ()
+    status: str = "running"
+
+    def key_path(self, iteration: int) -> tuple[int, ...]:
+        """Returns (iteration, problem, step, attempt): the key path of the next draws.
+
+        Args:
+          iteration: number of the iteration, first in the path.
+        """
+        step = len(self.steps) + 1
+        return iteration, hash_id(self.question.id), step, self.attempt()
+
+    def attempt(self) -> int:
+        """Returns how often the next step was expanded before."""
+        return sum(e.step == len(self.steps) + 1 for e in self.expansions)
+
+
+def hash_id(text: str) -> int:
+    """Returns a stable 32-bit integer of a problem id, for key paths."""
+    return zlib.crc32(text.encode())
+
+
+def context_ids(codec: Codec, state: State, kept: int | None = None) -> tuple[int, ...]:
+    """Returns the ids that the step after the kept ones follows.
+
+    The proposer feeds these ids, and the pair of that step holds them.
+
+    Args:
+      codec: tokenizer and templates.
+      state: the search.
+      kept: how many of its kept steps are read; None for all.
+    """
+    steps = state.steps[:kept]
+    return sum((s.ids for s in steps), codec.solve_prompt(state.question.problem))
+
+
+def to_row(state: State) -> dict[str, Any]:
+    """Returns a search as a JSON object, for one line of search.jsonl."""
+    row = dataclasses.asdict(state)
+    return {
+        "id": state.question.id,
+        "problem": state.question.problem,
+        "status": state.status,
+        "steps": row["steps"],
+        "pair_from": row["pair_from"],
+        "expansions": [
+            expansion | {"verdicts": [list(v) for v in expansion["verdicts"]]}
+            for expansion in row["expansions"]
+        ],
+    }
+
+
+def from_row(row: dict[str, Any]) -> State:
+    """Returns the search that `to_row` wrote."""
+
+    def candidate(item):
+        return Candidate(**item | {"ids": tuple(item["ids"])})
+
+    expansions = tuple(
+        Expansion(
+            **item
+            | {
+                "candidates": tuple(map(candidate, item["candidates"])),
+                "verdicts": tuple(Verdict(*v) for v in item["verdicts"]),
+                "scores": tuple(item["scores"]),
+                "path": tuple(item["path"]),
+            }
+        )
+        for item in row["expansions"]
+    )
+    return State(
+        Question(row["id"], row["problem"]),
+        tuple(map(candidate, row["steps"])),
+        tuple(row["pair_from"]),
+        expansions,
+        row["status"],
+    )

@@ -1,0 +1,51 @@
+"""What `judge.kind` decides, chosen in one place."""
+
+import pytest
+from tiny_config import get_config
+
+from stepjax import propose, records, srlm
+from stepjax.run import kind
+from stepjax.settings import from_config
+from stepjax.worlds import arithmetic, arithmetic_srlm
+
+
+def chosen(**changes):
+    """The kind of the tiny run; "__" stands for a dot."""
+    c = get_config()
+    values = {name.replace("__", "."): value for name, value in changes.items()}
+    c.update_from_flattened_dict(values)
+    return kind.choose(from_config(c))
+
+
+def test_comparisons_are_of_steps():
+    found = chosen()
+    assert found.name == "comparisons" and found.unit is propose.STEP
+    assert found.candidate_tokens == 12 and found.judgment_tokens == 16
+    assert found.judgments.record is records.Comparison
+    assert found.is_right is arithmetic.is_right
+    assert set(found.readers) == {"jsonl", "prm800k"}
+    assert len(found.judgments.calls(3, (0,))) == 6
+    single = chosen(judge__score="single")
+    assert len(single.judgments.calls(3, (0,))) == 3
+
+
+def test_ratings_are_of_solutions():
+    found = chosen(judge__kind="ratings", srlm__max_tokens=9)
+    assert found.name == "ratings" and found.unit is srlm.SOLUTION
+    assert found.candidate_tokens == 32 and found.judgment_tokens == 9
+    assert found.judgments.record is srlm.Rating
+    assert found.is_right is arithmetic_srlm.is_right
+    assert set(found.readers) == {"jsonl"}
+    assert found.judgments.calls(3, (0,)) == [(0, 0), (1, 1), (2, 2)]
+    # The world's texts, unless the settings have their own.
+    assert found.judgments.ends(None)[3] == "[[3]]"
+    changes = {"judge__kind": "ratings", "srlm__rating": "Worth {score}"}
+    assert chosen(**changes).judgments.ends(None)[3] == "Worth 3"
+    assert chosen(**changes, data__world="").is_right is None
+
+
+def test_what_cannot_be_chosen_is_refused():
+    with pytest.raises(ValueError, match="judge.kind='votes'.*'ratings'"):
+        chosen(judge__kind="votes")
+    with pytest.raises(ValueError, match="template 'rating' is 'Worth'"):
+        chosen(judge__kind="ratings", srlm__rating="Worth")

@@ -1,0 +1,72 @@
+"""Stages of a run directory: begun, committed, found done, refused, tidied up."""
+
+import pytest
+from tiny_config import get_config
+
+from stepjax.lm import files
+from stepjax.run.rundir import RunDirectory
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return RunDirectory(get_config(), tmp_path / "run")
+
+
+def stage(directory, inputs, scratch="parts*"):
+    folder = directory.path / "M1"
+    return directory.stage("work", folder / "work.json", inputs, scratch)
+
+
+def leave_scratch(directory):
+    """A folder and a file that only an unfinished stage needs."""
+    folder = directory.path / "M1"
+    (folder / "parts").mkdir(parents=True, exist_ok=True)
+    (folder / "parts" / "1.json").write_text("{}")
+    (folder / "parts.jsonl").write_text("")
+
+
+def names(directory):
+    return sorted(path.name for path in (directory.path / "M1").iterdir())
+
+
+def test_a_stage_is_done_once_it_is_committed_and_its_scratch_goes(directory):
+    begun = stage(directory, {"x": "1"})
+    assert begun.done is None
+    leave_scratch(directory)
+    (directory.path / "M1" / "result.txt").write_text("42")
+    begun.commit(["result.txt"], counts={"rows": 7})
+    assert begun.done["counts"] == {"rows": 7}
+    assert names(directory) == ["result.txt", "work.json"]
+    manifest = files.read_json(directory.path / "M1" / "work.json")
+    assert (manifest["stage"], manifest["inputs"]) == ("work", {"x": "1"})
+    assert list(manifest["files"]) == ["result.txt"] and manifest["seconds"] >= 0
+    assert stage(directory, {"x": "1"}).done == manifest == begun.done
+
+
+def test_scratch_of_a_run_killed_after_its_commit_goes_when_the_stage_is_found_done(
+    directory,
+):
+    stage(directory, {}).commit()
+    leave_scratch(directory)
+    assert stage(directory, {}, scratch=None).done
+    assert names(directory) == ["parts", "parts.jsonl", "work.json"]
+    assert stage(directory, {}).done
+    assert names(directory) == ["work.json"]
+
+
+def test_scratch_of_an_unfinished_stage_stays(directory):
+    leave_scratch(directory)
+    assert stage(directory, {}).done is None
+    assert names(directory) == ["parts", "parts.jsonl"]
+
+
+def test_other_inputs_and_changed_files_are_refused(directory):
+    result = directory.path / "M1" / "result.txt"
+    result.parent.mkdir()
+    result.write_text("42")
+    stage(directory, {"x": "1"}).commit(["result.txt"])
+    with pytest.raises(ValueError, match="work.json: x is not what this stage was"):
+        stage(directory, {"x": "2"})
+    result.write_text("43")
+    with pytest.raises(ValueError, match="result.txt has changed since it was written"):
+        stage(directory, {"x": "1"})
