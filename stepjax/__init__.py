@@ -39,8 +39,9 @@ Beside the method; of the files above only main, iterate and ablate import these
                     rollout.py: searches of a run; monitor.py: progress, metrics;
                     text_table.py: tables that fit the terminal
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
-                    its judge; answers.py: extraction and equivalence; diagnose.py: why
-                    a round gains or fails; tables.py: the final tables
+                    its judge; intervals.py: how sure that is; answers.py: extraction,
+                    equivalence; diagnose.py: why a round gains or fails; tables.py:
+                    the final tables
     planning/       plan.py: what a run needs of a TPU slice, without one; programs.py,
                     slices.py, flops.py: its programs, compiled and counted
 
