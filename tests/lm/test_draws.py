@@ -20,6 +20,8 @@ TOKEN_BYTES = [bytes([40 + token]) for token in range(VOCAB)]
 NO_STOPS = np.array([[0], [0], [2]]) + np.zeros((3, VOCAB), np.int32)
 draw, row_keys = jax.jit(draws.draw), jax.jit(draws.row_keys)
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 # The nucleus.
 

@@ -26,6 +26,8 @@ CONFIG = lm.ModelConfig(
 MODEL = lm.Decoder(CONFIG)
 NO_STOPS = np.zeros((2, VOCAB), np.int32) + np.array([[0], [1]], np.int32)
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 @pytest.fixture(scope="session")
 def params():

@@ -16,6 +16,8 @@ MODEL = lm.Decoder(lm.ModelConfig(48, 32, 2, 4, 2, 8, 48))
 NO_STOPS = jnp.array([[0], [1]]) + jnp.zeros((2, 48), jnp.int32)
 DECODING = Decoding(0, 0.7, 0.95, NO_STOPS, vocab=48, budget=NEW)
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 @pytest.fixture(scope="session")
 def params():
