@@ -177,7 +177,7 @@ def sft_run(mesh):
         weights = [0.0] * (2 + n % 3) + [1.0] * (12 + n % 5) + [2.0]
         trees.append(forest.path_tree(ids(rng, len(weights)), weights))
     phase = sft.Phase("main", 1.0, 0.0, 1, 0, 0.0, 8, OPTIONS)
-    batch_at = sft.make_batches(
+    batch_at = sft.batch_function(
         phase,
         0,
         {"ift": trees, "eft": []},
