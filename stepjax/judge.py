@@ -32,7 +32,7 @@ class Request(NamedTuple):
     """What to judge for one problem.
 
     Attributes:
-      slot: place of the problem's context cache.
+      slot: place of the problem in flight, which has its context cache.
       problem_id: id of the question.
       problem: its text.
       steps: ids of the steps so far.
@@ -69,7 +69,7 @@ class Judgments(NamedTuple):
         integers.
       scores: (number of candidates, verdicts) → score of each candidate.
       graded: (verdicts, whether each candidate is right) → whether the judge was right,
-        for everything that has a right answer.
+        once for each thing it said that is right or wrong.
     """
 
     record: type

@@ -2,8 +2,9 @@
 
 Two modes: ``generate`` writes the explanation and then the verdict, as in the paper
 (`writing_judge`); ``logprob`` compares the log-probabilities of the two verdicts right
-after the question, without an explanation (`logprob_judge`). `in_batches` asks either
-of them everything, so that the devices never wait for the host.
+after the question, without an explanation (`logprob_judge`). `in_batches` hands the
+calls to one of the two, always one batch ahead, so that the devices never wait for the
+host.
 """
 
 import itertools
@@ -47,8 +48,8 @@ def make_judge(
       mode: one of `MODES`.
       seed: base seed.
       rows: calls of a problem that are batched behind its context.
-      share: so many consecutive calls have the same candidate A, whose tokens are
-        computed once; divides `rows`.
+      share: how many consecutive calls have the same candidate A, whose tokens are
+        computed once for all of them; divides `rows`.
       **explanation: max_tokens, temperature and top_p, see `sampler.make_decoding`.
 
     Returns:
@@ -108,7 +109,7 @@ def writing_judge(
             share=(share,) if share > 1 else (),
         )
 
-        def read():
+        def collect():
             out = finish()
             texts = [
                 [
@@ -123,7 +124,7 @@ def writing_judge(
                 for group in texts
             ]
 
-        return read
+        return collect
 
     return ask
 

@@ -311,10 +311,10 @@ def test_step_dpo_is_the_mean_of_the_formula():
     same(metrics["logps/rejected"], np.mean(four[1]))
     stored = {"reference_chosen_logps": four[2], "reference_rejected_logps": four[3]}
     same(step_dpo(bigram, policy, None, {**batch, **stored}, **settings)[0], expected)
-    with pytest.raises(ValueError, match="reference_rejected_logps.*add the rest"):
+    with pytest.raises(ValueError, match="reference_rejected_logps.*Add the rest"):
         step_dpo(bigram, policy, None, batch)
     del batch["chosen_mask"]
-    with pytest.raises(ValueError, match="chosen_mask.*add the rest"):
+    with pytest.raises(ValueError, match="chosen_mask.*Add the rest"):
         step_dpo(bigram, policy, reference, batch)
 
 

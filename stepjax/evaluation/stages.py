@@ -59,7 +59,7 @@ def evaluate(
         file, kind = sources[mode], "greedy" if mode == "unseen" else mode
         inputs = {"benchmark": rundir.file_digest(file)}
         if number:
-            inputs |= run.dir.made_by(number)
+            inputs |= run.dir.model_digest(number)
         name = f"M{number}_{file.stem}_{kind}"
         target = run.dir.path / "eval" / f"{name}.json"
         stage = run.dir.stage(f"eval/{kind}", target, inputs)

@@ -58,8 +58,9 @@ class Sampler:
 
     Attributes:
       held: token ids whose keys and values each slot holds.
-      made: tokens sampled by all calls.
-      turns: rows x decoding steps of all calls; `made` / `turns` is the useful share.
+      new_tokens: tokens sampled by all calls.
+      row_steps: rows x decoding steps of all calls; `new_tokens` / `row_steps` is the
+        useful share.
     """
 
     def __init__(self, model, params, mesh: Mesh, slots: int, capacity: int):
@@ -92,7 +93,7 @@ class Sampler:
 
         self.contexts = allocate()
         self.held: list[list[int]] = [[] for _ in range(slots)]
-        self.made = self.turns = 0
+        self.new_tokens = self.row_steps = 0
         self._last: _LastCall | None = None
 
     def hold(self, wanted: dict[int, Ids]) -> None:
@@ -217,8 +218,8 @@ class Sampler:
 
         def finish() -> Samples:
             found = Samples(*(np.asarray(x)[:count] for x in samples))
-            self.made += int(found.count.sum())
-            self.turns += rows.active.size * int(found.count.max(initial=0))
+            self.new_tokens += int(found.count.sum())
+            self.row_steps += rows.active.size * int(found.count.max(initial=0))
             if keep:
                 held = [list(ids) for ids in self.held]
                 self._last = _LastCall(held, rows.prompts, found, suffix)

@@ -18,7 +18,7 @@ from stepjax import tournament
 from stepjax.planning import flops, programs, slices
 from stepjax.planning.programs import Program
 from stepjax.run import kind
-from stepjax.run.monitor import text_table
+from stepjax.run.text_table import text_table
 from stepjax.settings import Settings
 
 STAGES = ("sft", "dpo", "search", "all")

@@ -130,7 +130,7 @@ def search_questions(
     )
     if turns:
         named = zip(("candidates", "judgments"), samplers, strict=False)
-        useful = {name: s.made / s.turns for name, s in named if s.turns}
+        useful = {name: s.new_tokens / s.row_steps for name, s in named if s.row_steps}
         run.monitor.say(usage_line(turns, run.slots, useful))
 
 

@@ -159,7 +159,7 @@ class RunDirectory:
         names = ("test", "unseen")
         return tuple(name for name in names if (folder / f"{name}.jsonl").exists())
 
-    def made_by(self, number: int) -> dict[str, str]:
+    def model_digest(self, number: int) -> dict[str, str]:
         """Returns the name and digest of a finished model, as a stage's input."""
         return {f"M{number}": file_digest(self.model(number) / "manifest.json")}
 

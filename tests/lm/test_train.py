@@ -77,7 +77,7 @@ def pairs(count):
 
 def sft_batches(mesh, micro_batches):
     phase = sft.Phase("main", 1.0, 0.0, 3, 0, 0.0, 8, train.OptimizerOptions(1e-2))
-    return sft.make_batches(
+    return sft.batch_function(
         phase,
         0,
         {"ift": sequences(16), "eft": []},
