@@ -108,7 +108,10 @@ def _stored(directory: epath.Path) -> dict[str, Stored]:
     elif index.exists():
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict):
-            raise ValueError(f"{index}: no weight_map; download it again.")
+            raise ValueError(
+                f"{index}: no weight_map; expected the file of every tensor. Download "
+                "it again."
+            )
         files = [directory / name for name in sorted(set(shards.values()))]
     else:
         return {}
