@@ -77,6 +77,29 @@ def test_a_mesh_uses_every_device_or_is_refused():
             sharding.make_mesh(*sizes)
 
 
+class Chip:
+    """A chip of a v6e slice of 4 x 4, as JAX looks at it to make a mesh."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v6 lite", 0
+    process_index = slice_index = 0
+
+    def __init__(self, number):
+        self.id, self.coords = number, (number % 4, number // 4, 0)
+
+
+def test_two_mesh_axes_may_share_an_axis_of_the_slice():
+    chips = [Chip(n) for n in range(16)]
+    for data, fsdp in [(1, 2), (2, 1), (1, 8), (8, 1), (2, 4), (4, 2), (4, 1), (4, 4)]:
+        devices = sharding.make_mesh(data, fsdp, 16 // (data * fsdp), chips).devices
+        assert devices.shape[:2] == (data, fsdp)
+        assert sorted(chip.id for chip in devices.flat) == list(range(16))
+    # Axes of the slice's own size follow its rows and columns.
+    devices = sharding.make_mesh(4, 1, 4, chips).devices[:, 0]
+    for line in (*devices, *devices.T):
+        x, y, _ = zip(*(chip.coords for chip in line), strict=True)
+        assert len(set(x)) == 1 or len(set(y)) == 1
+
+
 def test_parameters_are_created_in_their_shardings():
     mesh = mesh_of(2, 2, 2)
     params = train.init_params(model_lib.Decoder(CONFIG), mesh, seed=3)
@@ -139,6 +162,8 @@ def test_rows_are_split_and_the_rest_is_whole():
         assert array.addressable_shards[0].data.shape[:2] == (1, 2)
     assert placed.lengths.sharding.is_fully_replicated
     np.testing.assert_array_equal(placed.rows.tokens, rows.tokens)
+    shardings = train.batch_shardings(mesh, batch)
+    assert shardings == jax.tree.map(lambda x: x.sharding, placed)
 
 
 # --- training ------------------------------------------------------------------------
