@@ -358,7 +358,7 @@ def test_a_step_marker_that_the_template_does_not_produce(tmp_path):
     c = settings(prompts__step="Part {n}: ")
     with pytest.raises(ValueError) as error:
         data.make_data(from_config(c), texts_of(c), tmp_path / "data")
-    for words in ("IFT row 'arith-ift-0'", "'Step 1: ", "expected 'Part 1: '"):
+    for words in ("IFT row 'arith-ift-0'", "'Step 1: ", "the marker 'Part 1: '"):
         assert words in str(error.value)
     assert not (tmp_path / "data").exists()
 
