@@ -195,7 +195,7 @@ def traffic(
             count = tries if count is None else count
             if count is None:
                 raise ValueError(
-                    f"the trips of {item.name} depend on data; give tries."
+                    f"the trips of {item.name} depend on data; expected `tries`."
                 )
             inner: dict[str, int] = {}
             bytes_ = count * traffic(module, body(item), inner, tries)

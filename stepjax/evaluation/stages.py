@@ -18,7 +18,7 @@ from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
 
 MODES = ("greedy", "unseen", "judge", "search", "training")
-_MOST_PAIRS = 512  # the "training" mode measures drift on at most so many pairs
+_MOST_PAIRS = 512  # most pairs on which the mode "training" measures drift
 
 
 def evaluate(

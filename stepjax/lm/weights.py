@@ -149,7 +149,8 @@ def load_hf(
     if not located:
         raise ValueError(
             f"{directory}: no model.safetensors or model.safetensors.index.json; "
-            "convert other weight files with transformers' save_pretrained."
+            "expected one of them. Convert other weight files with transformers' "
+            "save_pretrained."
         )
     names = tensor_names(config)
     head = "lm_head.weight"

@@ -193,8 +193,8 @@ def _training(name, settings, model, loss, batch, packed, options, live) -> Prog
     ideal = passes * _parameter_tokens(model, rows)
     # State once in and out; every pass reads whole matrices from HBM.
     item = jnp.dtype(model.config.dtype).itemsize
-    read = passes // 2 * item * sum(weights_of(model.config)) / mesh.shape["tensor"]
-    moved = 2 * _bytes(state) + settings.train.micro_batches * read
+    weights = item * sum(weights_of(model.config)) / mesh.shape["tensor"]
+    moved = 2 * _bytes(state) + settings.train.micro_batches * (passes // 2) * weights
     seen, taken = _seen(packed.subtree_end), _bytes(arguments)
     size = _size(rows)
     return Program(name, traced, chips, ideal, moved, taken, seen=seen, rows=size)

@@ -39,7 +39,7 @@ class Clock:
         return time.monotonic()
 
     def wait(self, over: threading.Event, seconds: float) -> bool:
-        """Waits for the event, at most so many seconds; returns whether it came."""
+        """Waits for the event, at most these seconds; returns whether it came."""
         return over.wait(seconds)
 
 

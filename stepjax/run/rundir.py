@@ -227,7 +227,7 @@ class Stage:
     def commit(self, written: Iterable[str] = (), **extra: Any) -> None:
         """Writes the manifest, which makes the stage done, and tidies up.
 
-        On several hosts the first one writes and the others wait for it.
+        On several hosts, the first host writes and all hosts wait for it.
 
         Args:
           written: names of the files that the stage wrote, relative to the manifest.
@@ -327,9 +327,9 @@ class Journal:
 
 
 def _journals(first: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the journals of all hosts, of earlier ones too."""
-    others = sorted(first.parent.glob(f"{first.stem}.*.jsonl"))
-    return [path for path in (first, *others) if path.exists()]
+    """Returns the journals of all hosts, also of hosts that have left the run."""
+    numbered = sorted(first.parent.glob(f"{first.stem}.*.jsonl"))
+    return [path for path in (first, *numbered) if path.exists()]
 
 
 def _result(path: pathlib.Path) -> pathlib.Path:

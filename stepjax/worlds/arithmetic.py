@@ -221,8 +221,8 @@ def is_right(problem: str, steps: Sequence[str], step: str) -> bool:
 
 def with_result(step: str, digit: int) -> str:
     """A step with another result, in its box too if it has one."""
-    read = read_step(step)
-    return _step_text(read.number, read.operands, digit, read.boxed is not None)
+    parts = read_step(step)
+    return _step_text(parts.number, parts.operands, digit, parts.boxed is not None)
 
 
 def working(right: str) -> str:
@@ -283,8 +283,9 @@ def garble(step: str, rng: random.Random) -> str:
       rng: source of the choices; it is advanced.
     """
     if rng.random() < _WRONG_BOX:
-        read = read_step(step)
-        return _step_text(read.number, read.operands, read.result, read.boxed is None)
+        parts = read_step(step)
+        boxed = parts.boxed is None
+        return _step_text(parts.number, parts.operands, parts.result, boxed)
     marker = step[: step.index(": ") + 2]
     pieces = _PIECE.findall(step.removeprefix(marker))
     while True:
