@@ -66,7 +66,7 @@ def sft(run: Run) -> None:
     dropped = run.sft_examples.dropped
     if dropped:
         run.monitor.say(
-            f"sft: {len(dropped)} rows are longer than train.row_length="
+            f"sft: {len(dropped)} examples are longer than train.row_length="
             f"{run.settings.train.row_length} tokens and are left out (the first is "
             f"{dropped[0]})."
         )

@@ -7,7 +7,7 @@ ends with [[A]] or [[B]]; Score_i counts the comparisons that i wins.
 Readings of equation 2 (`score`): ``sum`` judges all ordered pairs and the winner of
 each call scores (position-symmetric, 0 ... 2 (n - 1)); ``consistent`` lets a win
 count only when both orders agree (0 ... n - 1); ``single`` asks one order per pair,
-drawn by key. A verdict that cannot be parsed counts for nobody.
+drawn by key. A verdict that cannot be parsed counts for neither candidate.
 
 A value of `Judgments` says what is asked and how the answers count; `comparisons`
 makes the paper's. `stepjax.self_judge` answers with the model itself,

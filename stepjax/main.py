@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
                 f"arguments {rest}; expected options only, which begin with --."
             )
         if argv[1] == "plan" and not (_topology.value and _config.value):
-            raise flags.Error("plan; expected both --topology and --config.")
+            raise flags.Error("plan needs --topology and --config; expected both.")
         if argv[1] != "plan" and not _workdir.value:
             raise flags.Error("--workdir is missing; expected the run directory.")
         if argv[1] == "ablate" and not all(seed.isdigit() for seed in _seeds.value):

@@ -41,7 +41,7 @@ def session_folder() -> pathlib.Path:
 def made_once(name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
     """Returns a folder that the first worker which asks for it makes by `make(folder)`.
 
-    Workers that ask meanwhile wait.
+    While it does so, the workers that also ask for it wait.
     """
     folder, done = session_folder() / name, session_folder() / f"{name}.done"
     with open(session_folder() / f"{name}.lock", "w") as lock:

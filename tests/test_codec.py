@@ -60,7 +60,7 @@ def prose(tmp_path_factory):
     config["eos_token"] = "<|endoftext|>"
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     codec = Codec(tokenizer.load(directory), Templates())
-    # What makes it worth testing: newlines hide in other tokens.
+    # This is what makes it worth testing: a token may hold a newline and other text.
     assert b".\n" in codec.tokenizer.token_bytes
     return codec
 

@@ -102,7 +102,7 @@ def solution(rng, prompt, steps, pairs, first=0):
     return found
 
 
-# --- the rule ------------------------------------------------------------------------
+# The rule.
 
 
 def test_a_token_sees_its_own_path_and_nothing_else():
@@ -166,14 +166,14 @@ def test_hidden_states_in_a_forest_are_those_of_each_path_alone():
         for number, (row, path) in enumerate(paths)
     )
     assert worst <= 1e-5
-    # Without the rule, as one plain sequence a row, they are others.
+    # Without the rule, with each row as one plain sequence, the numbers differ.
     wrong = hidden_states(
         parameters(), rows.tokens, rows.position, np.full_like(rows.position, 40)
     )
     assert np.abs(wrong - packed).max() > 0.5
 
 
-# --- trees ---------------------------------------------------------------------------
+# Trees.
 
 
 def test_a_path_is_scored_where_it_has_weight():
@@ -239,7 +239,7 @@ def test_pairs_off_the_trunk_or_with_empty_parts_are_refused(pair, message):
         forest.trajectory_tree([SECOND, pair])
 
 
-# --- grouping and packing ------------------------------------------------------------
+# Grouping and packing.
 
 
 def test_a_solution_shares_one_tree():

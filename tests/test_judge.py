@@ -59,7 +59,7 @@ def test_sum_and_consistent_scores_by_hand(table, count, total, consistent):
 
 
 def test_single_scores_by_hand():
-    # One order a pair: 1 beats 0, 0 beats 2, 1 beats 2; 3 beats 0, others unparsed.
+    # One order per pair: 1 beats 0, 0 beats 2, 1 beats 2; 3 beats 0, others unparsed.
     verdicts = calls("10A 02A 21B 03B 31- 23-")
     assert win_counts(4, verdicts, "single") == [1, 2, 0, 1]
 

@@ -73,7 +73,7 @@ def prefer_right(context, question, path):
 @pytest.mark.parametrize(
     ("rows", "share", "groups"),
     [
-        (1, 1, [[2, 2, 2, 2], [2, 2, 3, 3]]),  # as many groups a call as slots
+        (1, 1, [[2, 2, 2, 2], [2, 2, 3, 3]]),  # a batch of as many groups as slots
         (2, 1, [[2, 2, 2, 3]]),
         (4, 1, [[2, 2, 3]]),
         (30, 1, [[2, 3]]),
@@ -183,7 +183,7 @@ def test_log_odds_decide_in_logprob_mode(codec, rows, share):
         [],
         [Verdict(0, 1, "A", "0.218750"), Verdict(1, 0, "A", "0.218750")],  # 46
     ]
-    # Two rows a judgment, one for each verdict: they share its question.
+    # Two rows per judgment, one for each verdict: they share its question.
     assert len(slots.asked) == 16
     levels = (2,) if share == 1 else (2 * share, 2)
     assert all(batch.options["share"] == levels for batch in slots.batches)

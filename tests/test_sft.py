@@ -58,7 +58,7 @@ def seen(rows):
     return rows.tokens[(rows.parent == -1) & (visible > 1)].tolist()
 
 
-# --- what is scored ------------------------------------------------------------------
+# What is scored.
 
 
 @pytest.mark.parametrize("problem", ["8*7+4*4+2*3+1", "2*4+4*9+2"])
@@ -141,7 +141,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_response_tokens(codec):
     assert before_response.sum() == sum(len(tree.scored) for tree in trees)
 
 
-# --- which rows ----------------------------------------------------------------------
+# Which rows.
 
 
 def test_rows_that_are_too_long_are_dropped_by_name():

@@ -58,16 +58,17 @@ def sampled_judgments(
 ) -> dict[str, float]:
     """Returns how often the judge is right about the model's own samples.
 
-    Of comparisons that is over all calls with one right and one wrong candidate, in
-    both orders where both were asked; an unparsed verdict is wrong.
+    With comparisons, every call with one right and one wrong candidate counts, so both
+    orders count where both were asked. An unparsed verdict is wrong.
 
     Args:
       states: closed searches.
       is_right: gold.
-      graded: what of the verdicts has a right answer, see `judge.Judgments`.
+      graded: says which verdicts are right, see `judge.Judgments`.
 
     Returns:
-      "judge_sampled", the share, and "judge_sampled_count", how many it is a share of.
+      "judge_sampled", the share that is right, and "judge_sampled_count", the number
+      of calls that were graded.
     """
     results: list[bool] = []
     for state in states:

@@ -60,8 +60,8 @@ def greedy(
         fed = [[prompt[-1:]] for prompt in ids] + [[()]] * (count - len(batch))
         out = sampler.sample(fed, paths, decoding)
         for slot, problem in enumerate(batch):
-            made = out.tokens[slot, 0, : out.count[slot, 0]].tolist()
-            items.append(_graded(problem, codec.text(made), len(made), codec))
+            written = out.tokens[slot, 0, : out.count[slot, 0]].tolist()
+            items.append(_graded(problem, codec.text(written), len(written), codec))
             items[-1]["finished"] = bool(out.stopped[slot, 0])
         on_done(len(batch))
     return items

@@ -95,7 +95,10 @@ def check_settings(settings: Settings) -> None:
 
 
 def _rules_of_controls(settings: Settings) -> list[tuple]:
-    """Returns (name, value, what is expected, whether it holds), across settings."""
+    """Returns the rules that hold between settings, mostly for control experiments.
+
+    Each is (name, value, what is expected, whether it holds).
+    """
     judge, updates = settings.judge, settings.dpo.updates
     numbers = all(type(count) is int and count > 0 for count in updates)
     enough = numbers and len(updates) >= settings.iterations

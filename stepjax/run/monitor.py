@@ -21,7 +21,7 @@ from stepjax.records import read_objects
 from stepjax.run.text_table import text_table
 
 _LINE_SECONDS = 30  # between two lines of a stage
-_QUIET_SECONDS = 3  # before the first line about what takes its time
+_QUIET_SECONDS = 3  # of silence before the first line about work that takes long
 _BAR = 4, 24  # characters of a bar, at least and at most
 _FIRST = "compiling or first batch"  # what happens while nothing is done yet
 _NAME = 18  # characters that a stage's name is padded to, where there is room
@@ -39,7 +39,7 @@ class Clock:
         return time.monotonic()
 
     def wait(self, over: threading.Event, seconds: float) -> bool:
-        """Waits for the event, at most so many seconds; returns whether it came."""
+        """Waits for the event, at most these seconds; returns whether it came."""
         return over.wait(seconds)
 
 
@@ -50,12 +50,12 @@ class Monitor:
     a line after 3 seconds, one every 30 seconds, and one at its end. The same lines go
     to ``log.txt`` in the run directory in both cases, so a history is always there; a
     run that continues appends to it. A stage that is run again from some point replaces
-    its own later lines in ``metrics.jsonl``, so each (stage, model, step) stands once.
+    its own later lines in ``metrics.jsonl``: each (stage, model, step) is there once.
 
     Attributes:
       path: ``metrics.jsonl``.
       log_path: ``log.txt``.
-      quiet: whether nothing is written and printed.
+      quiet: whether nothing is written or printed.
       console: standard error.
     """
 
@@ -94,7 +94,7 @@ class Monitor:
         return tensorboardX.SummaryWriter(str(self._folder), write_to_disk=True)
 
     def close(self) -> None:
-        """Brings the events that still wait in memory to disk."""
+        """Writes the events that are still in memory to disk."""
         events = self.__dict__.pop("_events", None)
         if events:
             events.close()
@@ -132,10 +132,10 @@ class Monitor:
 
     @contextlib.contextmanager
     def during(self, text: str) -> Iterator[None]:
-        """Explains a silence: prints what takes its time, once it lasts 3 seconds.
+        """Explains a silence: prints what is done when it has taken 3 seconds.
 
-        Prints so again every 30 seconds. Nothing goes to log.txt: this is for those who
-        wait.
+        Prints it again every 30 seconds. Nothing goes to log.txt: these lines are for
+        people who wait.
 
         Args:
           text: what is done, e.g. "loading M1".
@@ -299,8 +299,8 @@ class Stage:
 
     def rate(self) -> float:
         """Returns units per second; 0 where nothing is done yet."""
-        made, elapsed = self.done - self._earlier, self.elapsed()
-        return made / elapsed if made > 0 and elapsed > 0 else 0.0
+        units, elapsed = self.done - self._earlier, self.elapsed()
+        return units / elapsed if units > 0 and elapsed > 0 else 0.0
 
     def left(self) -> float:
         """Returns the seconds left at this rate, which must be above 0."""

@@ -1,4 +1,4 @@
-"""A model searches questions: proposals, judging and search on a run's devices."""
+"""A model searches questions: proposer, judge and search on the devices of a run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def search_from_journal(
       The closed search of each question, in their order.
     """
     mine = hosts.share(questions)
-    active = {  # a run with other hosts may have left problems that are not this host's
+    active = {  # with another number of hosts, some problems are now another host's
         slot: state
         for slot, state in journal.active.items()
         if slot < run.slots and state.question in mine
@@ -46,7 +46,7 @@ def search_from_journal(
         closed.clear()
 
     name, done = f"M{number} search", sum(q.id in journal.closed for q in mine)
-    with run.monitor.progress(name, len(mine), "problem", done) as move:
+    with run.monitor.progress(name, len(mine), "problem", done) as advance:
         for state in search_questions(
             run,
             run.sampling_params(number),
@@ -57,7 +57,7 @@ def search_from_journal(
             on_pause=pause,
         ):
             closed.append(state)
-            move(1)
+            advance(1)
     if hosts.count() > 1:
         pause({})
         hosts.barrier(name)

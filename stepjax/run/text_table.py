@@ -14,7 +14,7 @@ def text_table(
 ) -> str:
     """Returns rows of text, all with the same columns, as a plain-text table.
 
-    Where it is too wide, heads are broken into lines; where that is not enough, the
+    Where it is too wide, headings are broken into lines; where that is not enough, the
     columns are spread over several tables that all begin with the first column.
 
     Args:

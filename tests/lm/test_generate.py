@@ -153,7 +153,7 @@ def test_steps_behind_shared_contexts_equal_a_plain_forward(
     # Chosen steps were appended by a gather; nothing was computed twice.
     assert counted == {"extend": 1, "append": 3}
 
-    # Slot 1 goes back two steps, the others go on.
+    # Slot 1 goes back two steps, slots 0 and 2 go on.
     choose(out, (0, 0, 3), (2, 0, 2))
     contexts[1] = history[1][-3]
     out = step(sampler, plain, contexts, 0.0, 4)

@@ -53,7 +53,7 @@ def tiny(**changes):
     return c
 
 
-# --- names ---------------------------------------------------------------------------
+# Names.
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_bad_arguments_are_refused(capsys):
     assert programs.model_config(from_config(c)).hidden_size == 256
 
 
-# --- the compiler for TPU ------------------------------------------------------------
+# The compiler for TPU.
 
 
 @needs_libtpu
