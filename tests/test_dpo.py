@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import Table
+from runs import one_device_mesh
 
 from stepjax import dpo, forest, losses
 from stepjax.forest import IdPair
@@ -28,18 +29,7 @@ ROW = 52
 # Nothing at its default, so that every term of the loss is seen.
 OPTIONS = dpo.Options(beta=0.3, label_smoothing=0.1, nll_weight=0.2)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling takes most of the time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def one_device():
-    device = np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
-    return jax.sharding.Mesh(device, sharding.MESH_AXES)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @functools.cache
@@ -90,7 +80,7 @@ def batches(pairs, batch_size=5, micro_batches=1, mesh=None, **changes):
     settings = {"row_length": ROW, "epochs": 1, "seed": 3} | changes
     return dpo.make_batches(
         pairs,
-        mesh=mesh or one_device(),
+        mesh=mesh or one_device_mesh(),
         batch_size=batch_size,
         micro_batches=micro_batches,
         **settings,
@@ -224,7 +214,7 @@ def test_the_first_loss_is_ln_2():
 
 
 def test_a_precomputed_reference_is_a_live_one():
-    mesh, seen = one_device(), []
+    mesh, seen = one_device_mesh(), []
     found = batches(sum(trajectories(), []))
     assert not found[0].reference.any()
     filled = dpo.with_reference(MODEL, parameters(2), found, mesh, seen.append)

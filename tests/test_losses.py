@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses_formulas import finite_difference, same
 
 from stepjax import losses
 from stepjax.losses import (
@@ -66,23 +67,6 @@ def formula_loss(chosen, rejected, ref_chosen, ref_rejected, beta=0.1, smoothing
     log_sigmoid_there = -math.log1p(math.exp(-(a - b)))
     log_sigmoid_back = -math.log1p(math.exp(-(b - a)))
     return -(1 - smoothing) * log_sigmoid_there - smoothing * log_sigmoid_back
-
-
-def finite_difference(function, x, eps=1e-4):
-    """Central differences of a scalar function, in float64."""
-    x = np.asarray(x, np.float64)
-    gradient = np.zeros_like(x)
-    for index in np.ndindex(*x.shape):
-        step = np.zeros_like(x)
-        step[index] = eps
-        gradient[index] = (function(x + step) - function(x - step)) / (2 * eps)
-    return gradient
-
-
-def same(got, expected, rtol=1e-5, atol=1e-5):
-    """Asserts equal shapes and nearly equal numbers."""
-    assert np.shape(got) == np.shape(expected)
-    np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
 
 
 # step_logps and sft_loss.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from losses_formulas import same
 
 from stepjax.losses import (
     step_dpo,
@@ -42,11 +43,6 @@ def plain(hidden, unembedding, tokens, mask):
 
 
 chunked = functools.partial(step_logps_from_hidden, max_scored=LENGTH, chunk=4)
-
-
-def same(got, expected):
-    assert np.shape(got) == np.shape(expected)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def dpo(logps, lengths):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses_formulas import same
 
 import stepjax
 from stepjax import preference_losses, reference_free_losses
@@ -108,11 +109,6 @@ def inputs(loss, seed=0):
 
 def formula(loss, *six):
     return np.array([CASES[loss][2](*map(float, x)) for x in zip(*six, strict=True)])
-
-
-def same(got, expected, rtol=1e-5, atol=1e-5):
-    assert np.shape(got) == np.shape(expected)
-    np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
 
 
 @EVERY

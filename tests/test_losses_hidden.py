@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses_formulas import finite_difference, same
 
 from stepjax.losses import step_logps, step_logps_from_hidden, token_logps_from_hidden
 
@@ -41,23 +42,6 @@ def formula_hidden(hidden, unembedding, targets):
     """The formula of token_logps_from_hidden: all logits at once, in float64."""
     logits = np.asarray(hidden, np.float64) @ np.asarray(unembedding, np.float64).T
     return np.array([token_logp(*pair) for pair in zip(logits, targets, strict=True)])
-
-
-def finite_difference(function, x, eps=1e-4):
-    """Central differences of a scalar function, in float64."""
-    x = np.asarray(x, np.float64)
-    gradient = np.zeros_like(x)
-    for index in np.ndindex(*x.shape):
-        step = np.zeros_like(x)
-        step[index] = eps
-        gradient[index] = (function(x + step) - function(x - step)) / (2 * eps)
-    return gradient
-
-
-def same(got, expected, rtol=1e-5, atol=1e-5):
-    """Asserts equal shapes and nearly equal numbers."""
-    assert np.shape(got) == np.shape(expected)
-    np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import Table
+from runs import one_device_mesh
 
 from stepjax import forest, sft
 from stepjax.codec import Codec
@@ -26,11 +27,6 @@ def phase(ift=1.0, eft=0.0, epochs=0, steps=0, batch_size=8):
     return sft.Phase("main", ift, eft, epochs, steps, 0.0, batch_size, OPTIMIZER)
 
 
-def one_device():
-    device = np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
-    return jax.sharding.Mesh(device, sharding.MESH_AXES)
-
-
 def numbered(count, first, length=3):
     """Trees that are told apart by their first token."""
     return [
@@ -44,7 +40,7 @@ def batches(chosen, sources, number=0, micro_batches=1, seed=3, mesh=None, row=7
         chosen,
         number,
         sources,
-        mesh=mesh or one_device(),
+        mesh=mesh or one_device_mesh(),
         row_length=row,
         micro_batches=micro_batches,
         seed=seed,

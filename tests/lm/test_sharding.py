@@ -6,7 +6,9 @@ import functools
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from fakes import random_parameters
+from jax.sharding import NamedSharding, PartitionSpec
+from runs import one_device_mesh
 
 from stepjax import dpo, forest, sft
 from stepjax.forest import IdPair
@@ -25,19 +27,13 @@ CONFIG = model_lib.ModelConfig(
 OPTIONS = train.OptimizerOptions(1e-2, weight_decay=0.1)
 ROW = 24
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling takes most of the time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @functools.cache
 def mesh_of(data, fsdp, tensor):
     if data * fsdp * tensor == 1:
-        return Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES)
+        return one_device_mesh()
     return sharding.make_mesh(data, fsdp, tensor)
 
 
@@ -45,22 +41,9 @@ def ids(rng, n):
     return tuple(int(x) for x in rng.integers(0, CONFIG.vocab_size, n))
 
 
-@functools.cache
-def host_parameters(model):
-    """Random parameters, whole, on the host."""
-    rng = np.random.default_rng(3)
-
-    def draw(path, leaf):
-        noise = 0.4 * rng.normal(size=leaf.shape)
-        return np.asarray(1 + noise / 9 if "scale" in str(path) else noise, np.float32)
-
-    shapes = model_lib.unboxed(model_lib.abstract_params(model))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
 def parameters(model):
     where = sharding.param_shardings(model.mesh, model_lib.abstract_params(model))
-    return jax.device_put(host_parameters(model), where)
+    return jax.device_put(random_parameters(model_lib.abstract_params(model)), where)
 
 
 # Where things are.
@@ -230,7 +213,9 @@ def updates(model, loss, reference, batches):
     assert update._cache_size() == 1
     if reference is not None:  # it is still there, bit by bit
         digests = checkpoint.array_digests(reference)
-        assert digests == checkpoint.array_digests(host_parameters(model))
+        assert digests == checkpoint.array_digests(
+            random_parameters(model_lib.abstract_params(model))
+        )
         moved = checkpoint.array_digests(state.params)
         assert all(moved[name] != digests[name] for name in digests)
     return found

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fakes import random_parameters
+from runs import one_device_mesh
 
 from stepjax import dpo, forest, sft
 from stepjax.forest import IdPair
@@ -26,31 +28,14 @@ CONFIG = model_lib.ModelConfig(
 MODEL = model_lib.Decoder(CONFIG)
 ROW = 24
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling takes most of the time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def one_device():
-    device = np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
-    return jax.sharding.Mesh(device, sharding.MESH_AXES)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def parameters(mesh, seed=0):
     """Random parameters in their shardings, without a compilation."""
-    rng = np.random.default_rng(seed)
     boxed = model_lib.abstract_params(MODEL)
-
-    def draw(path, leaf):
-        noise = 0.4 * rng.normal(size=leaf.shape)
-        return np.asarray(1 + noise / 9 if "scale" in str(path) else noise, np.float32)
-
-    host = jax.tree_util.tree_map_with_path(draw, model_lib.unboxed(boxed))
-    return jax.device_put(host, sharding.param_shardings(mesh, boxed))
+    shardings = sharding.param_shardings(mesh, boxed)
+    return jax.device_put(random_parameters(boxed, seed), shardings)
 
 
 def ids(rng, n):
@@ -106,7 +91,7 @@ def assert_bitwise_equal(got, want):
 
 def one_update(loss, reference, batch):
     """Change of the parameters (the gradient, with this optimizer), and metrics."""
-    mesh, optimizer = one_device(), optax.sgd(1.0)
+    mesh, optimizer = one_device_mesh(), optax.sgd(1.0)
     before = parameters(mesh)
     update = train.make_update(loss, optimizer)
     state = train.init_state(parameters(mesh), optimizer)
@@ -126,7 +111,7 @@ def assert_same_update(one, eight):
 def test_eight_micro_batches_of_one_are_one_of_eight_sft():
     loss = functools.partial(sft.loss, model=MODEL)
     batches = [
-        jax.tree.map(np.asarray, sft_batches(one_device(), parts)(0))
+        jax.tree.map(np.asarray, sft_batches(one_device_mesh(), parts)(0))
         for parts in (1, 8)
     ]
     assert [b.tokens.shape[0] for b in batches] == [1, 8]
@@ -144,9 +129,9 @@ def test_eight_micro_batches_of_one_are_one_of_eight_dpo():
     one, eight = (
         one_update(
             loss,
-            parameters(one_device(), seed=7),
+            parameters(one_device_mesh(), seed=7),
             dpo.make_batches(
-                pairs(7), mesh=one_device(), micro_batches=parts, **settings
+                pairs(7), mesh=one_device_mesh(), micro_batches=parts, **settings
             )[0],
         )
         for parts in (1, 8)  # of seven pairs: the last part is empty
