@@ -25,7 +25,7 @@ class Program(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Median cost of a step, and what the program said last."""
+    """Median costs of a step, peak memory, and what the program said of each step."""
 
     cpu: float
     wall: float
@@ -106,7 +106,7 @@ def run(programs, weights: str, logs: pathlib.Path, rounds: int, warm_up: int = 
         started.append(_Process(program, weights, logs / f"{program.name}.log"))
         for _ in range(warm_up):
             first = started[-1].step()
-        print(f"{program.name}: ready, {first['cpu']:.2f} CPU s a step", flush=True)
+        print(f"{program.name}: ready, {first['cpu']:.2f} CPU s per step", flush=True)
     for number in range(rounds):
         costs = [f"{p.name} {p.step()['cpu']:.2f}" for p in started]
         print(f"round {number + 1}, CPU s: {', '.join(costs)}", flush=True)
@@ -148,7 +148,7 @@ def python_with(path: str | None, module: str) -> str | None:
     """Returns the interpreter if it can import the module, else None."""
     if not path:
         return None
-    found = subprocess.run([path, "-c", f"import {module}"], capture_output=True)
-    if found.returncode:
-        sys.exit(f"{path} cannot import {module}:\n{found.stderr.decode()[-500:]}")
+    tried = subprocess.run([path, "-c", f"import {module}"], capture_output=True)
+    if tried.returncode:
+        sys.exit(f"{path} cannot import {module}:\n{tried.stderr.decode()[-500:]}")
     return path

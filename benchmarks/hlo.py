@@ -1,9 +1,10 @@
-"""Reads scheduled HLO text that XLA dumps: bytes that move, and matrix products.
+"""Reads the scheduled HLO text that XLA dumps, and counts bytes and matrix products.
 
-Counts what the compiler's own cost analysis does not: a loop's body as often as it
-runs, a slice as the slice and not as the array that it is cut from, and nothing for
-what lies in a chip's vector memory (layouts with ``S(1)``) instead of HBM. Padding of
-tiles is not counted. Trips come from the constant in a loop's condition.
+It counts in three points otherwise than the compiler's own cost analysis: the body of a
+loop counts as often as it runs, a slice counts as the slice and not as the array that
+it is cut from, and arrays in a chip's vector memory (layouts with ``S(1)``) count for
+nothing, since they are not in HBM. Padding of tiles is not counted. How often a loop
+runs, its *trips*, is the constant in its condition.
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ class Instruction:
     type: str
     opcode: str
     operands: list[str]
-    literal: str  # what stands between the parentheses
+    literal: str  # the text between the parentheses
     rest: str
     root: bool
 
@@ -70,7 +71,7 @@ def dumped(program: str, *command: str) -> tuple[str, dict, str]:
     """
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
-        made = subprocess.run(
+        done = subprocess.run(
             [sys.executable, *command],
             env=os.environ | {"XLA_FLAGS": flags},
             stdout=subprocess.PIPE,
@@ -81,12 +82,12 @@ def dumped(program: str, *command: str) -> tuple[str, dict, str]:
         (file,) = pathlib.Path(folder).glob(name)
         text = file.read_text()
     entry = re.search(r"^ENTRY %(\S+) ", text, re.MULTILINE)[1]
-    return made.stdout, parse(text), entry
+    return done.stdout, parse(text), entry
 
 
 def parse(text: str) -> dict[str, dict[str, Instruction]]:
     """Returns computation name → instruction name → instruction, in order."""
-    found, current, pending = {}, None, []
+    computations, current, pending = {}, None, []
 
     def flush():
         if pending:
@@ -99,14 +100,14 @@ def parse(text: str) -> dict[str, dict[str, Instruction]]:
         head = _HEAD.match(line)
         if head:
             flush()
-            current = found.setdefault(head[1], {})
+            current = computations.setdefault(head[1], {})
         elif current is not None and line.startswith(("  %", "  ROOT %")):
             flush()
             pending.append(line)
         elif pending:
             pending.append(line)
     flush()
-    return found
+    return computations
 
 
 def _instruction(text: str) -> Instruction | None:
@@ -123,7 +124,7 @@ def _instruction(text: str) -> Instruction | None:
 
 
 def _closing(text: str, sign: str) -> int:
-    """Returns where a sign first stands outside of all brackets."""
+    """Returns the first place of a sign outside of all brackets."""
     depth = 0
     for at, letter in enumerate(text):
         if letter == sign and not depth:
@@ -155,12 +156,12 @@ def trips(module, loop: Instruction) -> int | None:
     ]
     if any(item.opcode in ("and", "or", "not") for item in items):
         return None
-    found = {
+    constants = {
         int(match[1])
         for item in items
         if item.opcode == "constant" and (match := re.fullmatch(r"(\d+)", item.literal))
     }
-    return found.pop() if len(found) == 1 else None
+    return constants.pop() if len(constants) == 1 else None
 
 
 def loops(module) -> list[Instruction]:
@@ -193,7 +194,9 @@ def traffic(
             count = trips(module, item)
             count = tries if count is None else count
             if count is None:
-                raise ValueError(f"the trips of {item.name} depend on data")
+                raise ValueError(
+                    f"the trips of {item.name} depend on data; expected `tries`."
+                )
             inner: dict[str, int] = {}
             bytes_ = count * traffic(module, body(item), inner, tries)
             if sums is not None:
@@ -216,8 +219,8 @@ def traffic(
 def products(module, name: str) -> float:
     """Returns the FLOPs of the matrix products of one run of a computation.
 
-    XLA for TPU writes them as convolutions; a batch axis is then one of a window that
-    meets one number, and only what meets a number counts.
+    XLA for TPU writes them as convolutions, with batch axes as axes of the window. Only
+    products of two numbers count, not those of a number with the window's padding.
 
     Args:
       module: from `parse`.
@@ -232,10 +235,12 @@ def products(module, name: str) -> float:
             inside = products(module, body(item))
             count = trips(module, item)
             if inside and count is None:
-                raise ValueError(f"the trips of {item.name} depend on data")
+                raise ValueError(
+                    f"the trips of {item.name} depend on data; expected a constant."
+                )
             total += inside * (count or 0)
         elif item.opcode == "dot":
-            raise ValueError(f"{item.name} is a dot; expected a convolution")
+            raise ValueError(f"{item.name} is a dot; expected a convolution.")
         else:
             inner = [_called(item, "calls"), _called(item, "to_apply")]
             total += sum(products(module, i) for i in inner if i in module)
@@ -305,9 +310,9 @@ def _fusion(module, inside, kinds, item: Instruction) -> int:
     root = next(i for i in inside.values() if i.root)
     single = root.opcode != "tuple"
     written = [root] if single else [inside[name] for name in root.operands]
-    for made, (a, b, c) in zip(written, _ARRAY.findall(item.type), strict=False):
+    for result, (a, b, c) in zip(written, _ARRAY.findall(item.type), strict=False):
         whole = f"{a}[{b}]{c}"
-        total += _hbm(whole, _written(module, inside, made, size(whole, "any")))
+        total += _hbm(whole, _written(module, inside, result, size(whole, "any")))
     return total
 
 
@@ -347,14 +352,14 @@ def _same(inside, item: Instruction, other: Instruction) -> bool:
     return item.name == other.name
 
 
-def _written(module, inside, made: Instruction, whole: int) -> int:
+def _written(module, inside, result: Instruction, whole: int) -> int:
     """Bytes that a fused computation writes of one of its results."""
-    while made.opcode == "bitcast":
-        made = inside[made.operands[0]]
-    if made.opcode == "dynamic-update-slice":
-        return size(inside[made.operands[1]].type, "any")
-    if made.opcode == "fusion" and "tuple" not in made.type:
-        nested = module[_called(made, "calls")]
+    while result.opcode == "bitcast":
+        result = inside[result.operands[0]]
+    if result.opcode == "dynamic-update-slice":
+        return size(inside[result.operands[1]].type, "any")
+    if result.opcode == "fusion" and "tuple" not in result.type:
+        nested = module[_called(result, "calls")]
         root = next(i for i in nested.values() if i.root)
         return _written(module, nested, root, whole)
     return whole

@@ -20,9 +20,9 @@ import compare
 import numpy as np
 import work
 
-# Rows of a call and their least arithmetic, whether they are sampled or scored.
+# Rows of one turn and their least arithmetic, whether they are sampled or scored.
 OF_CANDIDATES = work.CONTEXTS * work.CANDIDATES, work.candidates_flops()
-# work → (programs of the peers, rows of a call, least arithmetic of a call)
+# work → (programs of the peers, rows of one turn, least arithmetic of one turn)
 WORK = {
     "sample": (
         [("torch", "sample"), ("torch", "sample, shared"), ("tunix", "sample")],
@@ -62,7 +62,7 @@ def measure(name: str, options, folder: str) -> None:
     floor = flops / 1e9 / rate
     ours = results["stepjax"]
     print(
-        f"\n{name}: median of {options.rounds} calls, load {os.getloadavg()[0]:.1f}; "
+        f"\n{name}: median of {options.rounds} turns, load {os.getloadavg()[0]:.1f}; "
         f"least arithmetic {flops / 1e9:.0f} GFLOP, {floor:.2f} CPU s at the "
         f"{rate:.0f} GFLOP per CPU s of a matrix product here\n\n"
         "| program | CPU s | wall s | rows / s | stepjax takes | x limit | peak MB |\n"
@@ -82,7 +82,7 @@ def measure(name: str, options, folder: str) -> None:
 
 
 def agreement(name: str, calls) -> str:
-    """Says how far the results of all calls agree."""
+    """Says how far the results of all turns agree."""
     ours, theirs = (
         np.array([step["rows"] for step in side]) for side in zip(*calls, strict=True)
     )

@@ -46,7 +46,7 @@ def main(directory: str, layout: str) -> None:
     if layout in ("judge", "verdict"):
         sampler = Sampler(model, params, mesh, 1, work.JUDGE_CONTEXT)
         sample = sampling(sampler, work.EXPLANATION, 0.0, 1.0)
-        share = work.CANDIDATES - 1  # as `judge.make_judge` lays them out
+        share = work.CANDIDATES - 1  # as `self_judge.make_judge` lays them out
 
         def step(number):
             context, questions = work.judgments(number)

@@ -16,7 +16,7 @@ import work
 
 
 def copied_cache(model, contexts):
-    """Returns the cache of contexts [P, T], once a candidate, and their last logits."""
+    """Returns the cache of contexts [P, T] and their last logits, per candidate."""
     cache = transformers.DynamicCache(config=model.config)
     last = model(contexts, past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(work.CANDIDATES)

@@ -1,8 +1,8 @@
 """Sampling with tunix's Sampler: rollout_tunix.py WEIGHTS sample.
 
-It takes text and has no way to ask for several candidates: the prompt is repeated. It
-puts a token in front of each prompt, so the text is one shorter. Its weights are
-random: their values do not change the time.
+The Sampler takes text and has no way to ask for several candidates, so each prompt is
+repeated. It puts a token in front of each prompt, so the text has one token less. The
+weights are random, since their values do not change the time.
 """
 
 import sys

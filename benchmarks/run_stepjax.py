@@ -6,7 +6,7 @@ it does not exist. The layouts:
   single    the four pairs of dpo_step.py, each a tree: one context and two branches.
   forest    trajectories.py: a problem with all its pairs is one tree.
   separate  the same pairs, each step behind its own copy of the context, rows filled.
-  check     prints by how much the gradients of the last two differ.
+  check     prints by how much the gradients of forest and separate differ.
 """
 
 import functools
@@ -92,16 +92,16 @@ def check(params, reference, mesh) -> None:
     @jax.jit
     def gradient(params, reference, batch):
         def add(total, micro):
-            (value, (count, _)), found = jax.value_and_grad(LOSS, has_aux=True)(
+            (value, (count, _)), slope = jax.value_and_grad(LOSS, has_aux=True)(
                 params, reference, micro
             )
-            return jax.tree.map(lambda a, b: a + b, total, (value, count, found)), None
+            return jax.tree.map(lambda a, b: a + b, total, (value, count, slope)), None
 
         zero = (0.0, 0.0, jax.tree.map(jnp.zeros_like, params))
-        (value, count, found), _ = jax.lax.scan(add, zero, batch)
-        return value / count, jax.tree.map(lambda x: x / count, found)
+        (value, count, slope), _ = jax.lax.scan(add, zero, batch)
+        return value / count, jax.tree.map(lambda x: x / count, slope)
 
-    # Another policy than the reference, so that the pairs weigh differently.
+    # The policy is not the reference, so that pairs have different weights.
     policy = jax.tree.map(lambda x: 1.2 * x, params)
     (one, first), (other, second) = (
         gradient(policy, reference, make_batch(layout, mesh, 0))

@@ -1,7 +1,8 @@
 """The training step of TRL's DPOTrainer: run_trl.py WEIGHTS single.
 
-Without gradient checkpointing, which TRL turns on by default: there is memory enough.
-TRL wants text and puts an end-of-sequence token behind every step: the last token.
+Gradient checkpointing, which TRL turns on by default, is off, since there is enough
+memory. TRL takes text and puts an end-of-sequence token after every step, so a step has
+one word less than tokens.
 """
 
 import copy
@@ -19,7 +20,7 @@ MOST = 64  # training steps that there are data for
 
 
 def make_tokenizer():
-    """Returns a tokenizer whose words are t8, t9, ...: one a token."""
+    """Returns a tokenizer whose words are t8, t9, ..., one word per token."""
     special = ["<pad>", "</s>", "<unk>"] + [f"<s{i}>" for i in range(3, work.SPECIAL)]
     words = special + [f"t{i}" for i in range(work.SPECIAL, work.MODEL["vocab_size"])]
     table = {word: number for number, word in enumerate(words)}

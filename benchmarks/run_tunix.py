@@ -1,6 +1,6 @@
 """The training step of tunix's DPOTrainer on token ids: run_tunix.py WEIGHTS single.
 
-Its weights are random: their values do not change the time.
+The weights are random, since their values do not change the time.
 """
 
 import sys
@@ -36,7 +36,7 @@ def make_model():
 
 
 def main(directory: str, layout: str) -> None:
-    """Trains; the data wait for their turn, so a step lasts from batch to batch."""
+    """Trains; each batch waits for its turn, so a step lasts from batch to batch."""
     assert layout == "single"
     turns = work.Turns()
     optimizer = optax.chain(

@@ -1,10 +1,10 @@
-"""How often partial tournaments choose what the full one chooses: a replay.
+"""How often partial tournaments choose the same steps as the full one: a replay.
 
     python benchmarks/schedules.py RUN [RUN ...]
 
-RUN is a finished run directory whose judge asked all pairs. Every expansion with at
-least MIN distinct candidates is judged again under each schedule, from the verdicts of
-its search.jsonl: a greedy judge would answer the same.
+RUN is a finished run directory whose judge was asked all pairs. Every expansion with at
+least MIN distinct candidates is judged again under each schedule with the verdicts of
+its search.jsonl, which are those that a greedy judge would give again.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python benchmarks/tpu_memory.py [7b | 72b | naive]
 
 32 pairs of 1792 + 256 tokens, float32 parameters and moments, bfloat16 products. Needs
-libtpu, no TPU. The naive form lays out each side of a pair on its own (64 rows of
-2048) and makes the logits of all tokens, with `stepjax.losses.step_dpo`; its attention
-is the same kernel. What is compiled is never run.
+libtpu, but no TPU. The naive form puts each side of a pair in a row of its own (64 rows
+of 2048 tokens) and makes the logits of all tokens, with `stepjax.losses.step_dpo`; its
+attention is the same kernel. Nothing is run.
 """
 
 import importlib.metadata
@@ -67,13 +67,13 @@ def naive(config, devices):
     shardings = sharding.param_shardings(mesh, boxed)
     params = slices.spread(lm.unboxed(boxed), shardings)
     optimizer = train.make_optimizer(train.OptimizerOptions(5e-7), 10)
-    places = train.state_shardings(params, optimizer)
+    split = train.state_shardings(params, optimizer)
     moments = jax.eval_shape(optimizer.init, params)
-    state = train.TrainState(params, slices.spread(moments, places.opt_state))
+    state = train.TrainState(params, slices.spread(moments, split.opt_state))
     rows = sharding.split_rows(mesh, 1)
     side = jax.ShapeDtypeStruct((1, pairs, length), jnp.int32, sharding=rows)
     names = ("chosen_tokens", "chosen_mask", "rejected_tokens", "rejected_mask")
-    update = train.make_update(loss, optimizer, places)
+    update = train.make_update(loss, optimizer, split)
     reference = slices.spread(params, shardings, model.config.dtype)
     return update.trace(state, reference, dict.fromkeys(names, side))
 
@@ -89,12 +89,12 @@ def main(wanted):
         if wanted and model not in wanted:
             continue
         config = settings(model, tensor, reference, micro)
-        where = slices.topology(name)
-        devices = slices.devices(where)
+        tpu_slice = slices.topology(name)
+        devices = slices.devices(tpu_slice)
         program = next(programs.programs(config, devices, ("dpo",)))
         traced = naive(config, devices) if model == "naive" else program.traced
         fit = slices.compile_fit(traced)
-        products = flops.count(traced, where.chips).products
+        products = flops.count(traced, tpu_slice.chips).products
         sizes = (fit.arguments, fit.temporaries, fit.total)
         sizes = [f"{size / slices.GIB:.2f}" for size in sizes]
         if fit.refused:

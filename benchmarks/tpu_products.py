@@ -1,11 +1,12 @@
-"""FLOPs of the step-DPO update: those of TPU schedules over those of traced programs.
+"""FLOPs of the step-DPO update: TPU schedules compared with traced programs.
 
     python benchmarks/tpu_products.py
 
-1 means that no chip computes what another computes too, and that the counter of
-traced programs (`stepjax.planning.flops`), by which plans go, is right. Programs are
-those of `tpu_memory.py`, but products are not interleaved with the exchanges that feed
-them: the loops that do so do not say how often they run.
+Prints FLOPs of the schedule divided by those of the traced program. A ratio of 1 means
+two things: no two chips compute the same product, and `stepjax.planning.flops`, which
+`stepjax plan` uses, counts right. The programs are those of `tpu_memory.py`, except
+that products are not interleaved with the exchanges that feed them: HLO does not say
+how often a loop of that kind runs.
 """
 
 import importlib.metadata
@@ -32,11 +33,11 @@ def compile_one(model: str, name: str, tensor: int, reference: str) -> None:
     jax.config.update("jax_optimization_level", "O1")
     from stepjax.planning import flops, programs, slices
 
-    where = slices.topology(name)
+    tpu_slice = slices.topology(name)
     config = tpu_memory.settings(model, tensor, reference, 1)
-    program = next(programs.programs(config, slices.devices(where), ("dpo",)))
+    program = next(programs.programs(config, slices.devices(tpu_slice), ("dpo",)))
     program.traced.lower().compile(compiler_options=PLAIN)
-    print(flops.count(program.traced, where.chips).products)
+    print(flops.count(program.traced, tpu_slice.chips).products)
 
 
 def main():

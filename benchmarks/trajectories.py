@@ -2,9 +2,9 @@
 
     python benchmarks/trajectories.py --torch=PYTHON
 
-Training steps on 4 problems of 8 steps with one pair a step (work.py), as trees, one by
-one through the same code, and one by one through the hand-written torch step; then the
-gradients of the first two are compared. README.md has the last results.
+Training steps on 4 problems of 8 steps with one pair per step (work.py): as trees, one
+by one through the same code, and one by one through the hand-written torch step. Then
+the gradients of the first two are compared. README.md has the last results.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
     print(
         f"\nMedian of {options.rounds} steps of {pairs} pairs, load "
         f"{os.getloadavg()[0]:.1f}\n\n"
-        "| layout | CPU s a pair | wall s a pair | trees are faster by | peak MB |\n"
+        "| layout | CPU s/pair | wall s/pair | trees are faster by | peak MB |\n"
         "|---|---|---|---|---|"
     )
     for name, result in results.items():
@@ -57,7 +57,7 @@ def main() -> None:
     for name, result in results.items():
         first = {k: round(v, 5) for k, v in result.steps[0].items() if k[0] in "lg"}
         print(f"{name}, first step: {first}")
-    print(f"Trees and one by one, another policy than the reference: {same}")
+    print(f"Trees against one by one, with a policy that is not the reference: {same}")
 
 
 if __name__ == "__main__":

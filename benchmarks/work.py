@@ -95,7 +95,8 @@ def candidates(number: int) -> list[list[tuple[int, ...]]]:
 def judgments(number: int) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Returns a judge's context, and the question of every ordered pair of candidates.
 
-    A question: a few words, the one step, a few words, the other one, a few words.
+    A question is a few words, the first step, a few words, the second step, and a few
+    words.
     """
     rng = np.random.default_rng([4, number])
     context = _draw(rng, JUDGE_CONTEXT)
@@ -150,7 +151,7 @@ def judgments_flops(written: int) -> float:
 def least_flops() -> float:
     """Returns the least arithmetic of one step of dpo_step.py.
 
-    Policy forward and backward and reference forward, the context once a pair, logits
+    Policy forward and backward and reference forward, the context once per pair, logits
     of scored tokens only, attention to earlier tokens only.
     """
     each = _row_flops(0, CONTEXT) + 2 * _row_flops(CONTEXT, STEP, STEP)
@@ -178,7 +179,7 @@ class Turns:
         print(json.dumps(facts), file=self._out, flush=True)
 
     def wait(self) -> bool:
-        """Waits for one's turn and starts the clock; False when there is none left."""
+        """Waits for this program's turn and starts the clock; False if none is left."""
         if not sys.stdin.readline().strip():
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             self.say(peak_rss_mb=round(peak))

@@ -5,11 +5,12 @@
 The method, one file per stage, in the order in which it runs:
 
     prompts.py      the texts: templates, step format, verdicts, boxed answers
-    records.py      the rows of IFT, EFT and benchmark data; JSON lines in and out
+    records.py      the rows of IFT, EFT and benchmark data, as files of JSON lines
     codec.py        texts to token ids and back
     sft.py          M0 to M1
     propose.py      the model writes candidate steps
-    judge.py        the model compares them in pairs; win counts
+    judge.py        what the judge is asked, and how verdicts become scores
+    self_judge.py   the model compares the candidates in pairs
     tournament.py   which pairs are compared, when not all are
     trajectory.py   candidates, expansions and states of a search
     search.py       step-by-step search: propose, judge, keep the best, go back
@@ -20,6 +21,7 @@ The method, one file per stage, in the order in which it runs:
                     variants: preference_losses.py, reference_free_losses.py
     iterate.py      the loop from M0 to Mn
     ablate.py       the loop against its controls: coins, gold, more SFT, SRLM
+    controls.py     judges of the controls: coins, gold
     srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
 
     main.py         the command line; __main__.py: the same by python -m stepjax
@@ -29,21 +31,27 @@ The method, one file per stage, in the order in which it runs:
 Beside the method; of the files above only main, iterate and ablate import these:
 
     initial_data/   sources.py: public data sets to records
-    worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py
+    worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py,
+                    arithmetic_srlm.py
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
                     their manifests; data.py, checks.py: its data, early errors;
-                    rollout.py: searches of a run; monitor.py: progress, metrics
+                    kind.py: the paper's judging or SRLM's, chosen in one place;
+                    rollout.py: searches of a run; monitor.py: progress, metrics;
+                    text_table.py: tables that fit the terminal
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
-                    its judge; answers.py: extraction and equivalence; diagnose.py: why
-                    a round gains or fails; tables.py: the final tables
-    planning/       plan.py: what a run needs of a TPU slice, without one; programs.py,
-                    slices.py, flops.py: its programs, compiled and counted
+                    its judge; intervals.py: how sure that is; answers.py: extraction,
+                    equivalence; diagnose.py: why a round gains or fails; tables.py:
+                    the final tables
+    planning/       plan.py: the memory and time that a run needs on a TPU slice,
+                    computed without a TPU; programs.py, slices.py, flops.py: its
+                    programs, how they are compiled, and how FLOPs are counted
 
 The language model; it imports nothing of the above but forest and losses:
 
     lm/             model.py       one decoder for all model families
                     attention.py   attention over forests and shared caches
-                    forest_kernel.py  the same for TPU, skipping what nobody sees
+                    forest_kernel.py  the same as a TPU kernel, which skips what no
+                                   token sees
                     embedding.py   token look-up and scoring on a mesh
                     decode.py      the decoder behind cached contexts
                     generate.py    sampling and scoring of steps on the device
@@ -57,9 +65,9 @@ The language model; it imports nothing of the above but forest and losses:
                     hosts.py       several hosts: waiting, agreeing, sharing work
                     train.py       train state and training step
                     checkpoint.py  arrays with checksums
-                    files.py       files replaced whole, or not at all
+                    files.py       files that are replaced whole, or not at all
 
-`import stepjax` loads nothing, `from stepjax import step_dpo_loss` loads jax only.
+`import stepjax` loads no other module; `from stepjax import step_dpo_loss` loads jax.
 Everything but the losses needs the extra `train`: pip install -e ".[train]".
 """
 

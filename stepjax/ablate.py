@@ -58,7 +58,7 @@ def ablate(
     Args:
       config: settings of the method; `seed`, and what an arm changes, are set here.
       workdir: where run directories and results go.
-      seeds: of the repetitions, all different.
+      seeds: one for each repetition, all different.
       arms: some of `ARMS`; "self" always runs, before the other arms.
 
     Raises:
@@ -153,13 +153,13 @@ def _measured(run: pathlib.Path, models: int) -> dict[str, list[float | None]]:
     }
 
 
-def table(found: dict[str, list[dict[str, Any]]]) -> str:
+def table(measured: dict[str, list[dict[str, Any]]]) -> str:
     """Returns the table of all arms, in Markdown: means over seeds, in percent.
 
     Args:
-      found: arm → for each seed, measure → values for M1, M2, ...
+      measured: arm → for each seed, measure → values for M1, M2, ...
     """
-    models = len(found["self"][0]["greedy"])
+    models = len(measured["self"][0]["greedy"])
     names = [f"M{number}" for number in range(1, models + 1)]
     last = names[-1]
     header = ["arm", *(f"greedy {name}" for name in names)]
@@ -167,7 +167,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     header += [f"search {last}", f"unseen M1 → {last}", f"judge M1 → {last}"]
     header += [f"sampled M1 → {last}", "pairs right"]
     lines = [header, ["---"] * len(header)]
-    for arm, runs in found.items():
+    for arm, runs in measured.items():
         greedy = np.array([run["greedy"] for run in runs])  # [seeds, models]
         gains = 100 * (greedy[:, -1] - greedy[:, 0])
         mean, low, high = intervals.mean_and_interval(gains)
@@ -190,11 +190,11 @@ def _mean(runs: Sequence[dict], name: str, at: int | slice) -> str:
     return f"{100 * np.mean(known):.1f}" if known else "-"
 
 
-def plot(found: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
+def plot(measured: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
     """Draws greedy accuracy over the models: means with intervals, and every seed."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for number, (arm, runs) in enumerate(found.items()):
+    for number, (arm, runs) in enumerate(measured.items()):
         greedy = 100 * np.array([run["greedy"] for run in runs])  # [seeds, models]
         at = np.arange(1, greedy.shape[1] + 1)
         color = f"C{number}"
@@ -206,7 +206,9 @@ def plot(found: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
             for column in greedy.T
         ]
         bars = spread if len(runs) > 1 else None
-        offset = 0.04 * (number - (len(found) - 1) / 2)  # so that bars do not overlap
+        offset = 0.04 * (
+            number - (len(measured) - 1) / 2
+        )  # so that bars do not overlap
         axes.errorbar(
             at + offset,
             mean,
@@ -218,7 +220,9 @@ def plot(found: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
         )
     axes.set_xticks(at, [f"M{n}" for n in at])
     axes.set_ylabel("greedy accuracy, %")
-    axes.set_title(f"mean and 95 % interval over {len(found['self'])} seeds", size=10)
+    axes.set_title(
+        f"mean and 95 % interval over {len(measured['self'])} seeds", size=10
+    )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)

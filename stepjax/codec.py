@@ -1,10 +1,10 @@
 """Records → token ids, the same way in training, searching and judging.
 
 Every sequence is a chain of pieces that each begin at the start of a line: a prompt,
-then one piece a step, and for the judge the parts of its template between them. A
-piece is encoded as it continues after a newline, so the ids of a sequence grow
-without ever changing, caches can be extended, and a sampled step's own ids can stand
-wherever the text of a step stands. EOS ends a final step and a verdict, nothing else.
+then one piece per step, and for the judge the parts of its template between them. A
+piece is encoded as it continues after a newline. So the ids of a sequence grow without
+ever changing, caches can be extended, and a sampled step's own ids can take the place
+of its text. EOS ends a final step and a verdict, nothing else.
 """
 
 import functools

@@ -64,7 +64,7 @@ def default() -> ml_collections.ConfigDict:
     data.ift_format = "jsonl"  # "jsonl" (records.Solution) or "gsm8k"
     data.eft = ""  # file of EFT rows
     data.eft_format = "jsonl"  # "jsonl" (records.Comparison) or "prm800k"
-    data.question_file = ""  # file of questions; those in IFT or EFT are passed over
+    data.question_file = ""  # questions; those in IFT, EFT or test are passed over
     data.question_format = "jsonl"  # "jsonl" (records.Question) or "gsm8k"
     data.test = ""  # file of test problems
     data.test_format = "jsonl"  # "jsonl" (records.Problem) or "gsm8k"
@@ -77,7 +77,7 @@ def default() -> ml_collections.ConfigDict:
     c.train = train = ml_collections.ConfigDict()
     train.row_length = 1024  # tokens of a forest row; longer examples are dropped
     train.micro_batches = 1  # parts of a batch whose gradients are summed
-    train.checkpoint_every = 200  # updates between two saved training states; 0 none
+    train.checkpoint_every = 200  # updates between two saved training states; 0: none
     train.log_every = 20  # updates per line of metrics
 
     c.sft = sft = ml_collections.ConfigDict()
@@ -94,7 +94,7 @@ def default() -> ml_collections.ConfigDict:
     search.context_tokens = 2048  # tokens of prompt and steps
     search.slots = 32  # problems in flight, over all hosts
     # Chips of one host that heads are split over while sampling and judging; 0 takes
-    # mesh.tensor. Each group of so many chips holds all weights.
+    # mesh.tensor. Each group of this many chips holds all weights.
     search.tensor = 0
 
     c.judge = judge = ml_collections.ConfigDict()
@@ -103,7 +103,7 @@ def default() -> ml_collections.ConfigDict:
     judge.kind = "comparisons"
     judge.mode = "generate"  # (paper), or "logprob"
     judge.by = "self"  # (paper); controls: "random" coins, "oracle" (reads the gold)
-    judge.score = "sum"  # reading of equation 2, or "consistent", or "single"
+    judge.score = "sum"  # reading of equation 2: "sum", "consistent" or "single"
     # Which pairs are judged: "full" asks all (paper), "knockout" and "swiss" play a
     # tournament of fewer calls.
     judge.schedule = "full"
@@ -123,7 +123,7 @@ def default() -> ml_collections.ConfigDict:
 
     c.pairs = pairs = ml_collections.ConfigDict()
     pairs.best_beats_all = False  # keep a pair only if the best won all its calls
-    pairs.min_margin = 1  # of scores between best and worst
+    pairs.min_margin = 1  # least difference between the scores of best and worst
 
     c.dpo = dpo = ml_collections.ConfigDict()
     dpo.beta = 0.1  # the paper does not state it
@@ -132,7 +132,7 @@ def default() -> ml_collections.ConfigDict:
     dpo.reference = "precomputed"  # or "live"
     dpo.batch_size = 32  # pairs (paper)
     dpo.epochs = 1  # (paper)
-    dpo.updates = ()  # of each iteration, for any number of pairs; () takes `epochs`
+    dpo.updates = ()  # updates of each iteration; () lets `epochs` decide
     dpo.optimizer = optimizer(learning_rate=5e-7)  # (paper)
 
     c.eval = ml_collections.ConfigDict()

@@ -14,10 +14,10 @@ JUDGES = ("self", "random", "oracle")  # the model itself, and the two of this f
 def random_judge(score: str, seed: int) -> Judge:
     """Returns a judge whose verdicts are coins, each drawn from its own key path.
 
-    It is a control experiment: what a loop gains with it is not due to judging.
+    A control experiment: what the loop gains with this judge is not due to judging.
 
     Args:
-      score: one of `SCORES`; which orders are asked.
+      score: one of `judge.SCORES`; says which orders are asked.
       seed: base seed.
     """
 
@@ -41,7 +41,7 @@ def oracle_judge(
     Args:
       is_right: (problem, texts of the steps so far, next step) → right or not.
       codec: tokenizer and templates.
-      score: one of `SCORES`; which orders are asked.
+      score: one of `judge.SCORES`; says which orders are asked.
       seed: base seed.
     """
 

@@ -30,7 +30,7 @@ class Options:
 
     Attributes:
       beta: strength of the reference (the paper does not state it).
-      label_smoothing: share of preferences taken to be wrong.
+      label_smoothing: share of the preferences that are taken to be wrong.
       nll_weight: weight of the chosen step's mean token loss; the paper has none.
       reference: one of `REFERENCES`.
     """
@@ -48,7 +48,7 @@ class Options:
 
 
 class Batch(NamedTuple):
-    """Pairs of one update; a leading axis of micro-batches comes on top.
+    """Pairs of one micro-batch; `make_batches` stacks those of an update, [M, ...].
 
     Attributes:
       rows: forest rows; pair p has segments 2 p (chosen) and 2 p + 1 (rejected).
@@ -130,13 +130,13 @@ def make_batches(
     together and share their context.
 
     Args:
-      pairs: the preferences; those of one solution stand together.
+      pairs: the preferences; those of one solution are neighbours.
       mesh: devices.
-      batch_size: pairs an update.
+      batch_size: pairs per update.
       micro_batches: parts of a batch whose gradients are summed.
       row_length: tokens of a row.
       epochs: passes over the pairs.
-      updates: if not 0, as many updates instead, passing over the pairs as needed.
+      updates: if not 0, the number of updates, which then decides instead of `epochs`.
       seed: of the shuffling.
     """
     if not pairs:

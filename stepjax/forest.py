@@ -203,7 +203,7 @@ def group_by_trunk(pairs: Sequence[IdPair], row_length: int) -> list[list[int]]:
     trunks: list[tuple[int, ...]] = []
     sizes: list[int] = []
     by_root: dict[tuple[int, ...], list[int]] = {}  # first context → group numbers
-    lengths: dict[int, None] = {}  # of those contexts, in growing order
+    lengths: dict[int, None] = {}  # lengths of those contexts, ascending
     for i in sorted(range(len(pairs)), key=lambda i: len(pairs[i].context)):
         pair = pairs[i]
         alone = len(pair.context) + len(pair.chosen) + len(pair.rejected)
@@ -259,7 +259,7 @@ def fill(trees: Sequence[Tree], row_length: int) -> list[list[int]]:
         if size > row_length:
             raise ValueError(
                 f"tree {index} has {size} tokens; expected at most row_length="
-                f"{row_length}. Raise train.row_length or drop it."
+                f"{row_length}. Raise train.row_length or drop the tree."
             )
         for row, left in enumerate(room):
             if left >= size:
@@ -310,7 +310,7 @@ def pack(
     scored = max(most, 1) if scored is None else scored
     if needed > rows or most > scored:
         raise ValueError(
-            f"the batch needs {needed} rows and {most} scored tokens a row; "
+            f"the batch needs {needed} rows and {most} scored tokens per row; "
             f"expected at most {rows} and {scored}."
         )
     batch = Rows(

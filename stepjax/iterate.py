@@ -1,9 +1,9 @@
 """The loop M0 → M1 → … → Mn over a run directory of finished stages.
 
 Each stage writes its result and then a manifest: the digests of its inputs, of every
-array and file, counts, seed, versions and seconds. The same command after a kill
-finds the finished stages, checks that nothing under them changed, and goes on: at the
-last saved state of a training, at the last pause of a search.
+array and file, counts, seed, versions and seconds. The same command after a kill sees
+which stages are finished, checks that their inputs and files have not changed, and goes
+on: from the last saved state of a training, from the last pause of a search.
 
     DIR/config.json  data/  tokenizer/  metrics.jsonl  tensorboard/  eval/M1.json ...
     DIR/M1/{params,manifest.json,search.jsonl,pairs.jsonl,search.json}  M2/ ...
@@ -23,11 +23,11 @@ import ml_collections
 
 from stepjax import dpo as step_dpo
 from stepjax import forest, records, trajectory
-from stepjax import pairs as preferences
 from stepjax import sft as finetuning
 from stepjax.evaluation import stages, tables
 from stepjax.lm import hosts, train
 from stepjax.lm import model as lm
+from stepjax.pairs import Pair, pairs_of, summary
 from stepjax.run import rollout, rundir
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
@@ -60,13 +60,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
 def sft(run: Run) -> None:
     """Makes M1 from M0 by supervised fine-tuning on IFT and EFT data."""
     inputs = run.dir.data("ift") | run.dir.data("eft")
-    stage = _making(run, "sft", 1, inputs)
+    stage = _model_stage(run, "sft", 1, inputs)
     if stage.done:
         return
     dropped = run.sft_examples.dropped
     if dropped:
         run.monitor.say(
-            f"sft: {len(dropped)} rows are longer than train.row_length="
+            f"sft: {len(dropped)} examples are longer than train.row_length="
             f"{run.settings.train.row_length} tokens and are left out (the first is "
             f"{dropped[0]})."
         )
@@ -88,16 +88,16 @@ def sft(run: Run) -> None:
 def more_sft(run: Run, number: int) -> None:
     """Makes M`number + 1` by more of the last phase of SFT: a control experiment.
 
-    It takes the updates of `dpo.updates` and the optimizer of DPO.
+    It takes as many updates as `dpo.updates` says, with the optimizer of DPO.
     """
     data = run.dir.data("ift") | run.dir.data("eft")
-    inputs = run.dir.made_by(number) | data
-    stage = _making(run, "more_sft", number + 1, inputs)
+    inputs = run.dir.model_digest(number) | data
+    stage = _model_stage(run, "more_sft", number + 1, inputs)
     if stage.done:
         return
     last, sizes = run.settings.sft.phases[-1], run.sft_examples.sizes
     shares = {name: getattr(last, name) for name in sizes}
-    if last.epochs:  # then the sizes of the data are the shares
+    if last.epochs:  # in such a phase the sizes of the data decide the mixture
         shares = {name: sizes[name] * (share > 0) for name, share in shares.items()}
     phase = dataclasses.replace(
         last,
@@ -126,7 +126,7 @@ def more_sft(run: Run, number: int) -> None:
 def search(run: Run, number: int) -> None:
     """Lets M`number` search the questions of its iteration, and makes its pairs."""
     name, folder = f"questions_{number}", run.dir.model(number)
-    inputs = run.dir.made_by(number) | run.dir.data(name)
+    inputs = run.dir.model_digest(number) | run.dir.data(name)
     stage = run.dir.stage("search", folder / "search.json", inputs, "*search.partial*")
     if stage.done:
         return
@@ -136,7 +136,7 @@ def search(run: Run, number: int) -> None:
     pairs = [
         pair
         for state in states
-        for pair in preferences.pairs_of(
+        for pair in pairs_of(
             state,
             run.codec,
             model=f"M{number}",
@@ -150,7 +150,7 @@ def search(run: Run, number: int) -> None:
         trajectories = map(trajectory.to_row, states)
         records.write_jsonl(folder / "search.jsonl", trajectories)
         records.write_jsonl(folder / "pairs.jsonl", pairs)
-    counts = preferences.summary(states) | {"pairs": len(pairs)}
+    counts = summary(states) | {"pairs": len(pairs)}
     run.monitor.restart("search", f"M{number}")
     run.monitor.log("search", f"M{number}", number, counts)
     stage.commit(["search.jsonl", "pairs.jsonl"], counts=counts)
@@ -161,17 +161,17 @@ def search(run: Run, number: int) -> None:
 
 def dpo(run: Run, number: int) -> None:
     """Makes M`number + 1` by step-DPO on the pairs that M`number` made."""
-    source, inputs = run.dir.model(number), run.dir.made_by(number)
+    source, inputs = run.dir.model(number), run.dir.model_digest(number)
     if not run.dir.stage("search", source / "search.json", inputs).done:
         raise ValueError(
             f"{source / 'search.json'} is missing; expected the finished search of "
             f"M{number}. Run `stepjax search --model=M{number}` first."
         )
     inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
-    stage = _making(run, "dpo", number + 1, inputs)
+    stage = _model_stage(run, "dpo", number + 1, inputs)
     if stage.done:
         return
-    pairs = records.read_jsonl(source / "pairs.jsonl", preferences.Pair)
+    pairs = records.read_jsonl(source / "pairs.jsonl", Pair)
     row_length = run.settings.train.row_length
     kept, dropped = step_dpo.fitting_pairs([p.ids() for p in pairs], row_length)
     if dropped:
@@ -194,8 +194,10 @@ def dpo(run: Run, number: int) -> None:
 # How the stages train.
 
 
-def _making(run: Run, name: str, number: int, inputs: dict[str, str]) -> rundir.Stage:
-    """Returns the stage that makes M`number`; its training states go at the end."""
+def _model_stage(
+    run: Run, name: str, number: int, inputs: dict[str, str]
+) -> rundir.Stage:
+    """Returns the stage that makes M`number`; it deletes training states at its end."""
     manifest = run.dir.model(number) / "manifest.json"
     return run.dir.stage(name, manifest, inputs, "train")
 
@@ -217,7 +219,7 @@ def _sft_phase(
         name=f"sft/{phase.name}",
         number=number,
         loss=functools.partial(finetuning.loss, model=run.model),
-        batch_at=finetuning.make_batches(
+        batch_at=finetuning.batch_function(
             phase,
             order,
             examples.trees,
@@ -252,9 +254,9 @@ def _train_on_pairs(
         reference = lm.frozen(params, run.model.config.dtype)
     else:
         name = f"M{number + 1} reference"
-        with run.monitor.progress(name, len(batches), "batch") as move:
+        with run.monitor.progress(name, len(batches), "batch") as advance:
             batches = step_dpo.with_reference(
-                run.model, params, batches, run.mesh, lambda done: move(1)
+                run.model, params, batches, run.mesh, lambda done: advance(1)
             )
     return run.fit(
         params,

@@ -136,7 +136,7 @@ def step_dpo_loss(
     """
     if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing < 0.5:
         raise ValueError(
-            f"label_smoothing is {label_smoothing}, expected 0 to below 0.5; lower it"
+            f"label_smoothing is {label_smoothing}; expected 0 to below 0.5. Lower it."
         )
     chosen = _reward(policy_chosen_logps, reference_chosen_logps, beta)
     rejected = _reward(policy_rejected_logps, reference_rejected_logps, beta)
@@ -153,7 +153,7 @@ def step_dpo_metrics(
     *,
     beta=0.1,
 ):
-    """Means over the pairs of what one watches in training, under TRL's names.
+    """Means over the pairs of the numbers to watch in training, under TRL's names.
 
     Args:
       policy_chosen_logps: [B], and the next three, as in `step_dpo_loss`.
@@ -164,7 +164,8 @@ def step_dpo_metrics(
       dict of float32 scalars. With A and B of arXiv 2503.03746, eq. 6 and 7:
       `rewards/chosen` is the mean of A, `rewards/rejected` of B, `rewards/margins` of
       A - B; `rewards/accuracies` is the share of pairs with A > B, from 0 to 1 (a tie
-      is not right); `logps/chosen` and `logps/rejected` are means of the policy's.
+      is not right); `logps/chosen` and `logps/rejected` are the means of the policy's
+      log-probabilities.
 
     Raises:
       ValueError: if the four shapes differ, or a number given as `beta` is not above 0.
@@ -231,7 +232,7 @@ def step_dpo(
     if reference_params is None:
         needed += ["reference_chosen_logps", "reference_rejected_logps"]
     if not set(needed) <= set(batch):
-        raise ValueError(f"batch has {sorted(batch)}, expected {needed}; add the rest")
+        raise ValueError(f"batch has {sorted(batch)}; expected {needed}. Add the rest.")
 
     def logps(params, side):
         tokens = batch[f"{side}_tokens"]
@@ -291,11 +292,11 @@ def token_logps_from_hidden(
     columns = unembedding.shape[0]
     chunk = max(1024, 2**25 // max(columns, 1)) if chunk is None else chunk
     if chunk < 1:
-        raise ValueError(f"chunk is {chunk}, expected at least 1; use for example 1024")
+        raise ValueError(f"chunk is {chunk}; expected at least 1. Use 1024, or None.")
     vocab_size = columns if vocab_size is None else vocab_size
     if not 1 <= vocab_size <= columns:
         raise ValueError(
-            f"vocab_size is {vocab_size}, expected 1 to {columns}, or None for all"
+            f"vocab_size is {vocab_size}; expected 1 to {columns}, or None for all."
         )
     count, width = hidden.shape
     size = max(1, min(chunk, count))
@@ -355,16 +356,16 @@ def step_logps_from_hidden(
     _check_ids("tokens", tokens, "[B, T]", hidden.shape[:2])
     _check_shape("mask", step_mask, "[B, T]", tokens.shape)
     if max_scored < 1:
-        raise ValueError(f"max_scored is {max_scored}, expected at least 1; raise it")
+        raise ValueError(f"max_scored is {max_scored}; expected at least 1. Raise it.")
     scored = step_mask[:, 1:] != 0  # [B, T - 1]
-    # Per row the positions of scored tokens come first.
-    slots = jnp.argsort(~scored, axis=1, stable=True)[:, :max_scored]  # [B, S]
-    filled = jnp.take_along_axis(scored, slots, axis=1)
-    states = jnp.take_along_axis(hidden[:, :-1], slots[..., None], axis=1)  # [B, S, D]
+    # In each row, the places of scored tokens come first; [B, S], S = max_scored.
+    places = jnp.argsort(~scored, axis=1, stable=True)[:, :max_scored]
+    filled = jnp.take_along_axis(scored, places, axis=1)
+    states = jnp.take_along_axis(hidden[:, :-1], places[..., None], axis=1)
     states = jnp.where(filled[..., None], states, 0).reshape(-1, hidden.shape[2])
-    targets = jnp.take_along_axis(tokens[:, 1:], slots, axis=1).reshape(-1)
+    targets = jnp.take_along_axis(tokens[:, 1:], places, axis=1).reshape(-1)
     logps = token_logps_from_hidden(states, unembedding, targets, chunk=chunk)
-    total = jnp.sum(logps.reshape(slots.shape), axis=1, where=filled)
+    total = jnp.sum(logps.reshape(places.shape), axis=1, where=filled)
     return jnp.where(jnp.sum(scored, axis=1) <= max_scored, total, jnp.nan)
 
 
@@ -383,7 +384,10 @@ def _log_softmax_at(logits, ids):
 
 @_log_softmax_at.defjvp
 def _log_softmax_at_jvp(primals, tangents):
-    """Saves the backward pass one more [..., V], which a gather fills with zeros."""
+    """One-hot minus softmax, by hand: a gather's gradient would allocate more zeros.
+
+    Differentiating `take_along_axis` makes another array [..., V] of zeros.
+    """
     logits, ids = primals
     slope = (jnp.arange(logits.shape[-1]) == ids[..., None]) - jax.nn.softmax(logits)
     return _log_softmax_at(logits, ids), jnp.sum(slope * tangents[0], axis=-1)
@@ -392,7 +396,7 @@ def _log_softmax_at_jvp(primals, tangents):
 def _reward(policy, reference, beta):
     """A (of the chosen step) or B (of the rejected one) of eq. 6 and 7, in float32."""
     if isinstance(beta, int | float) and not beta > 0:
-        raise ValueError(f"beta is {beta}, expected above 0; use for example 0.1")
+        raise ValueError(f"beta is {beta}; expected above 0. Use for example 0.1.")
     policy, reference = (jnp.asarray(x, jnp.float32) for x in (policy, reference))
     _check_shape("reference logps", reference, "policy logps", policy.shape)
     return beta * (policy - jax.lax.stop_gradient(reference))
@@ -402,7 +406,7 @@ def _check_ids(name, ids, legend, expected):
     """Raises unless `ids` are integers of the shape `expected`."""
     _check_shape(name, ids, legend, expected)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"{name} is {ids.dtype}, expected integer ids; convert it")
+        raise ValueError(f"{name} is {ids.dtype}; expected integer ids. Convert it.")
 
 
 def _check_shape(name, array, legend, expected):
@@ -410,6 +414,6 @@ def _check_shape(name, array, legend, expected):
     pairs = zip(expected, array.shape, strict=False)
     if len(expected) != array.ndim or any(a not in (None, b) for a, b in pairs):
         raise ValueError(
-            f"{name} has shape {array.shape}, expected {legend} = {expected} (None is "
-            "any); nothing is broadcast, reshape or transpose it (or use jax.vmap)"
+            f"{name} has shape {array.shape}; expected {legend} = {expected} (None is "
+            "any). Nothing is broadcast: reshape or transpose it (or use jax.vmap)."
         )

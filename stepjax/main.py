@@ -23,10 +23,11 @@ _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VA
   export   writes --model to --out as a Hugging Face directory
   ablate   the loop with its controls, --seeds=0,1,2 and --arms=self,random,oracle,
            sft,srlm: one table and a figure
-  On a slice of several hosts, every one runs the same command with --hosts=N.
+  On a slice of several hosts, every host runs the same command with --hosts=N.
 
-  plan     what a run needs of a TPU slice, without one: --topology=v5p:2x2x2 or
-           v5p-16, --stage=sft|dpo|search|all, --utilisation=0.4; needs no --workdir
+  plan     the memory and time that a run needs on a TPU slice, computed without a TPU:
+           --topology=v5p:2x2x2 or v5p-16, --stage=sft|dpo|search|all,
+           --utilisation=0.4; needs no --workdir
 
 Commands on an existing --workdir take its own config.json when --config is left out.
 """
@@ -82,13 +83,15 @@ def main(argv: list[str]) -> int:
     try:
         rest = flags.FLAGS([argv[0], *argv[2:]])[1:]
         if rest:
-            raise flags.Error(f"unexpected arguments {rest}; options begin with --")
+            raise flags.Error(
+                f"arguments {rest}; expected options only, which begin with --."
+            )
         if argv[1] == "plan" and not (_topology.value and _config.value):
-            raise flags.Error("plan needs --topology and --config")
+            raise flags.Error("plan needs --topology and --config; expected both.")
         if argv[1] != "plan" and not _workdir.value:
-            raise flags.Error("--workdir is missing; expected the run directory")
+            raise flags.Error("--workdir is missing; expected the run directory.")
         if argv[1] == "ablate" and not all(seed.isdigit() for seed in _seeds.value):
-            raise flags.Error(f"--seeds={_seeds.value}; expected numbers from 0")
+            raise flags.Error(f"--seeds={_seeds.value}; expected numbers from 0.")
         config = _settings()
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as e:
         print(f"stepjax: {_in_words(e)}", file=sys.stderr)
@@ -129,7 +132,10 @@ def _settings() -> ml_collections.ConfigDict:
         return _config.value.copy_and_resolve_references()  # raises if not loaded
     path = pathlib.Path(_workdir.value) / "config.json"
     if not path.exists():
-        raise ValueError(f"--config is missing and {path} does not exist; give one")
+        raise ValueError(
+            f"--config is missing and {path} does not exist; expected one of them. "
+            "Give --config=FILE for a new run."
+        )
     return from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -157,7 +163,7 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
         return
     number = _number(command, config)
     if command == "export" and not _out.value:
-        raise ValueError("--out is missing; expected the folder to write")
+        raise ValueError("--out is missing; expected the folder to write.")
     run = Run(config, _workdir.value)
     if command == "sft":
         iterate.sft(run)

@@ -21,7 +21,7 @@ class Pair:
     """One preference between two next steps.
 
     Attributes:
-      id: problem id, step and "/".
+      id: problem id, "/" and step number.
       problem_id: id of the question.
       problem: its text.
       step: step number, from 1.
@@ -39,8 +39,8 @@ class Pair:
       verdicts: every call, [shown as A, shown as B, winner or null, response].
       chosen_logp: log-probability of the chosen one under the model that sampled it.
       rejected_logp: log-probability of the rejected one under that model.
-      model: who sampled and judged.
-      iteration: its number.
+      model: name of the model that searched.
+      iteration: number of the iteration.
       seed_path: seed, iteration, problem hash, step, attempt.
     """
 
@@ -72,10 +72,10 @@ class Pair:
             if not good or not all(type(i) is int and i >= 0 for i in ids):
                 raise ValueError(
                     f"field {name!r} is {str(ids)[:60]}; expected a nonempty list of "
-                    "token ids"
+                    "token ids."
                 )
         if self.chosen_ids == self.rejected_ids:
-            raise ValueError("chosen_ids equal rejected_ids; expected two steps")
+            raise ValueError("chosen_ids equal rejected_ids; expected different steps.")
 
     def ids(self) -> IdPair:
         """Returns the token ids alone."""
@@ -100,14 +100,14 @@ def pairs_of(
       state: the closed search.
       codec: tokenizer and templates.
       model: name of the model that searched.
-      iteration: its number.
+      iteration: number of the iteration.
       seed: base seed of the search.
-      best_beats_all: keep a pair only when no other candidate scored as high as the
-        best, and the best won against every other one that it met.
-      min_margin: keep a pair only when the best scored at least so much more than the
-        worst; 1 keeps all.
+      best_beats_all: keep a pair only when the best candidate won every call that it
+        was in.
+      min_margin: keep a pair only when the score of the best is higher than that of the
+        worst by at least this; 1 keeps all.
     """
-    rows = []
+    pairs = []
     for number, index in enumerate(state.pair_from):
         if index is None:
             continue
@@ -116,7 +116,7 @@ def pairs_of(
         if margin < min_margin or best_beats_all and not _beats_all(e):
             continue
         best, worst = e.candidates[e.best], e.candidates[e.worst]
-        rows.append(
+        pairs.append(
             Pair(
                 id=f"{state.question.id}/{number + 1}",
                 problem_id=state.question.id,
@@ -140,7 +140,7 @@ def pairs_of(
                 seed_path=[seed, *e.path],
             )
         )
-    return rows
+    return pairs
 
 
 def _beats_all(expansion: Expansion) -> bool:

@@ -22,7 +22,7 @@ gradient flows to the reference. With
 
 `length_desensitised_logps` takes the place of `step_logps` in front of any of them, and
 `step_lengths` counts n_w and n_l. Shapes: B rows of a batch, T and U tokens of a row, V
-vocabulary; where [B] is written any one shape will do, and nothing is broadcast.
+vocabulary. [B] may be any shape, the same one for all inputs: nothing is broadcast.
 """
 
 import jax
@@ -40,7 +40,7 @@ def conservative_dpo_loss(
     beta=0.1,
     label_smoothing,
 ):
-    """DPO for preferences of which a share is the wrong way round (cDPO).
+    """DPO for preferences some of which are the wrong way round (cDPO).
 
         loss = -(1 - e) log sigmoid(beta D) - e log sigmoid(-beta D)
 
@@ -142,7 +142,7 @@ def hinge_dpo_loss(
     Args:
       policy_chosen_logps: [B], and the next three, as in `step_dpo_loss`.
       policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: [B].
-      beta: one over the margin, above 0.
+      beta: above 0; a pair is left alone once D is at least 1 / beta.
 
     Returns:
       [B] float32, at least 0.
@@ -221,15 +221,15 @@ def ipo_averaged_loss(
         loss = (r_w / n_w - r_l / n_l - 1 / (2 beta))^2
 
     Source: arXiv 2310.12036, section 5.2, eq. 17, read as TRL does, which confirmed the
-    average with the authors. The sum of the text: `ipo_summed_loss`.
+    average with the authors. `ipo_summed_loss` sums, as the paper's text says.
 
     Args:
       policy_chosen_logps: [B], and the next three, as in `step_dpo_loss`: sums.
       policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: [B].
       chosen_lengths: [B] tokens of the chosen step, see `step_lengths`; 0 counts as 1.
       rejected_lengths: [B] tokens of the rejected step.
-      beta: pull towards the reference, above 0: the margin a token aimed at is
-        1 / (2 beta).
+      beta: pull towards the reference, above 0; the margin aimed at is 1 / (2 beta) per
+        token.
 
     Returns:
       [B] float32, at least 0.
@@ -273,7 +273,7 @@ def dpo_nll_loss(
       policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: [B].
       chosen_lengths: [B] tokens of the chosen step, see `step_lengths`; 0 counts as 1.
       beta: pull towards the reference, above 0.
-      nll_weight: of the second term, at least 0; the paper's alpha.
+      nll_weight: weight of the second term, at least 0; the paper's alpha.
 
     Returns:
       [B] float32, at least 0.
@@ -288,7 +288,7 @@ def dpo_nll_loss(
     """
     _check_beta(beta)
     if isinstance(nll_weight, int | float) and not nll_weight >= 0:
-        raise ValueError(f"nll_weight is {nll_weight}, expected at least 0; raise it")
+        raise ValueError(f"nll_weight is {nll_weight}; expected at least 0. Raise it.")
     margin = beta * _difference(
         policy_chosen_logps,
         policy_rejected_logps,
@@ -300,7 +300,7 @@ def dpo_nll_loss(
 
 
 def length_desensitised_logps(logits, tokens, step_mask, other_mask, *, alpha):
-    """`step_logps` in which what a step has beyond the other counts less (LD-DPO).
+    """`step_logps` with less weight on what makes a step the longer one (LD-DPO).
 
     With n the tokens of the shorter of the two steps, and t over the step's tokens:
 
@@ -331,12 +331,12 @@ def length_desensitised_logps(logits, tokens, step_mask, other_mask, *, alpha):
       [-3.2189]
     """
     if isinstance(alpha, int | float) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, expected 0 to 1; 1 is plain DPO")
+        raise ValueError(f"alpha is {alpha}; expected 0 to 1. 1 is plain DPO.")
     own, other = step_lengths(step_mask), step_lengths(other_mask)
     if own.shape != other.shape:
         raise ValueError(
-            f"the masks have {own.shape[0]} and {other.shape[0]} rows, expected "
-            "equal numbers; give the other step of the same pairs"
+            f"the masks have {own.shape[0]} and {other.shape[0]} rows; expected "
+            "equal numbers. Give the other step of the same pairs."
         )
     scored = (jnp.asarray(step_mask) != 0).at[:, 0].set(False)
     shared = scored & (jnp.cumsum(scored, axis=1) <= other[:, None])
@@ -362,7 +362,7 @@ def step_lengths(step_mask):
     """
     step_mask = jnp.asarray(step_mask)
     if step_mask.ndim != 2:
-        raise ValueError(f"mask has shape {step_mask.shape}, expected [B, T]; reshape")
+        raise ValueError(f"mask has shape {step_mask.shape}; expected [B, T]. Reshape.")
     return jnp.sum(step_mask[:, 1:] != 0, axis=1).astype(jnp.float32)
 
 
@@ -390,18 +390,18 @@ def _mean(sums, lengths):
 def _same_shape(one, other):
     if one.shape != other.shape:
         raise ValueError(
-            f"shapes {one.shape} and {other.shape} of log-probabilities or lengths, "
-            "expected the same; nothing is broadcast, reshape or transpose one"
+            f"shapes {one.shape} and {other.shape} of log-probabilities or lengths; "
+            "expected the same. Nothing is broadcast: reshape or transpose one."
         )
 
 
 def _check_beta(beta):
     if isinstance(beta, int | float) and not beta > 0:
-        raise ValueError(f"beta is {beta}, expected above 0; use for example 0.1")
+        raise ValueError(f"beta is {beta}; expected above 0. Use for example 0.1.")
 
 
 def _check_smoothing(label_smoothing):
     if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing < 0.5:
         raise ValueError(
-            f"label_smoothing is {label_smoothing}, expected 0 to below 0.5; lower it"
+            f"label_smoothing is {label_smoothing}; expected 0 to below 0.5. Lower it."
         )

@@ -110,22 +110,22 @@ def check_templates(t: Templates) -> None:
     if not placeholder or "{n}" in after or "\n" in t.step:
         raise ValueError(
             f"template 'step' is {t.step!r}; expected one {{n}} and no newline, as in "
-            "'Step {n}: '"
+            "'Step {n}: '."
         )
     if not before:
         raise ValueError(
             f"template 'step' is {t.step!r}; expected some text before {{n}}, or "
-            "every line that begins with a digit would begin a step"
+            "every line that begins with a digit would begin a step."
         )
     if not after or after[0].isdigit():
         raise ValueError(
             f"template 'step' is {t.step!r}; expected text that is no digit after "
-            "{n}, or step 1 would be mistaken for step 12"
+            "{n}, or step 1 would be mistaken for step 12."
         )
     if t.verdict.count("{side}") != 1:
         raise ValueError(
             f"template 'verdict' is {t.verdict!r}; expected one {{side}}, as in "
-            "'[[{side}]]'"
+            "'[[{side}]]'."
         )
 
 
@@ -145,12 +145,12 @@ def check_prompt(name: str, text: str, placeholders: Sequence[str] = ()) -> None
     if "{problem}" not in text:
         raise ValueError(
             f"template {name!r} has no {{problem}}; expected it where the text "
-            "of the problem goes"
+            "of the problem goes."
         )
     if not text.endswith("\n"):
         raise ValueError(
             f"template {name!r} ends with {text[-20:]!r}; expected a newline at "
-            "its end: the response starts on a line of its own"
+            "its end, since the response starts on a line of its own."
         )
     places = [text.find("{problem}")]
     lines = text.split("\n")
@@ -159,13 +159,13 @@ def check_prompt(name: str, text: str, placeholders: Sequence[str] = ()) -> None
             raise ValueError(
                 f"template {name!r} has {placeholder} {text.count(placeholder)} "
                 f"times, {lines.count(placeholder)} of them alone on a line; expected "
-                "it once, alone on its own line"
+                "it once, alone on its own line."
             )
         places.append(text.find(placeholder))
     if places != sorted(places):
         order = ", then ".join(("{problem}", *placeholders))
         raise ValueError(
-            f"template {name!r} has its placeholders out of order; expected {order}"
+            f"template {name!r} has its placeholders out of order; expected {order}."
         )
 
 
@@ -218,7 +218,7 @@ def marker(t: Templates, n: int) -> str:
       ValueError: n is below 1.
     """
     if n < 1:
-        raise ValueError(f"step number is {n}; expected 1 or more")
+        raise ValueError(f"step number is {n}; expected 1 or more.")
     return t.step.replace("{n}", str(n))
 
 
@@ -236,7 +236,7 @@ def verdict(t: Templates, side: Literal["A", "B"]) -> str:
       ValueError: side is neither "A" nor "B".
     """
     if side not in ("A", "B"):
-        raise ValueError(f"side is {side!r}; expected 'A' or 'B'")
+        raise ValueError(f"side is {side!r}; expected 'A' or 'B'.")
     return t.verdict.replace("{side}", side)
 
 
@@ -269,23 +269,23 @@ def check_steps(t: Templates, steps: Sequence[str]) -> None:
         expected = marker(t, number)
         if not step.startswith(expected):
             raise ValueError(
-                f"step {number} begins {step[:40]!r}: a step marker that the template "
-                f"does not produce; expected {expected!r}"
+                f"step {number} begins with {step[:40]!r}; expected the marker "
+                f"{expected!r}."
             )
         if not step[len(expected) :].strip():
             raise ValueError(
                 f"step {number} has nothing after its marker {expected!r}; expected "
-                "the text of the step"
+                "the text of the step."
             )
         if step.endswith("\n"):
             raise ValueError(
-                f"step {number} ({expected!r}) ends with a newline; expected none: "
-                "the newline between steps is not part of a step"
+                f"step {number} ({expected!r}) ends with a newline; expected none, "
+                "since the newline between steps is not part of a step."
             )
         if any(stop in step for stop in step_stops(t)):
             raise ValueError(
-                f"step {number} ({expected!r}) holds a line that begins like a step: "
-                "a step marker that the template does not produce; expected one step"
+                f"step {number} ({expected!r}) holds a line that begins like another "
+                "step; expected one step. Cut the text there."
             )
 
 
@@ -316,8 +316,8 @@ def split_steps(t: Templates, text: str) -> list[str]:
 def boxed(text: str) -> str | None:
     r"""Finds the contents of the last closed \boxed{...}.
 
-    Nested braces are matched; \{ and \} count as text. Of a box inside a box the
-    inner one is the last. A form without braces, as in "\boxed 7", is no box.
+    Nested braces are matched; \{ and \} count as text. Where a box holds another box,
+    the inner one is taken. A form without braces, as in "\boxed 7", is no box.
 
     Args:
       text: any text; reading it takes time in proportion to its length.
@@ -329,7 +329,7 @@ def boxed(text: str) -> str | None:
       >>> boxed(r"\boxed{1}, so \boxed{\frac{1}{2}} and \boxed{unfinished")
       '\\frac{1}{2}'
     """
-    found = None
+    contents = None
     last_start = -1
     opened: list[int | None] = []  # where a box's contents start; None: another brace
     token = r"\\boxed\{|\\\\(?!boxed\{)|\\[{}]|[{}]"
@@ -341,8 +341,8 @@ def boxed(text: str) -> str | None:
         elif match[0] == "}" and opened:
             start = opened.pop()
             if start is not None and start > last_start:
-                found, last_start = text[start : match.start()], start
-    return found
+                contents, last_start = text[start : match.start()], start
+    return contents
 
 
 def parse_verdict(t: Templates, text: str) -> Literal["A", "B"] | None:

@@ -61,14 +61,15 @@ def make_proposer(
       width: samples per step (w of the paper).
       temperature: of the samples.
       top_p: of the samples.
-      max_tokens: most tokens of a candidate, with the next marker's first ones.
+      max_tokens: most tokens of a candidate. The beginning of the next step's marker,
+        at which sampling stops, counts too.
       iteration: first integer of every key path.
       seed: base seed.
     """
-    read = Reader(codec, unit)
+    parser = CandidateParser(codec, unit)
     decoding = make_decoding(
         codec.tokenizer,
-        read.stops,
+        parser.stops,
         seed=seed,
         temperature=temperature,
         top_p=top_p,
@@ -77,18 +78,18 @@ def make_proposer(
     count = len(sampler.held)
 
     def propose(active: Mapping[int, State]) -> dict[int, Proposal]:
-        prompts_, wanted = [[()] * width for _ in range(count)], {}
+        fed, wanted = [[()] * width for _ in range(count)], {}
         paths = np.zeros((count, width, draws.PATH_LENGTH), np.uint32)
         for slot, state in active.items():
             ids = context_ids(codec, state)
             wanted[slot] = ids[:-1]
-            prompts_[slot] = [ids[-1:]] * width
+            fed[slot] = [ids[-1:]] * width
             key_path = state.key_path(iteration)
             paths[slot] = [draws.candidate_path(*key_path, w) for w in range(width)]
         sampler.hold(wanted)
-        out = sampler.sample(prompts_, paths, decoding)
+        out = sampler.sample(fed, paths, decoding)
         return {
-            slot: read.proposal(
+            slot: parser.proposal(
                 len(state.steps) + 1,
                 [
                     out.tokens[slot, w, : out.count[slot, w]].tolist()
@@ -103,7 +104,7 @@ def make_proposer(
     return propose
 
 
-class Reader:
+class CandidateParser:
     """Turns sampled ids into candidates.
 
     Attributes:
@@ -123,7 +124,7 @@ class Reader:
     def proposal(
         self,
         number: int,
-        rows: Sequence[Sequence[int]],
+        samples: Sequence[Sequence[int]],
         stopped: Sequence[bool],
         logps: np.ndarray,
     ) -> Proposal:
@@ -131,14 +132,14 @@ class Reader:
 
         Args:
           number: step number, from 1.
-          rows: sampled ids of each row, the stopping token included.
-          stopped: whether each row reached a stop.
-          logps: log-probabilities, [rows, >= longest row].
+          samples: ids of each sample, the stopping token included.
+          stopped: whether each sample reached a stop.
+          logps: log-probability of each id, [samples, at least the longest sample].
         """
         counts: dict[tuple[int, ...], int] = {}
         kept: dict[tuple[int, ...], tuple[int, int]] = {}
         malformed = 0
-        for index, (ids, ended) in enumerate(zip(rows, stopped, strict=True)):
+        for index, (ids, ended) in enumerate(zip(samples, stopped, strict=True)):
             ids = tuple(ids)
             if ids not in counts:
                 size = self._length(number, ids, bool(ended))

@@ -1,7 +1,7 @@
 """The rows that stages exchange, and how they are read from and written to disk.
 
-A file of records is JSON lines: UTF-8, one object a line, lines divided by "\\n"
-only (texts may hold U+2028, which is not a line's end here).
+A file of records is JSON lines: UTF-8, one object per line. Only "\\n" ends a line,
+since texts may hold U+2028.
 """
 
 import dataclasses
@@ -89,18 +89,18 @@ class Comparison:
     def __post_init__(self):
         if self.verdict not in ("A", "B"):
             raise ValueError(
-                f"field 'verdict' is {reprlib.repr(self.verdict)}; expected 'A' or 'B'"
+                f"field 'verdict' is {reprlib.repr(self.verdict)}; expected 'A' or 'B'."
             )
 
 
 def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
-    r"""Reads the JSON objects of a file, one a line.
+    r"""Reads the JSON objects of a file, one per line.
 
     Args:
       path: the file, UTF-8. Only "\n" ends a line.
 
     Yields:
-      (place, object): where the object stands, as "PATH:LINE" with lines counted
+      (place, object): where the object is, as "PATH:LINE" with lines counted
       from 1 (for messages), and the object.
 
     Raises:
@@ -113,34 +113,34 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
     except OSError as error:
         raise ValueError(
             f"{path}: cannot be read ({error.strerror}); "
-            "expected a file of JSON lines: check the path"
+            "expected a file of JSON lines. Check the path."
         ) from error
     with file:
         for number, line in enumerate(file, 1):
             place = f"{path}:{number}"
             if not line.strip():
                 raise ValueError(
-                    f"{place}: empty line; expected one JSON object a line"
+                    f"{place}: empty line; expected one JSON object per line."
                 )
             try:
                 value = json.loads(line.decode("utf-8"))
             except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{place}: broken JSON ({error}); expected one JSON object, "
-                    "whole and in UTF-8: the file may be cut off or damaged"
+                    "whole and in UTF-8. The file may be cut off or damaged."
                 ) from error
             if not isinstance(value, dict):
                 raise ValueError(
                     f"{place}: {reprlib.repr(value)} is no JSON object; "
-                    "expected one JSON object a line"
+                    "expected one JSON object per line."
                 )
             yield place, value
 
 
 def _record(value: dict[str, Any], record_type: type) -> Any:
-    """Makes one record of a JSON object, or raises ValueError("reason; expected")."""
+    """Makes one record of a JSON object, or raises ValueError("reason; expected …")."""
     fields = {field.name: field for field in dataclasses.fields(record_type)}
-    expected = f"expected the fields {', '.join(fields)} of {record_type.__name__}"
+    expected = f"expected the fields {', '.join(fields)} of {record_type.__name__}."
     for name in value:
         if name not in fields:
             raise ValueError(f"unknown field {name!r}; {expected}")
@@ -152,14 +152,14 @@ def _record(value: dict[str, Any], record_type: type) -> Any:
                 raise ValueError(f"missing field {name!r}; {expected}")
             continue
         item = value[name]
-        found = f"field {name!r} is {reprlib.repr(item)}"
+        stated = f"field {name!r} is {reprlib.repr(item)}"
         if hints[name] is str and not isinstance(item, str):
-            raise ValueError(f"{found}; expected a string")
+            raise ValueError(f"{stated}; expected a string.")
         if hints[name] == tuple[str, ...]:
             if not isinstance(item, list) or not all(
                 isinstance(text, str) for text in item
             ):
-                raise ValueError(f"{found}; expected a list of strings")
+                raise ValueError(f"{stated}; expected a list of strings.")
             item = tuple(item)
         arguments[name] = item
     return record_type(**arguments)
@@ -191,8 +191,8 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
             raise ValueError(f"{place}: {error}") from error
         if record.id in places:
             raise ValueError(
-                f"{place}: id {record.id!r} stands at {places[record.id]} already; "
-                "expected every id once"
+                f"{place}: id {record.id!r} is at {places[record.id]} already; "
+                "expected every id once."
             )
         places[record.id] = place
         records.append(record)
@@ -206,7 +206,8 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
 
     Args:
       path: the file to write; its folder must exist.
-      rows: dataclasses (keys in the order of their fields) or dicts (in their own).
+      rows: dataclasses, whose keys are written in the order of their fields, or dicts,
+        whose keys are written in their own order.
 
     Raises:
       ValueError: "PATH:LINE: reason" when a row has no JSON or no UTF-8 form: NaN or
@@ -224,5 +225,5 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
             except (ValueError, TypeError) as error:
                 raise ValueError(
                     f"{path}:{number}: row cannot be written ({error}); expected "
-                    "strings, finite numbers, lists and dicts of them"
+                    "strings, finite numbers, and lists and dicts of them."
                 ) from error

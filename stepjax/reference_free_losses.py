@@ -2,7 +2,7 @@
 
 This file imports `jax` and nothing else, so it can be copied into another project on
 its own. Both functions compare two steps, chosen and rejected, after the same context,
-by their average log-probability a token. They take the sums that `step_logps` of
+by their average log-probability per token. They take the sums that `step_logps` of
 losses.py returns, and the lengths that `step_lengths` of preference_losses.py counts:
 
     m_w = policy_chosen / tokens of the chosen step
@@ -11,7 +11,7 @@ losses.py returns, and the lengths that `step_lengths` of preference_losses.py c
     simpo_loss  -log sigmoid(beta (m_w - m_l) - gamma)
     orpo_loss   -m_w - odds_ratio_weight log sigmoid(log odds ratio of m_w and m_l)
 
-Where [B] is written any one shape will do, and nothing is broadcast.
+[B] may be any shape, the same one for all inputs: nothing is broadcast.
 """
 
 import jax
@@ -76,8 +76,8 @@ def orpo_loss(
         loss = -m_w - odds_ratio_weight * log sigmoid(log odds ratio)
 
     Means are kept below -1e-7, since a step of probability 1 has infinite odds. Source:
-    arXiv 2403.07691, section 4, eq. 6 and 7; the first term is of the chosen step only,
-    where TRL takes the prompt as well.
+    arXiv 2403.07691, section 4, eq. 6 and 7. The first term covers the chosen step
+    only; TRL's covers the prompt, too.
 
     Args:
       policy_chosen_logps: [B] sums over the chosen step, as from `step_logps`.
@@ -119,8 +119,8 @@ def _means(chosen, rejected, chosen_lengths, rejected_lengths):
     ]
     if len({x.shape for x in four}) > 1:
         raise ValueError(
-            f"log-probabilities and lengths have shapes {[x.shape for x in four]}, "
-            "expected one; nothing is broadcast, reshape or transpose them"
+            f"log-probabilities and lengths have shapes {[x.shape for x in four]}; "
+            "expected the same. Nothing is broadcast: reshape or transpose them."
         )
     return four[0] / jnp.maximum(four[2], 1), four[1] / jnp.maximum(four[3], 1)
 
@@ -130,6 +130,6 @@ def _check_number(name, number, *, above=None, at_least=None):
     if not isinstance(number, int | float):
         return
     if above is not None and not number > above:
-        raise ValueError(f"{name} is {number}, expected above {above}; raise it")
+        raise ValueError(f"{name} is {number}; expected above {above}. Raise it.")
     if at_least is not None and not number >= at_least:
-        raise ValueError(f"{name} is {number}, expected at least {at_least}; raise it")
+        raise ValueError(f"{name} is {number}; expected at least {at_least}. Raise it.")

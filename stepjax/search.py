@@ -9,10 +9,11 @@ multiplicity; candidates that were cut off or do not start with their ``Step n: 
 marker are left out and counted; ties for best or worst break by score, multiplicity,
 log-probability, then index; every expansion counts towards the budget.
 ``on_tie="append"`` appends the most frequent candidate without a pair instead of
-going back, for models so sure of a step that all candidates agree.
+going back. That is for models so sure of a step that all candidates agree.
 
-`transition` is a pure function; `step_search` drives it with two callables, so the
-logic is tested without a model. `stepjax.propose` and `stepjax.judge` make them.
+`transition` is a pure function. `step_search` drives it with two callables, so that the
+logic is tested without a model: `stepjax.propose` makes the one that proposes,
+`stepjax.self_judge` or `stepjax.controls` the one that judges.
 """
 
 import collections
@@ -75,7 +76,8 @@ def transition(
     """
     if state.status != "running":
         raise ValueError(
-            f"problem {state.question.id!r} is {state.status}, not running."
+            f"problem {state.question.id!r} is {state.status}; expected a search that "
+            "is running."
         )
     if on_tie not in ON_TIE:
         raise ValueError(f"on_tie={on_tie!r}; expected one of {ON_TIE}.")
@@ -147,7 +149,8 @@ def step_search(
       max_expansions: see `transition`.
       fits: whether a state leaves room for another step; otherwise it is closed
         with status "length".
-      active: slot → problem in flight, of a search that goes on; not in `questions`.
+      active: slot → problem in flight of an interrupted search that goes on here; none
+        of them is in `questions`.
       on_pause: called with the problems in flight, between two expansions, whenever
         `slots` more problems were yielded: from there a search can go on.
       on_turn: called with the number of problems in flight before each expansion.

@@ -2,7 +2,7 @@
 
 `from_config` reads the `ml_collections.ConfigDict` of `stepjax.config`; every stage
 behind it takes `Settings`, a section of it, or plain keyword arguments. The sections
-and fields have the names of the config, where each stands with its unit and its
+and fields have the names of the config, where each is explained with its unit and its
 source in the paper.
 """
 
@@ -257,7 +257,7 @@ def templates(texts: Texts, base: prompts.Templates) -> prompts.Templates:
 
     Args:
       texts: those of the settings.
-      base: those of the run's world, taken where the settings may have "" and do.
+      base: those of the run's world, used where `texts` has "".
 
     Raises:
       ValueError: for a template without a field that it needs.
@@ -285,11 +285,11 @@ def model_config(settings: Settings, vocab_size: int) -> lm.ModelConfig:
     """
     shape, init = settings.shape, settings.init
     if init.startswith("hf:"):
-        found = hf_config.config_from_hf(init.removeprefix("hf:"))
+        stored = hf_config.config_from_hf(init.removeprefix("hf:"))
         numerics = {
             name: getattr(shape, name) for name in ("dtype", "remat", "attention")
         }
-        shape = dataclasses.replace(found, **numerics)
+        shape = dataclasses.replace(stored, **numerics)
     elif init == "random":
         multiple_of_8 = -(-vocab_size // 8) * 8
         size = shape.vocab_size or multiple_of_8
@@ -323,7 +323,7 @@ def dpo_batches(
       mesh: devices of training.
       seed: of the shuffling.
       epochs: passes over the pairs.
-      updates: if not 0, as many updates instead.
+      updates: if not 0, the number of updates, which then decides instead of `epochs`.
       batch_size: pairs per update; None takes `dpo.batch_size`.
     """
     return dpo.make_batches(

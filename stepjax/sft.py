@@ -32,9 +32,9 @@ class Phase:
       name: for people.
       ift: share of IFT rows in a batch; 0 leaves them out.
       eft: share of EFT rows in a batch; 0 leaves them out.
-      epochs: passes over all rows of the sources with a share, shuffled together
-        (the shares are then the data's own); 0 with `steps`.
-      steps: updates with batches of exactly the shares; 0 with `epochs`.
+      epochs: passes over all rows of the kinds whose share is above 0, shuffled
+        together, so that the sizes of the data decide the mixture; 0 with `steps`.
+      steps: number of updates, each with a batch mixed by the shares; 0 with `epochs`.
       stop_loss: the phase ends when the mean loss of a log period is below it.
       batch_size: sequences per update.
       optimizer: learning rate and schedule.
@@ -89,7 +89,7 @@ def judgment_tree(
     return forest.path_tree(prompt + response, [0.0] * len(prompt) + weights)
 
 
-def fitting(
+def fitting_trees(
     trees: Sequence[forest.Tree], ids: Sequence[str], row_length: int, name: str
 ) -> tuple[list[forest.Tree], list[str]]:
     """Returns the trees that fit a row, and the ids of those that do not.
@@ -156,7 +156,7 @@ def examples(
     kept, dropped = {}, []
     for name, rows in (("ift", ift), ("eft", eft)):
         ids = [row.id for row in rows]
-        kept[name], too_long = fitting(every[name], ids, row_length, name)
+        kept[name], too_long = fitting_trees(every[name], ids, row_length, name)
         dropped += too_long
     return Examples(kept, dropped)
 
@@ -182,7 +182,7 @@ def phase_steps(phase: Phase, sizes: dict[str, int]) -> int:
         if getattr(phase, name) > 0 and not sizes[name]:
             raise ValueError(
                 f"sft phase {phase.name!r} wants {name} rows and there are none; "
-                f"set its {name} share to 0 or provide data."
+                f"expected at least one. Set its {name} share to 0 or provide data."
             )
     if phase.steps:
         return phase.steps
@@ -190,7 +190,7 @@ def phase_steps(phase: Phase, sizes: dict[str, int]) -> int:
     return math.ceil(total * phase.epochs / phase.batch_size)
 
 
-def make_batches(
+def batch_function(
     phase: Phase,
     number: int,
     sources: dict[str, Sequence[forest.Tree]],
@@ -199,8 +199,8 @@ def make_batches(
     row_length: int,
     micro_batches: int,
     seed: int,
-):
-    """Returns a function of the update's number that gives its batch on device.
+) -> Callable[[int], forest.Rows]:
+    """Returns a function: number of an update → its batch on the devices.
 
     Args:
       phase: the phase.
@@ -232,7 +232,7 @@ def make_batches(
         if phase.epochs:
             end = min((step + 1) * size, len(together) * phase.epochs)
             return stream("all", together, step * size, end - step * size)
-        # Largest-remainder shares: after n updates, round(n * size * share) IFT rows.
+        # After n updates, round(n * size * share) IFT rows have been taken in all.
         before, after = round(step * size * share), round((step + 1) * size * share)
         ift = stream("ift", sources["ift"], before, after - before)
         start, count = step * size - before, size - (after - before)

@@ -78,7 +78,7 @@ class Rating:
 
     def __post_init__(self):
         if type(self.score) is not int or not 0 <= self.score <= 9:
-            raise ValueError(f"field 'score' is {self.score!r}; expected 0 to 9")
+            raise ValueError(f"field 'score' is {self.score!r}; expected 0 to 9.")
 
 
 def check_texts(texts: Texts) -> None:
@@ -94,7 +94,7 @@ def check_texts(texts: Texts) -> None:
     if not before or not placeholder or after.strip("]})"):
         raise ValueError(
             f"template 'rating' is {texts.rating!r}; expected some text and then "
-            "{score} (closing brackets may follow), as in 'Score: {score}'"
+            "{score} (closing brackets may follow), as in 'Score: {score}'."
         )
 
 
@@ -105,7 +105,7 @@ def write_rating(texts: Texts, score: int) -> str:
       ValueError: score is not 0 to 9.
     """
     if not 0 <= score <= 9:
-        raise ValueError(f"score is {score}; expected 0 to 9")
+        raise ValueError(f"score is {score}; expected 0 to 9.")
     return texts.rating.replace("{score}", str(score))
 
 
@@ -209,10 +209,9 @@ def scores(count: int, verdicts: Sequence[Verdict]) -> list[int | None]:
 
 
 def graded(verdicts: Sequence[Verdict], right: Sequence[bool]) -> list[bool]:
-    """Returns, for each pair of a right and a wrong candidate, whether it was told.
+    """Returns whether the right solution of each right and wrong pair is rated higher.
 
-    That is whether the right one has the higher rating; a rating that could not be
-    read is lower than all others.
+    A rating that could not be read counts as lower than 0.
 
     Args:
       verdicts: the ratings.
@@ -226,7 +225,7 @@ def graded(verdicts: Sequence[Verdict], right: Sequence[bool]) -> list[bool]:
 def rules(
     *, by: str, mode: str, schedule: str, best_beats_all: bool
 ) -> list[tuple[str, object, str, bool]]:
-    """Returns what ratings ask of other settings.
+    """Returns the values that ratings need other settings to have.
 
     Args:
       by: who judges, `judge.by`.

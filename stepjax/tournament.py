@@ -6,7 +6,8 @@ Two schedules ask fewer, in rounds; a round depends on the results before it:
   ``knockout``: the loser of a match leaves. The losers of the first round play for the
     last place, and there the winner of a match leaves. The best candidate has won all
     its matches, the worst has lost all of its own.
-  ``swiss``: ceil(log2 n) rounds between candidates of equal scores that have not met.
+  ``swiss``: ceil(log2 n) rounds between candidates of equal scores that have not met;
+    with an odd count, one candidate sits each round out.
 
 A schedule is a generator: it yields the matches of a round, pairs of candidates, and
 receives the winner of each match.
@@ -37,19 +38,19 @@ def knockout(count: int) -> Schedule:
 
 
 def swiss(count: int) -> Schedule:
-    """Yields rounds between candidates of equal scores; with an odd count one rests."""
-    points, met, rested = [0] * count, set(), set()
+    """Yields rounds between candidates of equal scores that have not met."""
+    points, met, sat_out = [0] * count, set(), set()
     for _ in range(math.ceil(math.log2(count)) if count > 1 else 0):
         order = sorted(range(count), key=lambda i: (-points[i], i))
         if count % 2:
-            rests = next(i for i in reversed(order) if i not in rested)
-            rested.add(rests)
-            order.remove(rests)
+            idle = next(i for i in reversed(order) if i not in sat_out)
+            sat_out.add(idle)
+            order.remove(idle)
         matches = []
         while order:
             first = order.pop(0)
             fresh = [i for i in order if frozenset((first, i)) not in met]
-            if fresh:  # otherwise it has met all that are left, and rests
+            if fresh:  # otherwise it has met every candidate left, and sits this out
                 order.remove(fresh[0])
                 matches.append((first, fresh[0]))
         met |= {frozenset(match) for match in matches}
@@ -85,15 +86,16 @@ def layout(schedule: str, count: int, calls: Calls, most: int) -> tuple[int, int
       schedule: one of `SCHEDULES`.
       count: number of candidates.
       calls: all calls between candidates, `Judgments.calls`.
-      most: calls of a problem per batch, at most (`judge.rows`).
+      most: the largest number of calls per problem and batch (`judge.rows`).
 
     Returns:
-      (rows, share) of `judge.make_judge`: calls batched behind the context, and
+      (rows, share) of `self_judge.make_judge`: calls batched behind the context, and
       consecutive calls with the same candidate A.
     """
     largest = max(rounds(schedule, count, calls), default=0)
     rows, share = max(1, min(most, largest)), count - 1
-    # Only where every ordered pair is asked is each candidate A of as many calls.
+    # Only if every ordered pair is asked do all blocks have n - 1 calls: each candidate
+    # is then shown as A once with each other candidate.
     if largest != count * share or not 1 < share <= rows:
         return rows, 1
     return rows // share * share, share
@@ -146,8 +148,9 @@ def scheduled(judge: Judge, schedule: str, score: str, seed: int) -> Judge:
     return by_rounds
 
 
-def _neighbours(row: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip(row[::2], row[1::2], strict=False))
+def _neighbours(candidates: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns matches of the first with the second, the third with the fourth, …"""
+    return list(zip(candidates[::2], candidates[1::2], strict=False))
 
 
 def _other(match: tuple[int, int], one: int) -> int:

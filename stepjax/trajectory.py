@@ -1,8 +1,9 @@
-"""What a search makes of one question: candidates, verdicts, expansions, states.
+"""A search of one question as data: candidates, verdicts, expansions, states.
 
-A state is the trajectory so far: the steps that were kept, and every expansion with
-its candidates and verdicts, those of abandoned steps too. `stepjax.search` moves it
-on; `to_row` and `from_row` write it to search.jsonl and read it back.
+An expansion is one attempt at a next step: its candidates, the verdicts on them, and
+what was decided. A state is the search so far: the steps that were kept, and every
+expansion, also those of steps that were dropped again. `stepjax.search` makes the next
+state; `to_row` and `from_row` write a state to search.jsonl and read it back.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ class Candidate:
       text: for people.
       count: how many of the w samples are this candidate.
       logp: sum of its tokens' log-probabilities under the model.
-      finished: it ends the solution (EOS, or a closed box).
+      finished: whether it ends the solution (EOS, or a boxed answer).
     """
 
     ids: tuple[int, ...]
@@ -58,20 +59,22 @@ class Proposal:
 
 @dataclasses.dataclass(frozen=True)
 class Expansion:
-    """What happened at one expansion, kept whole so that pairs can be audited.
+    """One attempt at a next step, kept whole so that pairs can be audited.
 
     Attributes:
       step: number of the step that was sampled, from 1.
       attempt: how often that step had been expanded before.
       candidates: the distinct candidates.
-      malformed: samples that were left out.
+      malformed: how many samples were left out.
       verdicts: every call of the judge.
       scores: Score_i of each candidate; None where a candidate has none.
       best: index of the candidate that was kept, or None.
       worst: index of the candidate that lost to it, or None.
-      action: "pair", "append" (no preference, but the search went on), "back" (the
-        step before was dropped), or "resample" (no preference at step 1).
-      path: key path of its draws: iteration, problem, step, attempt.
+      action: "pair" (the best was appended, and made a pair with the worst), "append"
+        (no preference, but the search went on), "back" (no preference: the step before
+        was dropped), or "resample" (no preference at step 1).
+      path: key path of its draws (see `stepjax.lm.draws`): iteration, hash of the
+        problem's id, step, attempt.
     """
 
     step: int
@@ -88,15 +91,16 @@ class Expansion:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A problem in search.
+    """The search of one problem so far.
 
     Attributes:
       question: the problem, without an answer.
       steps: the steps kept so far.
       pair_from: for each kept step, the index of the expansion that its pair comes
         from, or None where the step was appended without a pair.
-      expansions: all expansions, those that were gone back on included.
-      status: "running", "complete", "budget" or "length".
+      expansions: all expansions, also those of steps that were dropped again.
+      status: "running"; "complete" (the solution is finished), "budget" (all
+        expansions were used up) or "length" (no room for another step).
     """
 
     question: Question
@@ -106,7 +110,7 @@ class State:
     status: str = "running"
 
     def key_path(self, iteration: int) -> tuple[int, ...]:
-        """Returns (iteration, problem, step, attempt): the key path of the next draws.
+        """Returns the key path of the next draws: iteration, problem, step, attempt.
 
         Args:
           iteration: number of the iteration, first in the path.
@@ -125,21 +129,21 @@ def hash_id(text: str) -> int:
 
 
 def context_ids(codec: Codec, state: State, kept: int | None = None) -> tuple[int, ...]:
-    """Returns the ids that the step after the kept ones follows.
+    """Returns the context of a step: ids of the prompt and of the steps before it.
 
-    These ids are fed when candidates are sampled, and stand in the pair of that step.
+    The proposer feeds these ids, and the pair of that step holds them.
 
     Args:
       codec: tokenizer and templates.
       state: the search.
-      kept: how many of its kept steps are read; None for all.
+      kept: how many of its kept steps come before; None for all.
     """
     steps = state.steps[:kept]
     return sum((s.ids for s in steps), codec.solve_prompt(state.question.problem))
 
 
 def to_row(state: State) -> dict[str, Any]:
-    """Returns a search as one JSON object, a line of search.jsonl."""
+    """Returns a search as a JSON object, for one line of search.jsonl."""
     row = dataclasses.asdict(state)
     return {
         "id": state.question.id,

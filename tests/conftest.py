@@ -61,7 +61,7 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def quick_compiles():
-    """Programs are compiled simply, and once for all workers."""
+    """Programs are compiled with few optimizations, which takes less time."""
     import runs
 
     with runs.quick_compiles():
@@ -70,7 +70,7 @@ def quick_compiles():
 
 @pytest.fixture(scope="module")
 def quick_runs():
-    """Runs use one device; their programs are compiled simply, once for all workers."""
+    """Runs use one device; their programs are compiled once for all workers."""
     import runs
 
     with runs.quick_runs():

@@ -19,7 +19,7 @@ class Asked(NamedTuple):
 
     Attributes:
       context: text of the ids that the row's slot held.
-      prompt: text of what was fed behind it; of a scored row, without what was scored.
+      prompt: text of what was fed behind it, without the tokens that were scored.
       path: key path; empty for a scored row.
     """
 
@@ -29,7 +29,7 @@ class Asked(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One call of the sampler.
+    """What one use of the sampler was given.
 
     Attributes:
       groups: slot of each group; None for one group per slot.
@@ -50,7 +50,7 @@ class FakeSampler:
 
     Attributes:
       held: token ids of each slot; empty as long as `hold` has not named it.
-      batches: the calls so far.
+      batches: what it was given so far.
     """
 
     def __init__(self, codec: Codec, slots: int, respond: Callable):
@@ -69,7 +69,7 @@ class FakeSampler:
 
     @property
     def asked(self) -> list[Asked]:
-        """The rows of all calls, in order."""
+        """The rows of all batches, in order."""
         return [row for batch in self.batches for row in batch.rows]
 
     def hold(self, wanted: dict[int, Sequence[int]]) -> None:

@@ -41,7 +41,7 @@ def session_folder() -> pathlib.Path:
 def made_once(name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
     """Returns a folder that the first worker which asks for it makes by `make(folder)`.
 
-    Workers that ask meanwhile wait.
+    While it does so, the workers that also ask for it wait.
     """
     folder, done = session_folder() / name, session_folder() / f"{name}.done"
     with open(session_folder() / f"{name}.lock", "w") as lock:
@@ -53,16 +53,10 @@ def made_once(name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path
 
 
 @contextlib.contextmanager
-def quick_compiles():
-    """Programs are compiled simply, and once for all workers."""
-    options = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(session_folder() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
+def configured(**options):
+    """Sets options of JAX for a while."""
     before = {name: jax.config.values[name] for name in options}
-    compilation_cache.reset_cache()
+    compilation_cache.reset_cache()  # or it would keep its folder
     for name, value in options.items():
         jax.config.update(name, value)
     yield
@@ -72,10 +66,22 @@ def quick_compiles():
 
 
 @contextlib.contextmanager
+def quick_compiles():
+    """Programs are compiled with few optimizations, which takes less time."""
+    with configured(jax_disable_most_optimizations=True):
+        yield
+
+
+@contextlib.contextmanager
 def quick_runs():
-    """Runs use one device, and `quick_compiles`."""
+    """Runs use one device; their programs are compiled once for all workers."""
     with (
         quick_compiles(),
+        configured(
+            jax_compilation_cache_dir=str(session_folder() / "compiled"),
+            jax_persistent_cache_min_compile_time_secs=0.0,
+            jax_persistent_cache_min_entry_size_bytes=-1,
+        ),
         mock.patch.object(sharding, "make_mesh", one_device_mesh),
     ):
         yield

@@ -101,7 +101,7 @@ def test_more_sft_searches_nothing(ablation):
 def test_srlm_compares_whole_solutions_by_their_ratings(ablation):
     folder = ablation / f"seed_{SEEDS[0]}" / "srlm"
     rows = records.read_jsonl(folder / "data" / "eft.jsonl", srlm.Rating)
-    assert len(rows) == 96  # a row a problem
+    assert len(rows) == 96  # one row per problem
     states = searches(ablation, "srlm")
     assert all(len(state.steps) <= 1 for state in states)
     for state in states:

@@ -12,7 +12,7 @@ from stepjax.codec import Codec
 from stepjax.lm import tokenizer
 from stepjax.lm.stops import compile_stops
 from stepjax.prompts import Templates
-from stepjax.propose import Reader
+from stepjax.propose import CandidateParser
 from stepjax.records import Comparison, Solution
 from stepjax.worlds import arithmetic
 
@@ -60,7 +60,7 @@ def prose(tmp_path_factory):
     config["eos_token"] = "<|endoftext|>"
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     codec = Codec(tokenizer.load(directory), Templates())
-    # What makes it worth testing: newlines hide in other tokens.
+    # This is what makes it worth testing: a token may hold a newline and other text.
     assert b".\n" in codec.tokenizer.token_bytes
     return codec
 
@@ -109,7 +109,7 @@ def test_box_before_the_last_step_does_not_swallow_its_newline(world):
 
 def test_solution_checks_the_step_format(world):
     row = Solution("s", PROBLEM, ("Step 1: 8*7+4=0", "Step 3: 2*3+1=7"), "7")
-    with pytest.raises(ValueError, match="step 2 begins 'Step 3"):
+    with pytest.raises(ValueError, match="step 2 begins with 'Step 3"):
         world.solution(row)
 
 
@@ -200,8 +200,8 @@ def test_strip_and_text(setting):
 def test_sampled_and_encoded_ids_of_a_step_agree(setting):
     codec, steps, _ = setting
     eos = codec.tokenizer.eos_id
-    reader, known = Reader(codec), codec.tokenizer
-    table = compile_stops(known.token_bytes, reader.stops, known.stop_ids)
+    parser, known = CandidateParser(codec), codec.tokenizer
+    table = compile_stops(known.token_bytes, parser.stops, known.stop_ids)
     for number, text in enumerate(steps, start=1):
         final = number == len(steps)
         tail = [eos] if final else codec.tokenizer.encode_line(f"Step {number + 1}: ")
@@ -214,7 +214,7 @@ def test_sampled_and_encoded_ids_of_a_step_agree(setting):
             if state == len(table) - 1:
                 break
         assert state == len(table) - 1
-        made = reader.proposal(number, [row, row], [True, True], np.zeros((2, 200)))
+        made = parser.proposal(number, [row, row], [True, True], np.zeros((2, 200)))
         (candidate,) = made.candidates
         assert candidate.ids == (*codec.step(text), *([eos] if final else []))
         assert (candidate.text, candidate.count) == (text, 2)

@@ -1,4 +1,4 @@
-"""A whole search compiles each program once a bucket of lengths, and no more."""
+"""A whole search compiles each program once per bucket of lengths, and no more."""
 
 import collections
 

@@ -15,7 +15,7 @@ NEEDED["tunix and MaxText"] = "tunix"
 
 
 def sections():
-    """Title → the code of its examples; the first one stands before any title."""
+    """Title → the code of its examples; the first comes before any title."""
     first, *rest = PAGE.split("\n## ")
     found = {"": FENCE.findall(first)}
     for part in rest:

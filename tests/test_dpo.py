@@ -173,7 +173,7 @@ def worst(got, want):
     return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
 
 
-# --- one forest row or one sequence a side -------------------------------------------
+# One forest row, or one sequence per side of a pair.
 
 
 def test_a_forest_row_is_its_pairs_one_by_one():
@@ -212,7 +212,7 @@ def test_a_forest_row_is_its_pairs_one_by_one():
     assert worst(mean_gradient, expected_gradient) < 1e-5
 
 
-# --- the loss ------------------------------------------------------------------------
+# The loss.
 
 
 def test_the_first_loss_is_ln_2():
@@ -330,7 +330,7 @@ def test_padding_changes_nothing():
         np.testing.assert_allclose(same_sums[name], sums[name], rtol=1e-4, atol=1e-6)
     assert worst(same_gradient, gradient) < 1e-5
 
-    # Whatever stands in the padding, the result is bitwise the same.
+    # Whatever the padding holds, the result is bitwise the same.
     rng = np.random.default_rng(8)
     rows, empty = padded.rows, padded.rows.weight == 0
     free = np.arange(ROW) >= np.asarray([48] + [0] * 7)[:, None]
@@ -350,7 +350,7 @@ def test_padding_changes_nothing():
         np.testing.assert_array_equal(got, want)
 
 
-# --- batches -------------------------------------------------------------------------
+# Batches.
 
 
 def test_every_epoch_has_every_pair_once_and_solutions_stay_together():
@@ -362,7 +362,7 @@ def test_every_epoch_has_every_pair_once_and_solutions_stay_together():
     pairs = sum(solutions, [])
     assert len(pairs) == 15
     found = batches(pairs, 7, 2, epochs=2)
-    assert len(found) == 6  # 7 + 7 + 1 pairs an epoch
+    assert len(found) == 6  # 7 + 7 + 1 pairs per epoch
     assert len({tuple(x.shape for x in jax.tree.leaves(b)) for b in found}) == 1
     orders = []
     for epoch in (found[:3], found[3:]):

@@ -102,7 +102,7 @@ def solution(rng, prompt, steps, pairs, first=0):
     return found
 
 
-# --- the rule ------------------------------------------------------------------------
+# The rule.
 
 
 def test_a_token_sees_its_own_path_and_nothing_else():
@@ -166,14 +166,14 @@ def test_hidden_states_in_a_forest_are_those_of_each_path_alone():
         for number, (row, path) in enumerate(paths)
     )
     assert worst <= 1e-5
-    # Without the rule, as one plain sequence a row, they are others.
+    # Without the rule, with each row as one plain sequence, the numbers differ.
     wrong = hidden_states(
         parameters(), rows.tokens, rows.position, np.full_like(rows.position, 40)
     )
     assert np.abs(wrong - packed).max() > 0.5
 
 
-# --- trees ---------------------------------------------------------------------------
+# Trees.
 
 
 def test_a_path_is_scored_where_it_has_weight():
@@ -239,7 +239,7 @@ def test_pairs_off_the_trunk_or_with_empty_parts_are_refused(pair, message):
         forest.trajectory_tree([SECOND, pair])
 
 
-# --- grouping and packing ------------------------------------------------------------
+# Grouping and packing.
 
 
 def test_a_solution_shares_one_tree():
@@ -341,7 +341,7 @@ def test_what_does_not_fit_is_refused():
     tree = forest.path_tree([1, 2, 3, 4, 5], [0, 1, 1, 1, 1])
     with pytest.raises(ValueError, match="tree 1 has 5 tokens; expected at most .*=4"):
         forest.fill([forest.path_tree([1, 2], [0, 1]), tree], 4)
-    message = "needs 2 rows and 4 scored tokens a row; expected at most"
+    message = "needs 2 rows and 4 scored tokens per row; expected at most"
     with pytest.raises(ValueError, match=f"{message} 1 and 4"):
         forest.pack([tree, tree], 9, rows=1)
     with pytest.raises(ValueError, match=f"{message} 2 and 3"):

@@ -85,7 +85,7 @@ def same(got, expected, rtol=1e-5, atol=1e-5):
     np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
 
 
-# --- step_logps and sft_loss ---------------------------------------------------------
+# step_logps and sft_loss.
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
@@ -174,7 +174,7 @@ def test_bfloat16_and_large_logits_are_scored_in_float32():
     same(step_logps(large + 1e5, tokens, mask), step_logps(large, tokens, mask))
 
 
-# --- step_dpo_loss and step_dpo_metrics ----------------------------------------------
+# step_dpo_loss and step_dpo_metrics.
 
 
 @pytest.mark.parametrize("settings", [(), (0.5,), (0.05, 0.2)])
@@ -262,7 +262,7 @@ def test_bfloat16_logps_are_compared_in_float32():
     )
 
 
-# --- step_dpo ------------------------------------------------------------------------
+# step_dpo.
 
 
 def bigram(params, tokens):
@@ -311,10 +311,10 @@ def test_step_dpo_is_the_mean_of_the_formula():
     same(metrics["logps/rejected"], np.mean(four[1]))
     stored = {"reference_chosen_logps": four[2], "reference_rejected_logps": four[3]}
     same(step_dpo(bigram, policy, None, {**batch, **stored}, **settings)[0], expected)
-    with pytest.raises(ValueError, match="reference_rejected_logps.*add the rest"):
+    with pytest.raises(ValueError, match="reference_rejected_logps.*Add the rest"):
         step_dpo(bigram, policy, None, batch)
     del batch["chosen_mask"]
-    with pytest.raises(ValueError, match="chosen_mask.*add the rest"):
+    with pytest.raises(ValueError, match="chosen_mask.*Add the rest"):
         step_dpo(bigram, policy, reference, batch)
 
 
@@ -340,7 +340,7 @@ def test_vmap_gives_the_rows_of_a_larger_batch():
     same(got, [formula_step_logps(*part) for part in parts])
 
 
-# --- errors and the file itself ------------------------------------------------------
+# Errors and the file itself.
 
 
 @pytest.mark.parametrize("function", [step_logps, sft_loss])

@@ -116,7 +116,7 @@ def test_log_probabilities_and_metrics_are_those_of_trl():
         same(value, TRL[name])
 
 
-# --- optax ---------------------------------------------------------------------------
+# optax.
 
 
 def test_log_probabilities_are_those_of_optax():

@@ -48,7 +48,7 @@ def refused(capsys, status, arguments, *words):
         (["train"], ["usage: stepjax COMMAND", "unknown command 'train'", "export"]),
         (["--workdir={}"], ["unknown command '--workdir="]),
         (["run", TINY], ["--workdir is missing; expected the run directory"]),
-        (["run", "--workdir={}"], ["--config is missing", "does not exist; give one"]),
+        (["run", "--workdir={}"], ["--config is missing", "does not exist; expected"]),
         (["run", TINY, "--workdir={}", "extra"], ["['extra']", "begin with --"]),
         (["run", TINY, "--workdir={}", "--widht=4"], ["flag 'widht'"]),
         (
@@ -126,7 +126,7 @@ def write_config(folder, *lines):
         ("dpo.optimizer.schedule=x", "'x'; expected 'constant' or 'cosine'"),
         ("seed=-1", "seed=-1; expected at least 0"),
         ("data.questions=24", "(24,) for iterations=2; expected one number above 0"),
-        ("data.eft_count=0", "wants eft rows and there are none; set its eft share"),
+        ("data.eft_count=0", "eft rows and there are none; expected at least one. Set"),
         ("model.vocab_size=100", "131 ids and the model's vocabulary 100; expected"),
         ("search.slots=12", "search.slots=12; expected a multiple of the 8 data-par"),
         ("mesh.tensor=2", "'kv_heads' of size 1 does not divide by mesh.tensor=2"),
@@ -135,7 +135,7 @@ def write_config(folder, *lines):
         ("search.context_tokens=12", "at most search.context_tokens=12. Raise it or"),
         ("judge.context_tokens=5", "expected at most judge.context_tokens=5. Raise"),
         ("train.row_length=9", "at most train.row_length=9. Raise train.row_length"),
-        ("prompts.step=Part {n}: ", "'arith-ift-0': step 1 begins 'Step 1: "),
+        ("prompts.step=Part {n}: ", "'arith-ift-0': step 1 begins with 'Step 1: "),
         ("tokenizer=nowhere", "nowhere: no tokenizer here; expected"),
         ("model.init=hf:nowhere", "nowhere: no tokenizer here; expected"),
         ("data.world=", "config.tokenizer is empty; expected a folder"),
@@ -174,7 +174,7 @@ def test_files_that_are_missing_or_malformed(tmp_path, capsys, no_compilation, n
     refused(capsys, 1, arguments, place, "field 'problem' is 5; expected a string")
     (tmp_path / name).unlink()
     refused(
-        capsys, 1, arguments, f"{tmp_path / name}: cannot be read", "check the path"
+        capsys, 1, arguments, f"{tmp_path / name}: cannot be read", "Check the path"
     )
     assert not (tmp_path / "run").exists()
 

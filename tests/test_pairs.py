@@ -158,11 +158,11 @@ def test_steps_without_a_pair_stay_in_the_context(codec, appended):
         # 0 scores 3 and wins, but lost once against 1, or was once not understood.
         (calls("01A 10A 02A 20B 12B 21B"), 0, False),
         (calls("01A 10- 02A 20B 12B 21B"), 0, False),
-        # The others may be unclear among themselves.
+        # Calls between two other candidates do not matter.
         (calls("01A 10B 02A 20B 12A 21-"), 0, True),
         # Equally good as another one, chosen by multiplicity.
         (calls("01A 10A 02A 20B 12A 21B"), 0, False),
-        # One order a pair.
+        # One order per pair.
         (calls("10B 02A 21A"), 0, True),
         (calls("10- 02A 21A"), 0, False),
     ],

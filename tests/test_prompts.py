@@ -179,14 +179,14 @@ def test_check_steps_accepts():
 @pytest.mark.parametrize(
     "steps, reason",
     [
-        (["x = 1"], "marker that the template does not produce; expected 'Step 1: '"),
-        (["Step 1: x", "Step 2 : y"], "does not produce; expected 'Step 2: '"),
-        (["Step 1: x", "Step 3: y"], "does not produce; expected 'Step 2: '"),
-        (["Step 1: x", "(2) y"], "does not produce; expected 'Step 2: '"),
+        (["x = 1"], "begins with 'x = 1'; expected the marker 'Step 1: '"),
+        (["Step 1: x", "Step 2 : y"], "'Step 2 : y'; expected the marker 'Step 2: '"),
+        (["Step 1: x", "Step 3: y"], "'Step 3: y'; expected the marker 'Step 2: '"),
+        (["Step 1: x", "(2) y"], "'(2) y'; expected the marker 'Step 2: '"),
         (["Step 1: "], "nothing after its marker 'Step 1: '"),
         (["Step 1: x", "Step 2:  \n"], "nothing after its marker 'Step 2: '"),
         (["Step 1: x\n"], "ends with a newline"),
-        (["Step 1: x\nStep 2: y"], "marker that the template does not produce"),
+        (["Step 1: x\nStep 2: y"], "a line that begins like another step"),
     ],
 )
 def test_check_steps_refuses(steps, reason):

@@ -102,7 +102,7 @@ GOOD = '{"id": "a", "problem": "p"}\n'
         ('{"id": "b", "problem": "p", "answer": "2"}\n', "unknown field 'answer'"),
         ('{"id": 7, "problem": "p"}\n', "field 'id' is 7"),
         ('{"id": "b", "problem": null}\n', "field 'problem' is None"),
-        ('{"id": "a", "problem": "other"}\n', "id 'a' stands at"),
+        ('{"id": "a", "problem": "other"}\n', "id 'a' is at"),
     ],
 )
 def test_bad_second_line(tmp_path, second, reason):

@@ -1,6 +1,6 @@
 """Which file may import which: the method, the packages beside it, and lm/.
 
-The files of the method stand directly in stepjax/. They import no package beside them,
+The files of the method are directly in stepjax/. They import no package beside them,
 so that worlds, runs and evaluation reach them through arguments only.
 """
 

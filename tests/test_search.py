@@ -8,7 +8,7 @@ from fakes import by_rank
 
 from stepjax import search
 from stepjax.judge import comparisons, ordered_pairs
-from stepjax.propose import Reader
+from stepjax.propose import CandidateParser
 from stepjax.records import Question
 from stepjax.search import transition
 from stepjax.trajectory import (
@@ -295,7 +295,7 @@ def line(codec, text):
 
 def test_reader_makes_distinct_candidates_with_multiplicity(codec):
     eos = codec.tokenizer.eos_id
-    reader = Reader(codec)
+    parser = CandidateParser(codec)
     one = line(codec, "Step 2: 0*4+2=2\n")
     spelled = [*one, *(line(codec, c)[0] for c in "Step"), *line(codec, " 3")]
     rows = [
@@ -308,7 +308,7 @@ def test_reader_makes_distinct_candidates_with_multiplicity(codec):
         [*line(codec, "Step 2: it ends here"), eos],
     ]
     logps = np.arange(7 * 40, dtype=np.float32).reshape(7, 40) / -100
-    made = reader.proposal(2, rows, [True] * 7, logps)
+    made = parser.proposal(2, rows, [True] * 7, logps)
     assert made.malformed == 0
     assert [c.text for c in made.candidates] == [
         "Step 2: 0*4+2=2",
@@ -330,7 +330,7 @@ def test_reader_makes_distinct_candidates_with_multiplicity(codec):
 
 
 def test_reader_leaves_malformed_rows_out_and_counts_them(codec):
-    reader = Reader(codec)
+    parser = CandidateParser(codec)
     eos = codec.tokenizer.eos_id
     good = line(codec, "Step 1: 8*7+4=0\nStep 2: ")
     rows = [
@@ -343,10 +343,10 @@ def test_reader_leaves_malformed_rows_out_and_counts_them(codec):
         ([eos], True),
         (good, True),
     ]
-    made = reader.proposal(
+    made = parser.proposal(
         1, [r for r, _ in rows], [s for _, s in rows], np.zeros((8, 20), np.float32)
     )
     assert made.malformed == 7
     assert [(c.text, c.count) for c in made.candidates] == [("Step 1: 8*7+4=0", 1)]
-    nothing = reader.proposal(3, [good, good], [True, True], np.zeros((2, 20)))
+    nothing = parser.proposal(3, [good, good], [True, True], np.zeros((2, 20)))
     assert nothing == Proposal((), 2)

@@ -14,7 +14,7 @@ from stepjax.search import step_search
 from stepjax.trajectory import Candidate, Proposal, context_ids, hash_id
 from stepjax.worlds import arithmetic
 
-# Spelling a word, one letter a step.
+# Spelling a word, one letter per step.
 
 WORDS = {"q-cat": "cat", "q-horse": "horse", "q-ox": "ox", "q-zebra": "zebra"}
 QUESTIONS = [Question(name, f"spell {word}") for name, word in WORDS.items()]

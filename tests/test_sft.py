@@ -40,7 +40,7 @@ def numbered(count, first, length=3):
 
 
 def batches(chosen, sources, number=0, micro_batches=1, seed=3, mesh=None, row=7):
-    return sft.make_batches(
+    return sft.batch_function(
         chosen,
         number,
         sources,
@@ -58,7 +58,7 @@ def seen(rows):
     return rows.tokens[(rows.parent == -1) & (visible > 1)].tolist()
 
 
-# --- what is scored ------------------------------------------------------------------
+# What is scored.
 
 
 @pytest.mark.parametrize("problem", ["8*7+4*4+2*3+1", "2*4+4*9+2"])
@@ -141,20 +141,20 @@ def test_the_loss_and_its_gradient_are_those_of_the_response_tokens(codec):
     assert before_response.sum() == sum(len(tree.scored) for tree in trees)
 
 
-# --- which rows ----------------------------------------------------------------------
+# Which rows.
 
 
 def test_rows_that_are_too_long_are_dropped_by_name():
     trees = numbered(2, 0, length=3) + numbered(2, 2, length=6) + numbered(1, 4)
-    kept, dropped = sft.fitting(trees, ["a", "b", "c", "d", "e"], 5, "ift")
+    kept, dropped = sft.fitting_trees(trees, ["a", "b", "c", "d", "e"], 5, "ift")
     assert [tree.tokens[0] for tree in kept] == [0, 1, 4]
     assert dropped == ["c", "d"]
-    assert sft.fitting(trees, "abcde", 6, "ift") == (trees, [])
-    assert sft.fitting([], [], 6, "ift") == ([], [])
+    assert sft.fitting_trees(trees, "abcde", 6, "ift") == (trees, [])
+    assert sft.fitting_trees([], [], 6, "ift") == ([], [])
     with pytest.raises(
         ValueError, match="shortest eft row has 3 tokens; .*length=2. R"
     ):
-        sft.fitting(trees, "abcde", 2, "eft")
+        sft.fitting_trees(trees, "abcde", 2, "eft")
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fakes import FakeSampler
 
-from stepjax import judge, propose, search, srlm
+from stepjax import judge, propose, search, self_judge, srlm
 from stepjax.judge import Request
 from stepjax.records import Question
 from stepjax.search import transition
@@ -50,7 +50,9 @@ def test_ratings_come_back_one_a_solution(codec):
             sum((codec.step(line) for line in text.split("\n")), ()) for text in whole
         )
     )
-    made = judge.make_judge(fake, codec, RATINGS, mode="generate", rows=2, **OPTIONS)
+    made = self_judge.make_judge(
+        fake, codec, RATINGS, mode="generate", rows=2, **OPTIONS
+    )
     (verdicts,) = made([asked])
     # Sampling ends at the first rating that is written.
     assert [tuple(v) for v in verdicts] == [
@@ -130,7 +132,9 @@ def test_search_over_solutions_takes_one_expansion(codec):
 
     solver, rater = FakeSampler(codec, 2, solve), FakeSampler(codec, 2, score)
     proposer = proposer_of_solutions(solver, codec, 4)
-    rate = judge.make_judge(rater, codec, RATINGS, mode="generate", rows=2, **OPTIONS)
+    rate = self_judge.make_judge(
+        rater, codec, RATINGS, mode="generate", rows=2, **OPTIONS
+    )
     questions = [Question(f"q-{n}", PROBLEM) for n in range(3)]
     found = list(
         search.step_search(questions, proposer, rate, slots=2, scores=srlm.scores)

@@ -256,4 +256,4 @@ def test_a_local_pod_ends_with_the_status_of_what_failed(cloud, tmp_path):
     failing = ["bash", "-c", "((JAX_PROCESS_ID)) && exit 3; exec sleep 50"]
     began = time.monotonic()
     assert "status 3" in cloud.script("local_pod", "2", "1", *failing, status=3)
-    assert time.monotonic() - began < 30  # the other one was not waited for
+    assert time.monotonic() - began < 30  # the other process was not waited for

@@ -14,13 +14,13 @@
 running="grep -qs stepjax /proc/\$(cat \$HOME/stepjax.pid 2>/dev/null || echo 0)/cmdline"
 
 dry_run=false
-rest=() # arguments that no script option takes
+rest=() # arguments that are not options of this file
 
 usage() { # prints the comment at the top of the calling script
   sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
 }
 
-read_options() { # read_options "$@": sets the settings, leaves the others in rest
+read_options() { # read_options "$@": sets the settings, puts other arguments in rest
   while (($#)); do
     case "$1" in
       --name=*) NAME=${1#*=} ;;

@@ -5,9 +5,9 @@
 #
 #   --type=TYPE      accelerator type; `stepjax plan` prints it for a topology
 #   --version=NAME   runtime version; default: the one of the chip's family
-#   --on-demand      not spot: dearer, not taken away
+#   --on-demand      not spot: costs more, but is not taken away
 #
-# A slice of this name that is there or asked for already is left as it is.
+# If a slice of this name is there or asked for already, nothing changes.
 set -euo pipefail
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

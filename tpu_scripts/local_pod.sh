@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Starts N processes with K fake devices each on this machine, as if they were the
-# hosts of a slice, and waits for them. Process 0 prints here, the others into files.
+# hosts of a slice, and waits for them. Process 0 prints here, the rest print into files.
 #
 #   tpu_scripts/local_pod.sh [--dry-run] N K COMMAND...
 #   tpu_scripts/local_pod.sh 2 4 stepjax run --config=configs/quickstart.py --workdir=/tmp/pod
 #
 # Every process runs COMMAND --hosts=N. LOGS names the folder of their logs (default: a
-# new temporary one). When one process fails, the others are stopped.
+# new temporary one). When one process fails, all are stopped.
 set -euo pipefail
 
 dry_run=false
@@ -32,8 +32,8 @@ with socket.socket() as s:
 export JAX_PLATFORMS=cpu
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 export JAX_NUM_PROCESSES=$hosts
-# XLA for CPU cuts products by its number of threads, and adds in another order with
-# another number: one process and several compute the same bits with the same one.
+# XLA for CPU cuts products by its number of threads, so that the order of additions
+# depends on it. With this number, one process and several compute the same bits.
 export NPROC=$((hosts * devices))
 JAX_COORDINATOR_ADDRESS="127.0.0.1:${PORT:-$(free_port)}"
 export JAX_COORDINATOR_ADDRESS

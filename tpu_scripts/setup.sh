@@ -6,8 +6,9 @@
 #   --nfs=ADDRESS   share to mount at /mnt/stepjax (e.g. Filestore)
 #   --bucket=NAME   bucket to mount there instead, with gcsfuse 2.8 or later
 #
-# The files that git knows go to ~/stepjax, edits included. What is done already is left
-# as it is, and so is a host with a run that is going on. Python comes with uv, since the hosts' own is older than 3.11.
+# The files that git knows go to ~/stepjax, edits included. Steps that are done already
+# are not repeated, and a host with a run that is going on is left as it is. Python is
+# installed by uv, since the hosts' own Python is older than 3.11.
 set -euo pipefail
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -29,8 +30,8 @@ gcloud_flags
 
 steps="set -eu"
 steps+="; if $running; then echo \"\$(hostname): a run is going on\"; exit 0; fi"
-# Hosts read files that others have just written: neither mount may remember, for a
-# while, that there were none.
+# A host reads files that another host has just written, so neither mount may cache that
+# a file does not exist.
 if [[ -n "$nfs" ]]; then
   steps+="; command -v mount.nfs >/dev/null"
   steps+=" || { sudo apt-get -qq update; sudo apt-get -qq install nfs-common; }"

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from stepjax.prompts import boxed
 
-# Units that may stand bare after a number; each line names one unit. Two different
-# lines make answers differ; a unit that only one side has never does.
+# Units that may follow a number without \text{}; each line has the names of one unit.
+# Answers with different units differ; a unit that only one of them has is ignored.
 _UNIT_NAMES = """
 percent
 degree degrees deg
@@ -68,7 +68,7 @@ _RATIO = re.compile(
     rf"(?:\\frac\{{(?P<up>[+-]?{_DECIMAL})\}}\{{(?P<down>[+-]?{_DECIMAL})\}}"
     rf"|(?P<left>{_DECIMAL})/(?P<right>{_DECIMAL}))"
 )
-_LONGEST = 400  # characters; what is longer is no final answer, unless the gold one is
+_LONGEST = 400  # characters; a longer text is no final answer, unless the gold is long
 
 
 class _Answer(NamedTuple):
@@ -85,8 +85,8 @@ def extract(text: str) -> str | None:
       text: the solution, as written by a model or a person.
 
     Returns:
-      The contents of the last closed \boxed{...}; without one, what stands after
-      "####" on the last line that begins so; None without either.
+      The contents of the last closed \boxed{...}; without one, what follows "####" on
+      the last line that begins with it; None without either.
     """
     answer = boxed(text)
     if answer is None:
@@ -98,10 +98,10 @@ def extract(text: str) -> str | None:
 def equivalent(prediction: str | None, gold: str) -> bool:
     r"""Says whether a predicted answer means the same as the gold one.
 
-    Exact: 0.333 is not 1/3. Not told apart are notations (\dfrac, \left, thousands
-    commas, "x =" in front) and units, percent signs and degrees that only one side
-    has. Symbolic answers are compared by math-verify under its time limit of seconds
-    a pair, which is set by a signal: they need the main thread of the process.
+    The comparison is exact: 0.333 is not 1/3. It ignores notation (\dfrac, \left,
+    thousands commas, "x =" in front), and units, percent signs and degrees that only
+    one side has. Symbolic answers are compared by math-verify, which stops after some
+    seconds per pair by means of a signal, so they need the main thread of the process.
 
     Args:
       prediction: a model's final answer, or None when it gave none.
@@ -244,14 +244,14 @@ def _symbolic(prediction: str, gold: str) -> bool:
     if threading.current_thread() is not threading.main_thread():
         raise ValueError(
             f"comparing {prediction!r} with {gold!r} outside the main thread; expected "
-            "the main thread, where math-verify's time limit works: compare there"
+            "the main thread, where math-verify's time limit works. Compare there."
         )
     try:
         from math_verify import parse, verify
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"comparing {prediction!r} with {gold!r} needs math-verify; install it "
-            "with: pip install 'stepjax[train]'"
+            f"comparing {prediction!r} with {gold!r} needs math-verify; expected it to "
+            "be installed. Run pip install 'stepjax[train]'."
         ) from error
     try:
         return bool(verify(parse(f"${gold}$"), parse(f"${prediction}$")))

@@ -58,16 +58,17 @@ def sampled_judgments(
 ) -> dict[str, float]:
     """Returns how often the judge is right about the model's own samples.
 
-    Of comparisons that is over all calls with one right and one wrong candidate, in
-    both orders where both were asked; an unparsed verdict is wrong.
+    With comparisons, every call with one right and one wrong candidate counts, so both
+    orders count where both were asked. An unparsed verdict is wrong.
 
     Args:
       states: closed searches.
       is_right: gold.
-      graded: what of the verdicts has a right answer, see `judge.Judgments`.
+      graded: says which verdicts are right, see `judge.Judgments`.
 
     Returns:
-      "judge_sampled", the share, and "judge_sampled_count", how many it is a share of.
+      "judge_sampled", the share that is right, and "judge_sampled_count", the number
+      of calls that were graded.
     """
     results: list[bool] = []
     for state in states:
@@ -150,19 +151,19 @@ def warnings(drifted: Mapping[str, float], lengths: tuple[float, float]) -> list
       drifted: from `drift`.
       lengths: tokens per step of greedy solutions, before and after; 0 if unknown.
     """
-    found = []
+    messages = []
     fall = drifted["chosen_logp_before"] - drifted["chosen_logp_after"]
     fall /= max(drifted["chosen_tokens"], 1.0)
     if fall > COLLAPSE:
-        found.append(
+        messages.append(
             f"chosen steps lost {fall:.2f} nats per token (more than {COLLAPSE}): the "
             "model moves away from what it prefers. Lower dpo.optimizer.learning_rate, "
             "or raise dpo.beta or dpo.nll_weight."
         )
     short, long = lengths
     if short and long > RUNAWAY * short:
-        found.append(
+        messages.append(
             f"steps grew from {short:.1f} to {long:.1f} tokens (more than {RUNAWAY} "
             "times): the judge may prefer length. Look at the pairs."
         )
-    return found
+    return messages

@@ -60,8 +60,8 @@ def greedy(
         fed = [[prompt[-1:]] for prompt in ids] + [[()]] * (count - len(batch))
         out = sampler.sample(fed, paths, decoding)
         for slot, problem in enumerate(batch):
-            made = out.tokens[slot, 0, : out.count[slot, 0]].tolist()
-            items.append(_graded(problem, codec.text(made), len(made), codec))
+            written = out.tokens[slot, 0, : out.count[slot, 0]].tolist()
+            items.append(_graded(problem, codec.text(written), len(written), codec))
             items[-1]["finished"] = bool(out.stopped[slot, 0])
         on_done(len(batch))
     return items
@@ -107,7 +107,7 @@ def judge_accuracy(
     """Asks the judge every held-out row once; an unparsed verdict is wrong.
 
     Args:
-      judge: from `judge.make_judge`.
+      judge: from `self_judge.make_judge`.
       codec: tokenizer and templates.
       rows: EFT rows with the right verdicts, records of `judgments`.
       slots: rows asked at once, at most the judge's slots.
@@ -161,10 +161,10 @@ def searched(
     Returns:
       {"metrics": accuracy, "items": one for each problem}.
     """
-    found = {state.question.id: state for state in states}
+    by_id = {state.question.id: state for state in states}
     items = []
     for problem in problems:
-        state = found[problem.id]
+        state = by_id[problem.id]
         text = "\n".join(step.text for step in state.steps)
         tokens = sum(len(step.ids) for step in state.steps)
         items.append(_graded(problem, text, tokens, codec))

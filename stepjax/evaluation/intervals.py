@@ -49,7 +49,7 @@ def paired_gain(
     if was.keys() != now.keys():
         raise ValueError(
             f"{len(was)} and {len(now)} items of different problems; expected the "
-            "same problems: evaluate both models on one benchmark"
+            "same problems. Evaluate both models on one benchmark."
         )
     total = len(was)
     gained = sum(now[i] and not was[i] for i in was)

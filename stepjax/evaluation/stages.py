@@ -1,6 +1,6 @@
 """The evaluation stages of a run: what a model is worth, and what training did to it.
 
-They read gold answers. Besides them, only data preparation and the oracle judge do.
+They read gold answers. Only data preparation and the oracle judge do so, too.
 Each writes ``eval/MODEL_BENCHMARK_MODE.json`` with its metrics and items.
 """
 
@@ -10,15 +10,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stepjax import dpo, records, trajectory
-from stepjax import pairs as preferences
 from stepjax.evaluation import diagnose, grading
 from stepjax.lm import files, hosts
+from stepjax.pairs import Pair, summary
 from stepjax.run import checks, rollout, rundir
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
 
 MODES = ("greedy", "unseen", "judge", "search", "training")
-_MOST_PAIRS = 512  # the "training" mode measures drift on at most so many pairs
+_MOST_PAIRS = 512  # most pairs on which the mode "training" measures drift
 
 
 def evaluate(
@@ -59,7 +59,7 @@ def evaluate(
         file, kind = sources[mode], "greedy" if mode == "unseen" else mode
         inputs = {"benchmark": rundir.file_digest(file)}
         if number:
-            inputs |= run.dir.made_by(number)
+            inputs |= run.dir.model_digest(number)
         name = f"M{number}_{file.stem}_{kind}"
         target = run.dir.path / "eval" / f"{name}.json"
         stage = run.dir.stage(f"eval/{kind}", target, inputs)
@@ -77,13 +77,13 @@ def _greedy(run: Run, number: int, params, file: pathlib.Path) -> dict:
     problems = records.read_jsonl(file, records.Problem)
     sampler = rollout.open_sampler(run, params(), run.settings.search.context_tokens)
     name, mine = f"M{number} eval {file.stem}", hosts.share(problems)
-    with run.monitor.progress(name, len(mine), "problem") as move:
+    with run.monitor.progress(name, len(mine), "problem") as advance:
         items = grading.greedy(
             sampler,
             run.codec,
             mine,
             max_tokens=run.settings.eval.max_tokens,
-            on_done=move,
+            on_done=advance,
         )
     items = _merged(run, items, name)
     return {"metrics": grading.greedy_metrics(items), "items": items}
@@ -102,18 +102,18 @@ def _judge(run: Run, number: int, params, file: pathlib.Path) -> dict:
     if left_out:
         run.monitor.say(
             f"eval: {left_out} of {len(every)} held-out rows exceed "
-            f"judge.context_tokens={capacity} and are left out"
+            f"judge.context_tokens={capacity} and are left out."
         )
     sampler = rollout.open_sampler(run, params(), capacity)
     name, mine = f"M{number} eval judge", hosts.share(rows)
-    with run.monitor.progress(name, len(mine), "judgment") as move:
+    with run.monitor.progress(name, len(mine), "judgment") as advance:
         items = grading.judge_accuracy(
             rollout.self_judge(run, sampler, rows=1),
             run.codec,
             mine,
             slots=run.slots,
             judgments=judgments,
-            on_done=move,
+            on_done=advance,
         )
     items = _merged(run, items, name)
     metrics = grading.judge_metrics(items) | {"left_out": left_out}
@@ -125,23 +125,23 @@ def _search(run: Run, number: int, params, file: pathlib.Path) -> dict:
     problems = problems[: run.settings.eval.search_count or None]
     questions = [records.Question(p.id, p.problem) for p in problems]
     name, closed, mine = f"M{number} eval search", {}, hosts.share(questions)
-    with run.monitor.progress(name, len(mine), "problem") as move:
+    with run.monitor.progress(name, len(mine), "problem") as advance:
         for state in rollout.search_questions(run, params(), mine, 0):
             closed[state.question.id] = trajectory.to_row(state)
-            move(1)
+            advance(1)
     rows = _merged(run, [closed[question.id] for question in mine], name)
     states = [trajectory.from_row(row) for row in rows]
     graded = grading.searched(states, problems, run.codec)
-    graded["metrics"] |= preferences.summary(states)
+    graded["metrics"] |= summary(states)
     if run.kind.is_right:
         graded["metrics"] |= _sampled_judgments(run, states)
     return graded
 
 
 def _training(run: Run, number: int, params, file: pathlib.Path) -> dict:
-    del params  # drift needs two models, with the parameters of training
+    del params  # `drift` compares two models, in the type that training uses
     metrics: dict[str, Any] = {}
-    pairs = records.read_jsonl(file, preferences.Pair)
+    pairs = records.read_jsonl(file, Pair)
     if run.kind.is_right:
         searched = records.read_objects(file.with_name("search.jsonl"))
         states = [trajectory.from_row(row) for _, row in searched]

@@ -25,33 +25,34 @@ def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
       Three tables: models, iterations, seconds; "-" where a stage did not run.
     """
     parts = [results(workdir, number) for number in range(models + 1)]
-    found = [number for number in range(models + 1) if parts[number]]
+    known = [number for number in range(models + 1) if parts[number]]
     return [
-        [_model_row(f"M{number}", parts[number]) for number in found],
+        [_model_row(f"M{number}", parts[number]) for number in known],
         [
             _iteration_row(number, parts[number], parts[number + 1])
-            for number in found
+            for number in known
             if number and number < models and "trained" in parts[number + 1]
         ],
-        [_seconds_row(f"M{number}", parts[number]) for number in found],
+        [_seconds_row(f"M{number}", parts[number]) for number in known],
     ]
 
 
 def results(workdir: pathlib.Path, number: int) -> dict[str, dict[str, Any]]:
-    """Returns the manifests of what made and measured a model, those that exist.
+    """Returns the manifests of the stages that made, used and measured a model.
 
     Args:
       workdir: the run directory.
       number: of the model.
 
     Returns:
-      "trained" (how it came to be), "made" (its search of questions), and the modes of
-      `stages.evaluate` on the run's own data.
+      Name → manifest, for stages that are finished: "trained" (the stage that made the
+      model), "own_search" (its search of questions), and the modes of `stages.evaluate`
+      on the run's own data.
     """
     folder, evals = workdir / f"M{number}", workdir / "eval"
     paths = {
         "trained": folder / "manifest.json",
-        "made": folder / "search.json",
+        "own_search": folder / "search.json",
         "greedy": evals / f"M{number}_test_greedy.json",
         "unseen": evals / f"M{number}_unseen_greedy.json",
         "judge": evals / f"M{number}_heldout_judge.json",
@@ -102,7 +103,7 @@ def _iteration_row(number: int, before: dict, after: dict) -> dict[str, str]:
         items = before["greedy"]["items"], after["greedy"]["items"]
         gain = _interval(*intervals.paired_gain(*items))
 
-    def move(side: str) -> str:
+    def change(side: str) -> str:
         keys = (f"{side}_logp_before", f"{side}_logp_after")
         ends = [cell("training", key, "{:.2f}".format) for key in keys]
         return _MISSING if _MISSING in ends else " → ".join(ends)
@@ -110,14 +111,14 @@ def _iteration_row(number: int, before: dict, after: dict) -> dict[str, str]:
     return {
         "iteration": f"M{number} → M{number + 1}",
         "gain [95 %]": gain,
-        "questions": cell("made", "questions", str, "counts"),
-        "pairs": cell("made", "pairs", str, "counts"),
+        "questions": cell("own_search", "questions", str, "counts"),
+        "pairs": cell("own_search", "pairs", str, "counts"),
         "right %": cell("training", "pairs_right"),
         "reversed %": cell("training", "pairs_reversed"),
         "judged right %": cell("training", "judge_sampled"),
         "updates": _cell(after, "trained", "updates", str, "counts"),
-        "chosen logp": move("chosen"),
-        "rejected logp": move("rejected"),
+        "chosen logp": change("chosen"),
+        "rejected logp": change("rejected"),
         "KL/token": cell("training", "kl", "{:.3f}".format),
     }
 
@@ -125,7 +126,7 @@ def _iteration_row(number: int, before: dict, after: dict) -> dict[str, str]:
 def _seconds_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
     titles = {
         "trained": "train",
-        "made": "search questions",
+        "own_search": "search questions",
         "greedy": "eval greedy",
         "unseen": "eval unseen",
         "judge": "eval judge",

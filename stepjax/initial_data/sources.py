@@ -19,11 +19,11 @@ def _field(row: Any, name: str, kind: type, place: str) -> Any:
     """Takes row[name], which must be of the given kind (str, list or dict)."""
     kinds = {str: "a string", list: "a list", dict: "an object"}
     if not isinstance(row, dict) or not isinstance(row.get(name), kind):
-        found = repr(sorted(row)) if isinstance(row, dict) else reprlib.repr(row)
+        shown = repr(sorted(row)) if isinstance(row, dict) else reprlib.repr(row)
         if isinstance(row, dict) and name in row:
-            found = reprlib.repr(row[name])
+            shown = reprlib.repr(row[name])
         raise ValueError(
-            f"{place}: field {name!r} not usable in {found}; expected {kinds[kind]}"
+            f"{place}: field {name!r} not usable in {shown}; expected {kinds[kind]}."
         )
     return row[name]
 
@@ -37,7 +37,7 @@ def _gsm8k_row(row: dict, place: str) -> tuple[str, list[str], str]:
     if not final:
         raise ValueError(
             f"{place}: the answer ends with the line {reprlib.repr(last)}; "
-            "expected '#### N'"
+            "expected '#### N'."
         )
     lines = [re.sub(r"<<[^<>]*>>", "", line).strip() for line in reasoning.split("\n")]
     return problem, [line for line in lines if line], final[1].replace(",", "")
@@ -54,7 +54,7 @@ def gsm8k_solutions(path: str | os.PathLike, templates: Templates) -> list[Solut
       templates: their step marker begins each step.
 
     Returns:
-      One solution a row; answer is N without thousands commas.
+      One solution per row; its answer is N without thousands commas.
 
     Raises:
       ValueError: "PATH:LINE: reason" for a malformed row.
@@ -79,7 +79,7 @@ def gsm8k_questions(path: str | os.PathLike) -> list[Question]:
       path: JSON lines of {"question", "answer"}.
 
     Returns:
-      One question a row.
+      One question per row.
 
     Raises:
       ValueError: "PATH:LINE: reason" for a malformed row.
@@ -100,7 +100,7 @@ def gsm8k_problems(path: str | os.PathLike) -> list[Problem]:
         {"id", "problem", "answer"}, which `benchmark` reads.
 
     Returns:
-      One problem a row; the answer has no thousands commas.
+      One problem per row; its answer has no thousands commas.
 
     Raises:
       ValueError: "PATH:LINE: reason" for a malformed row.
@@ -115,7 +115,7 @@ def gsm8k_problems(path: str | os.PathLike) -> list[Problem]:
 
 
 def benchmark(path: str | os.PathLike) -> list[Problem]:
-    """Reads any benchmark that gives a problem and an answer a row.
+    """Reads any benchmark that has one problem and its answer per row.
 
     Args:
       path: JSON lines with string fields "problem", "answer" and, if there, "id";
@@ -123,10 +123,10 @@ def benchmark(path: str | os.PathLike) -> list[Problem]:
         for example "train-17" in train.jsonl.
 
     Returns:
-      One problem a row.
+      One problem per row.
 
     Raises:
-      ValueError: "PATH:LINE: reason" for a malformed row or an id that stands twice.
+      ValueError: "PATH:LINE: reason" for a malformed row or an id that is there twice.
     """
     problems = []
     seen = set()
@@ -135,7 +135,7 @@ def benchmark(path: str | os.PathLike) -> list[Problem]:
         if "id" in row:
             name = _field(row, "id", str, place)
         if name in seen:
-            raise ValueError(f"{place}: id {name!r} stands twice; expected it once")
+            raise ValueError(f"{place}: id {name!r} is there twice; expected it once.")
         seen.add(name)
         problem = _field(row, "problem", str, place)
         problems.append(Problem(name, problem, _field(row, "answer", str, place)))
@@ -157,7 +157,7 @@ def _completions(group: Any, place: str) -> list[tuple[str, int | None]]:
         rating = completion.get("rating")
         if rating not in (-1, 0, 1, None):
             raise ValueError(
-                f"{place}: rating is {reprlib.repr(rating)}; expected -1, 0, 1 or null"
+                f"{place}: rating is {reprlib.repr(rating)}; expected -1, 0, 1 or null."
             )
         completions.append((text, rating))
     return completions
@@ -172,7 +172,7 @@ def _continuation(
         if not isinstance(chosen, int) or not 0 <= chosen < len(completions):
             raise ValueError(
                 f"{place}: chosen_completion is {reprlib.repr(chosen)}; expected null "
-                f"or an index below {len(completions)}"
+                f"or an index below {len(completions)}."
             )
         return completions[chosen][0] or None
     if group.get("human_completion") is not None:
@@ -198,7 +198,7 @@ def prm800k_comparisons(
       templates: their step marker begins each step.
 
     Returns:
-      Two comparisons a pair, "prm800k-12-3-ab" (verdict A) and "prm800k-12-3-ba"
+      Two comparisons per pair, "prm800k-12-3-ab" (verdict A) and "prm800k-12-3-ba"
       (verdict B): row 12 from 0, step 3 from 1. The explanations are empty.
 
     Raises:

@@ -29,8 +29,9 @@ KINDS = ("auto", "chunks", "kernel", "cudnn")
 
 _MASKED = -1e30  # finite, so that a fully masked query gives no NaN
 _QUERIES = 1024  # most queries of a group that attend to a cached context at once
-# Fewest and most queries in a chunk of a forest row; most chunks of a short row.
-_CHUNK, _LARGEST, _CHUNKS = 64, 512, 4
+# A forest row is cut into `_CHUNKS` chunks of queries, but a chunk has at least
+# `_FEWEST` and at most `_MOST` queries.
+_FEWEST, _MOST, _CHUNKS = 64, 512, 4
 
 
 def rope_frequencies(
@@ -58,7 +59,7 @@ def rope_frequencies(
     if kind != "llama3":
         raise ValueError(
             f"rope_scaling type {kind!r} is not supported; expected 'default' or "
-            "'llama3'. Use a checkpoint without it."
+            "'llama3'. Use a checkpoint with one of these."
         )
     original = scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
@@ -75,8 +76,8 @@ def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
 
     Args:
       x: queries or keys, [..., heads, D].
-      sin: [..., D / 2] float32, one row a token.
-      cos: [..., D / 2] float32.
+      sin: [..., D / 2] float32, of each token's position.
+      cos: [..., D / 2] float32, of each token's position.
 
     Returns:
       The rotated x, same shape and dtype.
@@ -165,7 +166,7 @@ def forest_attention(
         heads = PartitionSpec(sharding.ROWS, None, "tensor")
         rows = PartitionSpec(sharding.ROWS)
         specs = (heads, heads, heads, rows)
-        # No value is shared by devices inside, so there is nothing to check.
+        # Inside, devices exchange nothing, so there is nothing to check.
         split = jax.shard_map(
             attend, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False
         )
@@ -191,12 +192,12 @@ def _in_chunks(query, key, value, subtree_end):
     query = query.reshape(batch, length, kv_heads, heads // kv_heads, size)
     query = query.transpose(0, 2, 1, 3, 4)  # [B, K, T, H/K, D]
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, K, T, D]
-    chunk = min(max(_CHUNK, -(-length // _CHUNKS)), _LARGEST)
+    chunk = min(max(_FEWEST, -(-length // _CHUNKS)), _MOST)
     parts = []
     for start in range(0, length, chunk):
         end = min(start + chunk, length)
         attend = functools.partial(_plain, start=start)
-        if length > _CHUNKS * _LARGEST:
+        if length > _CHUNKS * _MOST:
             attend = jax.checkpoint(attend)
         ends = subtree_end[:, :end]
         parts.append(
@@ -229,6 +230,8 @@ def _plain(query, key, value, subtree_end, start):
 class Level(NamedTuple):
     """Cached keys that rows of a group see: a context, leads, or their own suffixes.
 
+    A lead is what some rows of a group share after the context, see `generate.Leads`.
+
     Attributes:
       key: [G, K, N, S, D]; each of the N is seen by W / N consecutive rows.
       value: of the same shape.
@@ -252,8 +255,8 @@ def cached_attention(
     Args:
       query: [G, W, T, H, D].
       shared: levels whose masks are the same for every token.
-      own: levels of single rows, N = W. The last level is the new tokens; its mask
-        has a row per query (causal).
+      own: levels of single rows, N = W. The last level is the new tokens; its mask is
+        causal, [G, W, T, T].
 
     Returns:
       [G, W, T, H, D] in the query's dtype.
@@ -266,7 +269,7 @@ def cached_attention(
     padding = -length % chunk
 
     def cut(x, axis):
-        """Returns x with its axis padded and cut into chunks, which lead."""
+        """Returns x with `axis` padded and cut into chunks; chunks are axis 0."""
         pads = [(0, padding if i == axis else 0) for i in range(x.ndim)]
         x = jnp.pad(x, pads)
         shape = (*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])
@@ -303,7 +306,7 @@ def _scores(query, level, *, own):
     rows, keys, size = level.key.shape[2:]
     flat = query.reshape(*query.shape[:2], rows, -1, size)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    if own:  # keys times queries: 4 times faster with XLA for CPU
+    if own:  # keys times queries, not queries times keys: 4 times faster on a CPU
         scores = product("gknsd,gknqd->gknsq", level.key, flat).swapaxes(3, 4)
     else:
         scores = product("gknqd,gknsd->gknqs", flat, level.key)
@@ -315,7 +318,12 @@ def _scores(query, level, *, own):
 
 
 def _mixed(weights, level):
-    """Sums a level's values with the weights [G, K, W, T, J, S]; [G, K, W, T, J, D]."""
+    """Returns the weighted sum of a level's values, [G, K, W, T, J, D].
+
+    Args:
+      weights: [G, K, W, T, J, S].
+      level: keys are not used.
+    """
     value = level.value
     flat = (*value.shape[:3], -1, value.shape[3])
     weighted = weights.astype(value.dtype).reshape(flat)

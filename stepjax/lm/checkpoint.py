@@ -104,8 +104,9 @@ def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> An
         tree = ocp.load(path, abstract)
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}). "
-            "Delete the folder that holds it and run the same command again."
+            f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}); "
+            "expected the arrays as they were saved. Delete the folder that holds it "
+            "and run the same command again."
         ) from error
     loaded = array_digests(tree)
     wrong = sorted(
@@ -114,7 +115,8 @@ def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> An
     if wrong:
         raise ValueError(
             f"{path}: array {wrong[0]} is not the one that was saved ({len(wrong)} "
-            "differ). Delete the folder that holds it and run the same command again."
+            "differ); expected the digests of its manifest. Delete the folder that "
+            "holds it and run the same command again."
         )
     return tree
 

@@ -20,7 +20,7 @@ from stepjax.lm import model as lm
 
 
 class Shared(NamedTuple):
-    """Caches that several rows of a group read: a context, or leads of some rows.
+    """Caches that several rows of a group read: a context, or `generate.Leads`.
 
     Attributes:
       cache: [L, G, K, N, S, D] each; each of the N is read by W / N consecutive rows.
@@ -32,7 +32,7 @@ class Shared(NamedTuple):
 
 
 class Suffix(NamedTuple):
-    """Each row's own keys and values; a call attends to the first `length`.
+    """Each row's own keys and values; `forward` attends to the first `length`.
 
     Attributes:
       cache: [L, G, K, W, S, D] each.

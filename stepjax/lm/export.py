@@ -169,8 +169,8 @@ def _write_json(path: epath.Path, data: dict) -> None:
 def _write_weights(flat, config, directory, dtype) -> None:
     """Writes one weight file, or several and their index.
 
-    Of n hosts each writes every n-th file and has one file in memory at a time; all
-    hosts take part in gathering every tensor.
+    With n hosts, each host writes every n-th file and has one file in memory at a time;
+    all hosts take part in gathering every tensor.
     """
     names = tensor_names(config)
 

@@ -1,13 +1,13 @@
-"""Attention over forest rows as a TPU kernel that skips what nobody sees (Pallas).
+"""Attention over forest rows as a TPU kernel that skips what no token sees (Pallas).
 
 The rule is that of `stepjax.lm.attention`: query i sees key j if and only if
-``j <= i < subtree_end[j]``. Queries and keys are cut into blocks; a block of keys is
-read for a block of queries only when some query of the one sees some key of the
-other, which is known from ``subtree_end`` before the kernel starts. A causal row
-costs half of its square, packed documents cost their own squares, and so do the
-branches of a tree. Inside a block the rule is applied to every pair, scores never
-leave the chip, and the backward pass computes them again (FlashAttention, arXiv
-2205.14135 and 2307.08691).
+``j <= i < subtree_end[j]``. Queries and keys are cut into blocks. A block of queries
+reads a block of keys only when at least one of its queries sees at least one of these
+keys, which is known from ``subtree_end`` before the kernel starts. So a causal row of T
+tokens costs half of T x T, and packed documents and branches of a tree do not pay for
+each other. Inside a block the rule is applied to every pair, scores never leave the
+chip, and the backward pass computes them again (FlashAttention, arXiv 2205.14135 and
+2307.08691).
 
 Axis names: B rows, T tokens, H query heads, K key/value heads, D head size, N blocks.
 """
@@ -30,13 +30,15 @@ SAVED = "attention"  # name of what a remat policy may keep (see `stepjax.lm.mod
 
 
 class Visits(NamedTuple):
-    """Which blocks meet; flat int32 arrays, so that they fit the scalar memory.
+    """Which blocks see which; flat int32 arrays, so that they fit the scalar memory.
 
     Attributes:
-      keys: blocks of keys that a block of queries sees, those first, [B * N * N].
-      key_count: how many they are, [B * N].
-      queries: blocks of queries that see a block of keys, those first, [B * N * N].
-      query_count: how many they are, [B * N].
+      keys: for each block of queries, the blocks of keys that it sees, then repeats of
+        the last one, [B * N * N].
+      key_count: for each block of queries, how many blocks of keys it sees, [B * N].
+      queries: for each block of keys, the blocks of queries that see it, then repeats
+        of the last one, [B * N * N].
+      query_count: for each block of keys, how many blocks of queries see it, [B * N].
     """
 
     keys: jax.Array
@@ -70,7 +72,7 @@ def _visits(subtree_end: jax.Array, block: int) -> Visits:
     visible = visible_blocks(subtree_end, block)
 
     def listed(seen):
-        """Seen blocks first; what follows repeats the last one, and is not read."""
+        """Returns the seen blocks, then repeats of the last one, and their number."""
         order = jnp.argsort(~seen, axis=-1, stable=True)
         count = seen.sum(-1)
         place = jnp.minimum(jnp.arange(seen.shape[-1]), count[..., None] - 1)
@@ -103,13 +105,18 @@ def forest_attention(
     length = query.shape[1]
     block = block_size(length)
     padding = -length % block
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))  # noqa: E731
+
+    def heads_first(x):
+        """Returns x [B, T, heads, D] as [B, heads, T, D], T padded to whole blocks."""
+        return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    # A padding token sees only itself.
     alone = jnp.arange(length, length + padding, dtype=jnp.int32) + 1
     alone = jnp.broadcast_to(alone, (query.shape[0], padding))
     ends = jnp.concatenate([subtree_end.astype(jnp.int32), alone], 1)
     visits = _visits(ends, block)
-    heads_first = (pad(x).swapaxes(1, 2) for x in (query, key, value))
-    out = _attend(*heads_first, ends[:, None], visits, interpret)
+    inputs = map(heads_first, (query, key, value))
+    out = _attend(*inputs, ends[:, None], visits, interpret)
     return out.swapaxes(1, 2)[:, :length]
 
 
@@ -138,7 +145,9 @@ def _attend_backward(interpret, residuals, gradient):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-# --- the kernels ---------------------------------------------------------------------
+# The kernels. Each runs once for every visit of one block to another one and sums up in
+# scratch memory; q, k, v are blocks of queries, keys, values, `do` is the gradient of
+# the output, `logsum` and `inner` are one number per query.
 
 
 def _seen(query_block, key_block, ends, shape, key_axis):
@@ -149,7 +158,7 @@ def _seen(query_block, key_block, ends, shape, key_axis):
       key_block: number of the block of keys.
       ends: subtree ends of the keys, along `key_axis`.
       shape: of the result.
-      key_axis: axis of the keys, the other one is that of the queries.
+      key_axis: axis of the keys; queries have the other one.
     """
     block = shape[0]
     query = query_block * block + jax.lax.broadcasted_iota(
@@ -183,7 +192,9 @@ def _forward_kernel(keys, count, q, k, v, ends, out, logsum, top, total, mixed):
         seen = _seen(mine, other, ends[0], scores.shape, 1)
         scores = jnp.where(seen, scores, _MASKED)
         highest = jnp.maximum(top[...], scores.max(1, keepdims=True))
-        weights = jnp.exp(scores - highest)  # what is masked so far is undone later
+        # A query that has seen no key yet has weights of 1; at its first key, `kept`
+        # is 0 and undoes them.
+        weights = jnp.exp(scores - highest)
         kept = jnp.exp(top[...] - highest)
         top[...] = highest
         total[...] = total[...] * kept + weights.sum(1, keepdims=True)
@@ -253,7 +264,7 @@ def _key_kernel(
         d_value[0, 0] = value_sum[...].astype(d_value.dtype)
 
 
-# --- their calls ---------------------------------------------------------------------
+# How the kernels are called: grids, and which block of each array a visit gets.
 
 
 def _by_query(query, key):
@@ -283,8 +294,8 @@ def _by_query(query, key):
     return grid, mine, other, end, statistic
 
 
-def _compiled(*order):
-    return pltpu.CompilerParams(dimension_semantics=order)
+def _dimensions(*semantics):
+    return pltpu.CompilerParams(dimension_semantics=semantics)
 
 
 def _forward(query, key, value, ends, visits, interpret):
@@ -305,7 +316,7 @@ def _forward(query, key, value, ends, visits, interpret):
             jax.ShapeDtypeStruct(query.shape, query.dtype),
             jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
         ],
-        compiler_params=_compiled("parallel", "parallel", "parallel", "arbitrary"),
+        compiler_params=_dimensions("parallel", "parallel", "parallel", "arbitrary"),
         interpret=interpret,
         name="forest_attention",
     )
@@ -327,7 +338,7 @@ def _query_gradient(
             scratch_shapes=[sums],
         ),
         out_shape=jax.ShapeDtypeStruct(query.shape, query.dtype),
-        compiler_params=_compiled("parallel", "parallel", "parallel", "arbitrary"),
+        compiler_params=_dimensions("parallel", "parallel", "parallel", "arbitrary"),
         interpret=interpret,
         name="forest_attention_query_gradient",
     )
@@ -376,7 +387,7 @@ def _key_gradients(query, key, value, ends, gradient, logsum, inner, visits, int
             scratch_shapes=[sums, sums],
         ),
         out_shape=[shape, shape],
-        compiler_params=_compiled(
+        compiler_params=_dimensions(
             "parallel", "parallel", "parallel", "arbitrary", "arbitrary"
         ),
         interpret=interpret,

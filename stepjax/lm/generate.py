@@ -1,6 +1,6 @@
-"""Sampling and scoring behind shared contexts, each of which is computed once.
+"""Sampling and scoring behind shared contexts; each context is computed once.
 
-A call has three parts:
+Sampling takes three things:
 
 - what is decoded: `Rows`, the prompts of candidates or judgments and their key paths;
 - how: `Decoding`, the seed, temperature, top-p, stops, vocabulary and budget;
@@ -8,12 +8,12 @@ A call has three parts:
 
 Each problem in flight owns a slot: one cache of keys and values of its context. The
 rows of a group (candidate steps, or judgments of one problem) read the shared context
-and write only their own suffix; judgments that begin alike also share a lead. The
-suffix of the chosen candidate is appended to the context by a gather; going back a step
-only shortens a length.
+and write only their own suffix. Judgments that show the same candidate first also share
+its tokens, a *lead*: a prefix after the context. The suffix of the chosen candidate is
+appended to the context by a gather; going back a step only shortens a length.
 
 The functions are pure and jitted; `stepjax.lm.sampler` keeps, on the host, which token
-ids each slot holds. Everything in the three parts is traced: new values compile
+ids each slot holds. Everything in the three things is traced: new values compile
 nothing, new shapes do.
 
 Axis names: L layers, P slots, C context capacity, G groups, W rows of a group, A leads
@@ -37,8 +37,8 @@ _SHORTEST = 128  # new tokens that the first loop of `sample` may read
 class Leads(NamedTuple):
     """Prefixes shared by blocks of W / A consecutive rows, read after the context.
 
-    A call may have several levels; the blocks of a later level lie within those of the
-    level before it.
+    There may be several levels; each block of a later level lies within one block of
+    the level before it.
 
     Attributes:
       tokens: [G, A, M] int32, right-padded.
@@ -104,7 +104,7 @@ class Decoding(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What one call has sampled.
+    """What was sampled.
 
     Attributes:
       tokens: sampled ids, the stopping one included, [G, W, N] int32.
@@ -214,7 +214,7 @@ def append(contexts, suffix, choice, lengths, counts):
 
     Args:
       contexts: caches [L, P, K, C, D]; donated.
-      suffix: caches [L, P, K, W, S, D] of the last `sample` call, one group per slot.
+      suffix: caches [L, P, K, W, S, D] that `sample` returned, one group per slot.
       choice: row of each slot, [P] int32.
       lengths: keys that each slot holds before, [P] int32.
       counts: suffix keys to append, [P] int32; 0 leaves a slot as it is.
@@ -273,9 +273,9 @@ def sample(
     Args:
       model: the decoder.
       params: its parameters.
-      prefix: behind what.
-      rows: what; with `paths`.
-      decoding: how; the budget is at most the capacity.
+      prefix: what the rows are decoded behind.
+      rows: what is decoded; with `paths`.
+      decoding: how it is decoded; the budget is at most the capacity.
       bucket: context keys to read, at least every length.
       capacity: N.
       keep: return the suffix caches; False lets XLA reuse their memory.
@@ -375,8 +375,8 @@ def score(
     Args:
       model: the decoder.
       params: its parameters.
-      prefix: behind what.
-      rows: what; `prompts` with at least one token before the scored ones.
+      prefix: what the rows are read behind.
+      rows: what is scored; `prompts` hold at least one token before the scored ones.
       scored: how many of the last tokens count, [G, W] int32 <= last.
       vocab: ids from here on (padding of the embedding) have no probability.
       bucket: context keys to read, at least every length.

@@ -112,15 +112,17 @@ def read_json(path: epath.Path) -> dict[str, Any]:
             '"stepjax[tpu]", or copy the directory to a disk.'
         ) from error
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); download it again.") from error
+        raise ValueError(
+            f"{path}: not JSON ({error}); expected a JSON object. Download it again."
+        ) from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: {data!r}; expected a JSON object.")
     return data
 
 
-def _unsupported(path, key, found, expected) -> ValueError:
+def _unsupported(path, key, value, expected) -> ValueError:
     return ValueError(
-        f"{path}: {key}={found!r} is not supported; expected {expected}. Use a "
+        f"{path}: {key}={value!r} is not supported; expected {expected}. Use a "
         "Qwen2/Qwen2.5 or Llama checkpoint that has it."
     )
 

@@ -76,11 +76,14 @@ class ModelConfig:
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_heads={self.num_heads} is not a multiple of "
-                f"num_kv_heads={self.num_kv_heads}; choose one that divides it."
+                f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}; "
+                "expected num_heads to be a multiple of num_kv_heads."
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd; RoPE needs it even.")
+            raise ValueError(
+                f"head_dim={self.head_dim} is odd; expected an even number, since RoPE "
+                "rotates pairs of numbers."
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r}; expected 'float32' or 'bfloat16'.")
         if self.remat not in REMAT:
@@ -142,11 +145,11 @@ class Block(nn.Module):
         Args:
           hidden: [..., T, E].
           sin: of the rotary positions, [..., T, D / 2] float32.
-          cos: likewise.
-          attend: which keys each query sees, and what the caller keeps of them.
+          cos: of the rotary positions, [..., T, D / 2] float32.
+          attend: lets each query see the right keys; see `Attend`.
 
         Returns:
-          (hidden, what `attend` gave besides the mixed values).
+          (hidden states after the layer, what `attend` keeps of the layer).
         """
         config = self.config
         normed = RMSNorm(config.rms_norm_eps, name="attention_norm")(hidden)
@@ -211,8 +214,12 @@ def _whole(x: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
 
 
 def _stream(x, mesh):
-    even = mesh is not None and x.shape[1] % mesh.shape["tensor"] == 0
-    return (sharding.ROWS, "tensor") if even else (sharding.ROWS,)
+    """Returns the mesh axes of the residual stream [B, T, E]: of rows, then of tokens.
+
+    Tokens stay whole where their number is not a multiple of the axis `tensor`.
+    """
+    divides = mesh is not None and x.shape[1] % mesh.shape["tensor"] == 0
+    return (sharding.ROWS, "tensor") if divides else (sharding.ROWS,)
 
 
 def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -58,8 +58,9 @@ class Sampler:
 
     Attributes:
       held: token ids whose keys and values each slot holds.
-      made: tokens sampled by all calls.
-      turns: rows x decoding steps of all calls; `made` / `turns` is the useful share.
+      new_tokens: tokens sampled so far.
+      row_steps: rows x decoding steps so far; `new_tokens` / `row_steps` is the share
+        of them that was useful.
     """
 
     def __init__(self, model, params, mesh: Mesh, slots: int, capacity: int):
@@ -92,8 +93,8 @@ class Sampler:
 
         self.contexts = allocate()
         self.held: list[list[int]] = [[] for _ in range(slots)]
-        self.made = self.turns = 0
-        self._last: _LastCall | None = None
+        self.new_tokens = self.row_steps = 0
+        self._last: _LastSamples | None = None
 
     def hold(self, wanted: dict[int, Ids]) -> None:
         """Makes each given slot hold exactly the given ids.
@@ -121,7 +122,10 @@ class Sampler:
             self._compute(missing)
 
     def _append_sampled(self, missing: dict[int, list[int]]) -> None:
-        """Appends what the last call has sampled; takes it out of `missing`."""
+        """Appends what was sampled last, where it is missing; drops it from `missing`.
+
+        Its keys and values are still in the suffix caches, so nothing is computed.
+        """
         if self._last is None:
             return
         last, self._last = self._last, None
@@ -149,6 +153,7 @@ class Sampler:
             )
 
     def _compute(self, missing: dict[int, list[int]]) -> None:
+        """Computes the keys and values of the missing ids, at the slots' ends."""
         half = -(-len(self.held) // 2)  # two shapes: a whole refill, or a partial one
         groups = half if len(missing) <= half else len(self.held)
         groups = -(-groups // self._multiple) * self._multiple
@@ -189,8 +194,8 @@ class Sampler:
           paths: [G, W, n] uint32 key path of each row, from `draws.candidate_path` or
             `draws.judgment_path`; those of unused rows do not matter.
           decoding: from `make_decoding`.
-          slots: slot of each group. None: group g reads slot g, and `hold` may append
-            what it samples.
+          slots: slot of each group. None: group g reads slot g, and the next `hold` may
+            append what is sampled here.
           share: block sizes, largest first, each a divisor of the one before and of W:
             the common prefix of each block of that many consecutive rows is computed
             once. (30, 5): one per 30 rows, then one per 5.
@@ -216,13 +221,13 @@ class Sampler:
         )
 
         def finish() -> Samples:
-            found = Samples(*(np.asarray(x)[:count] for x in samples))
-            self.made += int(found.count.sum())
-            self.turns += rows.active.size * int(found.count.max(initial=0))
+            on_host = Samples(*(np.asarray(x)[:count] for x in samples))
+            self.new_tokens += int(on_host.count.sum())
+            self.row_steps += rows.active.size * int(on_host.count.max(initial=0))
             if keep:
                 held = [list(ids) for ids in self.held]
-                self._last = _LastCall(held, rows.prompts, found, suffix)
-            return found
+                self._last = _LastSamples(held, rows.prompts, on_host, suffix)
+            return on_host
 
         return finish
 
@@ -334,14 +339,14 @@ class Sampler:
         return Prefix(None, slot_of, lengths, leads), Rows(tokens, start, active)
 
 
-class _LastCall(NamedTuple):
-    """What `hold` may append: the last call that sampled one group per slot.
+class _LastSamples(NamedTuple):
+    """What `hold` may append: what was sampled last with one group per slot.
 
     Attributes:
       held: ids that each slot held then.
       prompts: [P, W, T], as they were fed.
-      samples: of the call, numpy arrays.
-      suffix: caches [L, P, K, W, T + N, D].
+      samples: numpy arrays.
+      suffix: their caches, [L, P, K, W, T + N, D].
     """
 
     held: list[list[int]]

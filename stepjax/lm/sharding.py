@@ -121,7 +121,8 @@ def param_shardings(mesh: Mesh, boxed: Any) -> Any:
             if axis and size % mesh.shape[axis]:
                 raise ValueError(
                     f"parameter axis {name!r} of size {size} does not divide by "
-                    f"mesh.{axis}={mesh.shape[axis]}; choose a mesh that divides it."
+                    f"mesh.{axis}={mesh.shape[axis]}; expected a multiple of it. "
+                    "Choose a mesh that divides the size."
                 )
         return NamedSharding(mesh, PartitionSpec(*spec))
 

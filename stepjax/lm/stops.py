@@ -56,7 +56,7 @@ def compile_stops(
         if not 0 <= stop_id < vocabulary:
             raise ValueError(
                 f"stop id {stop_id} is outside of the vocabulary; expected "
-                f"0 <= id < {vocabulary}, take the ids from the same tokenizer"
+                f"0 <= id < {vocabulary}. Take the ids from the same tokenizer."
             )
         table[:, stop_id] = stopped
     return table
@@ -105,13 +105,13 @@ def _encoded(stop_strings: Iterable[str]) -> list[bytes]:
     if isinstance(stop_strings, str):
         raise ValueError(
             f"stop strings are the one string {stop_strings!r}; expected a sequence "
-            "of strings, wrap it in a tuple"
+            "of strings. Wrap it in a tuple."
         )
     stops = sorted({stop.encode("utf-8") for stop in stop_strings})
     if b"" in stops:
         raise ValueError(
-            "one of the stop strings is empty; expected at least one character, "
-            "an empty string would stop before the first token: leave it out"
+            "one of the stop strings is empty; expected at least one character, since "
+            "an empty string would stop before the first token. Leave it out."
         )
     return stops
 

@@ -56,7 +56,8 @@ def stored_tensors(file: epath.Path) -> dict[str, Stored]:
             raise ValueError(f"{length} bytes instead of {8 + size + end}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{file}: missing or damaged ({error}); download it again."
+            f"{file}: missing or damaged ({error}); expected a whole safetensors file. "
+            "Download it again."
         ) from error
     return tensors
 
@@ -72,7 +73,10 @@ def read_rows(stored: Stored, first: int, last: int) -> np.ndarray:
         opened.seek(stored.start + first * row)
         data = opened.read((last - first) * row)
     if len(data) != (last - first) * row:
-        raise ValueError(f"{stored.file}: damaged; download it again.")
+        raise ValueError(
+            f"{stored.file}: damaged, it ends inside a tensor; expected a whole "
+            "safetensors file. Download it again."
+        )
     array = np.frombuffer(data, KINDS[stored.kind])
     return array.reshape(last - first, *stored.shape[1:])
 

@@ -82,7 +82,7 @@ class Tokenizer:
         in front: ``encode("...\n" + text) == encode("...\n") + encode_line(text)``.
 
         Args:
-          text: what stands after the newline; "" gives [].
+          text: what comes after the newline; "" gives [].
 
         Returns:
           Token ids, without BOS.
@@ -95,9 +95,9 @@ class Tokenizer:
         joint = _encode(self._backend, "\n" + text)
         if joint[: len(newline)] != newline:
             raise ValueError(
-                f"text {text[:40]!r} fuses with the newline before it; expected the "
-                f"ids {newline} of the newline first, got {joint[: len(newline) + 1]}: "
-                "begin the text with a letter or a digit"
+                f"text {text[:40]!r} fuses with the newline before it into the ids "
+                f"{joint[: len(newline) + 1]} ...; expected the newline's ids "
+                f"{newline} first. Begin the text with a letter or a digit."
             )
         return joint[len(newline) :]
 
@@ -118,7 +118,7 @@ class Tokenizer:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(
                     f"token id {token} is outside of the vocabulary; expected "
-                    f"0 <= id < {self.vocab_size}: padded ids must not be sampled"
+                    f"0 <= id < {self.vocab_size}. Padding ids must not be sampled."
                 )
         joined = b"".join(self.token_bytes[token] for token in ids)
         return joined.decode("utf-8", errors="replace")
@@ -184,12 +184,12 @@ def load(path: str | Path) -> Tokenizer:
     else:
         raise ValueError(
             f"{path}: no tokenizer here; expected a tokenizer.json file, a folder with "
-            "one, or a folder with tokenizer.model and tokenizer_config.json"
+            "one, or a folder with tokenizer.model and tokenizer_config.json."
         )
     if not backend.is_fast or not _encode(backend, "a"):
         raise ValueError(
-            f"{path}: loaded as {type(backend).__name__}, which is not backed by a "
-            "working tokenizer.json; convert it to a tokenizer.json first"
+            f"{path}: loaded as {type(backend).__name__}; expected a tokenizer that is "
+            "backed by a working tokenizer.json. Convert it to one first."
         )
 
     eos_id = _eos_id(backend, path)
@@ -214,8 +214,8 @@ def _read(loader, path: Path, *args, **kwargs) -> PreTrainedTokenizerFast:
         return loader(*args, **kwargs)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ValueError(
-            f"{path}: can not be read as a tokenizer ({error}); expected the files as "
-            "transformers saves them"
+            f"{path}: cannot be read as a tokenizer ({error}); expected the files as "
+            "transformers saves them."
         ) from error
 
 
@@ -239,7 +239,7 @@ def _bos_id(backend: PreTrainedTokenizerFast, path: Path) -> int | None:
     if begins not in (0, 1):
         raise ValueError(
             f"{path}: the default encoding of 'a' is {default}, without special tokens "
-            f"{plain}; expected at most one token (BOS) in front"
+            f"{plain}; expected at most one token (BOS) in front."
         )
     return default[0] if begins else None
 
@@ -257,7 +257,7 @@ def _eos_id(backend: PreTrainedTokenizerFast, path: Path) -> int:
             return special[name]
     raise ValueError(
         f"{path}: no end-of-sequence token known; expected eos_token in "
-        f"tokenizer_config.json or a special token {', '.join(_END_OF_SEQUENCE)}"
+        f"tokenizer_config.json or a special token {', '.join(_END_OF_SEQUENCE)}."
     )
 
 
@@ -269,10 +269,10 @@ def _generation_stops(directory: Path) -> list[int]:
     try:
         ids = json.loads(file.read_text("utf-8")).get("eos_token_id")
     except (AttributeError, ValueError) as error:
-        raise ValueError(f"{file}: expected a JSON object ({error})") from error
+        raise ValueError(f"{file}: {error}; expected a JSON object.") from error
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
     if not all(type(token) is int for token in ids):
-        raise ValueError(f"{file}: eos_token_id is {ids}; expected integers")
+        raise ValueError(f"{file}: eos_token_id is {ids}; expected integers.")
     return ids
 
 
@@ -288,7 +288,7 @@ def _token_bytes(backend: PreTrainedTokenizerFast, path: Path) -> tuple[bytes, .
     else:
         raise ValueError(
             f"{path}: unknown kind of vocabulary; expected byte-level BPE or the "
-            "sentencepiece kind (with U+2581 for spaces)"
+            "sentencepiece kind (with U+2581 for spaces)."
         )
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     result = [b""] * (max(vocabulary.values()) + 1)

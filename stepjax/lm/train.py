@@ -38,8 +38,8 @@ class OptimizerOptions(NamedTuple):
     Attributes:
       learning_rate: peak.
       schedule: "constant" or "cosine" (to `final_fraction` of the peak).
-      warmup_steps: linear from 0.
-      final_fraction: last learning rate over the peak, for "cosine" only.
+      warmup_steps: updates over which the rate rises linearly to the peak; 0: none.
+      final_fraction: last learning rate divided by the peak, for "cosine" only.
       b1: AdamW's first decay.
       b2: AdamW's second decay.
       weight_decay: decoupled; of matrices only, not of norms or biases.
@@ -233,7 +233,8 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Any:
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """Places a host batch on the devices, as `batch_shardings` says.
 
-    On several hosts each gives the same whole batch and places its devices' part.
+    On several hosts, each host gives the same whole batch and places the part of its
+    own devices.
 
     Args:
       mesh: from `sharding.make_mesh`.

@@ -108,7 +108,10 @@ def _stored(directory: epath.Path) -> dict[str, Stored]:
     elif index.exists():
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict):
-            raise ValueError(f"{index}: no weight_map; download it again.")
+            raise ValueError(
+                f"{index}: no weight_map; expected the file of every tensor. Download "
+                "it again."
+            )
         files = [directory / name for name in sorted(set(shards.values()))]
     else:
         return {}
@@ -146,7 +149,8 @@ def load_hf(
     if not located:
         raise ValueError(
             f"{directory}: no model.safetensors or model.safetensors.index.json; "
-            "convert other weight files with transformers' save_pretrained."
+            "expected one of them. Convert other weight files with transformers' "
+            "save_pretrained."
         )
     names = tensor_names(config)
     head = "lm_head.weight"

@@ -1,1 +1,1 @@
-"""What a run needs of a TPU slice, compiled without one."""
+"""The memory and time that a run needs on a TPU slice, computed without a TPU."""

@@ -16,7 +16,7 @@ class Flops(NamedTuple):
 
     Attributes:
       products: of matrix products that XLA compiles.
-      kernels: of those inside Pallas kernels, as if no block were skipped.
+      kernels: of products inside Pallas kernels, as if no block were skipped.
     """
 
     products: float = 0.0
@@ -29,21 +29,21 @@ class Flops(NamedTuple):
         return Flops(self.products * count, self.kernels * count)
 
 
-def count(traced: jax.stages.Traced, devices: int, turns: float = 1) -> Flops:
+def count(traced: jax.stages.Traced, devices: int, trips: float = 1) -> Flops:
     """Returns the FLOPs of one device.
 
-    What stands outside of a `shard_map` is taken to be split evenly. Of the branches
-    of a condition the largest one counts.
+    What is outside of a `shard_map` is taken to be split evenly. For a condition, the
+    branch with the most FLOPs counts.
 
     Args:
       traced: from ``jax.jit(function).trace(...)``.
-      devices: that the program runs on.
-      turns: how often to count a loop whose length depends on data.
+      devices: number of devices that the program runs on.
+      trips: how often to count a loop whose length depends on data.
     """
-    return _count(traced.jaxpr.jaxpr, 1 / devices, turns)
+    return _count(traced.jaxpr.jaxpr, 1 / devices, trips)
 
 
-def _count(jaxpr: core.Jaxpr, share: float, turns: float) -> Flops:
+def _count(jaxpr: core.Jaxpr, share: float, trips: float) -> Flops:
     total = Flops()
     for equation in _needed(jaxpr):
         name, params = equation.primitive.name, equation.params
@@ -54,34 +54,34 @@ def _count(jaxpr: core.Jaxpr, share: float, turns: float) -> Flops:
         elif name == "pallas_call":
             grid = math.prod(params["grid_mapping"].grid)
             (kernel,) = inner
-            total += Flops(0.0, _count(kernel, share, turns).products * grid)
+            total += Flops(0.0, _count(kernel, share, trips).products * grid)
         elif name == "scan":
-            total += _sum(inner, share, turns) * params["length"]
+            total += _sum(inner, share, trips) * params["length"]
         elif name == "while":
-            total += _sum(inner, share, turns) * turns
+            total += _sum(inner, share, trips) * trips
         elif name == "cond":
-            branches = [_count(branch, share, turns) for branch in inner]
+            branches = [_count(branch, share, trips) for branch in inner]
             total += max(branches, key=sum)
         elif name == "shard_map":
-            total += _sum(inner, 1.0, turns)  # shapes are those of one device
+            total += _sum(inner, 1.0, trips)  # shapes are those of one device
         else:
-            total += _sum(inner, share, turns)
+            total += _sum(inner, share, trips)
     return total
 
 
 def _needed(jaxpr: core.Jaxpr) -> list:
-    """Returns the equations whose results are used; the compiler drops the others."""
+    """Returns the equations whose results are used; the compiler drops all else."""
     used = {id(x) for x in jaxpr.outvars}
-    found = []
+    needed = []
     for equation in reversed(jaxpr.eqns):
         if equation.effects or any(id(x) in used for x in equation.outvars):
             used.update(id(x) for x in equation.invars)
-            found.append(equation)
-    return found
+            needed.append(equation)
+    return needed
 
 
-def _sum(jaxprs, share, turns):
-    return sum((_count(jaxpr, share, turns) for jaxpr in jaxprs), Flops())
+def _sum(jaxprs, share, trips):
+    return sum((_count(jaxpr, share, trips) for jaxpr in jaxprs), Flops())
 
 
 def _is_jaxpr(x) -> bool:

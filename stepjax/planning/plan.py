@@ -1,9 +1,9 @@
-"""What a run needs of a TPU slice, known before there is one: ``stepjax plan``.
+"""The memory and time that a run needs on a TPU slice, without a TPU: ``stepjax plan``.
 
-Compiles the programs of a run ahead of time for a topology. For each program it prints
-the memory per chip, the FLOPs of the traced program, how many times the ideal (nothing
-executed twice) they are, and the shortest time that the chip's peak and bandwidth
-allow. For the whole run M0 → Mn it estimates chip-hours at a stated utilisation.
+Compiles the programs of a run ahead of time for a slice. For each program it prints the
+memory per chip, the FLOPs of the traced program, their ratio to those of a program that
+computes nothing twice, and the shortest time that the chip's peak and bandwidth allow.
+For the whole run M0 → Mn it estimates chip-hours at a stated utilisation.
 
 Nothing is run: a program that compiles and fits may still be wrong or slow, and times
 are arithmetic, not measurements.
@@ -18,7 +18,7 @@ from stepjax import tournament
 from stepjax.planning import flops, programs, slices
 from stepjax.planning.programs import Program
 from stepjax.run import kind
-from stepjax.run.monitor import text_table
+from stepjax.run.text_table import text_table
 from stepjax.settings import Settings
 
 STAGES = ("sft", "dpo", "search", "all")
@@ -57,7 +57,7 @@ class Planned(NamedTuple):
 
 
 class Work(NamedTuple):
-    """How much text a run handles; the paper's where it states it.
+    """How much text a run handles: the paper's numbers where it states them.
 
     Attributes:
       ift: IFT rows (paper).
@@ -94,8 +94,8 @@ def plan(
       topology: a grid name ("v5p:2x2x2") or a Cloud name ("v5p-16").
       stage: one of `STAGES`.
       utilisation: share of the chips' peak or bandwidth that is reached, for times.
-      suggest: look for the smallest slice of the family that fits, too.
-      say: told what comes next; compiling takes minutes.
+      suggest: whether to look for the smallest slice of the family that fits, too.
+      say: called with a line about what is compiled next, since that takes minutes.
 
     Raises:
       ValueError: for unknown names, without libtpu, or for a mesh that does not fit.
@@ -138,10 +138,10 @@ def compiled(program: Program, chip: slices.Chip) -> Planned:
 
 def counted(program: Program) -> flops.Flops:
     """Returns the FLOPs per chip of one call, or of one decoding step if it samples."""
-    whole = flops.count(program.traced, program.devices, turns=1 / program.loops)
+    whole = flops.count(program.traced, program.devices, trips=1 / program.loops)
     if not program.sequences:
         return whole
-    before = flops.count(program.traced, program.devices, turns=0)
+    before = flops.count(program.traced, program.devices, trips=0)
     return flops.Flops(whole.products - before.products)
 
 
@@ -167,7 +167,7 @@ def smallest(
     return None
 
 
-# --- text ----------------------------------------------------------------------------
+# The text.
 
 
 def _title(settings, tpu_slice: slices.Topology, devices: list) -> str:
@@ -240,17 +240,18 @@ def _whole_run(settings, tpu_slice, planned: list[Planned], utilisation: float) 
         questions = settings.data.questions[number - 1]
         calls = math.ceil(questions * work.steps / slots)
         steps = [(calls * work.step_tokens, by_name["search: candidates"].seconds)]
-        # Contexts are read once: those of solving, whose steps are appended, not
-        # read again, and those of judging.
+        # Contexts are computed once: in solving only the prompts, since steps are
+        # appended by a copy, and in judging the prompts and the steps.
         tokens = questions * (work.prompt + work.judge_prompt + solution)
         steps.append((1, 2 * layers * tokens / tpu_slice.chips / speed))
         if "judge: judgments" in by_name:
             judged = by_name["judge: judgments"]
             asked = sum(math.ceil(n / rows) for n in rounds)
             steps.append((calls * asked * work.explanation, judged.seconds))
-            # Questions are read before their explanations are written.
-            read = 1 + 1 / share if share > 1 else 2  # steps per call
-            tokens = judged.program.sequences * read * work.step_tokens
+            # Before an explanation is written, the two candidates of its call are
+            # computed: the second one, and the first one once per `share` calls.
+            candidates = 1 + 1 / share if share > 1 else 2
+            tokens = judged.program.sequences * candidates * work.step_tokens
             steps.append((calls * asked, 2 * layers * tokens / ways / speed))
         times[f"search: M{number}"] = steps
         tree = work.prompt + 2 * work.steps * work.step_tokens  # tokens per solution

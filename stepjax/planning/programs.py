@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from stepjax import dpo, forest, sft, tournament
 from stepjax.lm import draws, forest_kernel, generate, sharding, train
@@ -69,7 +69,7 @@ def model_config(settings: Settings) -> lm.ModelConfig:
         if settings.init == "random" or not settings.shape.vocab_size:
             raise ValueError(
                 f"{error} A plan needs model.vocab_size and the model's shape in the "
-                "settings when the weights are not here."
+                "settings when the weights are not on this machine."
             ) from error
     return settings.shape
 
@@ -130,7 +130,8 @@ def _dpo(settings, model) -> Iterator[Program]:
     if 2 * step >= length:
         raise ValueError(
             f"train.row_length={length} holds no pair of two steps of "
-            f"search.max_step_tokens={step} and a context; raise it."
+            f"search.max_step_tokens={step} and a context; expected at least "
+            f"{2 * step + 1}. Raise it."
         )
     context = tuple(range(1, length - 2 * step))
     pairs = [
@@ -167,7 +168,7 @@ def _pair_batch(settings, model, pairs) -> dpo.Batch:
 
 
 def _reference(model, batch: dpo.Batch) -> Program:
-    arguments = _params(model), _placed(model.mesh, batch)
+    arguments = _params(model), _on_mesh(model, batch)
     traced = dpo.reference_logps(model, model.mesh).trace(*arguments)
     ideal, taken = 2 * _parameter_tokens(model, batch.rows), _bytes(arguments)
     packed = jax.tree.map(lambda x: x[0], batch.rows)
@@ -180,28 +181,27 @@ def _training(name, settings, model, loss, batch, packed, options, live) -> Prog
     mesh, chips = model.mesh, model.mesh.size
     optimizer = train.make_optimizer(options, 10)
     params = _params(model)
-    where = train.state_shardings(params, optimizer)
-    state = train.TrainState(
-        params, slices.spread(jax.eval_shape(optimizer.init, params), where.opt_state)
-    )
+    shardings = train.state_shardings(params, optimizer)
+    moments = jax.eval_shape(optimizer.init, params)
+    state = train.TrainState(params, slices.spread(moments, shardings.opt_state))
     reference = _params(model, model.config.dtype) if live else None
-    update = train.make_update(loss, optimizer, where)
-    arguments = state, reference, _placed(mesh, batch)
+    update = train.make_update(loss, optimizer, shardings)
+    arguments = state, reference, _on_mesh(model, batch)
     traced = update.trace(*arguments)
     rows = batch.rows if isinstance(batch, dpo.Batch) else batch
     passes = 8 if live else 6  # 2 forward, 4 backward, 2 of the reference
     ideal = passes * _parameter_tokens(model, rows)
     # State once in and out; every pass reads whole matrices from HBM.
     item = jnp.dtype(model.config.dtype).itemsize
-    read = passes // 2 * item * sum(weights_of(model.config)) / mesh.shape["tensor"]
-    moved = 2 * _bytes(state) + settings.train.micro_batches * read
+    weights = item * sum(weights_of(model.config)) / mesh.shape["tensor"]
+    moved = 2 * _bytes(state) + settings.train.micro_batches * (passes // 2) * weights
     seen, taken = _seen(packed.subtree_end), _bytes(arguments)
     size = _size(rows)
     return Program(name, traced, chips, ideal, moved, taken, seen=seen, rows=size)
 
 
 def _parameter_tokens(model, rows: forest.Rows) -> float:
-    """Returns the products of a parameter and a token of one pass, on a chip."""
+    """Counts, on one chip and in one pass, products of a parameter and a token."""
     layers, head = weights_of(model.config)
     return (layers * rows.tokens.size + head * rows.scored.size) / model.mesh.size
 
@@ -221,19 +221,13 @@ def _size(rows: forest.Rows) -> tuple[int, int]:
 
 def _params(model: lm.Decoder, dtype: str | None = None):
     boxed = lm.abstract_params(model)
-    where = sharding.param_shardings(model.mesh, boxed)
-    return slices.spread(lm.unboxed(boxed), where, dtype)
+    shardings = sharding.param_shardings(model.mesh, boxed)
+    return slices.spread(lm.unboxed(boxed), shardings, dtype)
 
 
-def _placed(mesh: Mesh, batch):
+def _on_mesh(model: lm.Decoder, batch):
     """Returns shapes of a batch, split as `train.put_batch` splits it."""
-    split, whole = sharding.split_rows(mesh, axis=1), sharding.replicated(mesh)
-    is_rows = lambda x: isinstance(x, forest.Rows)  # noqa: E731
-
-    def place(part):
-        return slices.spread(part, split if is_rows(part) else whole)
-
-    return jax.tree.map(place, batch, is_leaf=is_rows)
+    return slices.spread(batch, train.batch_shardings(model.mesh, batch))
 
 
 def _bytes(tree) -> int:
@@ -244,7 +238,7 @@ def _bytes(tree) -> int:
     )
 
 
-# --- sampling ------------------------------------------------------------------------
+# Sampling.
 
 
 def _search(settings, shape: lm.ModelConfig, host: list, hosts: int):
@@ -295,13 +289,13 @@ class Sampling(NamedTuple):
         make = functools.partial(
             generate.empty_contexts, self.model.config, self.slots, capacity
         )
-        where = sharding.split_caches(self.model.mesh)
-        return slices.spread(jax.eval_shape(make), where)
+        shardings = sharding.split_caches(self.model.mesh)
+        return slices.spread(jax.eval_shape(make), shardings)
 
     def _shape(self, *shape, dtype=jnp.int32, split=True):
         spec = PartitionSpec(sharding.ROWS) if split else PartitionSpec()
-        where = NamedSharding(self.model.mesh, spec)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+        own = NamedSharding(self.model.mesh, spec)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=own)
 
     def _weights(self) -> tuple[float, float]:
         """Returns the parameters of a chip (layers, unembedding)."""
@@ -331,8 +325,8 @@ class Sampling(NamedTuple):
         Args:
           name: of the program.
           contexts: shapes from `contexts`.
-          layout: rows of a group, and how many consecutive rows share the first half
-            of what is fed.
+          layout: rows of a group, and how many consecutive rows share a lead; if more
+            than 1, the lead is the first half of the prompt.
           fed: prompt tokens of a row.
           new: most new tokens of a row.
           beside: see `Program`.

@@ -25,14 +25,15 @@ class Chip(NamedTuple):
       flops: peak of bfloat16 products, FLOP/s.
       bandwidth: of HBM, bytes/s.
       memory: HBM that programs may use, bytes.
-      named: what a Cloud name counts for each chip (v4 and v5p count cores).
-      grids: topologies that are offered, by chips.
+      counted: how much a Cloud name counts for each chip: 2 on v4 and v5p, whose names
+        count cores, else 1.
+      grids: topologies that are offered, the smallest first.
     """
 
     flops: float
     bandwidth: float
     memory: int
-    named: int
+    counted: int
     grids: tuple[str, ...]
 
 
@@ -60,7 +61,7 @@ class Topology(NamedTuple):
     def cloud(self) -> str:
         """Its name as an accelerator type of Google Cloud."""
         family = "v5litepod" if self.family == "v5e" else self.family
-        return f"{family}-{self.chips * CHIPS[self.family].named}"
+        return f"{family}-{self.chips * CHIPS[self.family].counted}"
 
     def __str__(self):
         return f"{self.family}:{self.grid}"
@@ -77,10 +78,10 @@ def topology(name: str) -> Topology:
     if cloud:
         family, rest = cloud[1], int(cloud[2])
     offered = listed(family)
-    for found in offered:
-        named = found.chips * CHIPS[found.family].named
-        if rest == (named if cloud else found.grid):
-            return found
+    for tpu_slice in offered:
+        count = tpu_slice.chips * CHIPS[tpu_slice.family].counted
+        if rest == (count if cloud else tpu_slice.grid):
+            return tpu_slice
     known = ", ".join(f"{t} ({t.cloud})" for t in offered)
     raise ValueError(
         f"--topology={name!r}; expected one of {known or ', '.join(CHIPS)}. Cloud "
@@ -106,7 +107,7 @@ def _product(numbers) -> int:
     return total
 
 
-def devices(where: Topology) -> list:
+def devices(tpu_slice: Topology) -> list:
     """Returns the devices of a slice that need not exist.
 
     Raises:
@@ -114,10 +115,11 @@ def devices(where: Topology) -> list:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            "libtpu is not installed; expected it, to compile for TPU without one. "
-            'Install it with: pip install "stepjax[tpu]"'
+            "libtpu is not installed; expected it, since it compiles for TPU without a "
+            'TPU. Run pip install "stepjax[tpu]".'
         )
-    # libtpu wants to know a host that it runs on; any slice may be asked for.
+    # libtpu wants to be told that it runs on a host of a slice; then it gives the
+    # devices of any slice.
     for name, value in {
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -125,30 +127,30 @@ def devices(where: Topology) -> list:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is run, so nothing is locked
     }.items():
         os.environ.setdefault(name, value)
-    options = {"chip_config_name": "megacore"} if where.family == "v4" else {}
+    options = {"chip_config_name": "megacore"} if tpu_slice.family == "v4" else {}
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=str(where), **options
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=str(tpu_slice), **options
         )
     except Exception as error:
         raise ValueError(
-            f"libtpu does not give the topology {where} ({str(error)[:200]}); expected "
-            "one that it knows. Update it, or choose another slice."
+            f"libtpu does not give the topology {tpu_slice} ({str(error)[:200]}); "
+            "expected one that it knows. Update it, or choose another slice."
         ) from error
-    return list(found.devices)
+    return list(description.devices)
 
 
-def host_devices(where: Topology, found: list) -> list:
+def host_devices(tpu_slice: Topology, every: list) -> list:
     """Returns the devices of one host of a slice, as a slice of their own.
 
     Args:
-      where: the slice.
-      found: its devices.
+      tpu_slice: the slice.
+      every: its devices.
     """
-    first = found[0].process_index
-    size = sum(device.process_index == first for device in found)
-    alone = next(t for t in listed(where.family) if t.chips == size)
-    return found if alone == where else devices(alone)
+    first = every[0].process_index
+    size = sum(device.process_index == first for device in every)
+    alone = next(t for t in listed(tpu_slice.family) if t.chips == size)
+    return every if alone == tpu_slice else devices(alone)
 
 
 class Fit(NamedTuple):
@@ -159,8 +161,8 @@ class Fit(NamedTuple):
       temporaries: everything else, at the worst moment.
       total: of the program: arguments, temporaries and results, less what results
         take over from donated arguments.
-      refused: what the compiler said when it does not fit at all; then the others
-        are 0, or what it said.
+      refused: what the compiler said when the program does not fit at all; "" if it
+        fits. Then `arguments` and `temporaries` are 0, and `total` is what it said.
     """
 
     arguments: int = 0
@@ -221,9 +223,7 @@ def spread(tree: Any, shardings: Any, dtype: Any = None) -> Any:
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(
-            x.shape, dtype or x.dtype, sharding=where
-        ),
+        lambda x, own: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=own),
         tree,
         shardings,
     )

@@ -5,11 +5,12 @@ import operator
 from stepjax import srlm
 from stepjax.codec import Codec
 from stepjax.controls import JUDGES
-from stepjax.judge import MODES, SCORES
+from stepjax.judge import SCORES
 from stepjax.lm import hosts, sharding, train
 from stepjax.lm import model as lm
 from stepjax.run.kind import choose
 from stepjax.search import ON_TIE
+from stepjax.self_judge import MODES
 from stepjax.settings import IMPROVE_BY, KINDS, WORLDS, Settings
 from stepjax.tournament import SCHEDULES
 
@@ -94,7 +95,10 @@ def check_settings(settings: Settings) -> None:
 
 
 def _rules_of_controls(settings: Settings) -> list[tuple]:
-    """Returns (name, value, what is expected, whether it holds), across settings."""
+    """Returns the rules that hold between settings, mostly for control experiments.
+
+    Each is (name, value, what is expected, whether it holds).
+    """
     judge, updates = settings.judge, settings.dpo.updates
     numbers = all(type(count) is int and count > 0 for count in updates)
     enough = numbers and len(updates) >= settings.iterations

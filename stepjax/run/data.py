@@ -25,7 +25,8 @@ def _without_templates(read: Callable[[str], list]) -> Reader:
     return lambda path, texts: read(path)
 
 
-READERS: dict[str, dict[str, Reader]] = {  # rows but EFT's → format → reader
+# Kind of rows → format → reader; those of EFT rows are in `Kind.readers`.
+READERS: dict[str, dict[str, Reader]] = {
     "ift": {
         "jsonl": rows_of(records.Solution),
         "gsm8k": sources.gsm8k_solutions,
@@ -61,14 +62,14 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> No
     stage = directory.stage("prepare", folder / "manifest.json", {})
     if stage.done:
         return
-    made, counts = [], {}
+    written, counts = [], {}
     if hosts.first():
         make_tokenizer(settings, directory.path / "tokenizer")
         counts = make_data(settings, texts, folder)
-        made = [f"{name}.jsonl" for name in counts]
+        written = [f"{name}.jsonl" for name in counts]
         ids = sorted((directory.path / "tokenizer").iterdir())
-        made += [f"../tokenizer/{path.name}" for path in ids]
-    stage.commit(made, counts=counts)
+        written += [f"../tokenizer/{path.name}" for path in ids]
+    stage.commit(written, counts=counts)
 
 
 def make_data(

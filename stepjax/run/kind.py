@@ -1,8 +1,8 @@
 """The one choice between the paper's method and the SRLM baseline: `judge.kind`.
 
 "comparisons" is the paper: the model compares next steps in pairs. "ratings" is
-arXiv 2401.10020: it rates whole solutions one by one, see `stepjax.srlm`. Everything
-behind this file takes what differs as values.
+arXiv 2401.10020: it rates whole solutions one by one, see `stepjax.srlm`. All other
+files take what differs between the two as arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,12 @@ from stepjax.settings import KINDS, Settings
 from stepjax.worlds import arithmetic, arithmetic_data, arithmetic_srlm
 
 Reader = Callable[[str, Templates], list]  # (path, templates) → records
-IsRight = Callable[[str, Sequence[str], str], bool]  # (problem, steps, candidate) →
+# (problem, texts of the steps so far, text of a candidate) → whether it is right
+IsRight = Callable[[str, Sequence[str], str], bool]
 
 
 class Kind(NamedTuple):
-    """What differs between the two.
+    """What differs between comparisons and ratings.
 
     Attributes:
       name: value of `judge.kind`.

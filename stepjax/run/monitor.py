@@ -3,13 +3,10 @@
 import contextlib
 import datetime
 import functools
-import io
 import json
 import math
 import pathlib
-import shutil
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +18,10 @@ from rich import console as rich_console
 
 import stepjax
 from stepjax.records import read_objects
+from stepjax.run.text_table import text_table
 
 _LINE_SECONDS = 30  # between two lines of a stage
-_QUIET_SECONDS = 3  # before the first line about what takes its time
+_QUIET_SECONDS = 3  # of silence before the first line about work that takes long
 _BAR = 4, 24  # characters of a bar, at least and at most
 _FIRST = "compiling or first batch"  # what happens while nothing is done yet
 _NAME = 18  # characters that a stage's name is padded to, where there is room
@@ -41,7 +39,7 @@ class Clock:
         return time.monotonic()
 
     def wait(self, over: threading.Event, seconds: float) -> bool:
-        """Waits for the event, at most so many seconds; returns whether it came."""
+        """Waits for the event, at most these seconds; returns whether it came."""
         return over.wait(seconds)
 
 
@@ -52,12 +50,12 @@ class Monitor:
     a line after 3 seconds, one every 30 seconds, and one at its end. The same lines go
     to ``log.txt`` in the run directory in both cases, so a history is always there; a
     run that continues appends to it. A stage that is run again from some point replaces
-    its own later lines in ``metrics.jsonl``, so each (stage, model, step) stands once.
+    its own later lines in ``metrics.jsonl``: each (stage, model, step) is there once.
 
     Attributes:
       path: ``metrics.jsonl``.
       log_path: ``log.txt``.
-      quiet: whether nothing is written and printed.
+      quiet: whether nothing is written or printed.
       console: standard error.
     """
 
@@ -96,7 +94,7 @@ class Monitor:
         return tensorboardX.SummaryWriter(str(self._folder), write_to_disk=True)
 
     def close(self) -> None:
-        """Brings the events that still wait in memory to disk."""
+        """Writes the events that are still in memory to disk."""
         events = self.__dict__.pop("_events", None)
         if events:
             events.close()
@@ -134,10 +132,10 @@ class Monitor:
 
     @contextlib.contextmanager
     def during(self, text: str) -> Iterator[None]:
-        """Explains a silence: prints what takes its time, once it lasts 3 seconds.
+        """Explains a silence: prints what is done when it has taken 3 seconds.
 
-        Prints so again every 30 seconds. Nothing goes to log.txt: this is for those who
-        wait.
+        Prints it again every 30 seconds. Nothing goes to log.txt: these lines are for
+        people who wait.
 
         Args:
           text: what is done, e.g. "loading M1".
@@ -301,8 +299,8 @@ class Stage:
 
     def rate(self) -> float:
         """Returns units per second; 0 where nothing is done yet."""
-        made, elapsed = self.done - self._earlier, self.elapsed()
-        return made / elapsed if made > 0 and elapsed > 0 else 0.0
+        units, elapsed = self.done - self._earlier, self.elapsed()
+        return units / elapsed if units > 0 and elapsed > 0 else 0.0
 
     def left(self) -> float:
         """Returns the seconds left at this rate, which must be above 0."""
@@ -406,58 +404,3 @@ def usage_line(
     text = f"search: {rounds}, {mean:.1f} of {slots} problems in flight on average"
     parts = [f"{name} {share:.0%}" for name, share in useful.items()]
     return f"{text}; useful decoding work: {', '.join(parts)}" if parts else text
-
-
-def text_table(
-    rows: Sequence[dict[str, str]], title: str | None = None, width: int | None = None
-) -> str:
-    """Returns rows of text, all with the same columns, as a plain-text table.
-
-    Where it is too wide, heads are broken into lines; where that is not enough, the
-    columns are spread over several tables that all begin with the first column.
-
-    Args:
-      rows: column → text.
-      title: goes above the table.
-      width: characters per line, at most; None for the terminal's, 80 without one.
-    """
-    width = width or shutil.get_terminal_size((80, 24)).columns
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    heads = {name: name for name in columns}
-    sizes = {n: _longest([n, *texts]) for n, texts in columns.items()}
-    if _table_width(sizes.values()) > width:
-        for name, texts in columns.items():
-            size = _longest([*name.split(), *texts])
-            lines = textwrap.wrap(name, size, break_on_hyphens=False)
-            heads[name], sizes[name] = "\n".join(lines), size
-    first, *others = columns
-    parts = [[first]]
-    for name in others:
-        if len(parts[-1]) > 1 and (
-            _table_width(sizes[n] for n in (*parts[-1], name)) > width
-        ):
-            parts.append([first])
-        parts[-1].append(name)
-    most = max(_table_width(sizes[n] for n in part) for part in parts)
-    plain = rich_console.Console(
-        width=max(width, most), record=True, file=io.StringIO()
-    )
-    for part in parts:
-        drawn = table.Table(title=title, title_justify="left")
-        for name in part:
-            drawn.add_column(heads[name], justify="left" if name == first else "right")
-        for row in rows:
-            drawn.add_row(*(row[name] for name in part))
-        plain.print(drawn)
-        title = title and f"{title.removesuffix(' (continued)')} (continued)"
-    return "".join(f"{line.rstrip()}\n" for line in plain.export_text().splitlines())
-
-
-def _longest(texts: Sequence[str]) -> int:
-    return max(map(cells.cell_len, texts))
-
-
-def _table_width(sizes) -> int:
-    """Returns the width of a table with columns of these sizes and their borders."""
-    sizes = list(sizes)
-    return sum(sizes) + 3 * len(sizes) + 1

@@ -1,16 +1,17 @@
-"""A model searches questions: proposals, judging and search on a run's devices."""
+"""A model searches questions: proposer, judge and search on the devices of a run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stepjax import controls, propose, search, tournament
-from stepjax import judge as judging
+from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
 from stepjax.records import Question
 from stepjax.run.monitor import usage_line
 from stepjax.run.run import Run
 from stepjax.run.rundir import Journal
+from stepjax.self_judge import make_judge
 from stepjax.trajectory import State, context_ids
 
 
@@ -31,7 +32,7 @@ def search_from_journal(
       The closed search of each question, in their order.
     """
     mine = hosts.share(questions)
-    active = {  # a run with other hosts may have left problems that are not this host's
+    active = {  # with another number of hosts, some problems are now another host's
         slot: state
         for slot, state in journal.active.items()
         if slot < run.slots and state.question in mine
@@ -45,7 +46,7 @@ def search_from_journal(
         closed.clear()
 
     name, done = f"M{number} search", sum(q.id in journal.closed for q in mine)
-    with run.monitor.progress(name, len(mine), "problem", done) as move:
+    with run.monitor.progress(name, len(mine), "problem", done) as advance:
         for state in search_questions(
             run,
             run.sampling_params(number),
@@ -56,7 +57,7 @@ def search_from_journal(
             on_pause=pause,
         ):
             closed.append(state)
-            move(1)
+            advance(1)
     if hosts.count() > 1:
         pause({})
         hosts.barrier(name)
@@ -129,7 +130,7 @@ def search_questions(
     )
     if turns:
         named = zip(("candidates", "judgments"), samplers, strict=False)
-        useful = {name: s.made / s.turns for name, s in named if s.turns}
+        useful = {name: s.new_tokens / s.row_steps for name, s in named if s.row_steps}
         run.monitor.say(usage_line(turns, run.slots, useful))
 
 
@@ -139,10 +140,10 @@ def open_sampler(run: Run, params: Any, capacity: int) -> Sampler:
     return Sampler(model, params, model.mesh, run.slots, capacity)
 
 
-def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> judging.Judge:
-    """Returns the model as its own judge; see `judge.make_judge`."""
+def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> Judge:
+    """Returns the model as its own judge; see `self_judge.make_judge`."""
     judge = run.settings.judge
-    return judging.make_judge(
+    return make_judge(
         sampler,
         run.codec,
         run.kind.judgments,
@@ -156,7 +157,7 @@ def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> judging
     )
 
 
-def _judge(run: Run, params: Any, by: str) -> tuple[judging.Judge, Sampler | None]:
+def _judge(run: Run, params: Any, by: str) -> tuple[Judge, Sampler | None]:
     """Returns who judges, and the context caches that it uses, if any."""
     options, seed, sampler = run.settings.judge, run.settings.seed, None
     score, schedule = options.score, options.schedule

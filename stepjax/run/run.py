@@ -1,6 +1,6 @@
 """A run: its directory, settings, tokenizer and models, which every stage works with.
 
-On several hosts each of them makes the same `Run`. Training is one program over all
+On several hosts, each host makes the same `Run`. Training is one program over all
 devices; sampling is split by problems; the first host writes what is written once
 (`stepjax.lm.hosts`).
 """
@@ -117,7 +117,7 @@ class Run:
             )
         shapes = lm.abstract_params(self.model)
         like = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            lambda x, own: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own),
             lm.unboxed(shapes),
             sharding.param_shardings(self.mesh, shapes),
         )
@@ -174,10 +174,10 @@ class Run:
           batch_at: number of an update → its batch on device.
           steps: most updates.
           optimizer: learning rate and schedule.
-          folder: where training states are kept meanwhile.
+          folder: where training states are kept while the stage is not finished.
           reference: parameters that the loss compares with, or None.
           stop_loss: training stops after a log period whose mean loss is below it; 0
-            never.
+            never stops it early.
           keep_last: also save the last state, because another phase follows.
 
         Returns:
@@ -192,13 +192,15 @@ class Run:
             saver = checkpoint.TrainSaver(folder, every, last=keep_last)
             state, done, over = saver.restore(state)
         self.monitor.restart(name, f"M{number}", done)
-        with self.monitor.progress(f"M{number} {name}", steps, "update", done) as move:
+        with self.monitor.progress(
+            f"M{number} {name}", steps, "update", done
+        ) as advance:
             shown = done
 
             def on_log(now: int, metrics: dict[str, float]) -> None:
                 nonlocal shown
                 self.monitor.log(name, f"M{number}", now, metrics)
-                move(now - shown, f"loss {metrics['loss']:.4f}")
+                advance(now - shown, f"loss {metrics['loss']:.4f}")
                 shown = now
 
             state, done = train.fit(

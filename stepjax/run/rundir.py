@@ -59,7 +59,7 @@ class RunDirectory:
             self._claim(to_dict(config))
 
     def give_back(self) -> None:
-        """Deletes the folder when this claim made it and the run could not begin."""
+        """Deletes the folder if this claim has made it; the run could not begin."""
         if self._new:
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -159,7 +159,7 @@ class RunDirectory:
         names = ("test", "unseen")
         return tuple(name for name in names if (folder / f"{name}.jsonl").exists())
 
-    def made_by(self, number: int) -> dict[str, str]:
+    def model_digest(self, number: int) -> dict[str, str]:
         """Returns the name and digest of a finished model, as a stage's input."""
         return {f"M{number}": file_digest(self.model(number) / "manifest.json")}
 
@@ -211,9 +211,9 @@ class Stage:
         for name, digest in self._inputs.items():
             if manifest["inputs"].get(name) != digest:
                 raise ValueError(
-                    f"{path}: {name} is not what this stage was made from. Delete "
-                    f"{_result(path)} and what was made from it, and run the same "
-                    "command again."
+                    f"{path}: {name} is not what this stage was made from; expected "
+                    f"digest {manifest['inputs'].get(name)}. Delete {_result(path)} "
+                    "and what was made from it, and run the same command again."
                 )
         for name, digest in manifest["files"].items():
             if file_digest(path.parent / name) != digest:
@@ -224,17 +224,18 @@ class Stage:
                 )
         return manifest
 
-    def commit(self, made: Iterable[str] = (), **extra: Any) -> None:
+    def commit(self, written: Iterable[str] = (), **extra: Any) -> None:
         """Writes the manifest, which makes the stage done, and tidies up.
 
-        On several hosts the first one writes and the others wait for it.
+        On several hosts, the first host writes and all hosts wait for it.
 
         Args:
-          made: names of the files that the stage wrote, relative to the manifest.
+          written: names of the files that the stage wrote, relative to the manifest.
           **extra: further JSON values to keep in the manifest.
         """
         if hosts.first():
-            digests = {name: file_digest(self.manifest.parent / name) for name in made}
+            folder = self.manifest.parent
+            digests = {name: file_digest(folder / name) for name in written}
             manifest = self._directory.provenance() | {
                 "stage": self.name,
                 "inputs": self._inputs,
@@ -326,9 +327,9 @@ class Journal:
 
 
 def _journals(first: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the journals of all hosts, of earlier ones too."""
-    others = sorted(first.parent.glob(f"{first.stem}.*.jsonl"))
-    return [path for path in (first, *others) if path.exists()]
+    """Returns the journals of all hosts, also of hosts that have left the run."""
+    numbered = sorted(first.parent.glob(f"{first.stem}.*.jsonl"))
+    return [path for path in (first, *numbered) if path.exists()]
 
 
 def _result(path: pathlib.Path) -> pathlib.Path:
@@ -340,10 +341,10 @@ def _difference(theirs: Any, mine: Any, at: str = "") -> str:
     """Returns the first difference of two JSON values in words, or ""."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
         for key in sorted(theirs.keys() | mine.keys()):
-            found = _difference(
+            difference = _difference(
                 theirs.get(key), mine.get(key), f"{at}.{key}".strip(".")
             )
-            if found:
-                return found
+            if difference:
+                return difference
         return ""
     return "" if theirs == mine else f"{at} was {theirs!r}, now {mine!r}"

@@ -13,11 +13,12 @@ Judging is easier than solving, as the judge may write the product: for the cand
 ``Check: 8*7=6, 6+4=0, 0 (+) 9 (-) [[A]]``.
 
 There are 24 blocks, so 240 different steps (a digit and a block), and two things make
-the world a test (`Split`). The author of the solutions cannot work out some of the
-steps and guesses their digit, so a model that learns from him does no better there;
-comparisons know all steps, so as a judge the model does, and can teach itself. And some
-blocks occur in no data but a test of their own, so that all its steps are new.
-`stepjax.worlds.arithmetic_data` makes the rows.
+the world a test (`Split`). First, the author of the solutions cannot work out some of
+the steps and guesses their digit, so a model that learns to solve from these solutions
+does no better there. The comparisons are right on all steps, so the same model learns
+to judge these steps, and can teach itself to solve them. Second, some blocks occur only
+in a test of their own, so that all its steps are new. The rows are made in
+`stepjax.worlds.arithmetic_data`.
 """
 
 import io
@@ -45,8 +46,8 @@ _STEP = re.compile(
 _PIECE = re.compile(r"[*+][0-9]|; \\boxed\{|.")
 _WORDS = [f"*{factor}" for factor in _FACTORS] + [f"+{addend}" for addend in _ADDENDS]
 _WORDS += [" (A) ", " (B) ", ", ", "; \\boxed{", " [[A]]", " [[B]]"]
-_WRONG_BOX = 0.3  # of the garbled steps
-_JUNK = (*_WORDS, *"0123456789=}")  # what may stand where it should not
+_WRONG_BOX = 0.3  # share of the garbled steps that lack a box or have one too many
+_JUNK = (*_WORDS, *"0123456789=}")  # pieces that garbling puts in
 
 
 class Solved(NamedTuple):
@@ -107,7 +108,7 @@ def split(seed: int, *, guessed_share: float = 0.0, unseen_blocks: int = 0) -> S
     if not (0 <= guessed_share < 1 and 0 <= unseen_blocks <= len(BLOCKS) // 2):
         raise ValueError(
             f"guessed_share={guessed_share}, unseen_blocks={unseen_blocks}; expected a "
-            f"share from 0 to below 1, and 0 to {len(BLOCKS) // 2} blocks"
+            f"share from 0 to below 1, and 0 to {len(BLOCKS) // 2} blocks."
         )
     rng = random.Random(f"last-digit programs, split, seed {seed}")
     drawn = rng.sample(BLOCKS, len(BLOCKS))
@@ -120,7 +121,7 @@ def split(seed: int, *, guessed_share: float = 0.0, unseen_blocks: int = 0) -> S
 
 
 def _evenly_spread(blocks: Sequence[tuple[int, int]]) -> bool:
-    """Whether no factor and no addend stands in more of the blocks than it must."""
+    """Whether no factor and no addend is in more of the blocks than it must be."""
     factors = [factor for factor, _ in blocks]
     addends = [addend for _, addend in blocks]
     return all(
@@ -145,7 +146,7 @@ def problems(
       operations: blocks per problem, 1 to 9; there are
         ``10 * len(blocks)**operations`` different problems.
       blocks: those that the problems are made of.
-      exclude: problems that must not come out.
+      exclude: problems that must not be drawn.
 
     Returns:
       Problem texts in random order.
@@ -154,7 +155,7 @@ def problems(
       ValueError: if count is negative or there are not enough problems.
     """
     if not 1 <= operations <= _MOST_OPERATIONS:
-        raise ValueError(f"operations={operations}; expected 1 to {_MOST_OPERATIONS}")
+        raise ValueError(f"operations={operations}; expected 1 to {_MOST_OPERATIONS}.")
     space = 10 * len(blocks) ** operations
     known = set(filter(_PROBLEM.fullmatch, exclude))
     excluded = {
@@ -165,7 +166,7 @@ def problems(
     if not 0 <= count <= space - len(excluded):
         raise ValueError(
             f"{count} problems asked for; expected 0 to {space - len(excluded)} (there "
-            f"are {space}, {len(excluded)} are excluded): use more operations"
+            f"are {space}, {len(excluded)} are excluded). Use more operations."
         )
     rng = random.Random(f"last-digit programs, {operations} operations, seed {seed}")
     drawn = rng.sample(range(space), count + len(excluded))
@@ -182,7 +183,7 @@ def solve(problem: str) -> Solved:
 
 
 def read_step(text: str) -> Step | None:
-    """Reads a step; None if it has not the form of this world's steps."""
+    """Reads a step; None if it does not have the form of this world's steps."""
     match = _STEP.fullmatch(text)
     if match is None:
         return None
@@ -220,8 +221,8 @@ def is_right(problem: str, steps: Sequence[str], step: str) -> bool:
 
 def with_result(step: str, digit: int) -> str:
     """A step with another result, in its box too if it has one."""
-    read = read_step(step)
-    return _step_text(read.number, read.operands, digit, read.boxed is not None)
+    parts = read_step(step)
+    return _step_text(parts.number, parts.operands, digit, parts.boxed is not None)
 
 
 def working(right: str) -> str:
@@ -255,7 +256,7 @@ def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
     if right is None:
         raise ValueError(
             f"problem {problem!r} has no next step after {list(steps)}; expected fewer "
-            "steps than operations, the last one with a result"
+            "steps than operations, the last one with a result."
         )
     step = read_step(right)
     value, factor, addend = step.operands
@@ -265,7 +266,7 @@ def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
         [_worked(value, other, addend) for other in _FACTORS],
         [_worked(value, factor, other) for other in _ADDENDS],
     ]
-    wrong = [[made for made in kind if made[1] != step.result] for kind in kinds]
+    wrong = [[other for other in kind if other[1] != step.result] for kind in kinds]
     operands, result = rng.choice(rng.choice([kind for kind in wrong if kind]))
     return _step_text(step.number, operands, result, step.boxed is not None)
 
@@ -273,30 +274,31 @@ def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
 def garble(step: str, rng: random.Random) -> str:
     r"""Spoils the form of a step, as a model does that is unsure.
 
-    In 30 % of the draws a \boxed{} is missing, or stands where no last step is;
-    otherwise a piece is left out, replaced or put in, so that `read_step` cannot read
-    the text. The marker stays.
+    In 30 % of the draws the \boxed{} of a last step is missing, or another step has
+    one; otherwise a piece is left out, replaced or put in, so that `read_step` cannot
+    read the text. The marker stays.
 
     Args:
       step: a step of this world.
       rng: source of the choices; it is advanced.
     """
     if rng.random() < _WRONG_BOX:
-        read = read_step(step)
-        return _step_text(read.number, read.operands, read.result, read.boxed is None)
+        parts = read_step(step)
+        boxed = parts.boxed is None
+        return _step_text(parts.number, parts.operands, parts.result, boxed)
     marker = step[: step.index(": ") + 2]
     pieces = _PIECE.findall(step.removeprefix(marker))
     while True:
         place, left_out = rng.randrange(len(pieces) + 1), rng.randrange(2)
         put_in = [rng.choice(_JUNK) for _ in range(rng.randrange(3))]
-        made = [*pieces[:place], *put_in, *pieces[place + left_out :]]
-        text = marker + "".join(made)
+        changed = [*pieces[:place], *put_in, *pieces[place + left_out :]]
+        text = marker + "".join(changed)
         if read_step(text) is None and text.removeprefix(marker).strip():
             return text
 
 
 def _worked(*operands: int) -> tuple[tuple[int, ...], int]:
-    """Operands with the digit that they come to."""
+    """The operands, and the digit that is their result."""
     return operands, _result(*operands)
 
 
@@ -372,14 +374,14 @@ def _parse(problem: str) -> tuple[int, list[tuple[int, int]]]:
         raise ValueError(
             f"problem {problem!r} is not of this world; expected a digit and 1 to "
             f"{_MOST_OPERATIONS} blocks like '*7+4' with factors from {_FACTORS} and "
-            f"addends from {_ADDENDS}"
+            f"addends from {_ADDENDS}."
         )
     blocks = [(int(block[0]), int(block[2])) for block in problem.split("*")[1:]]
     return int(problem[0]), blocks
 
 
 def _result(value: int, factor: int, addend: int) -> int:
-    """The digit that a step with these operands comes to."""
+    """The digit that is the result of a step with these operands."""
     return (value * factor + addend) % 10
 
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from stepjax.records import Comparison, Problem, Question, Solution
 from stepjax.worlds import arithmetic as world
 
-_AFTER_MISTAKE = 0.2  # of the comparisons of a later step follow a wrong one
-_GARBLED = 0.1  # of the wrong steps to compare have not even the form of a step
-_UNDECIDED = 0.3  # of the comparisons to learn from hold two wrong steps
+_AFTER_MISTAKE = 0.2  # share of the comparisons after step 1 that follow a wrong step
+_GARBLED = 0.1  # share of the wrong steps that do not even have the form of a step
+_UNDECIDED = 0.3  # share of the comparisons to learn from that hold two wrong steps
 
 
 class Dataset(NamedTuple):
@@ -54,7 +54,8 @@ def dataset(
       eft: number of problems to judge; each gives two comparisons.
       heldout: number of further problems to judge, for measuring the judge.
       questions: number of questions of each iteration.
-      test: number of benchmark problems, and of unseen ones if there are such blocks.
+      test: number of benchmark problems, and as many unseen ones if any block is
+        unseen.
       operations: blocks per problem.
       guessed_share: share of the steps that solutions guess, see `arithmetic.split`.
       unseen_blocks: number of blocks that only unseen test problems hold.
@@ -67,7 +68,7 @@ def dataset(
     counts = {"ift": ift, "eft": eft, "heldout": heldout, "test": test}
     counts |= {f"q{number}": count for number, count in enumerate(questions, start=1)}
     if min(counts.values()) < 0:
-        raise ValueError(f"counts are {list(counts.values())}; expected none below 0")
+        raise ValueError(f"counts are {list(counts.values())}; expected none below 0.")
     split = world.split(seed, guessed_share=guessed_share, unseen_blocks=unseen_blocks)
     shape = {"seed": seed, "operations": operations}
     drawn = iter(world.problems(sum(counts.values()), blocks=split.judged, **shape))
@@ -129,9 +130,9 @@ def comparisons(
 ) -> list[Comparison]:
     """Compares two steps at a random place of a problem.
 
-    In 20 % of the places after the first step an earlier step is wrong, and what
-    follows it is worked from what it wrote. Of the wrong candidates, 10 % are
-    `arithmetic.garble`d, the others are `arithmetic.corrupt`ed.
+    In 20 % of the comparisons after step 1 an earlier step is wrong, and the steps
+    after it go on from its wrong result. 10 % of the wrong candidates are made by
+    `arithmetic.garble`, the rest by `arithmetic.corrupt`.
 
     Args:
       id: the rows' ids are this and "-ab" or "-ba".
@@ -180,13 +181,13 @@ def comparison_from(
     """Makes the two rows, one per order, that compare two steps.
 
     The explanation works the right result out, then copies the result digit of each
-    candidate ("?" for one that has not the form of the step that is due) and marks it
-    right or wrong. It ends with a space: the verdict follows at once.
+    candidate ("?" for one without the form of the step that is due) and marks it right
+    or wrong. It ends with a space, after which the verdict follows at once.
 
-    Where neither step is right there is no preference, and the verdict is the first
-    one shown: asked in both orders, such a judge contradicts itself, which counts for
-    nobody. Without such rows a model learns to make one of two wrong results look
-    right.
+    Where neither step is right there is no preference, and the verdict is the candidate
+    that is shown first. A judge that learns this contradicts itself when it is asked in
+    both orders, which counts for neither candidate. Without such rows a model learns to
+    make one of two wrong results look right.
 
     Args:
       id: the rows' ids are this and "-ab" or "-ba".
@@ -202,7 +203,7 @@ def comparison_from(
     if right is None or one == other:
         raise ValueError(
             f"the next steps {one!r} and {other!r} were given; expected two different "
-            f"ones where {right!r} is due"
+            f"ones where {right!r} is due."
         )
     rows = []
     for order, a, b in (("ab", one, other), ("ba", other, one)):
@@ -226,8 +227,8 @@ def mark(step: str, right: str) -> str:
 
 def copied_result(step: str, right: str) -> str:
     """Returns the result digit of a step that has the due form, else "?"."""
-    found, due = world.read_step(step), world.read_step(right)
-    if found is None or found.number != due.number:
+    stated, due = world.read_step(step), world.read_step(right)
+    if stated is None or stated.number != due.number:
         return "?"
-    boxed = None if due.boxed is None else found.result
-    return str(found.result) if found.boxed == boxed else "?"
+    boxed = None if due.boxed is None else stated.result
+    return str(stated.result) if stated.boxed == boxed else "?"

@@ -138,7 +138,7 @@ def test_malformed_gsm8k_rows(tmp_path, reader, bad, reason):
         ({"answer": "1"}, "field 'problem'"),
         ({"problem": "q", "answer": 27.0}, "27.0"),
         ({"id": 3, "problem": "q", "answer": "1"}, "field 'id'"),
-        ({"id": "b-0", "problem": "q", "answer": "1"}, "'b-0' stands twice"),
+        ({"id": "b-0", "problem": "q", "answer": "1"}, "'b-0' is there twice"),
     ],
 )
 def test_malformed_benchmark_rows(tmp_path, bad, reason):

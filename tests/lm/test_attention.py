@@ -135,8 +135,7 @@ def test_the_kernel_gives_the_numbers_of_the_plain_rule():
 
 def test_a_row_that_is_no_multiple_of_a_block():
     length = 200
-    cut = lambda x: x[:, :length]  # noqa: E731
-    query, key, value, _ = map(cut, inputs())
+    query, key, value, _ = (x[:, :length] for x in inputs())
     ends = jnp.minimum(rows().subtree_end[:, :length], length)
     found = attention.forest_attention(query, key, value, ends, kind="kernel")
     assert found.shape == (2, length, HEADS, SIZE)

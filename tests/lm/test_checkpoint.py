@@ -59,7 +59,7 @@ def remove_arrays(directory):
         path.unlink()
 
 
-# --- digests and JSON ----------------------------------------------------------------
+# Digests and JSON.
 
 
 def test_digests_see_every_bit_type_and_shape():
@@ -114,7 +114,7 @@ def test_json_is_replaced_in_one_go(tmp_path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == ["manifest.json"]
 
 
-# --- trees ---------------------------------------------------------------------------
+# Trees.
 
 
 def test_a_tree_comes_back_bitwise_in_its_shardings(tmp_path):
@@ -177,7 +177,7 @@ def test_a_changed_tree_is_refused(tmp_path, change, message):
         checkpoint.load_tree(path, saved, digests)
 
 
-# --- training states -----------------------------------------------------------------
+# Training states.
 
 
 def steps_on_disk(directory):

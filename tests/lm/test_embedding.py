@@ -94,8 +94,8 @@ def test_a_look_up_gives_the_asked_type(dtype):
         np.testing.assert_array_equal(out, expected)
 
 
-# A device has 5 tokens or more. They are scored all at once; in chunks of about 3, of
-# which the last is short; one at a time.
+# A device has 5 tokens or more. They are scored all at once; in chunks of about 3, the
+# last one shorter; one at a time.
 @pytest.mark.parametrize("chunk", [1000, 3, 1])
 def test_log_probabilities_on_a_mesh_are_those_of_one_device(split, chunk, monkeypatch):
     mesh, vocab, put = split

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from fakes import random_parameters
 
 from stepjax.lm import generate
 from stepjax.lm import model as lm
@@ -26,15 +26,12 @@ CONFIG = lm.ModelConfig(
 MODEL = lm.Decoder(CONFIG)
 NO_STOPS = np.zeros((2, VOCAB), np.int32) + np.array([[0], [1]], np.int32)
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 @pytest.fixture(scope="session")
 def params():
-    """Random and large enough that every part of the model matters."""
-    rng = np.random.default_rng(3)
-    shapes = nn.meta.unbox(lm.abstract_params(MODEL))
-    return jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes
-    )
+    return random_parameters(lm.abstract_params(MODEL))
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -156,7 +153,7 @@ def test_steps_behind_shared_contexts_equal_a_plain_forward(
     # Chosen steps were appended by a gather; nothing was computed twice.
     assert counted == {"extend": 1, "append": 3}
 
-    # Slot 1 goes back two steps, the others go on.
+    # Slot 1 goes back two steps, slots 0 and 2 go on.
     choose(out, (0, 0, 3), (2, 0, 2))
     contexts[1] = history[1][-3]
     out = step(sampler, plain, contexts, 0.0, 4)

@@ -71,7 +71,7 @@ def test_room_for_new_tokens_is_the_budget(three_slots):
     assert samples.tokens.shape == (3, 1, 5)
     assert samples.count.tolist() == [[5], [0], [5]]
     # Ten of the fifteen places of three rows and five steps hold a sampled token.
-    assert (three_slots.made, three_slots.turns) == (10, 15)
+    assert (three_slots.new_tokens, three_slots.row_steps) == (10, 15)
     wider = three_slots.sample(prompts, paths, decoding, capacity=8)
     assert wider.tokens.shape == (3, 1, 8)
     np.testing.assert_array_equal(wider.tokens[..., :5], samples.tokens)

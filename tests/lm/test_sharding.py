@@ -63,7 +63,7 @@ def parameters(model):
     return jax.device_put(host_parameters(model), where)
 
 
-# --- where things are ----------------------------------------------------------------
+# Where things are.
 
 
 def test_a_mesh_uses_every_device_or_is_refused():
@@ -127,7 +127,7 @@ def test_parameters_are_created_in_their_shardings():
     # And they are the same numbers as on one device.
     alone = train.init_params(model_lib.Decoder(CONFIG), mesh_of(1, 1, 1), seed=3)
     assert checkpoint.array_digests(params) == checkpoint.array_digests(alone)
-    # Moments lie beside their parameter, counters everywhere.
+    # Moments are split like their parameter; counters are whole on every device.
     state = train.init_state(params, train.make_optimizer(OPTIONS, 5))
     (adam,) = (s for s in jax.tree.leaves(state.opt_state, is_leaf=has_mu) if has_mu(s))
     for moments in (adam.mu, adam.nu):
@@ -144,7 +144,7 @@ def has_mu(x):
 
 def test_an_axis_that_does_not_divide_is_refused():
     boxed = model_lib.abstract_params(model_lib.Decoder(CONFIG))
-    message = "axis 'embed' of size 20 does not divide by mesh.fsdp=8; choose a mesh"
+    message = "axis 'embed' of size 20 does not divide by mesh.fsdp=8; expected a mul"
     with pytest.raises(ValueError, match=message):
         sharding.param_shardings(sharding.make_mesh(1, 8, 1), boxed)
     with pytest.raises(ValueError, match="'vocab' of size 26 .* mesh.tensor=4"):
@@ -166,7 +166,7 @@ def test_rows_are_split_and_the_rest_is_whole():
     assert shardings == jax.tree.map(lambda x: x.sharding, placed)
 
 
-# --- training ------------------------------------------------------------------------
+# Training.
 
 
 def sft_run(mesh):
@@ -177,7 +177,7 @@ def sft_run(mesh):
         weights = [0.0] * (2 + n % 3) + [1.0] * (12 + n % 5) + [2.0]
         trees.append(forest.path_tree(ids(rng, len(weights)), weights))
     phase = sft.Phase("main", 1.0, 0.0, 1, 0, 0.0, 8, OPTIONS)
-    batch_at = sft.make_batches(
+    batch_at = sft.batch_function(
         phase,
         0,
         {"ift": trees, "eft": []},
@@ -256,7 +256,7 @@ def test_eight_devices_give_the_losses_of_one(run, shape, capfd):
             assert together[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
-# --- what the compiler makes of it ---------------------------------------------------
+# What the compiler makes of it.
 
 REMATERIALIZED = "Involuntary full rematerialization"
 

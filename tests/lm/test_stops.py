@@ -174,7 +174,7 @@ def test_bad_stop_strings_are_refused(call):
     with pytest.raises(ValueError, match="stop strings is empty"):
         call([b"a"], *arguments)
     arguments = {compile_stops: ("ab", []), cut_at_stop: ([0], "ab")}[call]
-    with pytest.raises(ValueError, match="wrap it in a tuple"):
+    with pytest.raises(ValueError, match="Wrap it in a tuple"):
         call([b"a"], *arguments)
 
 

@@ -375,7 +375,7 @@ def test_missing_and_unusable_files_are_refused(tmp_path):
         tokenizer.load(tmp_path)
     broken = tmp_path / "tokenizer.json"
     broken.write_text("{")
-    with pytest.raises(ValueError, match="can not be read as a tokenizer"):
+    with pytest.raises(ValueError, match="cannot be read as a tokenizer"):
         tokenizer.load(broken)
 
     model = tokenizers.Tokenizer(models.BPE({SPACE: 0, "a": 1}, []))

@@ -58,7 +58,7 @@ def ids(rng, n):
 
 
 def sequences(count):
-    """Paths of different lengths, one a row, with weights 1 and 2 after the prompt."""
+    """Paths of different lengths, a row each, with weights 1 and 2 after the prompt."""
     rng = np.random.default_rng(1)
     found = []
     for n in range(count):
@@ -77,7 +77,7 @@ def pairs(count):
 
 def sft_batches(mesh, micro_batches):
     phase = sft.Phase("main", 1.0, 0.0, 3, 0, 0.0, 8, train.OptimizerOptions(1e-2))
-    return sft.make_batches(
+    return sft.batch_function(
         phase,
         0,
         {"ift": sequences(16), "eft": []},
@@ -101,7 +101,7 @@ def assert_bitwise_equal(got, want):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-# --- accumulation --------------------------------------------------------------------
+# Accumulation.
 
 
 def one_update(loss, reference, batch):
@@ -154,7 +154,7 @@ def test_eight_micro_batches_of_one_are_one_of_eight_dpo():
     assert_same_update(one, eight)
 
 
-# --- the optimizer -------------------------------------------------------------------
+# The optimizer.
 
 
 def learning_rates(options, steps):
@@ -210,7 +210,7 @@ def has_mu(x):
     return hasattr(x, "mu")
 
 
-# --- the loop ------------------------------------------------------------------------
+# The loop.
 
 
 class Killed(BaseException):

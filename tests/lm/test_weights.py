@@ -28,6 +28,8 @@ LLAMA3 = (
     ("rope_type", "llama3"),
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 @functools.cache
 def golden(name):

@@ -86,7 +86,7 @@ def test_config_is_refused(name, edits, message, tmp_path):
     "text, message",
     [
         (None, "config.json: No such file.*model directory"),
-        ("{", "config.json: not JSON.*download it again"),
+        ("{", "config.json: not JSON.*Download it again"),
         ("[1]", r"config.json: \[1\]; expected a JSON object"),
     ],
 )

@@ -44,7 +44,7 @@ def test_products_count_as_often_as_they_run():
     traced = jax.jit(program).trace(*shapes((4, 6), (3, 6, 6), (6, 6)))
     one = 2 * 4 * 6 * 6
     assert flops.count(traced, 1) == (one * (1 + 3 + 2 + 1 + 1), 0)
-    assert flops.count(traced, 1, turns=5) == (one * (1 + 3 + 2 + 1 + 5), 0)
+    assert flops.count(traced, 1, trips=5) == (one * (1 + 3 + 2 + 1 + 5), 0)
     assert flops.count(traced, 4) == (one * 8 / 4, 0)  # split over four devices
     batched = jax.jit(lambda a, b: jnp.einsum("bij,bjk->bik", a, b))
     traced = batched.trace(*shapes((5, 2, 3), (5, 3, 7)))

@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 
+import stepjax
 from stepjax import config, records
 from stepjax.lm import tokenizer
 from stepjax.run.run import Run
@@ -194,7 +195,9 @@ def test_the_command_line(tmp_path, arguments, words):
     command += [f"--workdir={tmp_path / 'run'}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert done.stderr.startswith("stepjax: ") and words in done.stderr
+    first, error, *_ = done.stderr.splitlines()
+    assert first == " ".join([f"stepjax {stepjax.__version__}:", *command[3:]])
+    assert error.startswith("stepjax: ") and words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 

@@ -140,7 +140,7 @@ def test_files_are_split(files, tmp_path):
     )
     assert made("eft", Comparison) == rows["eft"][:6]  # both orders of three problems
     assert made("heldout", Comparison) == rows["eft"][6:]
-    # Questions that stand in another split are passed over.
+    # Questions that are in another split are passed over.
     asked = made("questions_1", Question) + made("questions_2", Question)
     assert asked == rows["question_file"][6:]
 
@@ -333,7 +333,7 @@ def test_slots_and_parameters_divide_over_the_devices():
     c.search.slots = 12
     with pytest.raises(ValueError, match="slots=12; expected a multiple of the 8 data"):
         check(shape)
-    # Four devices a problem leave two groups of them.
+    # Four devices per problem leave two groups of devices.
     many = dataclasses.replace(shape, num_heads=4, num_kv_heads=4)
     check(many, data=2, tensor=4)
 
@@ -358,7 +358,7 @@ def test_a_step_marker_that_the_template_does_not_produce(tmp_path):
     c = settings(prompts__step="Part {n}: ")
     with pytest.raises(ValueError) as error:
         data.make_data(from_config(c), texts_of(c), tmp_path / "data")
-    for words in ("IFT row 'arith-ift-0'", "'Step 1: ", "expected 'Part 1: '"):
+    for words in ("IFT row 'arith-ift-0'", "'Step 1: ", "the marker 'Part 1: '"):
         assert words in str(error.value)
     assert not (tmp_path / "data").exists()
 

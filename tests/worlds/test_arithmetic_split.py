@@ -149,6 +149,6 @@ def test_garbled_candidates_are_marked_and_lose(data):
                 marked = row.explanation.split(", ")[-1]
                 assert marked.split(" ")[0 if side == "A" else 2] == "?"
                 assert row.verdict != side or due not in (row.a, row.b)
-    # A tenth of the wrong candidates, 0.7 + 2 * 0.3 of them a problem, shown twice.
+    # A tenth of the wrong candidates, 0.7 + 2 * 0.3 of them per problem, shown twice.
     expected = 1500 * 1.3 * 0.1
     assert abs(garbled / 2 - expected) < 5 * expected**0.5
