@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from fakes import random_parameters
 from scipy import stats
 
 from stepjax.lm import draws, generate
@@ -14,7 +14,17 @@ from stepjax.lm.stops import compile_stops
 
 PADDED, VOCAB = 48, 45  # rows of the embedding, and ids that exist
 NEW = 8
-MODEL = lm.Decoder(lm.ModelConfig(PADDED, 32, 2, 4, 2, 8, 48))
+MODEL = lm.Decoder(
+    lm.ModelConfig(
+        vocab_size=PADDED,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+    )
+)
 TOKEN_BYTES = [bytes([40 + token]) for token in range(VOCAB)]
 # As many states as a table of one stop string of two bytes, so of the same shape.
 NO_STOPS = np.array([[0], [0], [2]]) + np.zeros((3, VOCAB), np.int32)
@@ -236,11 +246,7 @@ def test_a_path_of_another_length_is_refused_and_never_cut(length):
 @pytest.fixture(scope="session")
 def params():
     """Random; the padding rows of the unembedding would often be drawn."""
-    rng = np.random.default_rng(3)
-    shapes = nn.meta.unbox(lm.abstract_params(MODEL))
-    params = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes
-    )
+    params = random_parameters(lm.abstract_params(MODEL))
     scale = np.ones((PADDED, 1), np.float32)
     scale[VOCAB:] = 3.0
     return params | {"unembedding": params["unembedding"] * scale}

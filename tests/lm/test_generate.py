@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from fakes import random_parameters
 
 from stepjax.lm import generate
 from stepjax.lm import model as lm
@@ -31,12 +31,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 @pytest.fixture(scope="session")
 def params():
-    """Random and large enough that every part of the model matters."""
-    rng = np.random.default_rng(3)
-    shapes = nn.meta.unbox(lm.abstract_params(MODEL))
-    return jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes
-    )
+    return random_parameters(lm.abstract_params(MODEL))
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from fakes import random_parameters
 
 from stepjax.lm import model as lm
 from stepjax.lm import sharding
@@ -12,7 +12,17 @@ from stepjax.lm.generate import Decoding
 from stepjax.lm.sampler import Sampler
 
 NEW = 6
-MODEL = lm.Decoder(lm.ModelConfig(48, 32, 2, 4, 2, 8, 48))
+MODEL = lm.Decoder(
+    lm.ModelConfig(
+        vocab_size=48,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+    )
+)
 NO_STOPS = jnp.array([[0], [1]]) + jnp.zeros((2, 48), jnp.int32)
 DECODING = Decoding(0, 0.7, 0.95, NO_STOPS, vocab=48, budget=NEW)
 
@@ -21,12 +31,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 @pytest.fixture(scope="session")
 def params():
-    """Random and large enough that every part of the model matters."""
-    rng = np.random.default_rng(3)
-    shapes = nn.meta.unbox(lm.abstract_params(MODEL))
-    return jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes
-    )
+    return random_parameters(lm.abstract_params(MODEL))
 
 
 def some_ids(seed, count):
@@ -65,7 +70,7 @@ def search_like(mesh, params):
     return made, sampler.score(rows, scored, vocab=48, slots=[3, 0, 7], share=(4, 2))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def on_one_device(params, one_device):
     return search_like(one_device, params)
 
