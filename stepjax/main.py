@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
         rest = flags.FLAGS([argv[0], *argv[2:]])[1:]
         if rest:
             raise flags.Error(
-                f"arguments {rest}; expected options only, which begin with --."
+                f"unexpected arguments {rest}; expected options, which begin with --."
             )
         if argv[1] == "plan" and not (_topology.value and _config.value):
             raise flags.Error("plan needs --topology and --config; expected both.")

@@ -157,7 +157,7 @@ def test_comparison_is_the_rendered_prompt_and_response(setting, number):
 
 def test_comparison_checks_the_step_format(world):
     row = Comparison("c", PROBLEM, ("8*7+4=0",), STEPS[1], WRONG[1], "A")
-    with pytest.raises(ValueError, match="expected 'Step 1: '"):
+    with pytest.raises(ValueError, match="expected the marker 'Step 1: '"):
         world.comparison(row)
 
 
