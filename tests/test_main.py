@@ -13,7 +13,6 @@ from stepjax import main, records
 from stepjax.lm import checkpoint, files, hf_config, weights
 from stepjax.run import run as run_module
 from stepjax.run.run import Run
-from stepjax.worlds import arithmetic
 
 TINY = f"--config={CONFIG}"
 
@@ -113,32 +112,19 @@ def write_config(folder, *lines):
     return path
 
 
-# Settings and data that cannot work; more of them in test_bad_input.py.
+# Settings and data that cannot work: one of each place that refuses them. Every rule
+# is tested in run/test_data.py, every file of data in run/test_bad_input.py.
 
 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("search.on_tie=forward", "search.on_tie='forward'; expected one of ('back', "),
-        ("judge.score=mean", "judge.score='mean'; expected one of ('sum', "),
-        ("judge.mode=guess", "judge.mode='guess'; expected one of ('generate', "),
-        ("dpo.reference=old", "dpo.reference='old'; expected one of ('precomputed', "),
-        ("dpo.optimizer.schedule=x", "'x'; expected 'constant' or 'cosine'"),
-        ("seed=-1", "seed=-1; expected at least 0"),
-        ("data.questions=24", "(24,) for iterations=2; expected one number above 0"),
         ("data.eft_count=0", "eft rows and there are none; expected at least one. Set"),
         ("model.vocab_size=100", "131 ids and the model's vocabulary 100; expected"),
-        ("search.slots=12", "search.slots=12; expected a multiple of the 8 data-par"),
         ("mesh.tensor=2", "'kv_heads' of size 1 does not divide by mesh.tensor=2"),
-        ("mesh.fsdp=3", "does not use the 8 devices exactly; expected a product of 8"),
-        ("judge.max_tokens=0", "judge.max_tokens=0; expected at least the 1 tokens"),
         ("search.context_tokens=12", "at most search.context_tokens=12. Raise it or"),
-        ("judge.context_tokens=5", "expected at most judge.context_tokens=5. Raise"),
-        ("train.row_length=9", "at most train.row_length=9. Raise train.row_length"),
-        ("prompts.step=Part {n}: ", "'arith-ift-0': step 1 begins with 'Step 1: "),
         ("tokenizer=nowhere", "nowhere: no tokenizer here; expected"),
-        ("model.init=hf:nowhere", "nowhere: no tokenizer here; expected"),
-        ("data.world=", "config.tokenizer is empty; expected a folder"),
     ],
 )
 def test_settings_are_refused(tmp_path, capsys, no_compilation, setting, words):
@@ -161,11 +147,12 @@ def test_a_phase_of_epochs_and_steps(tmp_path, capsys, no_compilation):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["ift", "eft", "question_file", "test"])
-def test_files_that_are_missing_or_malformed(tmp_path, capsys, no_compilation, name):
-    arithmetic.train_tokenizer(tmp_path / "tokenizer")
+def test_files_that_are_missing_or_malformed(
+    tmp_path, capsys, no_compilation, tokenizer_folder
+):
+    name = "eft"
     arguments = ["run", TINY, f"--workdir={tmp_path / 'run'}", "--config.data.world="]
-    arguments.append(f"--config.tokenizer={tmp_path / 'tokenizer'}")
+    arguments.append(f"--config.tokenizer={tokenizer_folder}")
     for each in ("ift", "eft", "question_file", "test"):
         (tmp_path / each).touch()
         arguments.append(f"--config.data.{each}={tmp_path / each}")

@@ -10,7 +10,6 @@ import pytest
 
 import stepjax
 from stepjax import config, records
-from stepjax.lm import tokenizer
 from stepjax.run.run import Run
 from stepjax.worlds import arithmetic
 
@@ -83,19 +82,10 @@ def test_the_valid_settings_pass(settings, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ift", "eft", "questions", "test"])
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        ('{"id": "x", "problem": "1*3+\n', "broken JSON"),
-        ('{"id": "x"}\n', "missing field 'problem'"),
-        ('{"id": 7, "problem": "1*3+1"}\n', "field 'id' is 7"),
-        ("\n", "empty line"),
-    ],
-)
-def test_malformed_rows_are_named_by_line(settings, tmp_path, name, bad, reason):
-    write(tmp_path, name, [*ROWS[name], bad])
-    line = len(ROWS[name]) + 1
-    refused(settings, tmp_path, f"{name}.jsonl:{line}: ", reason, "expected")
+def test_malformed_rows_are_named_by_line(settings, tmp_path, name):
+    write(tmp_path, name, [*ROWS[name], '{"id": "x"}\n'])
+    place = f"{name}.jsonl:{len(ROWS[name]) + 1}: "
+    refused(settings, tmp_path, place, "missing field 'problem'", "expected")
 
 
 @pytest.mark.parametrize("key", ["ift", "eft", "question_file", "test"])
@@ -104,12 +94,6 @@ def test_missing_files(settings, tmp_path, key):
     refused(settings, tmp_path, "nowhere.jsonl", "cannot be read")
     settings.data[key] = ""
     refused(settings, tmp_path, f"data.{key} is empty")
-
-
-def test_a_tokenizer_larger_than_the_model(settings, tmp_path):
-    size = tokenizer.load(settings.tokenizer).vocab_size
-    settings.model.vocab_size = size - 1
-    refused(settings, tmp_path, f"{size} ids", f"vocabulary {size - 1}", "raise")
 
 
 def test_a_marker_that_the_template_does_not_produce(settings, tmp_path):
@@ -138,58 +122,23 @@ def test_a_problem_in_two_splits_and_too_few_questions(settings, tmp_path):
     refused(settings, tmp_path, "has 4 questions", "at least 5")
 
 
+# One of each place that refuses: the settings, the data, the model, the devices.
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
         ("search.on_tie", "forward", "('back', 'append')"),
-        ("judge.mode", "guess", "('generate', 'logprob')"),
-        ("judge.score", "most", "('sum', 'consistent', 'single')"),
-        ("dpo.reference", "dead", "('precomputed', 'live')"),
-        ("dpo.optimizer.schedule", "step", "'constant' or 'cosine'"),
-        ("data.world", "chess", "('', 'arithmetic')"),
         ("data.ift_format", "csv", "('jsonl', 'gsm8k')"),
-        ("model.init", "zeros", "'random' or 'hf:DIR'"),
         ("model.dtype", "int8", "'float32' or 'bfloat16'"),
-        ("search.top_p", 1.5, "above 0 and at most 1"),
-        ("search.width", 1, "at least 2"),
         ("mesh.tensor", 3, "8 devices"),
     ],
 )
 def test_unknown_choices(settings, tmp_path, key, value, words):
     settings.update_from_flattened_dict({key: value})
-    refused(settings, tmp_path, repr(value) if key[:4] != "mesh" else "3", words)
+    refused(settings, tmp_path, repr(value), words)
 
 
-def test_a_phase_with_two_lengths(settings, tmp_path):
-    settings.sft.phases = (config.phase(epochs=1, steps=5),)
-    refused(settings, tmp_path, "epochs=1", "steps=5", "exactly one")
-
-
-def test_the_folder_of_another_configuration(settings, tmp_path):
-    Run(settings, tmp_path / "run")
-    settings.dpo.beta = 0.7
-    with pytest.raises(ValueError, match=r"dpo\.beta was 0\.1, now 0\.7"):
-        Run(settings, tmp_path / "run")
-    assert (tmp_path / "run" / "config.json").exists()
-
-
-def test_a_folder_that_is_no_run(settings, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match="not empty and has no config.json"):
-        Run(settings, tmp_path / "run")
-    assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--config.serch.width=4"], "Did you mean"),
-        (["--config.search.width=wide"], "config.search.width=wide"),
-        (["extra"], "unexpected arguments"),
-    ],
-)
-def test_the_command_line(tmp_path, arguments, words):
+def test_the_command_line(tmp_path):
+    arguments, words = ["--config.serch.width=4"], "Did you mean"
     quickstart = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
     command = [sys.executable, "-m", "stepjax", "run", f"--config={quickstart}"]
     command += [f"--workdir={tmp_path / 'run'}", *arguments]

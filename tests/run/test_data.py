@@ -233,6 +233,8 @@ def test_gsm8k_files(tmp_path):
     [
         ("search.on_tie", "append", "Append", "one of ('back', 'append')"),
         ("judge.mode", "logprob", "", "one of ('generate', 'logprob')"),
+        ("dpo.reference", "live", "dead", "one of ('precomputed', 'live')"),
+        ("data.world", "arithmetic", "chess", "one of ('', 'arithmetic')"),
         ("judge.score", "sum", "wins", f"one of {judge.SCORES}"),
         ("seed", 2**32 - 1, 2**32, "below 2**32"),
         ("seed", 0, -1, "at least 0"),
@@ -301,6 +303,10 @@ def test_phases_out_of_range():
         ((), r"names of sft.phases=\[\]; expected at least one phase"),
         (2 * (config.phase("a"),), r"=\['a', 'a'\]; .*every name once"),
         ((config.phase("b", batch_size=0),), "batch_size of sft phase 'b'=0; expected"),
+        (
+            (config.phase("p", epochs=3, steps=9),),
+            "'p' has epochs=3 and steps=9; expected exactly one of them above 0",
+        ),
         (
             (config.phase(optimizer=config.optimizer(1.0, "step")),),
             "schedule='step'; ex",
@@ -378,6 +384,8 @@ def test_tokenizers(ids, tmp_path):
         data.make_tokenizer(typed(data__world=""), tmp_path / "none")
     with pytest.raises(ValueError, match="nowhere: no tokenizer here; expected"):
         data.make_tokenizer(typed(tokenizer="nowhere"), tmp_path / "none")
+    with pytest.raises(ValueError, match="nowhere: no tokenizer here; expected"):
+        data.make_tokenizer(typed(model__init="hf:nowhere"), tmp_path / "none")
 
 
 def test_vocabulary_of_the_model(tmp_path):
