@@ -14,7 +14,6 @@ from stepjax.lm.stops import compile_stops
 from stepjax.prompts import Templates
 from stepjax.propose import CandidateParser
 from stepjax.records import Comparison, Solution
-from stepjax.worlds import arithmetic
 
 PROBLEM = "8*7+4*4+2*3+1"
 STEPS = ("Step 1: 8*7+4=0", "Step 2: 0*4+2=2", "Step 3: 2*3+1=7; \\boxed{7}")
@@ -28,14 +27,7 @@ PROSE = (
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    arithmetic.train_tokenizer(directory)
-    return Codec(tokenizer.load(directory), arithmetic.templates())
-
-
-@pytest.fixture(scope="session")
-def prose(tmp_path_factory):
+def prose_codec(tmp_path_factory):
     """Default templates with a small byte-level BPE as in the Qwen family."""
     model = tokenizers.Tokenizer(models.BPE())
     split = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
@@ -66,12 +58,12 @@ def prose(tmp_path_factory):
 
 
 @pytest.fixture(params=["world", "prose"])
-def setting(request, world, prose):
+def codec_and_steps(request, codec, prose_codec):
     """(codec, right steps, wrong steps)."""
     if request.param == "world":
-        return world, STEPS, WRONG
+        return codec, STEPS, WRONG
     wrong = tuple(text.replace("9", "8").replace("12", "15") for text in PROSE)
-    return prose, PROSE, wrong
+    return prose_codec, PROSE, wrong
 
 
 def rendered(templates, problem, steps, a, b):
@@ -81,8 +73,8 @@ def rendered(templates, problem, steps, a, b):
     return text.replace("{a}", a).replace("{b}", b)
 
 
-def test_solution_is_its_text_and_ends_with_eos_only(setting):
-    codec, steps, _ = setting
+def test_solution_is_its_text_and_ends_with_eos_only(codec_and_steps):
+    codec, steps, _ = codec_and_steps
     eos = codec.tokenizer.eos_id
     prompt, pieces = codec.solution(Solution("s", PROBLEM, steps, "7"))
     solve = codec.templates.solve.replace("{problem}", PROBLEM)
@@ -99,22 +91,22 @@ def test_solution_is_its_text_and_ends_with_eos_only(setting):
     assert whole == [*joint, eos]
 
 
-def test_box_before_the_last_step_does_not_swallow_its_newline(world):
+def test_box_before_the_last_step_does_not_swallow_its_newline(codec):
     steps = ("Step 1: \\boxed{3} is not all", "Step 2: 3+4=7; \\boxed{7}")
-    prompt, pieces = world.solution(Solution("s", PROBLEM, steps, "7"))
-    text = world.tokenizer.decode(prompt + sum(pieces, ()))
+    prompt, pieces = codec.solution(Solution("s", PROBLEM, steps, "7"))
+    text = codec.tokenizer.decode(prompt + sum(pieces, ()))
     assert text == f"{PROBLEM}\n" + "\n".join(steps)
-    assert [ids.count(world.tokenizer.eos_id) for ids in pieces] == [0, 1]
+    assert [ids.count(codec.tokenizer.eos_id) for ids in pieces] == [0, 1]
 
 
-def test_solution_checks_the_step_format(world):
+def test_solution_checks_the_step_format(codec):
     row = Solution("s", PROBLEM, ("Step 1: 8*7+4=0", "Step 3: 2*3+1=7"), "7")
     with pytest.raises(ValueError, match="step 2 begins with 'Step 3"):
-        world.solution(row)
+        codec.solution(row)
 
 
-def test_contexts_grow_by_pieces(setting):
-    codec, steps, _ = setting
+def test_contexts_grow_by_pieces(codec_and_steps):
+    codec, steps, _ = codec_and_steps
     ids = [codec.step(text) for text in steps]
     full = codec.judge_context(PROBLEM, ids)
     contexts = [codec.judge_context(PROBLEM, ids[:count]) for count in range(4)]
@@ -130,8 +122,8 @@ def test_contexts_grow_by_pieces(setting):
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_comparison_is_the_rendered_prompt_and_response(setting, number):
-    codec, right, wrong = setting
+def test_comparison_is_the_rendered_prompt_and_response(codec_and_steps, number):
+    codec, right, wrong = codec_and_steps
     eos = codec.tokenizer.eos_id
     for a, b, side in ((right, wrong, "A"), (wrong, right, "B")):
         row = Comparison(
@@ -155,16 +147,16 @@ def test_comparison_is_the_rendered_prompt_and_response(setting, number):
         assert prompt == context + question
 
 
-def test_comparison_checks_the_step_format(world):
+def test_comparison_checks_the_step_format(codec):
     row = Comparison("c", PROBLEM, ("8*7+4=0",), STEPS[1], WRONG[1], "A")
     with pytest.raises(ValueError, match="expected the marker 'Step 1: '"):
-        world.comparison(row)
+        codec.comparison(row)
 
 
 @pytest.mark.parametrize("side", ["A", "B"])
 @pytest.mark.parametrize("explanation", ["", "Check: 9 ", "It is [[A]], no: "])
-def test_verdict_tokens_cover_the_verdict_and_eos(setting, side, explanation):
-    codec, right, wrong = setting
+def test_verdict_tokens_cover_the_verdict_and_eos(codec_and_steps, side, explanation):
+    codec, right, wrong = codec_and_steps
     row = Comparison("c", PROBLEM, (), right[0], wrong[0], side, explanation)
     response = codec.comparison(row)[1]
     count = codec.verdict_tokens(response, f"[[{side}]]")
@@ -174,17 +166,17 @@ def test_verdict_tokens_cover_the_verdict_and_eos(setting, side, explanation):
     assert decode(codec.verdict(side)) == f"[[{side}]]"
 
 
-def test_verdict_tokens_of_the_world(world):
-    eos = world.tokenizer.eos_id
-    line = world.tokenizer.encode_line
-    assert world.verdict_tokens([*line("Check: 0 [[A]]"), eos], "[[A]]") == 2
+def test_verdict_tokens_of_the_world(codec):
+    eos = codec.tokenizer.eos_id
+    line = codec.tokenizer.encode_line
+    assert codec.verdict_tokens([*line("Check: 0 [[A]]"), eos], "[[A]]") == 2
     spelled = [line(c)[0] for c in "[[B]]"]
-    assert world.verdict_tokens([*line("Check: "), *spelled, eos], "[[B]]") == 6
-    assert world.verdict_tokens([*spelled[2:], eos], "[[B]]") == 4  # all there is
+    assert codec.verdict_tokens([*line("Check: "), *spelled, eos], "[[B]]") == 6
+    assert codec.verdict_tokens([*spelled[2:], eos], "[[B]]") == 4  # all there is
 
 
-def test_strip_and_text(setting):
-    codec, steps, _ = setting
+def test_strip_and_text(codec_and_steps):
+    codec, steps, _ = codec_and_steps
     eos = codec.tokenizer.eos_id
     ids = codec.step(steps[2])
     assert codec.strip((*ids, eos)) == codec.strip(ids) == ids
@@ -197,8 +189,8 @@ def test_strip_and_text(setting):
     )
 
 
-def test_sampled_and_encoded_ids_of_a_step_agree(setting):
-    codec, steps, _ = setting
+def test_sampled_and_encoded_ids_of_a_step_agree(codec_and_steps):
+    codec, steps, _ = codec_and_steps
     eos = codec.tokenizer.eos_id
     parser, known = CandidateParser(codec), codec.tokenizer
     table = compile_stops(known.token_bytes, parser.stops, known.stop_ids)
@@ -229,15 +221,15 @@ def test_sampled_and_encoded_ids_of_a_step_agree(setting):
         )
 
 
-def test_final_step_reads_alike_however_it_ended(world):
-    other, bare = world.step(WRONG[2]), world.step(STEPS[2])
-    endings = [(), tuple(world.newline), (world.tokenizer.eos_id,)]
-    questions = {world.judge_question((*bare, *end), other) for end in endings}
+def test_final_step_reads_alike_however_it_ended(codec):
+    other, bare = codec.step(WRONG[2]), codec.step(STEPS[2])
+    endings = [(), tuple(codec.newline), (codec.tokenizer.eos_id,)]
+    questions = {codec.judge_question((*bare, *end), other) for end in endings}
     assert len(questions) == 1
-    contexts = {world.judge_context(PROBLEM, [(*bare, *end)]) for end in endings}
+    contexts = {codec.judge_context(PROBLEM, [(*bare, *end)]) for end in endings}
     assert len(contexts) == 1
 
 
-def test_bad_templates_are_refused(world):
+def test_bad_templates_are_refused(codec):
     with pytest.raises(ValueError, match="'judge' has {b} 0"):
-        Codec(world.tokenizer, Templates(judge="{problem}\n{steps}\n{a}\n"))
+        Codec(codec.tokenizer, Templates(judge="{problem}\n{steps}\n{a}\n"))

@@ -32,24 +32,16 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def world_directory(tmp_path_factory):
-    """Folder of the world's tokenizer."""
-    directory = tmp_path_factory.mktemp("world")
-    arithmetic.train_tokenizer(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def world(world_directory):
+def world(tokenizer_folder):
     """The world's tokenizer as the library loads it."""
-    return tokenizer.load(world_directory)
+    return tokenizer.load(tokenizer_folder)
 
 
 @pytest.fixture(scope="module")
-def pieces(world_directory):
+def pieces(tokenizer_folder):
     """The world's tokenizer as sentencepiece loads it."""
     return sentencepiece.SentencePieceProcessor(
-        model_file=str(world_directory / "tokenizer.model")
+        model_file=str(tokenizer_folder / "tokenizer.model")
     )
 
 
@@ -210,17 +202,17 @@ def test_world_prompts_can_be_encoded_piece_by_piece(world):
         assert ids == world.encode_prompt(prompt + response)
 
 
-def test_world_tokenizer_is_the_same_every_time(world_directory, tmp_path):
+def test_world_tokenizer_is_the_same_every_time(tokenizer_folder, tmp_path):
     arithmetic.train_tokenizer(tmp_path / "again")
-    names = sorted(path.name for path in world_directory.iterdir())
+    names = sorted(path.name for path in tokenizer_folder.iterdir())
     assert names == ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
     for name in names:
         again = (tmp_path / "again" / name).read_bytes()
-        assert again == (world_directory / name).read_bytes()
+        assert again == (tokenizer_folder / name).read_bytes()
 
 
-def test_world_tokenizer_loads_with_transformers_alone(world_directory, pieces):
-    auto = AutoTokenizer.from_pretrained(str(world_directory), local_files_only=True)
+def test_world_tokenizer_loads_with_transformers_alone(tokenizer_folder, pieces):
+    auto = AutoTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True)
     text = arithmetic.SOLVE.format(problem="8*7+4") + "Step 1: 8*7+4=0; \\boxed{0}"
     assert auto(text)["input_ids"] == pieces.encode(text)
     assert auto.decode(pieces.encode(text)) == text

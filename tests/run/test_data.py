@@ -9,8 +9,7 @@ from runs import make_mesh
 from tiny_config import get_config
 
 from stepjax import config, judge, prompts, records
-from stepjax.codec import Codec
-from stepjax.lm import hf_config, sharding, tokenizer
+from stepjax.lm import hf_config, sharding
 from stepjax.lm import model as lm
 from stepjax.records import Comparison, Problem, Question, Solution
 from stepjax.run import checks, data
@@ -18,13 +17,6 @@ from stepjax.settings import from_config, model_config, templates
 from stepjax.worlds import arithmetic, arithmetic_data
 
 TEXTS = arithmetic.templates()
-
-
-@pytest.fixture(scope="module")
-def ids(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    arithmetic.train_tokenizer(directory)
-    return tokenizer.load(directory)
 
 
 def settings(**changes):
@@ -369,14 +361,18 @@ def test_a_step_marker_that_the_template_does_not_produce(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_tokenizers(ids, tmp_path):
+def test_tokenizers(codec, tmp_path):
     made = data.make_tokenizer(typed(), tmp_path / "world")
-    assert made.token_bytes == ids.token_bytes
-    c = settings(data__world="", tokenizer=str(ids.directory))
+    assert made.token_bytes == codec.tokenizer.token_bytes
+    c = settings(data__world="", tokenizer=str(codec.tokenizer.directory))
     copied = data.make_tokenizer(from_config(c), tmp_path / "copied")
     assert copied.directory == tmp_path / "copied"
-    assert copied.encode_line("Step 1: 8*7+4=0") == ids.encode_line("Step 1: 8*7+4=0")
-    c = settings(data__world="", tokenizer="", model__init=f"hf:{ids.directory}")
+    assert copied.encode_line("Step 1: 8*7+4=0") == codec.tokenizer.encode_line(
+        "Step 1: 8*7+4=0"
+    )
+    c = settings(
+        data__world="", tokenizer="", model__init=f"hf:{codec.tokenizer.directory}"
+    )
     assert data.make_tokenizer(from_config(c), tmp_path / "hf").vocab_size == 131
     with pytest.raises(
         ValueError, match="config.tokenizer is empty; expected a folder"
@@ -412,8 +408,7 @@ def test_vocabulary_of_the_model(tmp_path):
 # Budgets.
 
 
-def test_budgets_to_the_token(ids):
-    codec = Codec(ids, TEXTS)
+def test_budgets_to_the_token(codec):
     files = {
         "test": [Problem("short", "5*3+1", "6"), Problem("long", "8*7+4*4+2", "2")]
     }
