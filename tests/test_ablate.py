@@ -1,5 +1,7 @@
 """The control experiments: one M1, the same questions, the same number of updates."""
 
+import shutil
+
 import numpy as np
 import pytest
 from runs import contents, made_once
@@ -13,8 +15,7 @@ from stepjax.run.run import Run
 from stepjax.trajectory import from_row
 from stepjax.worlds import arithmetic
 
-SEEDS = (3, 4)
-
+SEEDS = (3, 4)  # of the second seed there is a copy of the first, with other accuracies
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -40,15 +41,29 @@ def settings():
 
 @pytest.fixture(scope="module")
 def ablation():
-    return made_once("ablation", lambda f: ablate.ablate(settings(), f, SEEDS))
+    return made_once("ablation", two_seeds)
+
+
+def two_seeds(folder):
+    ablate.ablate(settings(), folder, SEEDS[:1])
+    first, second = (folder / f"seed_{seed}" for seed in SEEDS)
+    shutil.copytree(first, second)
+    for path in second.glob("*/config.json"):
+        files.write_json(path, files.read_json(path) | {"seed": SEEDS[1]})
+    for place, path in enumerate(sorted(second.glob("*/eval/*.json"))):
+        content = files.read_json(path)
+        if "accuracy" in content["metrics"]:
+            content["metrics"]["accuracy"] = place / 1000
+            files.write_json(path, content)
+    ablate.ablate(settings(), folder, SEEDS)
 
 
 def manifest(folder, seed, arm, name="M2/manifest.json"):
     return files.read_json(folder / f"seed_{seed}" / arm / name)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_arms_differ_in_one_thing_only(ablation, seed):
+def test_arms_differ_in_one_thing_only(ablation):
+    seed = SEEDS[0]
     first = manifest(ablation, seed, "self", "M1/manifest.json")
     updates = manifest(ablation, seed, "self")["counts"]["updates"]
     assert updates > 2
@@ -187,11 +202,17 @@ def test_wrong_requests_are_refused_before_any_work(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_self_judge_without_pairs_is_refused(tmp_path):
-    c = settings()
-    c.pairs.min_margin = 99
+def test_a_self_judge_without_pairs_is_refused(ablation, tmp_path, monkeypatch):
+    # What a run without pairs leaves: test_a_model_without_pairs_goes_on_unchanged.
+    own = tmp_path / "seed_3" / "self"
+    shutil.copytree(ablation / "seed_3" / "self", own)
+    made = files.read_json(own / "M2/manifest.json")
+    made["counts"]["updates"] = 0
+    files.write_json(own / "M2/manifest.json", made)
+    monkeypatch.setattr(iterate, "run", lambda *arguments: None)
     with pytest.raises(ValueError, match=r"updates of the iterations are \(0,\)"):
-        ablate.ablate(c, tmp_path, (3,), ("random",))
+        ablate.ablate(settings(), tmp_path, (3,), ("random",))
+    assert not (tmp_path / "seed_3" / "random").exists()
 
 
 def test_arm_settings():

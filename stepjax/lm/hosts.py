@@ -48,7 +48,7 @@ def start(expected: int) -> None:
     announced = int(os.environ.get("JAX_NUM_PROCESSES", len(here) or 1))
     if announced != expected and (announced > 1 or "JAX_NUM_PROCESSES" in os.environ):
         raise ValueError(
-            f"--hosts={expected}, but the environment tells of {announced} hosts; "
+            f"--hosts={expected} and the environment tells of {announced} hosts; "
             f"expected --hosts={announced}, and the same command on each of them."
         )
     if "JAX_NUM_PROCESSES" in os.environ or expected > 1:
