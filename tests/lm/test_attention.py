@@ -121,7 +121,7 @@ def test_any_number_of_chunks_gives_the_rule(length):
 @pytest.mark.parametrize("largest", [512, 96])  # 96: scores of a chunk are not kept
 def test_query_chunks_give_the_numbers_of_the_plain_rule(largest, monkeypatch):
     monkeypatch.setattr(attention, "_MOST", largest)
-    assert attention._CHUNK * attention._CHUNKS < LENGTH  # not the plain rule itself
+    assert attention._FEWEST * attention._CHUNKS < LENGTH  # not the plain rule itself
     assert_close(forward_and_backward(attention.forest_attention))
 
 
