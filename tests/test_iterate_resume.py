@@ -17,7 +17,6 @@ from tiny_config import get_config
 
 import stepjax
 from stepjax import iterate, search, trajectory
-from stepjax import pairs as preferences
 from stepjax.evaluation import stages
 from stepjax.lm import files, train
 from stepjax.records import Question
@@ -189,7 +188,7 @@ def test_at_a_pause_the_caches_are_those_of_a_run_that_goes_on(tmp_path, monkeyp
 def test_a_model_without_pairs_goes_on_unchanged(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     run = copy_run(folder, "M1/search*", "M1/pairs*", "M2", "M3")
-    monkeypatch.setattr(preferences, "pairs_of", lambda *args, **options: [])
+    monkeypatch.setattr(iterate, "pairs_of", lambda *args, **options: [])
     iterate.search(run, 1)
     iterate.dpo(run, 1)
     made = files.read_json(folder / "M2/manifest.json")
