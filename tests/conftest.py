@@ -31,6 +31,11 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ["STEPJAX_TESTS"], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    """Puts whole runs first: they take longest, and no worker waits for another's."""
+    items.sort(key=lambda item: "quick_runs" not in item.fixturenames)
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder():
     """Folder of the world's tokenizer, trained once for all workers; read only."""
