@@ -10,7 +10,17 @@ from stepjax.lm import model as lm
 from stepjax.lm.sampler import Sampler, make_decoding
 from stepjax.lm.stops import compile_stops
 
-MODEL = lm.Decoder(lm.ModelConfig(48, 16, 1, 2, 1, 8, 24))
+MODEL = lm.Decoder(
+    lm.ModelConfig(
+        vocab_size=48,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        intermediate_size=24,
+    )
+)
 
 
 @pytest.fixture(scope="module")
