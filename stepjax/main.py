@@ -186,6 +186,8 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
             stop_ids=tokenizer.stop_ids,
             bos_id=tokenizer.bos_id,
         )
+        if hosts.first():
+            _say(f"M{number} is written to {_out.value}")
 
 
 def _plan(config: ml_collections.ConfigDict) -> None:

@@ -17,6 +17,7 @@ from rich import cells, live, progress_bar, table
 from rich import console as rich_console
 
 import stepjax
+from stepjax.lm import files
 from stepjax.records import read_objects
 from stepjax.run.text_table import text_table
 
@@ -236,9 +237,8 @@ class Monitor:
             later = row["step"] > step or step == 0
             if not (row["stage"] == stage and row["model"] == model and later):
                 kept.append(line)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        with files.replacing(self.path) as file:
+            file.writelines(f"{line}\n" for line in kept)
 
     def log(self, stage: str, model: str, step: int, metrics: dict[str, Any]) -> None:
         """Appends one line of metrics and the same numbers as TensorBoard scalars."""
