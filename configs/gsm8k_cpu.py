@@ -56,7 +56,7 @@ def get_config(data: str = "data"):
             epochs=0,
             steps=300,
             batch_size=8,
-            optimizer=config.optimizer(3e-3, "cosine", 20, **rate),
+            optimizer=config.optimizer(3e-3, "cosine", warmup_steps=20, **rate),
         ),
         config.phase(
             name="mixed",

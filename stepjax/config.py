@@ -145,6 +145,7 @@ def default() -> ml_collections.ConfigDict:
 def optimizer(
     learning_rate: float,
     schedule: str = "constant",
+    *,
     warmup_steps: int = 0,
     final_fraction: float = 0.1,
     b1: float = 0.9,
@@ -158,6 +159,7 @@ def optimizer(
 
 def phase(
     name: str = "mixed",
+    *,
     ift: float = 1.0,
     eft: float = 1.0,
     epochs: int = 3,

@@ -29,7 +29,15 @@ def settings():
     c.model.hidden_size = 32
     rates = configs.optimizer(1e-2, b2=0.98)
     c.sft.phases = (  # enough for steps of the right form, so some of them right
-        configs.phase("only", 0.8, 0.2, 0, 240, batch_size=16, optimizer=rates),
+        configs.phase(
+            "only",
+            ift=0.8,
+            eft=0.2,
+            epochs=0,
+            steps=240,
+            batch_size=16,
+            optimizer=rates,
+        ),
     )
     c.train.row_length = 96
     c.search.context_tokens = 96

@@ -104,7 +104,9 @@ def test_json_of_several_phases():
     c = config.default()
     rates = [config.optimizer(1e-3, "cosine"), config.optimizer(2e-3, warmup_steps=7)]
     c.sft.phases = tuple(
-        config.phase(name, i / 4, 1 - i / 4, 0, 10 + i, optimizer=rate)
+        config.phase(
+            name, ift=i / 4, eft=1 - i / 4, epochs=0, steps=10 + i, optimizer=rate
+        )
         for i, (name, rate) in enumerate(zip(("one", "two"), rates, strict=True))
     )
     c.data.questions = (1, 2)

@@ -28,10 +28,11 @@ def get_config():
     c.train.row_length = 64
     c.train.checkpoint_every = 10
     c.train.log_every = 5
-    rates = config.optimizer(1e-2, b2=0.98)
+    half = {"ift": 0.5, "eft": 0.5, "epochs": 0, "batch_size": 16}
+    half["optimizer"] = config.optimizer(1e-2, b2=0.98)
     c.sft.phases = (
-        config.phase("first", 0.5, 0.5, 0, 40, batch_size=16, optimizer=rates),
-        config.phase("second", 0.5, 0.5, 0, 60, batch_size=16, optimizer=rates),
+        config.phase("first", steps=40, **half),
+        config.phase("second", steps=60, **half),
     )
     c.search.width = 3
     c.search.temperature = 1.0

@@ -120,9 +120,13 @@ def _sft(settings, model) -> Program:
     tree = forest.path_tree(range(length), [0.0] + [1.0] * (length - 1))
     packed = forest.pack([tree] * rows, length, rows=rows, scored=length)
     batch = jax.tree.map(lambda x: np.stack([x] * parts), packed)
-    loss = functools.partial(sft.loss, model=model)
-    options = phases[0].optimizer
-    return _training("sft", settings, model, loss, batch, packed, options, None)
+    return _training(
+        "sft",
+        model,
+        batch,
+        loss=functools.partial(sft.loss, model=model),
+        optimizer=phases[0].optimizer,
+    )
 
 
 def _dpo(settings, model) -> Iterator[Program]:
@@ -155,11 +159,14 @@ def dpo_program(
     """
     batch = _pair_batch(settings, model, pairs)
     options = settings.dpo.loss
-    loss = functools.partial(dpo.loss, model=model, options=options)
-    packed = jax.tree.map(lambda x: x[0], batch.rows)
-    rate = settings.dpo.optimizer
-    live = options.reference == "live"
-    return _training("dpo", settings, model, loss, batch, packed, rate, live)
+    return _training(
+        "dpo",
+        model,
+        batch,
+        loss=functools.partial(dpo.loss, model=model, options=options),
+        optimizer=settings.dpo.optimizer,
+        live=options.reference == "live",
+    )
 
 
 def _pair_batch(settings, model, pairs) -> dpo.Batch:
@@ -171,21 +178,29 @@ def _reference(model, batch: dpo.Batch) -> Program:
     arguments = _params(model), _on_mesh(model, batch)
     traced = dpo.reference_logps(model, model.mesh).trace(*arguments)
     ideal, taken = 2 * _parameter_tokens(model, batch.rows), _bytes(arguments)
-    packed = jax.tree.map(lambda x: x[0], batch.rows)
-    seen, size = _seen(packed.subtree_end), _size(batch.rows)
+    seen, size = _seen(batch.rows.subtree_end[0]), _size(batch.rows)
     name, chips = "dpo: reference", model.mesh.size
     return Program(name, traced, chips, ideal, taken, taken, seen=seen, rows=size)
 
 
-def _training(name, settings, model, loss, batch, packed, options, live) -> Program:
+def _training(
+    name: str,
+    model: lm.Decoder,
+    batch: forest.Rows | dpo.Batch,
+    *,
+    loss: train.LossFunction,
+    optimizer: train.OptimizerOptions,
+    live: bool = False,
+) -> Program:
+    """Returns the program of an update; `live`: it also runs the reference."""
     mesh, chips = model.mesh, model.mesh.size
-    optimizer = train.make_optimizer(options, 10)
+    transform = train.make_optimizer(optimizer, 10)
     params = _params(model)
-    shardings = train.state_shardings(params, optimizer)
-    moments = jax.eval_shape(optimizer.init, params)
+    shardings = train.state_shardings(params, transform)
+    moments = jax.eval_shape(transform.init, params)
     state = train.TrainState(params, slices.spread(moments, shardings.opt_state))
     reference = _params(model, model.config.dtype) if live else None
-    update = train.make_update(loss, optimizer, shardings)
+    update = train.make_update(loss, transform, shardings)
     arguments = state, reference, _on_mesh(model, batch)
     traced = update.trace(*arguments)
     rows = batch.rows if isinstance(batch, dpo.Batch) else batch
@@ -194,8 +209,8 @@ def _training(name, settings, model, loss, batch, packed, options, live) -> Prog
     # State once in and out; every pass reads whole matrices from HBM.
     item = jnp.dtype(model.config.dtype).itemsize
     weights = item * sum(weights_of(model.config)) / mesh.shape["tensor"]
-    moved = 2 * _bytes(state) + settings.train.micro_batches * (passes // 2) * weights
-    seen, taken = _seen(packed.subtree_end), _bytes(arguments)
+    moved = 2 * _bytes(state) + len(rows.tokens) * (passes // 2) * weights
+    seen, taken = _seen(rows.subtree_end[0]), _bytes(arguments)
     size = _size(rows)
     return Program(name, traced, chips, ideal, moved, taken, seen=seen, rows=size)
 
