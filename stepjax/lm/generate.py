@@ -294,8 +294,9 @@ def sample(
         decode.forward, config, params, shared=shared, start=rows.start
     )
 
-    def pick(index, hidden, suffix, stop, done, samples) -> _State:
-        """Draws token number `index` of each row."""
+    def pick(state: _State, hidden) -> _State:
+        """Draws each row's next token, which its last hidden state predicts."""
+        index, _, suffix, stop, done, samples = state
         logits = lm.logits(params, hidden[:, :, -1])
         logits = jnp.where(allowed, logits, -jnp.inf)
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
@@ -319,8 +320,7 @@ def sample(
         hidden, new = feed(
             state.token[..., None], suffix=state.suffix, reach=length + reach
         )
-        suffix = decode.write(state.suffix, new)
-        return pick(state.index, hidden, suffix, state.stop, state.done, state.samples)
+        return pick(state._replace(suffix=decode.write(state.suffix, new)), hidden)
 
     def goes_on(end, state: _State):
         return (state.index < end) & ~state.done.all()
@@ -335,7 +335,7 @@ def sample(
     hidden, new = feed(rows.prompts)
     suffix = _empty_suffix(config, groups, width, length + capacity)
     suffix = decode.write(suffix, new)
-    state = pick(0, hidden, suffix, blank, ~rows.active, nothing)
+    state = pick(_State(0, blank, suffix, blank, ~rows.active, nothing), hidden)
     for reach in reaches(capacity):
         end = jnp.minimum(decoding.budget, reach)
         state = jax.lax.while_loop(
