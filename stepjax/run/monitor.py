@@ -171,7 +171,7 @@ class Monitor:
         Yields:
           ``advance(units, note)``; a note, e.g. the loss, stays until the next one.
         """
-        stage = Stage(name, total, unit, done, self._clock)
+        stage = Progress(name, total, unit, done, self._clock)
         if self.quiet:
             yield stage.advance
             return
@@ -192,7 +192,7 @@ class Monitor:
         finally:
             tick()
 
-    def _bar(self, stage: "Stage") -> contextlib.AbstractContextManager:
+    def _bar(self, stage: "Progress") -> contextlib.AbstractContextManager:
         if not self._draws:
             return contextlib.nullcontext()
         return live.Live(
@@ -266,7 +266,7 @@ class Monitor:
         return text
 
 
-class Stage:
+class Progress:
     """How far a stage is, as a line of text and as a bar.
 
     Attributes:

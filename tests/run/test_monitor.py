@@ -14,7 +14,7 @@ from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from stepjax.run import monitor as monitors
-from stepjax.run.monitor import Clock, Monitor, Stage, usage_line
+from stepjax.run.monitor import Clock, Monitor, Progress, usage_line
 
 DATE = "2026-01-05, stepjax 0.1.0"
 
@@ -266,7 +266,7 @@ def drawn(stage, width):
 
 def stage_of(name, total, done, unit, note, seconds):
     clock = FakeClock()
-    stage = Stage(name, total, unit, 0, clock)
+    stage = Progress(name, total, unit, 0, clock)
     stage.advance(done, note)
     clock.at = seconds
     return stage
