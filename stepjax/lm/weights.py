@@ -18,11 +18,9 @@ from etils import epath
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from stepjax.lm.hf_config import config_from_hf, read_json
+from stepjax.lm.hf_config import read_json
 from stepjax.lm.model import ModelConfig
 from stepjax.lm.tensor_files import KINDS, Stored, read_rows, stored_tensors
-
-__all__ = ["config_from_hf", "load_hf"]
 
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -44,10 +42,12 @@ class Tensor(NamedTuple):
 
     @property
     def stacked(self) -> bool:
+        """Whether the parameter holds one tensor per layer."""
         return self.path.startswith("layers/")
 
     @property
     def transposed(self) -> bool:
+        """Whether its matrices are the other way round in the files."""
         return self.stacked and len(self.stored) == 2
 
 
@@ -132,7 +132,7 @@ def load_hf(
     Args:
       directory: holds model.safetensors, or model.safetensors.index.json and its
         shards; float32, bfloat16 or float16. Local, or gs://...
-      config: from `config_from_hf`.
+      config: from `hf_config.config_from_hf`.
       shardings: of the parameters, from `sharding.param_shardings`; on several hosts
         all of them call this. None reads into the host's memory.
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from stepjax.lm import decode, export, weights
+from stepjax.lm import decode, export, hf_config, weights
 from stepjax.lm import model as model_lib
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 @functools.cache
 def golden(name):
-    config = weights.config_from_hf(GOLDEN / name)
+    config = hf_config.config_from_hf(GOLDEN / name)
     expected = dict(np.load(GOLDEN / name / "expected.npz"))
     return config, weights.load_hf(GOLDEN / name, config), expected
 
@@ -79,7 +79,7 @@ def copy_golden(name, target, **edits):
     ],
 )
 def test_config_is_read(name, heads, theta, epsilon, bias, tied, scaling):
-    config = weights.config_from_hf(GOLDEN / name)
+    config = hf_config.config_from_hf(GOLDEN / name)
     assert config == model_lib.ModelConfig(
         vocab_size=96,
         hidden_size=20,
@@ -224,7 +224,7 @@ def test_saved_and_loaded_again_is_exact(name, limit, tmp_path, monkeypatch):
         assert total == 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     else:
         assert files == ["model.safetensors"]
-    assert weights.config_from_hf(tmp_path / "out") == config
+    assert hf_config.config_from_hf(tmp_path / "out") == config
     again = flat(weights.load_hf(tmp_path / "out", config))
     assert again.keys() == flat(params).keys()
     for path, leaf in flat(params).items():
@@ -279,14 +279,14 @@ def test_both_spellings_of_rotary_positions(tmp_path):
     old["type"] = old.pop("rope_type")
     edits = {"rope_parameters": None, "rope_theta": 500, "rope_scaling": old}
     directory = copy_golden("llama3_tied", tmp_path / "old", **edits)
-    assert weights.config_from_hf(directory) == golden("llama3_tied")[0]
+    assert hf_config.config_from_hf(directory) == golden("llama3_tied")[0]
 
 
 def test_keys_that_old_llama_files_leave_out(tmp_path):
     left_out = {"num_key_value_heads": None, "head_dim": None, "rope_parameters": None}
     left_out |= {"tie_word_embeddings": None, "attention_bias": None}
     directory = copy_golden("llama", tmp_path / "copy", hidden_size=32, **left_out)
-    config = weights.config_from_hf(directory)
+    config = hf_config.config_from_hf(directory)
     assert (config.num_kv_heads, config.head_dim) == (4, 8)
     assert config.rope_theta == 10000.0
     assert config.tie_embeddings is False
@@ -338,7 +338,7 @@ def live_logits(model, tokens):
 def test_live_models_of_transformers(family, differences, tmp_path):
     model, tokens, expected = live_model(family, differences)
     model.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
-    config = weights.config_from_hf(tmp_path / "theirs")
+    config = hf_config.config_from_hf(tmp_path / "theirs")
     params = weights.load_hf(tmp_path / "theirs", config)
     found = row_logits(config, params, tokens, [13, 9])
     assert expected.std() > 0.5
@@ -351,7 +351,7 @@ def test_transformers_loads_an_export(family, differences, tmp_path, monkeypatch
     model, tokens, expected = live_model(family, differences)
     monkeypatch.setattr(export, "_SHARD_BYTES", 20_000)
     model.save_pretrained(tmp_path / "theirs")
-    config = weights.config_from_hf(tmp_path / "theirs")
+    config = hf_config.config_from_hf(tmp_path / "theirs")
     params = weights.load_hf(tmp_path / "theirs", config)
     export.save_hf(params, config, tmp_path / "ours", stop_ids=(5, 9), bos_id=2)
     transformers = pytest.importorskip("transformers")

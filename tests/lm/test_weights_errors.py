@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from stepjax.lm import export, weights
+from stepjax.lm import export, hf_config, weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -27,7 +27,7 @@ def copy_golden(name, target, **edits):
 
 
 def load(directory):
-    return weights.load_hf(directory, weights.config_from_hf(directory))
+    return weights.load_hf(directory, hf_config.config_from_hf(directory))
 
 
 def edit_tensors(directory, **changes):
@@ -79,7 +79,7 @@ def edit_tensors(directory, **changes):
 def test_config_is_refused(name, edits, message, tmp_path):
     directory = copy_golden(name, tmp_path / "copy", **edits)
     with pytest.raises(ValueError, match=message):
-        weights.config_from_hf(directory)
+        hf_config.config_from_hf(directory)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_config_file_is_refused(text, message, tmp_path):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        weights.config_from_hf(tmp_path)
+        hf_config.config_from_hf(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_weight_files_are_refused(tmp_path):
 def test_export_arguments_are_refused(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    config = weights.config_from_hf(GOLDEN / "qwen2")
+    config = hf_config.config_from_hf(GOLDEN / "qwen2")
     params = weights.load_hf(GOLDEN / "qwen2", config)
     with pytest.raises(ValueError, match=message):
         export.save_hf(params, config, tmp_path / "out", **arguments)
@@ -214,7 +214,7 @@ def test_export_arguments_are_refused(arguments, message, tmp_path, monkeypatch)
 
 
 def test_export_of_unfitting_params_is_refused(tmp_path):
-    config = weights.config_from_hf(GOLDEN / "llama")
+    config = hf_config.config_from_hf(GOLDEN / "llama")
     params = weights.load_hf(GOLDEN / "llama", config)
     tied = dataclasses.replace(config, tie_embeddings=True)
     with pytest.raises(ValueError, match="parameter unembedding is extra"):
@@ -230,7 +230,7 @@ def test_export_of_unfitting_params_is_refused(tmp_path):
 
 
 def test_a_target_in_use_is_refused(tmp_path):
-    config = weights.config_from_hf(GOLDEN / "llama")
+    config = hf_config.config_from_hf(GOLDEN / "llama")
     params = weights.load_hf(GOLDEN / "llama", config)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
@@ -244,7 +244,7 @@ def test_a_target_in_use_is_refused(tmp_path):
 
 
 def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
-    config = weights.config_from_hf(GOLDEN / "llama")
+    config = hf_config.config_from_hf(GOLDEN / "llama")
     params = weights.load_hf(GOLDEN / "llama", config)
     monkeypatch.setattr(export, "_SHARD_BYTES", 15_000)
     written = []

@@ -11,7 +11,7 @@ from etils import epath
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from stepjax.lm import export, sharding, tensor_files, weights
+from stepjax.lm import export, hf_config, sharding, tensor_files, weights
 from stepjax.lm import model as lm
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -30,17 +30,17 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("name", ["qwen2", "llama3_tied"])
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
 def test_parameters_are_read_into_their_shardings(name, shape, capfd):
-    config = weights.config_from_hf(GOLDEN / name)
-    where = shardings(config, sharding.make_mesh(*shape))
-    found = weights.load_hf(GOLDEN / name, config, where)
-    for array, split in zip(*map(jax.tree.leaves, (found, where)), strict=True):
+    config = hf_config.config_from_hf(GOLDEN / name)
+    splits = shardings(config, sharding.make_mesh(*shape))
+    params = weights.load_hf(GOLDEN / name, config, splits)
+    for array, split in zip(*map(jax.tree.leaves, (params, splits)), strict=True):
         assert array.sharding.is_equivalent_to(split, array.ndim)
-    assert_same(found, weights.load_hf(GOLDEN / name, config))
+    assert_same(params, weights.load_hf(GOLDEN / name, config))
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
 def test_every_row_is_read_once(monkeypatch):
-    config = weights.config_from_hf(GOLDEN / "qwen2")
+    config = hf_config.config_from_hf(GOLDEN / "qwen2")
     read = []
 
     def counting(stored, first, last):
@@ -48,8 +48,8 @@ def test_every_row_is_read_once(monkeypatch):
         return tensor_files.read_rows(stored, first, last)
 
     monkeypatch.setattr(weights, "read_rows", counting)
-    where = shardings(config, sharding.make_mesh(1, 4, 2))
-    weights.load_hf(GOLDEN / "qwen2", config, where)
+    splits = shardings(config, sharding.make_mesh(1, 4, 2))
+    weights.load_hf(GOLDEN / "qwen2", config, splits)
     by_tensor = {}
     for file, start, first, last, shape in read:
         by_tensor.setdefault((file, start, shape), []).append((first, last))
@@ -88,30 +88,30 @@ def bucket(tmp_path, monkeypatch):
 
 
 def test_object_storage_in_and_out(bucket):
-    config = weights.config_from_hf(GOLDEN / "llama")
+    config = hf_config.config_from_hf(GOLDEN / "llama")
     params = weights.load_hf(GOLDEN / "llama", config)
     target = "gs://bucket/models/out"
     export.save_hf(params, config, target, stop_ids=(3,))
     names = sorted(path.name for path in (bucket / "bucket/models/out").iterdir())
     assert names == ["config.json", "generation_config.json", "model.safetensors"]
-    assert weights.config_from_hf(target) == config
+    assert hf_config.config_from_hf(target) == config
     assert_same(weights.load_hf(target, config), params)
-    where = shardings(config, sharding.make_mesh(1, 4, 2))
-    assert_same(weights.load_hf(epath.Path(target), config, where), params)
+    splits = shardings(config, sharding.make_mesh(1, 4, 2))
+    assert_same(weights.load_hf(epath.Path(target), config, splits), params)
     with pytest.raises(ValueError, match="gs://bucket/models/out exists and is not"):
         export.save_hf(params, config, target)
     (bucket / "bucket/models/out/model.safetensors").write_bytes(b"short")
     with pytest.raises(ValueError, match="gs://.*model.safetensors: missing or dam"):
         weights.load_hf(target, config)
     with pytest.raises(ValueError, match="gs://bucket/none/config.json: .*expected a"):
-        weights.config_from_hf("gs://bucket/none")
+        hf_config.config_from_hf("gs://bucket/none")
 
 
 def test_sharded_parameters_are_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_SHARD_BYTES", 15_000)
-    config = weights.config_from_hf(GOLDEN / "qwen2")
-    where = shardings(config, sharding.make_mesh(1, 4, 2))
-    params = weights.load_hf(GOLDEN / "qwen2", config, where)
+    config = hf_config.config_from_hf(GOLDEN / "qwen2")
+    splits = shardings(config, sharding.make_mesh(1, 4, 2))
+    params = weights.load_hf(GOLDEN / "qwen2", config, splits)
     export.save_hf(params, config, tmp_path / "out")
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
     assert_same(weights.load_hf(tmp_path / "out", config), params)
