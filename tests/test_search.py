@@ -1,14 +1,12 @@
-"""Step search: every transition by hand, key paths, and rows to candidates."""
+"""Step search: every transition by hand, and key paths."""
 
 import dataclasses
 
-import numpy as np
 import pytest
 from fakes import by_rank
 
 from stepjax import search
 from stepjax.judge import comparisons, ordered_pairs
-from stepjax.propose import CandidateParser
 from stepjax.records import Question
 from stepjax.search import transition
 from stepjax.trajectory import (
@@ -284,69 +282,3 @@ def test_unknown_options_are_refused():
             [],
             scores=comparisons("mean").scores,
         )
-
-
-# From sampled rows to candidates, with the world's tokenizer.
-
-
-def line(codec, text):
-    return codec.tokenizer.encode_line(text)
-
-
-def test_reader_makes_distinct_candidates_with_multiplicity(codec):
-    eos = codec.tokenizer.eos_id
-    parser = CandidateParser(codec)
-    one = line(codec, "Step 2: 0*4+2=2\n")
-    spelled = [*one, *(line(codec, c)[0] for c in "Step"), *line(codec, " 3")]
-    rows = [
-        line(codec, "Step 2: 0*4+2=2\nStep 3: "),
-        line(codec, "Step 2: 0*4+2=5\nStep 3: "),
-        spelled,  # the same step, its stop spelled otherwise
-        line(codec, "Step 2: 0*4+2=2\nStep 3: "),
-        [*line(codec, "Step 2: 0*4+2=2; \\boxed{2}"), eos],
-        line(codec, "Step 2: 0*4+2=2; \\boxed{2}\nStep 3: "),
-        [*line(codec, "Step 2: it ends here"), eos],
-    ]
-    logps = np.arange(7 * 40, dtype=np.float32).reshape(7, 40) / -100
-    made = parser.proposal(2, rows, [True] * 7, logps)
-    assert made.malformed == 0
-    assert [c.text for c in made.candidates] == [
-        "Step 2: 0*4+2=2",
-        "Step 2: 0*4+2=5",
-        "Step 2: 0*4+2=2; \\boxed{2}",
-        "Step 2: 0*4+2=2; \\boxed{2}",
-        "Step 2: it ends here",
-    ]
-    assert [c.count for c in made.candidates] == [3, 1, 1, 1, 1]
-    assert [c.finished for c in made.candidates] == [False, False, True, True, True]
-    assert made.candidates[0].ids == tuple(one) == codec.step("Step 2: 0*4+2=2")
-    assert made.candidates[2].ids == tuple(rows[4])
-    # Ended by a box, not by EOS: cut after the newline that ends the line.
-    assert made.candidates[3].ids == tuple(rows[5][:-1])
-    assert made.candidates[3].ids[-1] == codec.newline[0]
-    for candidate, row in zip(made.candidates, (0, 1, 4, 5, 6), strict=True):
-        expected = logps[row, : len(candidate.ids)].astype(np.float64).sum()
-        assert candidate.logp == pytest.approx(expected, rel=1e-12)
-
-
-def test_reader_leaves_malformed_rows_out_and_counts_them(codec):
-    parser = CandidateParser(codec)
-    eos = codec.tokenizer.eos_id
-    good = line(codec, "Step 1: 8*7+4=0\nStep 2: ")
-    rows = [
-        (line(codec, "Step 1: 8*7+4=0"), False),  # cut off by its budget
-        (line(codec, "Step 1: 8*7+4=0"), False),
-        (line(codec, "Step 2: 8*7+4=0\nStep 3: "), True),  # another marker
-        (line(codec, "8*7+4=0\nStep 2: "), True),  # no marker
-        (line(codec, "Step 1: \nStep 2: "), True),  # nothing in it
-        ([*line(codec, "Step 1:  "), eos], True),
-        ([eos], True),
-        (good, True),
-    ]
-    made = parser.proposal(
-        1, [r for r, _ in rows], [s for _, s in rows], np.zeros((8, 20), np.float32)
-    )
-    assert made.malformed == 7
-    assert [(c.text, c.count) for c in made.candidates] == [("Step 1: 8*7+4=0", 1)]
-    nothing = parser.proposal(3, [good, good], [True, True], np.zeros((2, 20)))
-    assert nothing == Proposal((), 2)

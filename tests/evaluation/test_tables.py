@@ -1,0 +1,50 @@
+"""The final tables, from the manifests of made-up stages."""
+
+from stepjax.evaluation import tables
+from stepjax.lm import files
+
+
+def test_the_table_shows_what_the_stages_measured(tmp_path):
+    rate = {"accuracy": 0.125, "low": 0.05, "high": 0.3}
+    greedy = rate | {"steps_per_solution": 2.345, "tokens_per_step": 7.06}
+    searched = rate | {"tie_rate": 0.5, "flip_rate": 0.25, "unparsed_rate": 0.0625}
+    searched |= {"judge_sampled": 0.9375}
+    training = {"pairs_right": 0.75, "pairs_reversed": 0.125, "judge_sampled": 0.875}
+    training |= {"kl": 0.0432, "chosen_logp_before": -1.25, "chosen_logp_after": -1.0}
+    training |= {"rejected_logp_before": -2.0, "rejected_logp_after": -4.0}
+
+    def items(right):
+        return {"items": [{"id": i, "right": i in right} for i in "abcdefghij"]}
+
+    for name, value in {
+        "eval/M0_test_greedy.json": {"metrics": greedy, "seconds": 1.26},
+        "eval/M1_heldout_judge.json": {"metrics": rate, "seconds": 2},
+        "eval/M1_test_search.json": {"metrics": searched, "seconds": 3},
+        "eval/M1_test_greedy.json": {"metrics": greedy, "seconds": 4} | items("abc"),
+        "eval/M2_test_greedy.json": {"metrics": greedy, "seconds": 5} | items("bcde"),
+        "eval/M2_unseen_greedy.json": {"metrics": rate, "seconds": 6},
+        "eval/M2_pairs_training.json": {"metrics": training, "seconds": 7},
+        "M1/manifest.json": {"seconds": 40},
+        "M2/manifest.json": {"counts": {"updates": 8}, "seconds": 41},
+        "M1/search.json": {"counts": {"questions": 7, "pairs": 5}, "seconds": 5},
+        "M9/manifest.json": {"seconds": 1},
+    }.items():
+        files.write_json(tmp_path / name, value)
+    rows, iterations, seconds = tables.tables(tmp_path, 3)
+    accuracy, lengths = "12.5 [5.0, 30.0]", ["2.35", "7.1"]
+    assert [list(row.values()) for row in rows] == [
+        ["M0", accuracy, *"-------", *lengths],
+        ["M1", accuracy, "12.5", "-", "12.5", "93.8", "50.0", "25.0", "6.2", *lengths],
+        ["M2", accuracy, "-", "12.5", *"-----", *lengths],
+    ]
+    # d and e gained, a lost, of ten: 2/10 - 1/10; the interval is of 3/12 and 2/12.
+    assert [list(row.values()) for row in iterations] == [
+        ["M1 → M2", "10.0 [-27.9, 44.5]", "7", "5", "75.0", "12.5", "87.5", "8"]
+        + ["-1.25 → -1.00", "-2.00 → -4.00", "0.043"]
+    ]
+    assert [list(row.values()) for row in seconds] == [
+        ["M0", "-", "-", "1.3", *"----"],
+        ["M1", "40.0", "5.0", "4.0", "-", "2.0", "3.0", "-"],
+        ["M2", "41.0", "-", "5.0", "6.0", "-", "-", "7.0"],
+    ]
+    assert len({tuple(row) for row in rows}) == 1
