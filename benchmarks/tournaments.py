@@ -1,6 +1,6 @@
 """How often partial tournaments choose the same steps as the full one: a replay.
 
-    python benchmarks/schedules.py RUN [RUN ...]
+    python benchmarks/tournaments.py RUN [RUN ...]
 
 RUN is a finished run directory whose judge was asked all pairs. Every expansion with at
 least MIN distinct candidates is judged again under each schedule with the verdicts of
