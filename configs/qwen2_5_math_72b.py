@@ -18,14 +18,14 @@ import pathlib
 import runpy
 
 
-def get_config(where: str = "Qwen2.5-Math-72B,data"):
+def get_config(paths: str = "Qwen2.5-Math-72B,data"):
     """Returns the settings that differ from the 7B run's.
 
     Args:
-      where: folder of the weights, a comma, folder of the data files.
+      paths: folder of the weights, a comma, folder of the data files.
     """
     beside = pathlib.Path(__file__).with_name("qwen2_5_math_7b.py")
-    c = runpy.run_path(str(beside))["get_config"](where)
+    c = runpy.run_path(str(beside))["get_config"](paths)
     c.model.hidden_size = 8192
     c.model.num_layers = 80
     c.model.num_heads = 64

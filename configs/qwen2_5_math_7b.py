@@ -22,13 +22,13 @@ average accuracy over its six benchmarks is 51.3 for M1 and 55.7 for M4.
 from stepjax import config
 
 
-def get_config(where: str = "Qwen2.5-Math-7B,data"):
+def get_config(paths: str = "Qwen2.5-Math-7B,data"):
     """Returns the settings that differ from the default.
 
     Args:
-      where: folder of the weights, a comma, folder of the data files.
+      paths: folder of the weights, a comma, folder of the data files.
     """
-    weights, _, data = where.partition(",")
+    weights, _, data = paths.partition(",")
     c = config.default()
     c.data.ift = f"{data}/ift.jsonl"
     c.data.eft = f"{data}/eft.jsonl"

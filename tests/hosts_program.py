@@ -28,9 +28,9 @@ def main(folder: pathlib.Path, count: int) -> None:
     )
     found["digest"] = checkpoint.array_digests(placed)[".tokens"]
     spec = jax.sharding.PartitionSpec(None, None, "tensor")
-    where = jax.sharding.NamedSharding(sharding.host_mesh(2), spec)
+    halves = jax.sharding.NamedSharding(sharding.host_mesh(2), spec)
     tokens = train.put_batch(mesh, np.arange(8).reshape(1, 2, 4))
-    local = sharding.on_this_host({"x": tokens}, {"x": where})["x"]
+    local = sharding.on_this_host({"x": tokens}, {"x": halves})["x"]
     found["local"] = [local.is_fully_addressable, np.asarray(local).ravel().tolist()]
     checkpoint.save_tree(folder / "saved", {"rows": placed})
     if hosts.first():

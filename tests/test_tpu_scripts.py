@@ -180,8 +180,8 @@ def test_run_starts_the_same_command_once(host):
     assert "started" in host.script("run", *command, on_hosts=True)
     (call,) = host.calls()
     assert "--worker=all" in call
-    where = host.environment["RUN_DIR"]
-    expected = f"-m stepjax {' '.join(command)} --workdir={where} --hosts=4"
+    folder = host.environment["RUN_DIR"]
+    expected = f"-m stepjax {' '.join(command)} --workdir={folder} --hosts=4"
     assert ran(host, 1) == [expected]
     assert "running" in host.script("status", on_hosts=True)
     assert "a run is going on" in host.script("run", *command, on_hosts=True)

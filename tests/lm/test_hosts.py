@@ -134,9 +134,9 @@ def test_two_processes_make_what_one_makes(tmp_path):
 def parameters(folder, model):
     import jax
 
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device),
         lm.unboxed(lm.abstract_params(model)),
     )
     digests = files.read_json(folder / "manifest.json")["arrays"]

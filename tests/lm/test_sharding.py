@@ -42,8 +42,9 @@ def ids(rng, n):
 
 
 def parameters(model):
-    where = sharding.param_shardings(model.mesh, model_lib.abstract_params(model))
-    return jax.device_put(random_parameters(model_lib.abstract_params(model)), where)
+    boxed = model_lib.abstract_params(model)
+    shardings = sharding.param_shardings(model.mesh, boxed)
+    return jax.device_put(random_parameters(boxed), shardings)
 
 
 # Where things are.
@@ -202,14 +203,14 @@ def dpo_run(mesh):
 def updates(model, loss, reference, batches):
     optimizer = train.make_optimizer(OPTIONS, len(batches))
     state = train.init_state(parameters(model), optimizer)
-    where = jax.tree.map(lambda x: x.sharding, state)
-    update = train.make_update(loss, optimizer, where)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    update = train.make_update(loss, optimizer, shardings)
     found = []
     for batch in batches:
         state, metrics = update(state, reference, batch)
         found.append(jax.tree.map(float, metrics))
     # What is split stays split, and nothing is compiled twice.
-    assert jax.tree.map(lambda x: x.sharding, state) == where
+    assert jax.tree.map(lambda x: x.sharding, state) == shardings
     assert update._cache_size() == 1
     if reference is not None:  # it is still there, bit by bit
         digests = checkpoint.array_digests(reference)
@@ -270,7 +271,7 @@ def temporary_bytes(shape):
     model = model_lib.Decoder(config, mesh)
     boxed = model_lib.abstract_params(model)
     params = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        lambda x, own: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own),
         model_lib.unboxed(boxed),
         sharding.param_shardings(mesh, boxed),
     )

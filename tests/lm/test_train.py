@@ -261,9 +261,9 @@ def test_a_killed_run_ends_bitwise_like_an_unbroken_one(tmp_path, capfd):
     assert began == 2
     assert_bitwise_equal(resumed, unbroken)
     # Nothing moved between devices on the way, and nothing was compiled twice.
-    where = jax.tree.map(lambda x: x.sharding, fresh())
-    assert jax.tree.map(lambda x: x.sharding, resumed) == where
-    assert where.params["embedding"].shard_shape((26, 20)) == (13, 10)
+    shardings = jax.tree.map(lambda x: x.sharding, fresh())
+    assert jax.tree.map(lambda x: x.sharding, resumed) == shardings
+    assert shardings.params["embedding"].shard_shape((26, 20)) == (13, 10)
     assert update._cache_size() == 1
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
 

@@ -139,8 +139,8 @@ def test_a_training_step_and_a_decoding_loop_compile_for_tpu(capfd):
 @needs_libtpu
 def test_what_does_not_fit_is_a_result():
     devices = slices.devices(slices.topology("v5e:2x2"))
-    where = jax.sharding.SingleDeviceSharding(devices[0])
-    shape = jax.ShapeDtypeStruct((2**33,), jnp.bfloat16, sharding=where)
+    one_device = jax.sharding.SingleDeviceSharding(devices[0])
+    shape = jax.ShapeDtypeStruct((2**33,), jnp.bfloat16, sharding=one_device)
     fit = slices.compile_fit(jax.jit(lambda x: (x + 1, x * 2)).trace(shape))
     assert "RESOURCE_EXHAUSTED" in fit.refused and "hbm" in fit.refused.lower()
     assert fit.total > slices.CHIPS["v5e"].memory
@@ -169,18 +169,20 @@ def test_a_plan_of_everything(capsys):
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("where", "changes", "most"),
+    ("topology", "changes", "most"),
     [
         ("v5p:2x2x2", {"dpo__reference": "live"}, 21.0),
         ("v5p:2x2x2", {"dpo__reference": "precomputed"}, 18.0),
         ("v5e:4x4", {"dpo__reference": "live"}, 12.0),
     ],
 )
-def test_memory_of_the_7b_run(where, changes, most, capfd):
+def test_memory_of_the_7b_run(topology, changes, most, capfd):
     c = runpy.run_path(str(CONFIGS / "qwen2_5_math_7b.py"))["get_config"]()
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    found = slices.topology(where)
-    program = next(programs.programs(from_config(c), slices.devices(found), ("dpo",)))
+    tpu_slice = slices.topology(topology)
+    program = next(
+        programs.programs(from_config(c), slices.devices(tpu_slice), ("dpo",))
+    )
     fit = slices.compile_fit(program.traced)
     # Measured with libtpu 0.0.52; others place temporaries differently.
     room = 1.0 if importlib.metadata.version("libtpu") == "0.0.52" else 1.25
