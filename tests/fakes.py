@@ -140,6 +140,14 @@ def written(stops, ids, capacity: int) -> tuple[int, bool]:
     return min(len(ids), capacity), False
 
 
+def verdicts_of(text: str) -> list[Verdict]:
+    """Verdicts from a table like "01A 10B 12-": shown as A, shown as B, winner."""
+    return [
+        Verdict(int(a), int(b), None if winner == "-" else winner)
+        for a, b, winner in text.split()
+    ]
+
+
 def by_rank(*ranks: int) -> list[Verdict]:
     """Verdicts of all ordered pairs; the higher rank wins, equal ones are unparsed."""
     verdicts = []

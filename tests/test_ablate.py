@@ -7,8 +7,7 @@ import pytest
 from runs import contents, made_once
 from tiny_config import get_config
 
-from stepjax import ablate, iterate, records, srlm
-from stepjax import config as configs
+from stepjax import ablate, config, iterate, records, srlm
 from stepjax.lm import files
 from stepjax.pairs import Pair
 from stepjax.run.run import Run
@@ -27,9 +26,9 @@ def settings():
     c.data.unseen_blocks = 4
     c.data.guessed_share = 0.2
     c.model.hidden_size = 32
-    rates = configs.optimizer(1e-2, b2=0.98)
+    rates = config.optimizer(1e-2, b2=0.98)
     c.sft.phases = (  # enough for steps of the right form, so some of them right
-        configs.phase(
+        config.phase(
             "only",
             ift=0.8,
             eft=0.2,
@@ -225,9 +224,9 @@ def test_a_self_judge_without_pairs_is_refused(ablation, tmp_path, monkeypatch):
 
 def test_arm_settings():
     base = settings()
-    before = configs.to_dict(base)
+    before = config.to_dict(base)
     c = {arm: ablate.arm_config(base, arm, 7, (5,)) for arm in ablate.ARMS}
-    assert configs.to_dict(base) == before
+    assert config.to_dict(base) == before
     assert {made.seed for made in c.values()} == {7}
     assert {made.dpo.updates for made in c.values()} == {(5,)}
     assert [made.judge.by for made in c.values()] == [

@@ -12,10 +12,10 @@ from runs import one_device_mesh
 
 from stepjax import dpo, forest, losses
 from stepjax.forest import IdPair
-from stepjax.lm import model as model_lib
+from stepjax.lm import model as lm
 from stepjax.lm import sharding
 
-CONFIG = model_lib.ModelConfig(
+CONFIG = lm.ModelConfig(
     vocab_size=23,
     hidden_size=20,
     num_layers=2,
@@ -24,7 +24,7 @@ CONFIG = model_lib.ModelConfig(
     head_dim=6,
     intermediate_size=28,
 )
-MODEL = model_lib.Decoder(CONFIG)
+MODEL = lm.Decoder(CONFIG)
 ROW = 52
 # Nothing at its default, so that every term of the loss is seen.
 OPTIONS = dpo.Options(beta=0.3, label_smoothing=0.1, nll_weight=0.2)
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 @functools.cache
 def parameters(seed):
     """Random parameters without a compilation; seeds give models that are near."""
-    shapes = model_lib.unboxed(model_lib.abstract_params(MODEL))
+    shapes = lm.unboxed(lm.abstract_params(MODEL))
     base, own = np.random.default_rng(0), np.random.default_rng([9, seed])
 
     def draw(path, leaf):
@@ -110,7 +110,7 @@ def plain_loss(params, reference, tokens, mask):
         position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         causal = jnp.full_like(tokens, tokens.shape[1])
         hidden = MODEL.apply({"params": params}, tokens, position, causal)
-        return losses.step_logps(model_lib.logits(params, hidden), tokens, mask)
+        return losses.step_logps(lm.logits(params, hidden), tokens, mask)
 
     anchor = logps(reference)
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from stepjax import forest
 from stepjax.forest import IdPair
 from stepjax.lm import attention
-from stepjax.lm import model as model_lib
+from stepjax.lm import model as lm
 
-CONFIG = model_lib.ModelConfig(
+CONFIG = lm.ModelConfig(
     vocab_size=23,
     hidden_size=20,
     num_layers=2,
@@ -119,7 +119,7 @@ def test_a_token_sees_its_own_path_and_nothing_else():
 def parameters():
     """Random parameters with lively attention, made without a compilation."""
     rng = np.random.default_rng(0)
-    shapes = model_lib.unboxed(model_lib.abstract_params(model_lib.Decoder(CONFIG)))
+    shapes = lm.unboxed(lm.abstract_params(lm.Decoder(CONFIG)))
 
     def draw(path, leaf):
         normal = rng.normal(size=leaf.shape).astype(np.float32)
@@ -130,7 +130,7 @@ def parameters():
 
 @jax.jit
 def hidden_states(params, tokens, position, subtree_end):
-    model = model_lib.Decoder(CONFIG)
+    model = lm.Decoder(CONFIG)
     return model.apply({"params": params}, tokens, position, subtree_end)
 
 

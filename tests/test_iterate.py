@@ -22,8 +22,7 @@ from runs import (
 from tiny_config import get_config
 
 import stepjax
-from stepjax import config as configs
-from stepjax import iterate, records
+from stepjax import config, iterate, records
 from stepjax.evaluation import answers, diagnose, grading, stages, tables
 from stepjax.lm import checkpoint, files, sharding
 from stepjax.pairs import Pair
@@ -69,7 +68,7 @@ def test_layout_of_the_run_directory(finished):
         expected |= {f"M{number}", *(f"M{number}/{part}" for part in parts)}
     assert found == expected  # no partial files, no training states
     assert len(list((finished / "tensorboard").iterdir())) == 1
-    assert configs.to_dict(get_config()) == files.read_json(finished / "config.json")
+    assert config.to_dict(get_config()) == files.read_json(finished / "config.json")
 
 
 def test_metrics_stand_once(finished):

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from fakes import verdicts_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,14 +19,6 @@ from stepjax.records import Comparison
 from stepjax.trajectory import Verdict
 
 SUM = "8*7+4*4+2*3+1"
-
-
-def calls(text):
-    """Verdicts from a table like "01A 10B 12-": shown as A, shown as B, winner."""
-    return [
-        Verdict(int(a), int(b), None if winner == "-" else winner)
-        for a, b, winner in text.split()
-    ]
 
 
 # Equation 2.
@@ -52,7 +45,7 @@ TABLES = [
 
 @pytest.mark.parametrize(("table", "count", "total", "consistent"), TABLES)
 def test_sum_and_consistent_scores_by_hand(table, count, total, consistent):
-    verdicts = calls(table)
+    verdicts = verdicts_of(table)
     assert win_counts(count, verdicts, "sum") == total
     assert win_counts(count, verdicts, "consistent") == consistent
     assert win_counts(count, verdicts[::-1], "sum") == total
@@ -60,7 +53,7 @@ def test_sum_and_consistent_scores_by_hand(table, count, total, consistent):
 
 def test_single_scores_by_hand():
     # One order per pair: 1 beats 0, 0 beats 2, 1 beats 2; 3 beats 0, others unparsed.
-    verdicts = calls("10A 02A 21B 03B 31- 23-")
+    verdicts = verdicts_of("10A 02A 21B 03B 31- 23-")
     assert win_counts(4, verdicts, "single") == [1, 2, 0, 1]
 
 
@@ -85,10 +78,10 @@ def test_each_parsed_call_scores_once(count, data):
 
 
 def test_position_flips_by_hand():
-    assert position_flips(calls("01A 10B 02A 20A 12B 21B")) == (2, 3)
-    assert position_flips(calls("01A 10A")) == (1, 1)
-    assert position_flips(calls("01B 10A")) == (0, 1)
-    assert position_flips(calls("01A 10- 02- 20- 12A")) == (0, 0)
+    assert position_flips(verdicts_of("01A 10B 02A 20A 12B 21B")) == (2, 3)
+    assert position_flips(verdicts_of("01A 10A")) == (1, 1)
+    assert position_flips(verdicts_of("01B 10A")) == (0, 1)
+    assert position_flips(verdicts_of("01A 10- 02- 20- 12A")) == (0, 0)
     assert position_flips([]) == (0, 0)
 
 
@@ -139,7 +132,7 @@ def test_an_eft_row_is_an_example_and_a_held_out_question(codec):
 
 
 def test_calls_with_one_right_candidate_are_graded_by_hand():
-    verdicts = calls("01A 10A 02- 20B 12A 21B")
+    verdicts = verdicts_of("01A 10A 02- 20B 12A 21B")
     # 1 and 2 are of equal worth: their two calls have no right answer.
     assert graded(verdicts, [True, False, False]) == [True, False, False, True]
     assert graded(verdicts, [True, True, True]) == graded([], []) == []

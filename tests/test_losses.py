@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from losses_formulas import finite_difference, same
+from losses_formulas import finite_difference, same, token_logp
 
 from stepjax import losses
 from stepjax.losses import (
@@ -42,13 +42,6 @@ def make_four(seed=0):
     """Log-probabilities of four pairs: policy and reference, chosen and rejected."""
     rng = np.random.default_rng(seed)
     return [-rng.uniform(1, 30, size=4).astype(np.float32) for _ in range(4)]
-
-
-def token_logp(logits, token):
-    """Log-softmax at one position, with math."""
-    logits = [float(x) for x in logits]
-    top = max(logits)
-    return logits[token] - top - math.log(sum(math.exp(x - top) for x in logits))
 
 
 def formula_step_logps(logits, tokens, mask):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from losses_formulas import finite_difference, same
+from losses_formulas import finite_difference, same, token_logp
 
 from stepjax.losses import step_logps, step_logps_from_hidden, token_logps_from_hidden
 
@@ -29,13 +29,6 @@ def make_hidden(count, seed=0, dtype=np.float32):
     hidden = jnp.asarray(rng.normal(size=(count, WIDTH)), dtype)
     unembedding = jnp.asarray(rng.normal(size=(VOCAB, WIDTH)), dtype)
     return hidden, unembedding, rng.integers(0, VOCAB, size=count).astype(np.int32)
-
-
-def token_logp(logits, token):
-    """Log-softmax at one position, with math."""
-    logits = [float(x) for x in logits]
-    top = max(logits)
-    return logits[token] - top - math.log(sum(math.exp(x - top) for x in logits))
 
 
 def formula_hidden(hidden, unembedding, targets):

@@ -11,7 +11,6 @@ from tiny_config import get_config
 import stepjax
 from stepjax import main, records
 from stepjax.lm import checkpoint, files, hf_config, weights
-from stepjax.run import run as run_module
 from stepjax.run.run import Run
 
 TINY = f"--config={CONFIG}"
@@ -167,7 +166,7 @@ def test_files_that_are_missing_or_malformed(
 
 
 def test_errors_that_are_not_about_input_keep_their_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "Run", lambda *a: json.loads("{"))
+    monkeypatch.setattr("stepjax.run.run.Run", lambda *a: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):
         command("sft", TINY, f"--workdir={tmp_path / 'run'}")
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import FakeSampler, random_parameters
+from fakes import FakeSampler, random_parameters, verdicts_of
 
 from stepjax.judge import Request, comparisons, ordered_pairs
 from stepjax.lm import model as lm
@@ -20,14 +20,6 @@ from stepjax.trajectory import Verdict
 from stepjax.worlds import arithmetic
 
 OPTIONS = {"max_tokens": 40, "temperature": 0.5, "top_p": 0.9, "seed": 11}
-
-
-def calls(text):
-    """Verdicts from a table like "01A 10B 12-": shown as A, shown as B, winner."""
-    return [
-        Verdict(int(a), int(b), None if winner == "-" else winner)
-        for a, b, winner in text.split()
-    ]
 
 
 # Calls over token ids, with a fake in the place of the caches.
@@ -91,9 +83,9 @@ def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
     requests = requests_of_three_slots(codec)
     verdicts = judge(requests)
     assert [[v[:3] for v in answers] for answers in verdicts] == [
-        [v[:3] for v in calls("01A 02A 10- 12- 20B 21A")],
+        [v[:3] for v in verdicts_of("01A 02A 10- 12- 20B 21A")],
         [],
-        [v[:3] for v in calls("01A 10B")],
+        [v[:3] for v in verdicts_of("01A 10B")],
     ]
     # The response ends with the first verdict that is written, where sampling stops.
     assert verdicts[0][0].response == "Check: 0 5 [[A]]"
@@ -147,9 +139,9 @@ def test_calls_can_be_named_and_single_asks_one_order(codec):
     requests = requests_of_three_slots(codec)
     named = judge(requests, [[(2, 0)], [], [(1, 0), (0, 1)]])
     assert [[v[:3] for v in answers] for answers in named] == [
-        [v[:3] for v in calls("20B")],
+        [v[:3] for v in verdicts_of("20B")],
         [],
-        [v[:3] for v in calls("10B 01A")],
+        [v[:3] for v in verdicts_of("10B 01A")],
     ]
     single = judge(requests)
     assert [[v[:2] for v in answers] for answers in single] == [

@@ -17,7 +17,7 @@ def request(count, slot=0):
     return Request(slot, "q", "problem", (), tuple((i,) for i in range(count)), (1, 2))
 
 
-def by_rank(ranks, log=None):
+def judge_by_rank(ranks, log=None):
     """A judge that prefers the candidate of the higher rank, each request its own."""
 
     def judge(requests, calls=None):
@@ -48,7 +48,7 @@ def calls(score):
 
 
 def calls_of(schedule, count, score="sum"):
-    judge = by_rank({0: list(range(count))})
+    judge = judge_by_rank({0: list(range(count))})
     asked = tournament.scheduled(judge, schedule, score, 0)([request(count)])
     return [(v.a, v.b) for v in asked[0]]
 
@@ -59,7 +59,7 @@ def calls_of(schedule, count, score="sum"):
 def test_a_sure_judge_gives_the_same_best_and_worst(schedule, score, count):
     worsts = []
     for ranks in itertools.permutations(range(count)):
-        judge = tournament.scheduled(by_rank({0: ranks}), schedule, score, 5)
+        judge = tournament.scheduled(judge_by_rank({0: ranks}), schedule, score, 5)
         (verdicts,) = judge([request(count)])
         scores = win_counts(count, verdicts, score)
         best, worst = best_and_worst(candidates(count), scores)
@@ -107,7 +107,7 @@ def test_no_call_is_asked_twice_and_everybody_plays(schedule, count, data):
 @pytest.mark.parametrize("count", [2, 3, 5, 6, 9])
 def test_a_call_has_rows_for_the_largest_round(schedule, score, count):
     log = []
-    judge = by_rank({0: list(range(count, 0, -1))}, log)
+    judge = judge_by_rank({0: list(range(count, 0, -1))}, log)
     if schedule == "full":
         asked = [len(ordered_pairs(count, score, ()))]
     else:
@@ -130,7 +130,7 @@ def test_rows_are_whole_blocks_of_one_first_candidate(most, layout):
 def test_requests_of_unlike_sizes_share_their_rounds():
     log = []
     ranks = {0: [0, 3, 1, 2], 1: [0], 2: [1, 0]}
-    judge = tournament.scheduled(by_rank(ranks, log), "knockout", "sum", 0)
+    judge = tournament.scheduled(judge_by_rank(ranks, log), "knockout", "sum", 0)
     requests = [request(len(rank), slot) for slot, rank in ranks.items()]
     answers = judge(requests)
     assert [len(a) for a in answers] == [8, 0, 2]
@@ -157,4 +157,4 @@ def test_single_draws_one_order_by_key():
 
 def test_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="judge.schedule='ladder'; expected one of"):
-        tournament.scheduled(by_rank({}), "ladder", "sum", 0)
+        tournament.scheduled(judge_by_rank({}), "ladder", "sum", 0)

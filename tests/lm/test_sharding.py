@@ -13,9 +13,9 @@ from runs import one_device_mesh
 from stepjax import dpo, forest, sft
 from stepjax.forest import IdPair
 from stepjax.lm import checkpoint, sharding, train
-from stepjax.lm import model as model_lib
+from stepjax.lm import model as lm
 
-CONFIG = model_lib.ModelConfig(
+CONFIG = lm.ModelConfig(
     vocab_size=26,
     hidden_size=20,
     num_layers=6,  # not unrolled, as in models of any size
@@ -42,7 +42,7 @@ def ids(rng, n):
 
 
 def parameters(model):
-    boxed = model_lib.abstract_params(model)
+    boxed = lm.abstract_params(model)
     shardings = sharding.param_shardings(model.mesh, boxed)
     return jax.device_put(random_parameters(boxed), shardings)
 
@@ -86,7 +86,7 @@ def test_two_mesh_axes_may_share_an_axis_of_the_slice():
 
 def test_parameters_are_created_in_their_shardings():
     mesh = mesh_of(2, 2, 2)
-    params = train.init_params(model_lib.Decoder(CONFIG), mesh, seed=3)
+    params = train.init_params(lm.Decoder(CONFIG), mesh, seed=3)
     expected = {
         "embedding": (13, 10),
         "final_norm": {"scale": (20,)},
@@ -109,7 +109,7 @@ def test_parameters_are_created_in_their_shardings():
     parts = jax.tree.map(lambda x: x.addressable_shards[0].data.shape, params)
     assert parts == expected
     # And they are the same numbers as on one device.
-    alone = train.init_params(model_lib.Decoder(CONFIG), mesh_of(1, 1, 1), seed=3)
+    alone = train.init_params(lm.Decoder(CONFIG), mesh_of(1, 1, 1), seed=3)
     assert checkpoint.array_digests(params) == checkpoint.array_digests(alone)
     # Moments are split like their parameter; counters are whole on every device.
     state = train.init_state(params, train.make_optimizer(OPTIONS, 5))
@@ -127,7 +127,7 @@ def has_mu(x):
 
 
 def test_an_axis_that_does_not_divide_is_refused():
-    boxed = model_lib.abstract_params(model_lib.Decoder(CONFIG))
+    boxed = lm.abstract_params(lm.Decoder(CONFIG))
     message = "axis 'embed' of size 20 does not divide by mesh.fsdp=8; expected a mul"
     with pytest.raises(ValueError, match=message):
         sharding.param_shardings(sharding.make_mesh(1, 8, 1), boxed)
@@ -170,7 +170,7 @@ def sft_run(mesh):
         micro_batches=1,
         seed=0,
     )
-    model = model_lib.Decoder(CONFIG, mesh)
+    model = lm.Decoder(CONFIG, mesh)
     loss = functools.partial(sft.loss, model=model)
     return updates(model, loss, None, [batch_at(n) for n in range(3)])
 
@@ -194,7 +194,7 @@ def dpo_run(mesh):
         seed=0,
     )
     options = dpo.Options(beta=0.5, reference="live")
-    model = model_lib.Decoder(CONFIG, mesh)
+    model = lm.Decoder(CONFIG, mesh)
     loss = functools.partial(dpo.loss, model=model, options=options)
     batches = [train.put_batch(mesh, batch) for batch in found]
     return updates(model, loss, parameters(model), batches)
@@ -215,7 +215,7 @@ def updates(model, loss, reference, batches):
     if reference is not None:  # it is still there, bit by bit
         digests = checkpoint.array_digests(reference)
         assert digests == checkpoint.array_digests(
-            random_parameters(model_lib.abstract_params(model))
+            random_parameters(lm.abstract_params(model))
         )
         moved = checkpoint.array_digests(state.params)
         assert all(moved[name] != digests[name] for name in digests)
@@ -268,11 +268,11 @@ def temporary_bytes(shape):
     """What one device keeps besides the parameters for an SFT loss of 16 rows."""
     mesh = mesh_of(*shape)
     config = dataclasses.replace(CONFIG, hidden_size=16, intermediate_size=512)
-    model = model_lib.Decoder(config, mesh)
-    boxed = model_lib.abstract_params(model)
+    model = lm.Decoder(config, mesh)
+    boxed = lm.abstract_params(model)
     params = jax.tree.map(
         lambda x, own: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own),
-        model_lib.unboxed(boxed),
+        lm.unboxed(boxed),
         sharding.param_shardings(mesh, boxed),
     )
     tree = forest.path_tree([1] * 128, [0] * 64 + [1] * 64)

@@ -14,9 +14,9 @@ from runs import one_device_mesh
 from stepjax import dpo, forest, sft
 from stepjax.forest import IdPair
 from stepjax.lm import checkpoint, sharding, train
-from stepjax.lm import model as model_lib
+from stepjax.lm import model as lm
 
-CONFIG = model_lib.ModelConfig(
+CONFIG = lm.ModelConfig(
     vocab_size=26,
     hidden_size=20,
     num_layers=2,
@@ -25,7 +25,7 @@ CONFIG = model_lib.ModelConfig(
     head_dim=6,
     intermediate_size=28,
 )
-MODEL = model_lib.Decoder(CONFIG)
+MODEL = lm.Decoder(CONFIG)
 ROW = 24
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 def parameters(mesh, seed=0):
     """Random parameters in their shardings, without a compilation."""
-    boxed = model_lib.abstract_params(MODEL)
+    boxed = lm.abstract_params(MODEL)
     shardings = sharding.param_shardings(mesh, boxed)
     return jax.device_put(random_parameters(boxed, seed), shardings)
 
@@ -167,7 +167,7 @@ def test_schedules():
 
 
 def test_decay_is_on_matrices_and_clipping_on_the_whole_gradient():
-    params = model_lib.unboxed(model_lib.abstract_params(MODEL))
+    params = lm.unboxed(lm.abstract_params(MODEL))
     params = jax.tree.map(lambda x: jnp.ones(()), params)  # only names matter
     zeros = jax.tree.map(jnp.zeros_like, params)
     optimizer = train.make_optimizer(train.OptimizerOptions(0.5, weight_decay=0.1), 9)
@@ -216,7 +216,7 @@ def test_a_killed_run_ends_bitwise_like_an_unbroken_one(tmp_path, capfd):
     options = train.OptimizerOptions(1e-2, "cosine", warmup_steps=2, weight_decay=0.1)
     optimizer = train.make_optimizer(options, 6)
     batch_at = sft_batches(mesh, 2)
-    loss = functools.partial(sft.loss, model=model_lib.Decoder(CONFIG, mesh))
+    loss = functools.partial(sft.loss, model=lm.Decoder(CONFIG, mesh))
 
     def fresh():
         return train.init_state(parameters(mesh), optimizer)

@@ -4,20 +4,18 @@ import copy
 import dataclasses
 import functools
 import json
-import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from golden_models import GOLDEN, copy_golden
 from safetensors.numpy import load_file
 
 from stepjax.lm import decode, export, hf_config, weights
-from stepjax.lm import model as model_lib
+from stepjax.lm import model as lm
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CASES = ("qwen2", "qwen2_tied", "llama", "llama3_tied")
 TOLERANCE = 1e-4  # float32 on CPU; the logits have standard deviation 2
 LLAMA3 = (
@@ -40,10 +38,8 @@ def golden(name):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(config, params, tokens, position, subtree_end):
-    hidden = model_lib.Decoder(config).apply(
-        {"params": params}, tokens, position, subtree_end
-    )
-    return model_lib.logits(params, hidden)
+    hidden = lm.Decoder(config).apply({"params": params}, tokens, position, subtree_end)
+    return lm.logits(params, hidden)
 
 
 def row_logits(config, params, tokens, length):
@@ -59,16 +55,6 @@ def flat(params):
     return {jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(params)}
 
 
-def copy_golden(name, target, **edits):
-    """Copies a golden directory; edits change config.json, None removes a key."""
-    shutil.copytree(GOLDEN / name, target)
-    path = target / "config.json"
-    data = json.loads(path.read_text()) | edits
-    data = {key: value for key, value in data.items() if value is not None}
-    path.write_text(json.dumps(data))
-    return target
-
-
 @pytest.mark.parametrize(
     "name, heads, theta, epsilon, bias, tied, scaling",
     [
@@ -80,7 +66,7 @@ def copy_golden(name, target, **edits):
 )
 def test_config_is_read(name, heads, theta, epsilon, bias, tied, scaling):
     config = hf_config.config_from_hf(GOLDEN / name)
-    assert config == model_lib.ModelConfig(
+    assert config == lm.ModelConfig(
         vocab_size=96,
         hidden_size=20,
         num_layers=3,
@@ -101,7 +87,7 @@ def test_config_is_read(name, heads, theta, epsilon, bias, tied, scaling):
 @pytest.mark.parametrize("name", CASES)
 def test_parameters_are_those_of_the_decoder(name):
     config, params, _ = golden(name)
-    abstract = model_lib.abstract_params(model_lib.Decoder(config))
+    abstract = lm.abstract_params(lm.Decoder(config))
     wanted = flat(jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda: params)))
     unboxed = jax.tree.map(
         lambda x: x.value.shape, abstract, is_leaf=lambda x: hasattr(x, "names")
@@ -165,14 +151,14 @@ def test_cached_decoding_equals_the_full_forward(name):
 
     def empty(width, size):  # garbage that the masks must hide
         shape = (3, groups, config.num_kv_heads, width, size, config.head_dim)
-        return model_lib.KeyValues(*jnp.full((2, *shape), 9.0))
+        return lm.KeyValues(*jnp.full((2, *shape), 9.0))
 
     @functools.partial(jax.jit, static_argnames="reach")
     def step(params, tokens, start, shared, suffix=None, reach=None):
         hidden, made = decode.forward(
             config, params, tokens, start, shared, suffix=suffix, reach=reach
         )
-        return model_lib.logits(params, hidden), made
+        return lm.logits(params, hidden), made
 
     nothing = decode.Shared(empty(1, 1), jnp.zeros((groups, 1), jnp.int32))
     at_once = jnp.zeros((groups, 1), jnp.int32)

@@ -1,29 +1,16 @@
 """What reading and writing Hugging Face directories refuses, and how."""
 
 import dataclasses
-import json
-import pathlib
 import re
-import shutil
 
 import numpy as np
 import pytest
+from golden_models import GOLDEN, copy_golden
 from safetensors.numpy import load_file, save_file
 
 from stepjax.lm import export, hf_config, weights
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 QUERY = "model.layers.1.self_attn.q_proj.weight"
-
-
-def copy_golden(name, target, **edits):
-    """Copies a golden directory; edits change config.json, None removes a key."""
-    shutil.copytree(GOLDEN / name, target)
-    path = target / "config.json"
-    data = json.loads(path.read_text()) | edits
-    data = {key: value for key, value in data.items() if value is not None}
-    path.write_text(json.dumps(data))
-    return target
 
 
 def load(directory):

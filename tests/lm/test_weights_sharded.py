@@ -1,6 +1,5 @@
 """Weights straight into sharded arrays, and on object storage."""
 
-import pathlib
 import sys
 
 import fsspec  # noqa: F401  its registry is changed below
@@ -10,11 +9,10 @@ import pytest
 from etils import epath
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from golden_models import GOLDEN
 
 from stepjax.lm import export, hf_config, sharding, tensor_files, weights
 from stepjax.lm import model as lm
-
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
 def shardings(config, mesh):

@@ -13,7 +13,6 @@ from rich.cells import cell_len
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
-from stepjax.run import monitor as monitors
 from stepjax.run.monitor import Clock, Monitor, Progress, usage_line
 
 DATE = "2026-01-05, stepjax 0.1.0"
@@ -188,7 +187,7 @@ def test_a_silence_is_explained_once_it_lasts_three_seconds(tmp_path):
 
 
 def test_the_machine_s_clock_ends_a_wait_at_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(monitors, "_QUIET_SECONDS", 0.001)
+    monkeypatch.setattr("stepjax.run.monitor._QUIET_SECONDS", 0.001)
     printed, said = io.StringIO(), threading.Event()
     printed.flush = said.set
     monitor = Monitor(tmp_path, console=Console(file=printed))
