@@ -120,15 +120,12 @@ def copy_run(folder: pathlib.Path, *without: str, **changes) -> Run:
     Args:
       folder: where the copy goes.
       without: glob patterns of what to leave out.
-      changes: setting (dots as "__") → value.
+      changes: see `tiny_config.changed`.
     """
     shutil.copytree(finished_run(), folder)
     for path in [path for pattern in without for path in folder.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    settings = tiny_config.get_config()
-    settings.update_from_flattened_dict(
-        {name.replace("__", "."): value for name, value in changes.items()}
-    )
+    settings = tiny_config.changed(**changes)
     files.write_json(folder / "config.json", config.to_dict(settings))
     return Run(settings, folder)
 

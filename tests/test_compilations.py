@@ -5,7 +5,7 @@ import collections
 import jax
 import pytest
 from runs import copy_run
-from tiny_config import get_config
+from tiny_config import changed
 
 from stepjax import settings
 from stepjax.lm import generate
@@ -61,11 +61,8 @@ def test_a_search_compiles_once_a_bucket_and_new_settings_compile_nothing(
     params = run.sampling_params(1)
 
     def search(**changes):
-        c = get_config()
-        c.judge.rows = 6  # all judgments of a step: they share leads
-        c.update_from_flattened_dict(
-            {name.replace("__", "."): value for name, value in changes.items()}
-        )
+        # Six rows are all judgments of a step: they share leads.
+        c = changed(judge__rows=6, **changes)
         monkeypatch.setattr(run, "settings", settings.from_config(c))
         return list(rollout.search_questions(run, params, questions, 1))
 

@@ -1,19 +1,18 @@
 """Settings as typed values: those of the config, and what follows from several."""
 
 import dataclasses
+import json
 
 import pytest
-from tiny_config import get_config
+from tiny_config import changed, get_config
 
-from stepjax.settings import from_config
+from stepjax.lm import hf_config
+from stepjax.settings import from_config, model_config
 
 
 def settings(**changes):
-    """The typed tiny run's settings; "__" stands for a dot."""
-    c = get_config()
-    values = {name.replace("__", "."): value for name, value in changes.items()}
-    c.update_from_flattened_dict(values)
-    return from_config(c)
+    """The typed settings of the tiny run with some changed."""
+    return from_config(changed(**changes))
 
 
 @pytest.mark.parametrize(
@@ -63,3 +62,24 @@ def test_what_follows_from_several_settings():
     assert typed.sampling_tensor == 4
     assert [typed.dpo.updates_of(n) for n in (1, 2)] == [7, 5]
     assert settings(mesh__tensor=2).sampling_tensor == 2
+
+
+def test_vocabulary_of_the_model(tmp_path):
+    sizes = [model_config(settings(), size).vocab_size for size in (121, 128, 129)]
+    assert sizes == [128, 128, 136]
+    shape = model_config(settings(model__vocab_size=200), 128)
+    assert (shape.vocab_size, shape.hidden_size, shape.init_std) == (200, 16, 0.1)
+    words = "the tokenizer has 201 ids and the model's vocabulary 200; expected at most"
+    with pytest.raises(ValueError, match=words) as error:
+        model_config(settings(model__vocab_size=200), 201)
+    assert "raise model.vocab_size" in str(error.value)
+    values = hf_config.config_to_hf(
+        shape, stop_ids=(1,), bos_id=None, dtype="float32", beside=None
+    )
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    c = changed(model__init=f"hf:{tmp_path}", model__hidden_size=99)
+    assert model_config(from_config(c), 200).hidden_size == 16  # its own shape
+    with pytest.raises(ValueError, match="201 ids and the model's vocabulary 200"):
+        model_config(from_config(c), 201)
+    with pytest.raises(ValueError, match="'zeros'; expected 'random' or 'hf:DIR'"):
+        model_config(settings(model__init="zeros"), 128)

@@ -50,3 +50,11 @@ def get_config():
     c.eval.max_tokens = 32
     c.eval.search_count = 8
     return c
+
+
+def changed(**changes):
+    """Returns these settings with some changed: setting, dots as "__" → value."""
+    c = get_config()
+    values = {name.replace("__", "."): value for name, value in changes.items()}
+    c.update_from_flattened_dict(values)
+    return c

@@ -1,7 +1,7 @@
 """What `judge.kind` decides, chosen in one place."""
 
 import pytest
-from tiny_config import get_config
+from tiny_config import changed
 
 from stepjax import propose, records, srlm
 from stepjax.run import kind
@@ -10,11 +10,8 @@ from stepjax.worlds import arithmetic, arithmetic_srlm
 
 
 def chosen(**changes):
-    """The kind of the tiny run; "__" stands for a dot."""
-    c = get_config()
-    values = {name.replace("__", "."): value for name, value in changes.items()}
-    c.update_from_flattened_dict(values)
-    return kind.choose(from_config(c))
+    """The kind of the tiny run with some settings changed."""
+    return kind.choose(from_config(changed(**changes)))
 
 
 def test_comparisons_are_of_steps():

@@ -1,0 +1,182 @@
+"""Checks made before anything is compiled: settings, mesh, splits, budgets."""
+
+import dataclasses
+
+import pytest
+from runs import make_mesh
+from tiny_config import changed
+
+from stepjax import config, judge
+from stepjax.lm import model as lm
+from stepjax.lm import sharding
+from stepjax.records import Problem
+from stepjax.run import checks
+from stepjax.settings import from_config, model_config
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "words"),
+    [
+        ("search.on_tie", "append", "Append", "one of ('back', 'append')"),
+        ("judge.mode", "logprob", "", "one of ('generate', 'logprob')"),
+        ("dpo.reference", "live", "dead", "one of ('precomputed', 'live')"),
+        ("data.world", "arithmetic", "chess", "one of ('', 'arithmetic')"),
+        ("judge.score", "sum", "wins", f"one of {judge.SCORES}"),
+        ("seed", 2**32 - 1, 2**32, "below 2**32"),
+        ("seed", 0, -1, "at least 0"),
+        ("iterations", 0, -1, "at least 0"),
+        ("data.test_count", 0, -5, "at least 0"),
+        ("train.log_every", 1, 0, "at least 1"),
+        ("train.micro_batches", 1, 0, "at least 1"),
+        ("search.width", 2, 1, "at least 2"),
+        ("search.temperature", 0.0, -0.5, "at least 0"),
+        ("search.top_p", 1.0, 1.01, "above 0 and at most 1"),
+        ("judge.top_p", 0.01, 0.0, "above 0 and at most 1"),
+        ("judge.rows", 1, 0, "at least 1"),
+        ("dpo.batch_size", 1, 0, "at least 1"),
+        ("dpo.beta", 0.01, 0.0, "above 0"),
+        ("judge.by", "oracle", "me", "one of ('self', 'random', 'oracle')"),
+        ("judge.kind", "comparisons", "page", "one of ('comparisons', 'ratings')"),
+        ("improve_by", "dpo", "luck", "one of ('dpo', 'sft')"),
+        ("pairs.min_margin", 1, 0, "at least 1"),
+        ("dpo.label_smoothing", 0.49, 0.5, "0 to below 0.5"),
+    ],
+)
+def test_settings_out_of_range(name, good, bad, words):
+    c = changed()
+    c.update_from_flattened_dict({name: good})
+    checks.check_settings(from_config(c))
+    c.update_from_flattened_dict({name: bad})
+    with pytest.raises(ValueError) as error:
+        checks.check_settings(from_config(c))
+    assert str(error.value) == f"{name}={bad!r}; expected {words}."
+
+
+RATED = {"judge.kind": "ratings"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (RATED, ""),
+        ({"improve_by": "sft", "dpo.updates": (3, 4)}, ""),
+        ({"judge.by": "oracle", "dpo.updates": (3, 4, 5)}, ""),
+        ({"improve_by": "sft"}, "dpo.updates=(); expected one number above 0 for each"),
+        ({"dpo.updates": (3,)}, "dpo.updates=(3,); expected one number above 0 for"),
+        ({"dpo.updates": (3, 0)}, "dpo.updates=(3, 0); expected one number above 0"),
+        ({"judge.score": "rating"}, "expected one of ('sum', 'consistent', 'single')"),
+        (RATED | {"judge.schedule": "swiss"}, "'swiss'; expected 'full' with judge.k"),
+        ({"judge.by": "oracle", "data.world": ""}, "'oracle' in the arithmetic world"),
+        (RATED | {"judge.by": "random"}, "judge.by='random'; expected 'self' with jud"),
+        (RATED | {"judge.mode": "logprob"}, "judge.mode='logprob'; expected 'generate"),
+        (RATED | {"pairs.best_beats_all": True}, "='ratings': ratings compare nothing"),
+    ],
+)
+def test_settings_of_controls_fit_together(changes, words):
+    c = changed()
+    c.update_from_flattened_dict(changes)
+    if not words:
+        checks.check_settings(from_config(c))
+        return
+    with pytest.raises(ValueError) as error:
+        checks.check_settings(from_config(c))
+    assert words in str(error.value)
+
+
+def test_phases_out_of_range():
+    c, rate = changed(), config.optimizer(1e-3)
+    for phases, words in [
+        ((), r"names of sft.phases=\[\]; expected at least one phase"),
+        (2 * (config.phase("a"),), r"=\['a', 'a'\]; .*every name once"),
+        ((config.phase("b", batch_size=0),), "batch_size of sft phase 'b'=0; expected"),
+        (
+            (config.phase("p", epochs=3, steps=9),),
+            "'p' has epochs=3 and steps=9; expected exactly one of them above 0",
+        ),
+        (
+            (config.phase(optimizer=config.optimizer(1.0, "step")),),
+            "schedule='step'; ex",
+        ),
+    ]:
+        c.sft.phases = phases
+        with pytest.raises(ValueError, match=words):
+            checks.check_settings(from_config(c))
+    c.sft.phases = (config.phase("a", optimizer=rate), config.phase("b"))
+    checks.check_settings(from_config(c))
+    c.dpo.optimizer.schedule = "linear"
+    with pytest.raises(ValueError, match="'linear'; expected 'constant' or 'cosine'"):
+        checks.check_settings(from_config(c))
+
+
+def test_slots_and_parameters_divide_over_the_devices():
+    c = changed()
+    shape = model_config(from_config(c), 128)
+
+    def check(shape, **mesh):
+        trained = lm.Decoder(shape, make_mesh(**mesh))
+        sampling = sharding.host_mesh(mesh.get("tensor", 1))
+        checks.check_mesh(c.search.slots, trained, lm.Decoder(shape, sampling))
+
+    check(shape)
+    check(shape, data=4, fsdp=2)
+    check(dataclasses.replace(shape, num_kv_heads=2), data=2, fsdp=2, tensor=2)
+    with pytest.raises(ValueError, match="'kv_heads' of size 1 .* mesh.tensor=2"):
+        check(shape, data=2, fsdp=2, tensor=2)
+    c.search.slots = 12
+    with pytest.raises(ValueError, match="slots=12; expected a multiple of the 8 data"):
+        check(shape)
+    # Four devices per problem leave two groups of devices.
+    many = dataclasses.replace(shape, num_heads=4, num_kv_heads=4)
+    check(many, data=2, tensor=4)
+
+
+# Splits.
+
+
+def test_a_problem_in_two_splits():
+    def problem(name, text):
+        return Problem(name, text, "1")
+
+    shared = {"ift": [problem("a", "1+1")], "eft": [problem("b", "1+1")]}
+    checks.check_disjoint(shared | {"test": [problem("c", "1+2")]})
+    for name in ("heldout", "test", "questions_1"):
+        with pytest.raises(ValueError) as error:
+            checks.check_disjoint(shared | {name: [problem("c", "1+1")]})
+        words = f"problem '1+1' is in M1 training and in {name}; expected every problem"
+        assert words in str(error.value) and "Remove it" in str(error.value)
+
+
+# Budgets.
+
+
+def test_budgets_to_the_token(codec):
+    files = {
+        "test": [Problem("short", "5*3+1", "6"), Problem("long", "8*7+4*4+2", "2")]
+    }
+    solve = len(codec.solve_prompt("8*7+4*4+2"))
+    judged = len(codec.judge_context("8*7+4*4+2", ()))
+    assert solve > len(codec.solve_prompt("5*3+1")) and judged > 1
+    c = changed(search__max_step_tokens=5, judge__max_tokens=1)
+    c.search.context_tokens, c.judge.context_tokens = solve + 5, judged
+    checks.check_budgets(from_config(c), codec, files)
+    c.search.context_tokens -= 1
+    with pytest.raises(ValueError) as error:
+        checks.check_budgets(from_config(c), codec, files)
+    assert str(error.value) == (
+        f"test row 'long': its prompt and one step of search.max_step_tokens=5 need "
+        f"{solve + 5} tokens; expected at most search.context_tokens={solve + 4}. "
+        "Raise it or drop the problem."
+    )
+    c.search.context_tokens, c.judge.context_tokens = 99, judged - 1
+    words = f"'long': the judge's prompt has {judged} tokens; expected at most"
+    with pytest.raises(ValueError, match=words):
+        checks.check_budgets(from_config(c), codec, files)
+    c.judge.context_tokens, c.judge.max_tokens = 99, 0
+    with pytest.raises(
+        ValueError, match="judge.max_tokens=0; expected at least the 1 "
+    ):
+        checks.check_budgets(from_config(c), codec, files)
+    c.judge.mode = "logprob"  # writes nothing
+    checks.check_budgets(from_config(c), codec, files)
