@@ -1,7 +1,6 @@
 """Saved arrays: whole, in their shardings, or refused."""
 
 import json
-import os
 import pathlib
 import shutil
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from stepjax.lm import checkpoint, files, sharding
+from stepjax.lm import checkpoint, sharding
 
 
 class State(NamedTuple):
@@ -90,28 +89,6 @@ def test_digests_see_every_bit_type_and_shape():
 def test_digests_do_not_depend_on_the_devices():
     whole = jax.tree.map(np.asarray, state())
     assert checkpoint.array_digests(whole) == checkpoint.array_digests(state())
-
-
-def test_json_is_replaced_in_one_go(tmp_path, monkeypatch):
-    path = tmp_path / "new folder" / "manifest.json"
-    files.write_json(path, {"text": "Größe\u2028", "numbers": [1, 0.5, None]})
-    assert files.read_json(path) == {
-        "text": "Größe\u2028",
-        "numbers": [1, 0.5, None],
-    }
-    before = path.read_bytes()
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        files.write_json(path, {"numbers": [2]})
-    assert path.read_bytes() == before
-    monkeypatch.undo()
-    files.write_json(path, {"numbers": [2]})
-    assert files.read_json(path) == {"numbers": [2]}
-    assert [p.name for p in path.parent.iterdir()] == ["manifest.json"]
 
 
 # Trees.
