@@ -53,7 +53,7 @@ def compiled():
     return {name: getattr(generate, name)._cache_size() for name in PROGRAMS}
 
 
-def test_a_search_compiles_once_a_bucket_and_new_settings_compile_nothing(
+def test_a_search_compiles_once_per_bucket_and_new_settings_compile_nothing(
     run, buckets, monkeypatch
 ):
     texts = arithmetic.problems(PROBLEMS, operations=2, seed=9)

@@ -71,7 +71,7 @@ def test_layout_of_the_run_directory(finished):
     assert config.to_dict(get_config()) == files.read_json(finished / "config.json")
 
 
-def test_metrics_stand_once(finished):
+def test_every_metric_is_there_once(finished):
     rows = Monitor(finished).rows()
     places = [(row["stage"], row["model"], row["step"]) for row in rows]
     assert len(set(places)) == len(places)
@@ -93,7 +93,7 @@ def test_metrics_stand_once(finished):
     assert expected <= dpo[0].keys() and abs(dpo[0]["loss"] - np.log(2)) < 0.1
 
 
-def test_the_final_table_has_a_row_a_model(finished):
+def test_the_final_table_has_a_row_per_model(finished):
     rows, iterations, seconds = tables.tables(finished, 3)
     assert [row["model"] for row in rows] == ["M0", "M1", "M2", "M3"]
     assert all(list(row) == COLUMNS for row in rows)

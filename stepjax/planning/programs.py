@@ -22,7 +22,6 @@ from stepjax.run import kind
 from stepjax.settings import Settings, dpo_batches
 from stepjax.settings import model_config as known_config
 
-STAGES = ("sft", "dpo", "search")
 _STOP_STATES = 64  # states of a stop table, at most
 _TEMPLATE = 64  # tokens of the judge's template after the shared context
 
