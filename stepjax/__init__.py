@@ -54,8 +54,8 @@ The language model; it imports nothing of the above but forest and losses:
                                    token sees
                     embedding.py   token look-up and scoring on a mesh
                     decode.py      the decoder behind cached contexts
-                    generate.py    sampling and scoring of steps on the device
-                    sampler.py     sampling behind contexts, seen from the host
+                    generate.py    sample, score: behind shared contexts, on the device
+                    sampler.py     Sampler: the same for lists of token ids; start here
                     draws.py       random keys, one token from the nucleus
                     stops.py       stop strings as an automaton over token ids
                     tokenizer.py   text to ids and back

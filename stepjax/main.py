@@ -14,22 +14,22 @@ import stepjax
 
 _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VALUE ...]
 
-  run      the whole loop M0 → M1 → ... ; the same command continues after a kill
+  run      the whole loop M0 → M1 → ...; the same command continues after a kill
   sft      M0 → M1
   search   what --model makes of its questions: search.jsonl and pairs.jsonl
   dpo      --model → the next one
   eval     measures --model; --mode=greedy|unseen|judge|search|training|all,
            --benchmark=FILE
   export   writes --model to --out as a Hugging Face directory
-  ablate   the loop with its controls, --seeds=0,1,2 and --arms=self,random,oracle,
-           sft,srlm: one table and a figure
+  ablate   the loop with its controls: one table and a figure;
+           --seeds=0,1,2 --arms=self,random,oracle,sft,srlm
   On a slice of several hosts, every host runs the same command with --hosts=N.
 
-  plan     the memory and time that a run needs on a TPU slice, computed without a TPU:
-           --topology=v5p:2x2x2 or v5p-16, --stage=sft|dpo|search|all,
-           --utilisation=0.4; needs no --workdir
+  plan     the memory and time that a run needs on a TPU slice, computed
+           without a TPU and without a --workdir: --topology=v5p:2x2x2 or v5p-16,
+           --stage=sft|dpo|search|all, --utilisation=0.4, --nosuggest
 
-Commands on an existing --workdir take its own config.json when --config is left out.
+Commands on an existing --workdir take its config.json when --config is left out.
 """
 
 COMMANDS = ("run", "sft", "search", "dpo", "eval", "export", "ablate", "plan")

@@ -160,6 +160,12 @@ def _from_files(
     )
     ift, test = ift[: data.ift_count or None], test[: data.test_count or None]
     problems = list(dict.fromkeys(row.problem for row in eft))
+    if len(problems) < data.heldout_count:
+        raise ValueError(
+            f"{data.eft} has {len(problems)} problems; expected at least "
+            f"data.heldout_count={data.heldout_count}, which are kept to measure the "
+            "judge. Lower data.heldout_count."
+        )
     first_held = len(problems) - data.heldout_count
     held = set(problems[first_held:]) if data.heldout_count else set()
     kept = [problem for problem in problems if problem not in held]

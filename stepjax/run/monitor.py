@@ -185,7 +185,8 @@ class Monitor:
             with self._ticks(tick), self._bar(stage):
                 try:
                     yield stage.advance
-                    stage.end("done in")
+                    early = stage.done < stage.total
+                    stage.end("done early, in" if early else "done in")
                 except BaseException:
                     stage.end("stopped after")
                     raise
@@ -323,8 +324,9 @@ class Progress:
     def bar(self, width: int) -> table.Table:
         """Returns the state as one line of at most `width` characters.
 
-        What a narrow terminal has no room for is left out: the bar first, then the
-        time so far, the unit, the rate.
+        It shows the time left, or the time so far while there is no rate yet or when
+        the stage has ended. What a narrow terminal has no room for is left out: the bar
+        first, then the time so far, the unit, the rate.
         """
         total = str(self.total)
         parts = {
@@ -336,8 +338,9 @@ class Progress:
             "note": self.note,
         }
         if not self.outcome:
-            left = self.rate() and f"left {_clock_time(self.left())}"
+            left = self.rate() and f"{_clock_time(self.left())} left"
             parts["left"] = left or _FIRST
+            parts["elapsed"] = "" if left else parts["elapsed"]
         for name in ("", "elapsed", "unit", "rate", "left", "note"):
             parts.pop(name, None)
             rest = " ".join(filter(None, parts.values()))
@@ -399,8 +402,7 @@ def usage_line(
         became text. The rest was computed while shorter texts waited for the longest
         of their round, or for rows that held no text.
     """
-    mean = sum(in_flight) / len(in_flight)
-    rounds = "1 round" if len(in_flight) == 1 else f"{len(in_flight)} rounds"
-    text = f"search: {rounds}, {mean:.1f} of {slots} problems in flight on average"
+    busy = sum(in_flight) / len(in_flight) / slots
+    text = f"search: {busy:.0%} of slots busy"
     parts = [f"{name} {share:.0%}" for name, share in useful.items()]
-    return f"{text}; useful decoding work: {', '.join(parts)}" if parts else text
+    return f"{text}; useful decoding: {', '.join(parts)}" if parts else text

@@ -146,6 +146,19 @@ def test_too_few_questions(files, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_more_problems_cannot_be_held_out_than_there_are(files, tmp_path):
+    c, _ = files
+    for count in (3, 4):
+        c.data.heldout_count = count
+        counts = data.make_data(from_config(c), TEXTS, tmp_path / f"data_{count}")
+        assert (counts["eft"], counts["heldout"]) == (8 - 2 * count, 2 * count)
+    c.data.heldout_count = 5
+    words = "eft.jsonl has 4 problems; expected at least data.heldout_count=5"
+    with pytest.raises(ValueError, match=words):
+        data.make_data(from_config(c), TEXTS, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_question_asked_twice_is_refused(files, tmp_path):
     c, rows = files
     again = Question("again", rows["question_file"][6].problem)

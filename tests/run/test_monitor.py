@@ -146,6 +146,16 @@ def test_what_an_earlier_process_did_does_not_count_for_the_rate(tmp_path):
     ]
 
 
+def test_a_stage_that_needs_less_than_its_total_says_so(tmp_path):
+    clock = FakeClock()
+    monitor, printed = monitor_of(tmp_path, clock)
+    with monitor.progress("M1 sft/judge", 2400, "update") as move:
+        clock.at = 2
+        move(1080, "loss 0.0086")
+    last = "M1 sft/judge  1080/2400 updates  540/s  done early, in 2 s  loss 0.0086"
+    assert printed.getvalue().splitlines()[-1] == f"14:03:02 {last}"
+
+
 @pytest.mark.parametrize("width", [0, 80])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_a_stage_that_is_interrupted_says_so_and_leaves_no_thread(
@@ -281,7 +291,7 @@ def test_a_bar_is_one_whole_line(given, width):
     if width >= 80:
         assert f" {unit}" in line and re.search(r" \d+:\d\d:\d\d( |$)", line)
         rated = re.search(r" \d+(\.\d)?/(s|min|h) ", line)
-        left = re.search(r" left \d+:\d\d:\d\d( |$)", line)
+        left = re.search(r" \d+:\d\d:\d\d left( |$)", line)
         assert (rated and left) if done else "compiling or first batch" in line
     if width >= 120 and done > total / 20:
         assert line.count("━") + line.count("╸") >= 1
@@ -289,17 +299,17 @@ def test_a_bar_is_one_whole_line(given, width):
 
 def test_bars_at_80_columns():
     assert [drawn(stage_of(*given), 80)[0].rstrip() for given in STAGES] == [
-        "M1 sft/judge  ━━━━━━   1820/2400 updates 75.8/s 0:00:24 left 0:00:08 "
+        "M1 sft/judge       ━━━━━━━━    1820/2400 updates 75.8/s 0:00:08 left "
         "loss 0.0213",
-        "M4 eval training  820000/1000000 problems 228/s 1:00:00 left 0:13:10 "
+        "M4 eval training ━━━━━╸   820000/1000000 problems 228/s 0:13:10 left "
         "loss 0.0213",
         "M4 eval training             0/1000000 problems 0:00:36 compiling or "
         "first batch",
-        "M3 search          ━━━━━━━━━━━╸ 2999/3000 problems 1.8/min 27:46:40 left "
-        "0:00:33",
-        "M2 reference       ━━━━━━━━━━━━━━━━━ 177/177 batches 59.0/s 0:00:03 left "
-        "0:00:00",
-        "M2 dpo                      1/70 updates 36.0/h 0:01:40 left 1:55:00 "
+        "M3 search          ━━━━━━━━━━━━━━━━━━━━╸ 2999/3000 problems 1.8/min "
+        "0:00:33 left",
+        "M2 reference       ━━━━━━━━━━━━━━━━━━━━━━━━ 177/177 batches 59.0/s "
+        "0:00:00 left",
+        "M2 dpo                              1/70 updates 36.0/h 1:55:00 left "
         "loss 0.6931",
     ]
 
@@ -345,11 +355,9 @@ def test_a_dumb_terminal_and_ci_get_lines(tmp_path, monkeypatch):
 def test_usage_in_words():
     useful = {"candidates": 0.7123, "judgments": 0.0949}
     assert usage_line([64, 64, 60], 64, useful) == (
-        "search: 3 rounds, 62.7 of 64 problems in flight on average; "
-        "useful decoding work: candidates 71%, judgments 9%"
+        "search: 98% of slots busy; useful decoding: candidates 71%, judgments 9%"
     )
-    line = "search: 1 round, 3.0 of 8 problems in flight on average"
-    assert usage_line([3], 8, {}) == line
+    assert usage_line([3], 8, {}) == "search: 38% of slots busy"
 
 
 # Metrics on disk.
