@@ -64,8 +64,8 @@ def model_config(settings: Settings) -> lm.ModelConfig:
     """
     if settings.init == "random" and not settings.shape.vocab_size:
         raise ValueError(
-            "model.vocab_size=0; expected the size of the vocabulary, since a plan makes "
-            "no tokenizer. Set model.vocab_size."
+            "model.vocab_size=0; expected the size of the vocabulary, since a plan "
+            "makes no tokenizer. Set model.vocab_size."
         )
     try:
         return known_config(settings, 0)
