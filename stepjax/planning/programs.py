@@ -62,6 +62,11 @@ def model_config(settings: Settings) -> lm.ModelConfig:
     Raises:
       ValueError: when the settings do not tell the vocabulary.
     """
+    if settings.init == "random" and not settings.shape.vocab_size:
+        raise ValueError(
+            "model.vocab_size=0; expected the size of the vocabulary, since a plan "
+            "makes no tokenizer. Set model.vocab_size."
+        )
     try:
         return known_config(settings, 0)
     except ValueError as error:

@@ -105,6 +105,8 @@ def test_bad_arguments_are_refused(capsys):
         programs.model_config(from_config(c))
     c.model.vocab_size = 512  # then the settings tell the shape
     assert programs.model_config(from_config(c)).hidden_size == 256
+    with pytest.raises(ValueError, match="model.vocab_size=0; expected the size of"):
+        programs.model_config(from_config(tiny(model__vocab_size=0)))
 
 
 # The compiler for TPU.
