@@ -81,6 +81,11 @@ def test_every_file_imports_only_what_its_room_may():
     assert "planning.plan" in graph["main"] and {"lm", "run"} <= graph.keys()
 
 
+def test_every_package_is_a_known_room():
+    rooms = {module.split(".")[0] for module in sources() if "." in module}
+    assert "run" in rooms and rooms <= BESIDE | {"lm"}
+
+
 def test_no_circles():
     tuple(graphlib.TopologicalSorter(import_graph(sources())).static_order())
 

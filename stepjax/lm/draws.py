@@ -30,8 +30,11 @@ def candidate_path(
       step: number of the step, from 1.
       attempt: how often the step was expanded before.
       candidate: index among the samples of this expansion.
+
+    Raises:
+      ValueError: when a number is not an integer from 0 to 2**32 - 1.
     """
-    return iteration, problem, step, attempt, candidate, 0, 0
+    return _checked((iteration, problem, step, attempt, candidate, 0, 0))
 
 
 def judgment_path(expansion: Sequence[int], a: int, b: int) -> tuple[int, ...]:
@@ -45,7 +48,8 @@ def judgment_path(expansion: Sequence[int], a: int, b: int) -> tuple[int, ...]:
       b: index of the candidate shown second.
 
     Raises:
-      ValueError: when `expansion` has not four integers.
+      ValueError: when `expansion` has not four integers, or one is not from 0 to
+        2**32 - 1.
     """
     path = (*expansion, a, b, 1)
     if len(path) != PATH_LENGTH:
@@ -53,6 +57,17 @@ def judgment_path(expansion: Sequence[int], a: int, b: int) -> tuple[int, ...]:
             f"the key path {path} of a judgment has {len(path)} integers; expected "
             f"{PATH_LENGTH}. Begin it with (iteration, problem, step, attempt)."
         )
+    return _checked(path)
+
+
+def _checked(path: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the path; an integer of more than 32 bits would be cut in silence."""
+    for number in path:
+        if number != int(number) or not 0 <= number < 2**32:
+            raise ValueError(
+                f"the key path {path} holds {number}; expected integers from 0 to "
+                "2**32 - 1. Hash what is larger."
+            )
     return path
 
 

@@ -302,6 +302,12 @@ class Sampler:
           The prefix without its contexts, and the rows without key paths; host arrays.
         """
         groups, width, unfed = len(prompts), len(prompts[0]), min(last, 1)
+        for larger, size in zip((width, *share), share, strict=False):
+            if larger % size:
+                raise ValueError(
+                    f"share={tuple(share)} for groups of {width} rows; expected each "
+                    "number to divide the one before it, and the first the rows."
+                )
         if slots is not None:
             groups = forest.bucket(groups, len(self.held))
         levels = []

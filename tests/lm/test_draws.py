@@ -240,6 +240,17 @@ def test_a_path_of_another_length_is_refused_and_never_cut(length):
         draws.candidate_path(*numbers, 0)
 
 
+@pytest.mark.parametrize("number", [-1, 2**32, 2**40, 1.5])
+def test_a_path_holds_integers_of_32_bits(number):
+    expected = r"holds -?[\d.]+; expected integers from 0 to 2\*\*32 - 1"
+    with pytest.raises(ValueError, match=expected):
+        draws.candidate_path(1, number, 1, 0, 0)
+    with pytest.raises(ValueError, match=expected):
+        draws.judgment_path((1, 2, 1, number), 0, 1)
+    with pytest.raises(ValueError, match=expected):
+        draws.judgment_path((1, 2, 1, 0), 0, number)
+
+
 # Whole rows from a model.
 
 

@@ -115,6 +115,13 @@ def test_context_longer_than_the_capacity_is_refused(three_slots):
         three_slots.hold({0: some_ids(1, 5), 1: some_ids(2, 61)})
 
 
+@pytest.mark.parametrize("share", [(2,), (4,), (3, 2)])
+def test_blocks_must_divide_the_rows_and_each_other(three_slots, share):
+    expected = "for groups of 3 rows; expected each number to divide the one before it"
+    with pytest.raises(ValueError, match=expected):
+        three_slots._lay_out([0], [[[5], [6], [3]]], share)
+
+
 def test_slots_must_divide_over_the_devices(params):
     with pytest.raises(ValueError, match="6 slots; expected a multiple of the 8"):
         Sampler(MODEL, params, sharding.make_mesh(), 6, 60)
