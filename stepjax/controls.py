@@ -8,6 +8,8 @@ from stepjax.codec import Codec
 from stepjax.judge import Judge, Request, all_calls, comparisons
 from stepjax.trajectory import Verdict
 
+# The gold: (problem, texts of the steps so far, text of a candidate) → right or not.
+IsRight = Callable[[str, Sequence[str], str], bool]
 JUDGES = ("self", "random", "oracle")  # the model itself, and the two of this file
 
 
@@ -29,7 +31,7 @@ def random_judge(score: str, seed: int) -> Judge:
 
 
 def oracle_judge(
-    is_right: Callable[[str, Sequence[str], str], bool],
+    is_right: IsRight,
     codec: Codec,
     score: str,
     seed: int,
@@ -39,7 +41,7 @@ def oracle_judge(
     It has no preference (None) between two right or two wrong steps.
 
     Args:
-      is_right: (problem, texts of the steps so far, next step) → right or not.
+      is_right: the gold.
       codec: tokenizer and templates.
       score: one of `judge.SCORES`; says which orders are asked.
       seed: base seed.

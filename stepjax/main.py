@@ -1,6 +1,5 @@
 """The command line: ``stepjax run``, ``ablate``, ``eval`` and so on, see `COMMANDS`."""
 
-import json
 import os
 import pathlib
 import sys
@@ -127,6 +126,7 @@ def _devices() -> str:
 def _settings() -> ml_collections.ConfigDict:
     """Returns the settings of --config, or of the run directory."""
     from stepjax.config import from_dict
+    from stepjax.lm.files import read_json
 
     if _config.value is not None:
         return _config.value.copy_and_resolve_references()  # raises if not loaded
@@ -136,7 +136,7 @@ def _settings() -> ml_collections.ConfigDict:
             f"--config is missing and {path} does not exist; expected one of them. "
             "Give --config=FILE for a new run."
         )
-    return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    return from_dict(read_json(path))
 
 
 def _run(command: str, config: ml_collections.ConfigDict) -> None:

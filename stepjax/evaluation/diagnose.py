@@ -1,7 +1,6 @@
 """Why a loop gains or fails: quality of pairs, of judgments, and what training did.
 
 Gold knowledge is used for reporting only; nothing here reaches a training stage.
-`is_right` is (problem, texts of the steps so far, text of a candidate) → bool.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stepjax import dpo, judge
+from stepjax.controls import IsRight
 from stepjax.lm import model as lm
 from stepjax.lm import train
 from stepjax.pairs import Pair
 from stepjax.trajectory import State, Verdict
 
-IsRight = Callable[[str, Sequence[str], str], bool]
 Graded = Callable[[Sequence[Verdict], Sequence[bool]], list[bool]]
 
 COLLAPSE = 0.5  # nats per token that chosen steps may lose before we warn

@@ -1,14 +1,15 @@
 """The one choice between the paper's method and the SRLM baseline: `judge.kind`.
 
 "comparisons" is the paper: the model compares next steps in pairs. "ratings" is
-arXiv 2401.10020: it rates whole solutions one by one, see `stepjax.srlm`. All other
-files take what differs between the two as arguments.
+arXiv 2401.10020: it rates whole solutions one by one, see `stepjax.srlm`. Other files
+ask `choose`, or take what differs between the two as arguments.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from stepjax import records, srlm
+from stepjax.controls import IsRight
 from stepjax.initial_data import sources
 from stepjax.judge import Judgments, comparisons
 from stepjax.prompts import Templates
@@ -17,8 +18,6 @@ from stepjax.settings import KINDS, Settings
 from stepjax.worlds import arithmetic, arithmetic_data, arithmetic_srlm
 
 Reader = Callable[[str, Templates], list]  # (path, templates) → records
-# (problem, texts of the steps so far, text of a candidate) → whether it is right
-IsRight = Callable[[str, Sequence[str], str], bool]
 
 
 class Kind(NamedTuple):
