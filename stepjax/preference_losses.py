@@ -40,7 +40,7 @@ def conservative_dpo_loss(
     beta=0.1,
     label_smoothing,
 ):
-    """DPO for preferences some of which are the wrong way round (cDPO).
+    """DPO when some preferences are the wrong way round (cDPO).
 
         loss = -(1 - e) log sigmoid(beta D) - e log sigmoid(-beta D)
 

@@ -22,8 +22,8 @@ class Unit(NamedTuple):
     """What a candidate is; `STEP` is the paper's.
 
     Attributes:
-      stops: templates → strings that end a candidate; a stop id of the tokenizer ends
-        it, too.
+      stops: templates → strings that end a candidate, besides the stop ids of the
+        tokenizer.
       well_formed: (templates, step number, text) → whether the text is a candidate.
     """
 
@@ -108,7 +108,7 @@ class CandidateParser:
     """Turns sampled ids into candidates.
 
     Attributes:
-      stops: strings that end a candidate; a stop id of the tokenizer ends it, too.
+      stops: strings that end a candidate, besides the stop ids of the tokenizer.
     """
 
     def __init__(self, codec: Codec, unit: Unit = STEP):

@@ -77,7 +77,7 @@ def orpo_loss(
 
     Means are kept below -1e-7, since a step of probability 1 has infinite odds. Source:
     arXiv 2403.07691, section 4, eq. 6 and 7. The first term covers the chosen step
-    only; TRL's covers the prompt, too.
+    alone; TRL's covers the prompt and the step.
 
     Args:
       policy_chosen_logps: [B] sums over the chosen step, as from `step_logps`.

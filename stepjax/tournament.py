@@ -105,7 +105,7 @@ def scheduled(judge: Judge, schedule: str, score: str, seed: int) -> Judge:
     """Wraps a judge: without explicit `calls` it plays the tournament.
 
     Args:
-      judge: from `stepjax.judge`.
+      judge: from `stepjax.self_judge` or `stepjax.controls`.
       schedule: one of `SCHEDULES`.
       score: reading of equation 2: both orders of a match, or one drawn by key.
       seed: base seed.

@@ -1,4 +1,4 @@
-"""What stands in for models: a sampler, a judge by rank, a table of logits."""
+"""Fakes of models: a sampler, verdicts by rank, a table of logits."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """The evaluation stages of a run: what a model is worth, and what training did to it.
 
-They read gold answers. Only data preparation and the oracle judge do so, too.
-Each writes ``eval/MODEL_BENCHMARK_MODE.json`` with its metrics and items.
+These stages, data preparation and the oracle judge are all that reads gold answers.
+Each stage writes ``eval/MODEL_BENCHMARK_MODE.json`` with its metrics and items.
 """
 
 import functools

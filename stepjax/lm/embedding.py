@@ -4,8 +4,8 @@ The embedding and the unembedding are the decoder's largest matrices, [V, E] eac
 are split over `tensor` by rows and over `fsdp` by columns, while forest rows are split
 over `data` and `fsdp`. Neither matrix is ever whole on a device, nor is its gradient. A
 look-up exchanges the states that it takes from the table. Scoring exchanges the states
-of scored tokens, so that each device of `fsdp`, too, computes the logits of its own
-part of the vocabulary.
+of scored tokens: each device then computes the logits of its own part of the
+vocabulary, which is split over `tensor` and, here, over `fsdp`.
 
 Axis names: R rows, T tokens, S scored tokens of a row, E width of the hidden states,
 V vocabulary.

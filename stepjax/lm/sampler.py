@@ -38,8 +38,8 @@ def make_decoding(
     """Returns how to sample with a tokenizer, its stop table on the device.
 
     Args:
-      tokenizer: whose stop ids (end-of-sequence) end every row, too.
-      stop_strings: a row ends once its text holds any of these.
+      tokenizer: a row ends at its stop ids (end-of-sequence).
+      stop_strings: a row also ends once its text holds any of these.
       seed: base of all random keys.
       temperature: 0 is greedy.
       top_p: in (0, 1].

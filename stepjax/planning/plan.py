@@ -94,7 +94,7 @@ def plan(
       topology: a grid name ("v5p:2x2x2") or a Cloud name ("v5p-16").
       stage: one of `STAGES`.
       utilisation: share of the chips' peak or bandwidth that is reached, for times.
-      suggest: whether to look for the smallest slice of the family that fits, too.
+      suggest: whether to look for the smallest slice of the family that fits.
       say: called with a line about what is compiled next, since that takes minutes.
 
     Raises:

@@ -86,8 +86,8 @@ def make_data(
       File name → number of rows.
 
     Raises:
-      ValueError: for missing or malformed files, an unknown format, too few rows, or
-        a problem that is in two splits.
+      ValueError: for a file that is missing or malformed, an unknown format, too few
+        rows, or a problem that is in two splits.
     """
     data, kind = settings.data, choose(settings)
     wanted = data.questions[: settings.iterations]

@@ -107,8 +107,8 @@ def search_questions(
     )
 
     def pause(in_flight: Mapping[int, State]) -> None:
-        # A run that goes on from here begins with empty caches. This one empties its
-        # own, too, so that both compute the same bits.
+        # A run that goes on from here begins with empty caches. This run empties its
+        # caches, so that both compute the same bits.
         for sampler in samplers:
             sampler.hold({slot: () for slot in range(run.slots)})
         on_pause(in_flight)
