@@ -66,8 +66,65 @@ def default() -> ml_collections.ConfigDict:
     data.eft_format = "jsonl"  # "jsonl" (records.Comparison) or "prm800k"
     data.question_file = ""  # questions; those in IFT, EFT or test are passed over
     data.question_format = "jsonl"  # "jsonl" (records.Question) or "gsm8k"
+    # True: the run makes its EFT rows itself, as the paper does (section 3.1): a PRM and
+    # tree search find pairs, a teacher judges them; see `prm`, `mcts`, `teacher`. Then
+    # `data.eft` is not read, and `data.heldout_count` counts problems of the made rows.
+    data.make_eft = False
     data.test = ""  # file of test problems
     data.test_format = "jsonl"  # "jsonl" (records.Problem) or "gsm8k"
+
+    # The initial data; read with `data.make_eft`, and by `stepjax init-data`.
+    c.prm = prm = ml_collections.ConfigDict()  # the process reward model
+    prm.labels = ""  # file of step labels; "rollouts": labelled by `rollouts`
+    # "jsonl" (records.StepLabels), "prm800k", "math_shepherd" or "stepwise" (TRL)
+    prm.labels_format = "jsonl"
+    prm.labels_count = 0  # rows, 0 all; arithmetic: problems to make
+    prm.heldout_count = 0  # problems whose labels are kept to measure the PRM
+    prm.prompt = ""  # template with {problem}; "" takes prompts.solve
+    prm.phase = phase(  # of its SFT (paper: 1 epoch, 1e-5, 128)
+        "prm", ift=0.0, epochs=1, batch_size=128, optimizer=optimizer(1e-5)
+    )
+
+    c.rollouts = rollouts = ml_collections.ConfigDict()  # with prm.labels = "rollouts"
+    rollouts.problems = 0  # IFT problems whose answers are used, 0 all
+    rollouts.solutions = 2  # solutions of the policy per problem, which get the labels
+    rollouts.samples = 8  # completions per step, k
+    rollouts.temperature = 0.7
+    rollouts.top_p = 0.95
+    rollouts.max_tokens = 1024  # tokens of a completion
+
+    c.mcts = mcts = ml_collections.ConfigDict()  # Monte Carlo tree search
+    mcts.phase = phase("policy", eft=0.0)  # of the policy's SFT on IFT alone
+    mcts.questions = 400  # problems searched
+    mcts.question_file = ""  # those in another file are passed over
+    mcts.question_format = "jsonl"  # see data.question_format
+    mcts.width = 6  # samples per expansion
+    mcts.temperature = 0.7  # (paper)
+    mcts.top_p = 0.95  # (paper)
+    mcts.iterations = 100  # per problem (paper)
+    mcts.depth = 3  # steps that a simulation goes on after the new step (paper)
+    mcts.max_steps = 20  # steps of a solution
+    mcts.rule = "uct"  # how a child is selected: "uct" or "puct"
+    mcts.exploration = 1.0  # constant of the rule
+    mcts.min_margin = 0.0  # least difference of a pair's two PRM probabilities
+    mcts.pairs_per_layer = 1  # pairs from the most visited nodes of each layer
+    mcts.remember_tokens = 4096  # keys and values kept per problem in flight
+
+    c.teacher = teacher = ml_collections.ConfigDict()  # judges pairs, cuts solutions
+    # "http" (an OpenAI-compatible server), "local" (a model of the run: M0, or that of
+    # `teacher.model`), "replay" (a file of answers), "world" (the arithmetic world).
+    teacher.backend = "http"
+    teacher.url = ""  # "http", e.g. "http://localhost:8000/v1"
+    teacher.model = ""  # "http": its name; "local": "" for M0, or "hf:DIR"
+    teacher.key_variable = "OPENAI_API_KEY"  # environment variable with the key
+    teacher.file = ""  # "replay": file of answers, in the form of the cache
+    teacher.temperature = 0.0
+    teacher.max_tokens = 1024  # tokens of an answer
+    teacher.concurrency = 8  # requests at the same time
+    teacher.requests_per_minute = 0  # 0: no limit
+    teacher.token_budget = 0  # most tokens of all requests and answers; 0: no limit
+    teacher.timeout = 120.0  # seconds for one request
+    teacher.retries = 5  # after a failed request
 
     c.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # replicas; -1: what the other axes leave

@@ -93,6 +93,80 @@ class Comparison:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Worked:
+    r"""A problem with its whole solution as one text, not cut into steps yet.
+
+    Attributes:
+      id: name of the row, unique in its file.
+      problem: text of the problem.
+      solution: text of the solution.
+      answer: the final answer, or "" where the source does not state it apart.
+    """
+
+    id: str
+    problem: str
+    solution: str
+    answer: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepLabels:
+    """A solution, finished or not, whose steps are labelled: what a PRM learns from.
+
+    Attributes:
+      id: name of the row, unique in its file.
+      problem: text of the problem.
+      steps: texts of the steps, each from its marker on; at least one.
+      labels: for each step the probability, 0 to 1, that it is right. A hard label is
+        0 or 1. None marks a step that nobody has labelled.
+
+    Raises:
+      ValueError: the labels are not one number from 0 to 1, or None, per step; or no
+        step has a label.
+    """
+
+    id: str
+    problem: str
+    steps: tuple[str, ...]
+    labels: tuple[float | None, ...]
+
+    def __post_init__(self):
+        labels = self.labels
+        shown = f"field 'labels' is {reprlib.repr(labels)}"
+        if not isinstance(labels, list | tuple):
+            raise ValueError(f"{shown}; expected a list of numbers.")
+        for label in labels:
+            number = isinstance(label, int | float) and not isinstance(label, bool)
+            if label is not None and not (number and 0 <= label <= 1):
+                raise ValueError(f"{shown}; expected numbers from 0 to 1, or null.")
+        if len(labels) != len(self.steps) or all(label is None for label in labels):
+            raise ValueError(
+                f"{shown} for {len(self.steps)} steps; expected one label per step, "
+                "and a number for one step at least."
+            )
+        object.__setattr__(self, "labels", tuple(labels))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """Two next steps after the same context, the better one first.
+
+    Attributes:
+      id: name of the row, unique in its file.
+      problem: text of the problem.
+      steps: texts of the steps so far, each from its marker on; may be empty.
+      chosen: text of the better next step, from its marker on.
+      rejected: text of the worse next step, from its marker on.
+    """
+
+    id: str
+    problem: str
+    steps: tuple[str, ...]
+    chosen: str
+    rejected: str
+
+
 def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     r"""Reads the JSON objects of a file, one per line.
 

@@ -19,6 +19,8 @@ from stepjax.lm import model as lm
 WORLDS = ("", "arithmetic")  # data.world
 IMPROVE_BY = ("dpo", "sft")  # improve_by
 KINDS = ("comparisons", "ratings")  # judge.kind
+RULES = ("uct", "puct")  # mcts.rule
+BACKENDS = ("http", "local", "replay", "world")  # teacher.backend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +52,72 @@ class Data:
     eft_format: str
     question_file: str
     question_format: str
+    make_eft: bool
     test: str
     test_format: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prm:
+    """The process reward model, see `initial_data.prm`."""
+
+    labels: str
+    labels_format: str
+    labels_count: int
+    heldout_count: int
+    prompt: str
+    phase: sft.Phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """Step labels from completions, see `initial_data.rollouts`."""
+
+    problems: int
+    solutions: int
+    samples: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Mcts:
+    """Tree search for pairs of steps, see `initial_data.mcts`."""
+
+    phase: sft.Phase
+    questions: int
+    question_file: str
+    question_format: str
+    width: int
+    temperature: float
+    top_p: float
+    iterations: int
+    depth: int
+    max_steps: int
+    rule: str
+    exploration: float
+    min_margin: float
+    pairs_per_layer: int
+    remember_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Who judges pairs and cuts solutions, see `initial_data.teacher`."""
+
+    backend: str
+    url: str
+    model: str
+    key_variable: str
+    file: str
+    temperature: float
+    max_tokens: int
+    concurrency: int
+    requests_per_minute: int
+    token_budget: int
+    timeout: float
+    retries: int
 
 
 class MeshShape(NamedTuple):
@@ -172,6 +238,10 @@ class Settings:
       tokenizer: its folder or file, or "".
       texts: templates of the prompts.
       data: where the data comes from.
+      prm: the process reward model of the initial data.
+      rollouts: step labels from completions.
+      mcts: tree search for pairs.
+      teacher: who judges the pairs.
       mesh: devices of training.
       train: what both kinds of training share.
       sft: settings of SFT.
@@ -191,6 +261,10 @@ class Settings:
     tokenizer: str
     texts: Texts
     data: Data
+    prm: Prm
+    rollouts: Rollouts
+    mcts: Mcts
+    teacher: Teacher
     mesh: MeshShape
     train: Train
     sft: Sft
@@ -225,6 +299,10 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
         tokenizer=config.tokenizer,
         texts=Texts(**config.prompts),
         data=Data(**{**config.data, "questions": tuple(config.data.questions)}),
+        prm=Prm(**{**config.prm, "phase": _phase(config.prm.phase)}),
+        rollouts=Rollouts(**config.rollouts),
+        mcts=Mcts(**{**config.mcts, "phase": _phase(config.mcts.phase)}),
+        teacher=Teacher(**config.teacher),
         mesh=MeshShape(**config.mesh),
         train=Train(**config.train),
         sft=Sft(tuple(map(_phase, config.sft.phases)), config.sft.verdict_weight),

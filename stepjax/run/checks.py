@@ -11,7 +11,14 @@ from stepjax.lm import model as lm
 from stepjax.run.kind import choose
 from stepjax.search import ON_TIE
 from stepjax.self_judge import MODES
-from stepjax.settings import IMPROVE_BY, KINDS, WORLDS, Settings
+from stepjax.settings import (
+    BACKENDS,
+    IMPROVE_BY,
+    KINDS,
+    RULES,
+    WORLDS,
+    Settings,
+)
 from stepjax.tournament import SCHEDULES
 
 _CHOICES = {
@@ -23,6 +30,8 @@ _CHOICES = {
     "judge.mode": MODES,
     "judge.score": SCORES,
     "judge.schedule": tuple(SCHEDULES),
+    "mcts.rule": RULES,
+    "teacher.backend": BACKENDS,
 }
 _LEAST = {
     "seed": 0,
@@ -48,6 +57,29 @@ _LEAST = {
     "dpo.epochs": 1,
     "eval.max_tokens": 1,
     "eval.search_count": 0,
+    "prm.labels_count": 0,
+    "prm.heldout_count": 0,
+    "rollouts.problems": 0,
+    "rollouts.solutions": 1,
+    "rollouts.samples": 1,
+    "rollouts.temperature": 0,
+    "rollouts.max_tokens": 1,
+    "mcts.questions": 1,
+    "mcts.width": 2,
+    "mcts.temperature": 0,
+    "mcts.iterations": 1,
+    "mcts.depth": 0,
+    "mcts.max_steps": 1,
+    "mcts.exploration": 0,
+    "mcts.min_margin": 0,
+    "mcts.pairs_per_layer": 1,
+    "mcts.remember_tokens": 0,
+    "teacher.temperature": 0,
+    "teacher.max_tokens": 1,
+    "teacher.concurrency": 1,
+    "teacher.requests_per_minute": 0,
+    "teacher.token_budget": 0,
+    "teacher.retries": 0,
 }
 
 
@@ -67,7 +99,7 @@ def check_settings(settings: Settings) -> None:
     ]
     rules += [
         (name, value_of(name), "above 0 and at most 1", 0 < value_of(name) <= 1)
-        for name in ("search.top_p", "judge.top_p")
+        for name in ("search.top_p", "judge.top_p", "rollouts.top_p", "mcts.top_p")
     ]
     beta, smoothing = settings.dpo.loss.beta, settings.dpo.loss.label_smoothing
     rules += [
