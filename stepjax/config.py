@@ -66,7 +66,7 @@ def default() -> ml_collections.ConfigDict:
     data.eft_format = "jsonl"  # "jsonl" (records.Comparison) or "prm800k"
     data.question_file = ""  # questions; those in IFT, EFT or test are passed over
     data.question_format = "jsonl"  # "jsonl" (records.Question) or "gsm8k"
-    # True: the run makes its EFT rows itself, as the paper does (section 3.1): a PRM and
+    # True: the run makes its EFT rows itself, as in section 3.1 of the paper: a PRM and
     # tree search find pairs, a teacher judges them; see `prm`, `mcts`, `teacher`. Then
     # `data.eft` is not read, and `data.heldout_count` counts problems of the made rows.
     data.make_eft = False
