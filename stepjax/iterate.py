@@ -15,7 +15,6 @@ the settings ask for the oracle judge.
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +70,7 @@ def sft(run: Run) -> None:
         )
     phases, params, updates = run.settings.sft.phases, run.params(0), {}
     for order, phase in enumerate(phases):
-        params, updates[phase.name] = finetune.phase(
+        params, updates[phase.name] = finetune.fit_phase(
             run,
             params,
             phase,
@@ -108,7 +107,7 @@ def more_sft(run: Run, number: int) -> None:
         stop_loss=0.0,
         optimizer=run.settings.dpo.optimizer,
     )
-    params, updates = finetune.phase(
+    params, updates = finetune.fit_phase(
         run,
         run.params(number),
         phase,

@@ -9,7 +9,7 @@ from stepjax import forest, sft
 from stepjax.run.run import Run
 
 
-def phase(
+def fit_phase(
     run: Run,
     params: Any,
     phase: sft.Phase,
