@@ -30,8 +30,9 @@ The method, one file per stage, in the order in which it runs:
 
 Beside the method; of the files above only main, iterate and ablate import these:
 
-    initial_data/   sources.py: public data sets to records; rollouts.py: labels and
-                    pairs of steps from completions, where answers are known
+    initial_data/   sources.py: public data sets to records; rollouts.py: what first
+                    steps are worth, from completions; step_values.py: the labels and
+                    pairs of steps that follow
     worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py,
                     arithmetic_srlm.py
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
