@@ -31,8 +31,11 @@ The method, one file per stage, in the order in which it runs:
 Beside the method; of the files above only main, iterate and ablate import these:
 
     initial_data/   sources.py: public data sets to records
+                    teacher.py: asks a teacher: a server (teacher_http.py), a model of
+                    ours (teacher_local.py), a file; teacher_answers.py: keeps answers
+                    eft.py: which pairs are judged, which judgments are kept
     worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py,
-                    arithmetic_srlm.py
+                    arithmetic_srlm.py, arithmetic_teacher.py
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
                     their manifests; data.py, checks.py: its data, early errors;
                     kind.py: the paper's judging or SRLM's, chosen in one place;

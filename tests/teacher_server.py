@@ -68,6 +68,7 @@ def serving() -> Iterator[Server]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one packet
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -150,14 +150,14 @@ def keep(
             reason = NO_VERDICT
         elif None in explanations:
             reason = TWO_VERDICTS
+        elif verdicts[0] == verdicts[1] and not undecided:
+            reason = CONTRADICTION
+        elif verdicts == ("B", "A"):
+            reason = disagrees
         elif require_explanation and not all(text.strip() for text in explanations):
             reason = EMPTY
-        elif undecided:
-            reason = UNDECIDED
-        elif verdicts[0] == verdicts[1]:
-            reason = CONTRADICTION
         else:
-            reason = KEPT if verdicts == ("A", "B") else disagrees
+            reason = UNDECIDED if undecided else KEPT
         reasons[reason] += 1
         if reason in (KEPT, UNDECIDED):
             rows += _orders(pair, explanations, verdicts)
