@@ -1,13 +1,16 @@
 """Teachers: kept answers, replay, a model of our own."""
 
+import hashlib
 import json
 import types
 
 import pytest
-from fakes import FakeSampler
+from fakes import FakeSampler, random_parameters
 
 from stepjax.initial_data import teacher, teacher_local
 from stepjax.initial_data.teacher_answers import Answer, Kept, Request
+from stepjax.lm import model as lm
+from stepjax.lm.sampler import Sampler
 
 OPTIONS = dict(
     backend="local",
@@ -62,8 +65,6 @@ def write(path, *rows, end="\n"):
 def test_the_key_is_the_sha256_of_the_request_as_canonical_json():
     request = Request("a\u2028b", "M", 0, 5)
     text = '{"max_tokens":5,"model":"M","prompt":"a\\u2028b","temperature":0.0}'
-    import hashlib
-
     assert request.key() == hashlib.sha256(text.encode()).hexdigest()
     others = [
         request._replace(prompt="a"),
@@ -329,18 +330,38 @@ def test_a_model_of_ours_answers_in_batches_until_it_stops(codec):
     ]
 
 
-def test_an_answer_does_not_depend_on_what_is_asked_beside_it(codec):
-    def respond(context, prompt, path):
-        return f"{sum(path) % 1000}\n"
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_does_not_depend_on_what_is_asked_beside_it(
+    codec, one_device, quick_compiles, temperature
+):
+    config = lm.ModelConfig(
+        vocab_size=codec.tokenizer.vocab_size,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        intermediate_size=24,
+    )
+    model = lm.Decoder(config)
+    params = random_parameters(lm.abstract_params(model))
 
     def answers(slots, prompts):
-        sampler = FakeSampler(codec, slots, respond)
+        sampler = Sampler(model, params, one_device, slots, 60)
         generate = teacher_local.sampled(
-            sampler, codec.tokenizer, ends=("\n",), temperature=1.0, max_tokens=9
+            sampler, codec.tokenizer, temperature=temperature, max_tokens=9
         )
-        return {prompts[index]: answer for index, answer in generate(prompts)}
+        found = dict(generate(prompts))
+        return [found[index] for index in range(len(prompts))]
 
-    prompts = [f"{digit}*7+4\n" for digit in range(7)]
-    alone = {p: answers(1, [p])[p] for p in prompts}
-    assert answers(4, prompts) == alone == answers(2, prompts)
-    assert len({answer.text for answer in alone.values()}) == 7
+    prompts = [f"{digit}{digit % 3 * '*7+4'}\nA\n" for digit in range(5)]
+    prompts.append("0\nB\n")
+    two = answers(2, prompts)
+    assert answers(5, prompts) == two == answers(2, prompts[::-1])[::-1]
+    assert len({answer.text for answer in two}) > 3
+    sizes = [len(codec.tokenizer.encode_prompt(prompt)) for prompt in prompts]
+    written = [answer.tokens - size for answer, size in zip(two, sizes, strict=True)]
+    for answer, count in zip(two, written, strict=True):
+        assert 1 <= count <= 9 and (count == 9 or answer.finished)
+    with pytest.raises(ValueError, match="a context of .* at most 60"):
+        answers(2, ["1" * 70])
