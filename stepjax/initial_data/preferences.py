@@ -1,4 +1,4 @@
-r"""Preferences between two next steps: rows of TRL, of Step-DPO and of our own runs.
+"""Preferences between two next steps: rows of TRL and of Step-DPO.
 
 Readers take one row apart: (row, name, templates) → records. Writers make one row of a
 `Preference`; what they write, the readers read back as it was, but for the id.
@@ -6,8 +6,6 @@ Readers take one row apart: (row, name, templates) → records. Writers make one
 
 import re
 import reprlib
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from stepjax import prompts
@@ -169,52 +167,6 @@ def cut_prompt(templates: Templates, text: str) -> tuple[str, tuple[str, ...]]:
         else:
             return text[len(before) : at], tuple(steps)
     return text.strip(), ()
-
-
-def of_run(path: Path) -> Callable[[dict[str, Any], str, Templates], list[Preference]]:
-    """Returns the reader of a run's own pairs.jsonl.
-
-    A row has the steps so far as token ids only, so the run's tokenizer and its
-    templates are read, too.
-
-    Args:
-      path: DIR/M1/pairs.jsonl, where DIR is the run's directory.
-
-    Raises:
-      ValueError: when the run's config.json or tokenizer cannot be read.
-    """
-    from stepjax import config, settings
-    from stepjax.lm import files, tokenizer
-    from stepjax.pairs import Pair
-    from stepjax.run import data
-
-    folder = path.resolve().parent.parent
-    try:
-        made = settings.from_config(
-            config.from_dict(files.read_json(folder / "config.json"))
-        )
-    except OSError as error:
-        raise ValueError(
-            f"{folder / 'config.json'}: cannot be read ({error.strerror}); expected "
-            f"{path} to be a file of a run, as in DIR/M1/pairs.jsonl."
-        ) from error
-    texts = settings.templates(made.texts, data.world_templates(made.data.world))
-    decode = tokenizer.load(folder / "tokenizer").decode
-
-    def parse(row: dict[str, Any], name: str, templates: Templates) -> list[Preference]:
-        del name, templates  # a run has its own
-        from stepjax.records import from_object
-
-        pair = from_object(row, Pair)
-        problem, steps = cut_prompt(texts, decode(pair.context_ids))
-        if problem != pair.problem:
-            raise ValueError(
-                f"the context of pair {pair.id!r} is not its problem and steps; "
-                "expected ids of this run's tokenizer."
-            )
-        return [Preference(pair.id, problem, steps, pair.chosen, pair.rejected)]
-
-    return parse
 
 
 def _common(a: Any, b: Any) -> int:

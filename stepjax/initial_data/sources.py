@@ -8,7 +8,6 @@ import functools
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from stepjax import records
@@ -79,23 +78,19 @@ FORMATS: dict[str, dict[str, Parse]] = {
     "stepwise": {"labels": step_labels.stepwise},
     "step_dpo": {"preference": preferences.step_dpo},
     "trl": {"preference": preferences.trl},
-    "pairs": {},  # of a run: `preferences.of_run`
 }
 
 
-def parser(path: str | os.PathLike, form: str, to: str) -> Parse:
-    """Returns how the rows of a file are taken apart.
+def parser(form: str, to: str) -> Parse:
+    """Returns how the rows of a format are taken apart.
 
     Args:
-      path: the file; only "pairs" looks at what is beside it.
-      form: its format, one of `FORMATS`.
+      form: the format, one of `FORMATS`.
       to: the records wanted, one of `TYPES`.
 
     Raises:
       ValueError: for a format that is not known, or does not give these records.
     """
-    if (form, to) == ("pairs", "preference"):
-        return preferences.of_run(Path(path))
     if to not in TYPES:
         raise ValueError(f"records {to!r}; expected one of {tuple(TYPES)}.")
     known = tuple(name for name in FORMATS if to in FORMATS[name])
@@ -134,7 +129,7 @@ def read(
         format, or an id that an earlier row has, unless it is listed; or when no row
         is left; see also `files.rows` and `parser`.
     """
-    return read_with(path, parser(path, form, to), form, templates, rejects)
+    return read_with(path, parser(form, to), form, templates, rejects)
 
 
 def read_with(
