@@ -30,7 +30,8 @@ The method, one file per stage, in the order in which it runs:
 
 Beside the method; of the files above only main, iterate and ablate import these:
 
-    initial_data/   sources.py: public data sets to records
+    initial_data/   sources.py: public data sets to records; tfds.py, tfds_files.py:
+                    records from tensorflow-datasets, tfds_builder.py: records to them
     worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py,
                     arithmetic_srlm.py
     run/            run.py: a run, what its stages share; rundir.py: finished stages and

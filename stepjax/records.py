@@ -211,12 +211,12 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
             yield place, value
 
 
-def from_json(value: dict[str, Any], record_type: type) -> Any:
-    """Makes one record of a JSON object, checking every field.
+def from_object(value: dict[str, Any], record_type: type) -> Any:
+    """Makes one record of a JSON object.
 
     Args:
-      value: the object; a field that has a default may be missing.
-      record_type: see `read_jsonl`.
+      value: the object.
+      record_type: the dataclass of the record; see `read_jsonl`.
 
     Raises:
       ValueError: "reason; expected ..." for a missing, unknown or mistyped field.
@@ -268,7 +268,7 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
     places: dict[str, str] = {}
     for place, value in read_objects(path):
         try:
-            record = from_json(value, record_type)
+            record = from_object(value, record_type)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
         if record.id in places:

@@ -259,7 +259,7 @@ def _record(
             ):
                 value = [json.loads(item) for item in value]
             record[name] = value
-        return records.from_json(record, record_type)
+        return records.from_object(record, record_type)
     except ValueError as error:
         raise ValueError(f"{place} row {index}: {error}") from error
 
