@@ -60,6 +60,8 @@ def default() -> ml_collections.ConfigDict:
     data.eft_count = 0  # EFT problems (two rows each), 0 all; arithmetic: to make
     data.heldout_count = 0  # EFT problems kept to measure the judge (paper: 500 rows)
     data.test_count = 0  # test problems, 0 all
+    # Instead of a file, "tfds:NAME/SPLIT" takes rows of tensorflow-datasets;
+    # "tfds:NAME/SPLIT?problem=question&data_dir=DIR" says which field is which.
     data.ift = ""  # file of IFT rows
     # "jsonl" (records.Solution), "gsm8k", "word_problems" (solved by their equations),
     # "math" or "numina" (cut into steps by rules)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepjax import prompts, records
-from stepjax.initial_data import sources
+from stepjax.initial_data import sources, tfds
 from stepjax.lm import hosts, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks
@@ -133,7 +133,7 @@ def _from_world(
     splits = arithmetic_data.dataset(
         seed=settings.seed,
         ift=data.ift_count,
-        eft=data.eft_count,
+        eft=0 if data.make_eft else data.eft_count,
         heldout=data.heldout_count,
         questions=wanted,
         test=data.test_count,
@@ -141,10 +141,22 @@ def _from_world(
         guessed_share=data.guessed_share,
         unseen_blocks=data.unseen_blocks,
         judgments=kind.world_rows,
+        **_initial_counts(settings) if data.make_eft else {},
     )._asdict()
-    if not splits["unseen"]:
-        del splits["unseen"]
+    made_later = ["eft"] if data.make_eft else list(INITIAL)
+    for name in ["unseen"] * (not splits["unseen"]) + made_later:
+        del splits[name]
     return splits
+
+
+# Files that only a run with `data.make_eft` has: step labels, and questions to search.
+INITIAL = ("labels", "labels_heldout", "tree_questions")
+
+
+def _initial_counts(settings: Settings) -> dict[str, int]:
+    prm = settings.prm
+    counts = prm.labels_count, prm.heldout_count, settings.mcts.questions
+    return dict(zip(INITIAL, counts, strict=True))
 
 
 def _from_files(
@@ -160,7 +172,13 @@ def _from_files(
                 f"data.{rows}_format={form!r}; expected one of {known} with judge.kind="
                 f"{kind.name!r}."
             )
-    for name in names:
+    for name, rows in names.items():
+        if tfds.is_place(getattr(data, name)) and formats[rows] != "jsonl":
+            raise ValueError(
+                f"data.{name}={getattr(data, name)!r} with data.{rows}_format="
+                f"{formats[rows]!r}; expected 'jsonl' for rows of TFDS. The place says "
+                "which field is which: ?problem=question."
+            )
         if not getattr(data, name):
             raise ValueError(
                 f"data.{name} is empty; expected a file's path (or set data.world)."
