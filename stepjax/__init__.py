@@ -30,7 +30,9 @@ The method, one file per stage, in the order in which it runs:
 
 Beside the method; of the files above only main, iterate and ablate import these:
 
-    initial_data/   sources.py: public data sets to records
+    initial_data/   sources.py: public data sets to records; rollouts.py: what first
+                    steps are worth, from completions; step_values.py: the labels and
+                    pairs of steps that follow
     worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py,
                     arithmetic_srlm.py
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
@@ -56,6 +58,8 @@ The language model; it imports nothing of the above but forest and losses:
                     decode.py      the decoder behind cached contexts
                     generate.py    sample, score: behind shared contexts, on the device
                     sampler.py     Sampler: the same for lists of token ids; start here
+                    layout.py      ragged prompts as arrays of few shapes
+                    memory.py      contexts held earlier: kept, and copied back
                     draws.py       random keys, one token from the nucleus
                     stops.py       stop strings as an automaton over token ids
                     tokenizer.py   text to ids and back

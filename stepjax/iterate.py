@@ -15,7 +15,6 @@ the settings ask for the oracle judge.
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,12 +22,11 @@ import ml_collections
 
 from stepjax import dpo as step_dpo
 from stepjax import forest, records, trajectory
-from stepjax import sft as finetuning
 from stepjax.evaluation import stages, tables
 from stepjax.lm import hosts, train
 from stepjax.lm import model as lm
 from stepjax.pairs import Pair, pairs_of, summary
-from stepjax.run import rollout, rundir
+from stepjax.run import finetune, rollout, rundir
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
 
@@ -72,17 +70,18 @@ def sft(run: Run) -> None:
         )
     phases, params, updates = run.settings.sft.phases, run.params(0), {}
     for order, phase in enumerate(phases):
-        params, updates[phase.name] = _sft_phase(
+        params, updates[phase.name] = finetune.fit_phase(
             run,
             params,
             phase,
-            number=1,
+            run.sft_examples.trees,
+            model="M1",
             order=order,
             folder=run.dir.model(1) / "train" / f"phase_{order}",
             keep_last=order + 1 < len(phases),
         )
     counts = run.sft_examples.sizes | {"dropped": len(dropped), "updates": updates}
-    stage.commit(arrays=run.save_params(1, params), counts=counts)
+    stage.commit(arrays=run.save(run.dir.model(1), params), counts=counts)
 
 
 def more_sft(run: Run, number: int) -> None:
@@ -108,15 +107,16 @@ def more_sft(run: Run, number: int) -> None:
         stop_loss=0.0,
         optimizer=run.settings.dpo.optimizer,
     )
-    params, updates = _sft_phase(
+    params, updates = finetune.fit_phase(
         run,
         run.params(number),
         phase,
-        number=number + 1,
+        run.sft_examples.trees,
+        model=f"M{number + 1}",
         order=len(run.settings.sft.phases) + number - 1,
         folder=run.dir.model(number + 1) / "train",
     )
-    arrays = run.save_params(number + 1, params)
+    arrays = run.save(run.dir.model(number + 1), params)
     stage.commit(arrays=arrays, counts=sizes | {"updates": updates})
 
 
@@ -188,7 +188,8 @@ def dpo(run: Run, number: int) -> None:
             f"M{number}. Ask more questions, or raise search.temperature."
         )
     counts = {"pairs": len(kept), "dropped": dropped, "updates": updates}
-    stage.commit(arrays=run.save_params(number + 1, params), counts=counts)
+    arrays = run.save(run.dir.model(number + 1), params)
+    stage.commit(arrays=arrays, counts=counts)
 
 
 # How the stages train.
@@ -200,40 +201,6 @@ def _model_stage(
     """Returns the stage that makes M`number`; it deletes training states at its end."""
     manifest = run.dir.model(number) / "manifest.json"
     return run.dir.stage(name, manifest, inputs, "train")
-
-
-def _sft_phase(
-    run: Run,
-    params: Any,
-    phase: finetuning.Phase,
-    *,
-    number: int,
-    order: int,
-    folder: pathlib.Path,
-    keep_last: bool = False,
-) -> tuple[Any, int]:
-    """Trains one phase of SFT, the one at place `order`; returns (params, updates)."""
-    options, examples = run.settings.train, run.sft_examples
-    return run.fit(
-        params,
-        name=f"sft/{phase.name}",
-        number=number,
-        loss=functools.partial(finetuning.loss, model=run.model),
-        batch_at=finetuning.batch_function(
-            phase,
-            order,
-            examples.trees,
-            mesh=run.mesh,
-            row_length=options.row_length,
-            micro_batches=options.micro_batches,
-            seed=run.settings.seed,
-        ),
-        steps=finetuning.phase_steps(phase, examples.sizes),
-        optimizer=phase.optimizer,
-        folder=folder,
-        stop_loss=phase.stop_loss,
-        keep_last=keep_last,
-    )
 
 
 def _train_on_pairs(
@@ -261,7 +228,7 @@ def _train_on_pairs(
     return run.fit(
         params,
         name="dpo",
-        number=number + 1,
+        model=f"M{number + 1}",
         loss=functools.partial(
             step_dpo.loss, model=run.model, options=settings.dpo.loss
         ),

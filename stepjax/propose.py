@@ -13,6 +13,7 @@ import numpy as np
 from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.lm import draws, stops
+from stepjax.lm.generate import Decoding
 from stepjax.lm.sampler import Sampler, make_decoding
 from stepjax.prompts import Templates
 from stepjax.trajectory import Candidate, Proposal, State, context_ids
@@ -75,33 +76,65 @@ def make_proposer(
         top_p=top_p,
         max_tokens=max_tokens,
     )
-    count = len(sampler.held)
+
+    def place(state: State) -> Place:
+        key_path = state.key_path(iteration)
+        paths = [draws.candidate_path(*key_path, w) for w in range(width)]
+        return Place(context_ids(codec, state), len(state.steps) + 1, paths)
 
     def propose(active: Mapping[int, State]) -> dict[int, Proposal]:
-        fed, wanted = [[()] * width for _ in range(count)], {}
-        paths = np.zeros((count, width, draws.PATH_LENGTH), np.uint32)
-        for slot, state in active.items():
-            ids = context_ids(codec, state)
-            wanted[slot] = ids[:-1]
-            fed[slot] = [ids[-1:]] * width
-            key_path = state.key_path(iteration)
-            paths[slot] = [draws.candidate_path(*key_path, w) for w in range(width)]
-        sampler.hold(wanted)
-        out = sampler.sample(fed, paths, decoding)
-        return {
-            slot: parser.proposal(
-                len(state.steps) + 1,
-                [
-                    out.tokens[slot, w, : out.count[slot, w]].tolist()
-                    for w in range(width)
-                ],
-                out.stopped[slot],
-                out.logps[slot],
-            )
-            for slot, state in active.items()
-        }
+        places = {slot: place(state) for slot, state in active.items()}
+        return sample_candidates(sampler, parser, decoding, places)
 
     return propose
+
+
+class Place(NamedTuple):
+    """Where candidates are sampled.
+
+    Attributes:
+      context: ids of the prompt and of the steps so far.
+      number: number of the next step, from 1.
+      paths: key path of each sample, see `stepjax.lm.draws`; as many at every place.
+    """
+
+    context: tuple[int, ...]
+    number: int
+    paths: Sequence[Sequence[int]]
+
+
+def sample_candidates(
+    sampler: Sampler,
+    parser: "CandidateParser",
+    decoding: Decoding,
+    places: Mapping[int, Place],
+) -> dict[int, Proposal]:
+    """Samples candidates for the next step of each problem in flight.
+
+    Args:
+      sampler: context caches of the solutions.
+      parser: says what a candidate is.
+      decoding: how to sample.
+      places: slot → where to sample; at least one.
+    """
+    count, width = len(sampler.held), len(next(iter(places.values())).paths)
+    fed, wanted = [[()] * width for _ in range(count)], {}
+    paths = np.zeros((count, width, draws.PATH_LENGTH), np.uint32)
+    for slot, place in places.items():
+        wanted[slot] = place.context[:-1]
+        fed[slot] = [place.context[-1:]] * width
+        paths[slot] = place.paths
+    sampler.hold(wanted)
+    out = sampler.sample(fed, paths, decoding)
+    return {
+        slot: parser.proposal(
+            place.number,
+            [out.tokens[slot, w, : out.count[slot, w]].tolist() for w in range(width)],
+            out.stopped[slot],
+            out.logps[slot],
+        )
+        for slot, place in places.items()
+    }
 
 
 class CandidateParser:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from stepjax import records, sft
+from stepjax import forest, records, sft
 from stepjax.codec import Codec
 from stepjax.lm import checkpoint, files, hosts, sharding, tokenizer, train, weights
 from stepjax.lm import model as lm
@@ -83,7 +83,9 @@ class Run:
         for name in self.dir.benchmarks():
             asked[name] = self.dir.read(name, records.Problem)
         checks.check_budgets(settings, self.codec, asked)
-        if not (self.dir.model(1) / "manifest.json").exists():
+        if settings.data.make_eft:  # the EFT rows are not there yet
+            sft.phase_steps(settings.mcts.phase, {"ift": len(self.ift_trees), "eft": 0})
+        elif not (self.dir.model(1) / "manifest.json").exists():
             for phase in settings.sft.phases:
                 sft.phase_steps(phase, self.sft_examples.sizes)
         checks.check_mesh(settings.search.slots, self.model, self.local_model)
@@ -100,6 +102,14 @@ class Run:
             verdict_weight=self.settings.sft.verdict_weight,
         )
 
+    @functools.cached_property
+    def ift_trees(self) -> list[forest.Tree]:
+        """The IFT rows of the run as trees, without those that are too long."""
+        rows = self.dir.read("ift", records.Solution)
+        trees = [sft.solution_tree(self.codec, row) for row in rows]
+        ids = [row.id for row in rows]
+        return sft.fitting_trees(trees, ids, self.settings.train.row_length, "ift")[0]
+
     def params(self, number: int) -> Any:
         """Returns the parameters of M`number`, in their shardings.
 
@@ -109,11 +119,19 @@ class Run:
         if number == 0:
             with self.monitor.during("loading M0"):
                 return self._initial_params()
-        path = self.dir.model(number) / "manifest.json"
+        return self.load(self.dir.model(number))
+
+    def load(self, folder: pathlib.Path) -> Any:
+        """Returns the parameters in the folder of a finished model, in their shardings.
+
+        Raises:
+          ValueError: when the model is not finished or is damaged.
+        """
+        path = folder / "manifest.json"
         if not path.exists():
             raise ValueError(
-                f"{self.dir.model(number)} is not finished; expected an earlier stage "
-                "to have made it. Run `stepjax run` on the same --workdir."
+                f"{folder} is not finished; expected an earlier stage to have made it. "
+                "Run `stepjax run` on the same --workdir."
             )
         shapes = lm.abstract_params(self.model)
         like = jax.tree.map(
@@ -122,9 +140,8 @@ class Run:
             sharding.param_shardings(self.mesh, shapes),
         )
         digests = files.read_json(path)["arrays"]
-        with self.monitor.during(f"loading M{number}"):
-            folder = self.dir.model(number) / "params"
-            return checkpoint.load_tree(folder, like, digests)
+        with self.monitor.during(f"loading {folder.name}"):
+            return checkpoint.load_tree(folder / "params", like, digests)
 
     def _initial_params(self) -> Any:
         init = self.settings.init
@@ -137,24 +154,28 @@ class Run:
 
     def sampling_params(self, number: int) -> Any:
         """Returns M`number` in the compute type, on this host's devices."""
-        params, model = self.params(number), self.local_model
+        return self.for_sampling(self.params(number))
+
+    def for_sampling(self, params: Any) -> Any:
+        """Returns parameters in the compute type, on this host's devices."""
+        model = self.local_model
         shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
         return sharding.on_this_host(lm.frozen(params, model.config.dtype), shardings)
 
-    def save_params(self, number: int, params: Any) -> dict[str, str]:
-        """Writes the parameters of M`number`; returns their digests, for its manifest.
+    def save(self, folder: pathlib.Path, params: Any) -> dict[str, str]:
+        """Writes the parameters of a model; returns their digests, for its manifest.
 
         Until the manifest is there, the model counts as unfinished.
         """
-        with self.monitor.during(f"saving M{number}"):
-            return checkpoint.save_tree(self.dir.model(number) / "params", params)
+        with self.monitor.during(f"saving {folder.name}"):
+            return checkpoint.save_tree(folder / "params", params)
 
     def fit(
         self,
         params: Any,
         *,
         name: str,
-        number: int,
+        model: str,
         loss: train.LossFunction,
         batch_at: Callable[[int], Any],
         steps: int,
@@ -169,7 +190,7 @@ class Run:
         Args:
           params: where training starts; they are donated.
           name: of the stage, for metrics.
-          number: of the model that is made.
+          model: name of the model that is made, e.g. "M1".
           loss: see `train.make_update`.
           batch_at: number of an update → its batch on device.
           steps: most updates.
@@ -186,20 +207,18 @@ class Run:
         options = self.settings.train
         transform = train.make_optimizer(optimizer, steps)
         every = options.checkpoint_every
-        with self.monitor.during(f"M{number} {name}: preparing the optimizer"):
+        with self.monitor.during(f"{model} {name}: preparing the optimizer"):
             state = train.init_state(params, transform)
             shardings = train.state_shardings(params, transform)
             saver = checkpoint.TrainSaver(folder, every, last=keep_last)
             state, done, over = saver.restore(state)
-        self.monitor.restart(name, f"M{number}", done)
-        with self.monitor.progress(
-            f"M{number} {name}", steps, "update", done
-        ) as advance:
+        self.monitor.restart(name, model, done)
+        with self.monitor.progress(f"{model} {name}", steps, "update", done) as advance:
             shown = done
 
             def on_log(now: int, metrics: dict[str, float]) -> None:
                 nonlocal shown
-                self.monitor.log(name, f"M{number}", now, metrics)
+                self.monitor.log(name, model, now, metrics)
                 advance(now - shown, f"loss {metrics['loss']:.4f}")
                 shown = now
 

@@ -1,0 +1,480 @@
+"""Monte Carlo tree search for pairs of steps (paper, section 3.1).
+
+A policy writes steps, and a process reward model (PRM) says how probable it is that a
+step is right. Each iteration of a problem's search
+
+1. selects a node without children, going down from the root by the rule ``uct`` or
+   ``puct``;
+2. expands it: samples candidates for its next step, which become its children, each
+   with the probability that the PRM gives it;
+3. simulates: from the most probable child it goes on for at most `depth` steps, one
+   sample each. The value is the lowest probability on this way;
+4. backs up: adds the value to every node from that child to the root.
+
+The children of one node with the highest and the lowest probability make a pair.
+
+Where the paper is silent: a child's own probability is its first visit, so every child
+has a value; identical candidates are one child with a count; probabilities are rounded
+to four decimals, so that a choice does not hang on the last bits of a float32, which
+depend on what else is in the batch; a search ends before its last iteration when
+nothing is left to expand.
+
+`select`, `expand`, `back_up` and `pairs` are pure logic on a `Tree`. `tree_search`
+drives many trees side by side with two callables, so that it is tested without a model.
+Every draw has its own key path (problem, node, visit), so a tree does not depend on
+what is searched beside it.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from stepjax.codec import Codec
+from stepjax.initial_data.prm import Scorer, Solving
+from stepjax.lm import draws
+from stepjax.lm.sampler import Sampler, make_decoding
+from stepjax.propose import CandidateParser, Place, sample_candidates
+from stepjax.records import Preference, Question
+from stepjax.trajectory import Candidate, Proposal, hash_id
+
+_DIGITS = 4  # decimals of a probability
+EXPANSION, SIMULATION = 1, 2  # purposes of draws, see `draws.node_path`
+
+
+class Options(NamedTuple):
+    """How a tree is searched; see the section ``mcts`` of `stepjax.config`."""
+
+    iterations: int
+    depth: int
+    max_steps: int
+    rule: str
+    exploration: float
+
+
+@dataclasses.dataclass
+class Node:
+    """A step in a tree; the root stands for the problem alone.
+
+    Attributes:
+      parent: index of the node before it, or None for the root.
+      step: the step, or None for the root.
+      probability: that the PRM calls the step right; 1 for the root.
+      number: how many steps the solution has up to here.
+      visits: iterations that passed through it, and one for its own probability.
+      total: sum of their values.
+      children: indices of the nodes after it.
+      expanded: whether its children were sampled.
+      final: whether nothing can follow: the solution is complete, or has no room.
+      malformed: samples that were left out when it was expanded.
+    """
+
+    parent: int | None
+    step: Candidate | None
+    probability: float
+    number: int
+    visits: int
+    total: float
+    children: list[int] = dataclasses.field(default_factory=list)
+    expanded: bool = False
+    final: bool = False
+    malformed: int = 0
+
+
+@dataclasses.dataclass
+class Tree:
+    """The search of one problem.
+
+    Attributes:
+      question: the problem, without an answer.
+      nodes: the root first; a node comes after its parent.
+      iterations: those that are done.
+      open: how many nodes can still be expanded.
+    """
+
+    question: Question
+    nodes: list[Node]
+    iterations: int = 0
+    open: int = 1
+
+
+def new_tree(question: Question) -> Tree:
+    """Returns a tree that holds the root alone."""
+    return Tree(question, [Node(None, None, 1.0, 0, 0, 0.0)])
+
+
+def path(tree: Tree, node: int) -> list[int]:
+    """Returns the indices of the nodes from the first step to this one."""
+    found = []
+    at: int | None = node
+    while at:  # neither the root (0) nor None
+        found.append(at)
+        at = tree.nodes[at].parent
+    return found[::-1]
+
+
+def steps(tree: Tree, node: int) -> tuple[tuple[int, ...], ...]:
+    """Returns the ids of the steps up to a node."""
+    return tuple(tree.nodes[n].step.ids for n in path(tree, node))
+
+
+def select(tree: Tree, options: Options) -> int:
+    """Returns the node without children that an iteration goes down to.
+
+    At each node the child with the highest mean value plus bonus is taken; the first
+    one of equals. With N visits of the node and n of the child, the bonus is
+    ``c sqrt(ln N / n)`` for "uct" (Kocsis and Szepesvári, 2006) and
+    ``c p sqrt(N) / (1 + n)`` for "puct" (AlphaGo Zero, 2017), where p is the share of
+    the samples that are this child.
+    """
+    at = 0
+    while tree.nodes[at].children:
+        node = tree.nodes[at]
+        children = [tree.nodes[n] for n in node.children]
+        samples = sum(child.step.count for child in children)
+        visits = max(node.visits, 1)
+
+        def worth(child: Node, visits=visits, samples=samples) -> float:
+            mean, prior = child.total / child.visits, child.step.count / samples
+            if options.rule == "uct":
+                bonus = math.sqrt(math.log(visits) / child.visits)
+            else:
+                bonus = prior * math.sqrt(visits) / (1 + child.visits)
+            return mean + options.exploration * bonus
+
+        scores = list(map(worth, children))
+        at = node.children[scores.index(max(scores))]
+    return at
+
+
+def expand(
+    tree: Tree, node: int, proposal: Proposal, probabilities: Sequence[float]
+) -> int | None:
+    """Gives a node its children.
+
+    Args:
+      tree: changed in place.
+      node: index of the node.
+      proposal: candidates for its next step.
+      probabilities: the PRM's, one per candidate.
+
+    Returns:
+      The index of the child to go on from: the most probable one, of equals the one
+      that was sampled more often, then the first. None without children.
+    """
+    parent = tree.nodes[node]
+    parent.expanded, parent.malformed = True, proposal.malformed
+    tree.open -= 1
+    for candidate, probability in zip(proposal.candidates, probabilities, strict=True):
+        value = round(float(probability), _DIGITS)
+        parent.children.append(len(tree.nodes))
+        tree.nodes.append(
+            Node(
+                node,
+                candidate,
+                value,
+                number=parent.number + 1,
+                visits=1,
+                total=value,
+                final=candidate.finished,
+            )
+        )
+        tree.open += not candidate.finished
+    if not parent.children:
+        return None
+    return max(
+        parent.children,
+        key=lambda n: (tree.nodes[n].probability, tree.nodes[n].step.count, -n),
+    )
+
+
+def back_up(tree: Tree, node: int, value: float) -> None:
+    """Adds a value to a node and to all nodes above it, and counts the iteration."""
+    at: int | None = node
+    while at is not None:
+        tree.nodes[at].visits += 1
+        tree.nodes[at].total += value
+        at = tree.nodes[at].parent
+    tree.iterations += 1
+
+
+# Many trees side by side.
+
+
+class Leaf(NamedTuple):
+    """Where the policy goes on.
+
+    Attributes:
+      problem: text of the problem.
+      steps: ids of the steps so far.
+      key: what its draws are keyed by: purpose, problem, node, visit.
+    """
+
+    problem: str
+    steps: tuple[tuple[int, ...], ...]
+    key: tuple[int, int, int, int]
+
+
+# ({slot: where to go on}, samples) → {slot: candidates for the next step}.
+Propose = Callable[[Mapping[int, Leaf], int], dict[int, Proposal]]
+
+
+def tree_search(
+    questions: Sequence[Question],
+    propose: Propose,
+    score: Scorer,
+    *,
+    slots: int,
+    width: int,
+    options: Options,
+    fits: Callable[[Solving], bool] = lambda solving: True,
+    on_free: Callable[[int], None] = lambda slot: None,
+) -> Iterator[Tree]:
+    """Searches all questions, `slots` at a time; yields each tree when it is done.
+
+    Args:
+      questions: problems without answers.
+      propose: writes candidates.
+      score: reads the PRM.
+      slots: problems in flight.
+      width: samples per expansion.
+      options: how a tree is searched.
+      fits: whether a solution leaves room for another step.
+      on_free: called with a slot before another problem takes it.
+
+    Yields:
+      Finished trees, in the order in which they finish.
+    """
+    queue = collections.deque(questions)
+    active: dict[int, Tree] = {}
+    refill_at = max(1, slots // 4)
+    while queue or active:
+        free = [slot for slot in range(slots) if slot not in active]
+        if queue and (len(free) >= refill_at or not active):
+            for slot in free[: len(queue)]:
+                on_free(slot)
+                active[slot] = new_tree(queue.popleft())
+        leaves: dict[int, int] = {}
+        for slot, tree in list(active.items()):
+            leaf = _next_leaf(tree, options, fits)
+            if leaf is None:
+                del active[slot]
+                yield tree
+            else:
+                leaves[slot] = leaf
+        if leaves:
+            _iterate(active, leaves, propose, score, width, options, fits)
+
+
+def _next_leaf(
+    tree: Tree, options: Options, fits: Callable[[Solving], bool]
+) -> int | None:
+    """Returns the next node to expand, or None when the search of a tree is over.
+
+    Iterations that end at a final node need neither policy nor PRM and are done here.
+    """
+    while tree.iterations < options.iterations and tree.open:
+        leaf = select(tree, options)
+        node = tree.nodes[leaf]
+        if not (node.final or node.expanded):
+            solving = Solving(tree.question.problem, steps(tree, leaf))
+            if node.number < options.max_steps and fits(solving):
+                return leaf
+            node.final = True
+            tree.open -= 1
+        # A node whose samples were all malformed leads nowhere.
+        back_up(tree, leaf, 0.0 if node.expanded else node.probability)
+    return None
+
+
+def _iterate(active, leaves, propose, score, width, options, fits) -> None:
+    """Expands the given node of each tree, simulates, and backs the value up."""
+
+    def leaf(slot: int, purpose: int, node: int, visit: int) -> Leaf:
+        question = active[slot].question
+        key = (purpose, hash_id(question.id), node, visit)
+        return Leaf(question.problem, at[slot], key)
+
+    at = {slot: steps(active[slot], node) for slot, node in leaves.items()}
+    asked = {slot: leaf(slot, EXPANSION, leaves[slot], 0) for slot in leaves}
+    proposals = propose(asked, width)
+    probabilities = _scored(active, at, proposals, score)
+    chosen, lowest = {}, {}
+    for slot, node in leaves.items():
+        tree = active[slot]
+        child = expand(tree, node, proposals[slot], probabilities.get(slot, ()))
+        if child is None:
+            back_up(tree, node, 0.0)
+            continue
+        chosen[slot], lowest[slot] = child, tree.nodes[child].probability
+        at[slot] = steps(tree, child)
+    going = [slot for slot, n in chosen.items() if not active[slot].nodes[n].final]
+    for visit in range(options.depth):
+        going = [
+            slot
+            for slot in going
+            if len(at[slot]) < options.max_steps
+            and fits(Solving(active[slot].question.problem, at[slot]))
+        ]
+        if not going:
+            break
+        asked = {slot: leaf(slot, SIMULATION, chosen[slot], visit) for slot in going}
+        proposals = propose(asked, 1)
+        probabilities = _scored(active, at, proposals, score)
+        for slot in list(going):
+            if not proposals[slot].candidates:  # malformed: leads nowhere
+                lowest[slot] = 0.0
+                going.remove(slot)
+                continue
+            (step,) = proposals[slot].candidates
+            value = round(float(probabilities[slot][0]), _DIGITS)
+            lowest[slot] = min(lowest[slot], value)
+            at[slot] += (step.ids,)
+            if step.finished:
+                going.remove(slot)
+    for slot, node in chosen.items():
+        back_up(active[slot], node, lowest[slot])
+
+
+def _scored(active, at, proposals, score: Scorer) -> dict[int, Any]:
+    """Returns the PRM's probabilities of all candidates, slot by slot."""
+    wanted = {
+        slot: [candidate.ids for candidate in proposal.candidates]
+        for slot, proposal in proposals.items()
+        if proposal.candidates
+    }
+    if not wanted:
+        return {}
+    problems = {slot: active[slot].question.problem for slot in wanted}
+    return score({s: Solving(problems[s], at[s]) for s in wanted}, wanted)
+
+
+def make_policy(
+    sampler: Sampler,
+    codec: Codec,
+    *,
+    seed: int,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
+) -> Propose:
+    """Returns a model as the policy of a tree search.
+
+    Args:
+      sampler: context caches of the solutions.
+      codec: tokenizer and templates.
+      seed: base seed.
+      temperature: of the samples.
+      top_p: of the samples.
+      max_tokens: most tokens of a candidate.
+    """
+    parser = CandidateParser(codec)
+    decoding = make_decoding(
+        codec.tokenizer,
+        parser.stops,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+    )
+
+    def propose(leaves: Mapping[int, Leaf], samples: int) -> dict[int, Proposal]:
+        places = {}
+        for slot, leaf in leaves.items():
+            context = sum(leaf.steps, codec.solve_prompt(leaf.problem))
+            paths = [draws.node_path(*leaf.key, n) for n in range(samples)]
+            places[slot] = Place(context, len(leaf.steps) + 1, paths)
+        return sample_candidates(sampler, parser, decoding, places)
+
+    return propose
+
+
+# Trees to pairs.
+
+
+class Pair(NamedTuple):
+    """Two children of one node.
+
+    Attributes:
+      preference: the more probable child is the chosen one.
+      probabilities: of the chosen and of the rejected child.
+    """
+
+    preference: Preference
+    probabilities: tuple[float, float]
+
+
+def pairs(tree: Tree, *, per_layer: int, min_margin: float) -> list[Pair]:
+    """Returns the pairs of a tree: per layer, those of its most visited nodes.
+
+    Args:
+      tree: a finished search.
+      per_layer: most pairs of the steps with the same number.
+      min_margin: least difference of the two probabilities; equal ones make no pair.
+    """
+    layers: dict[int, list[Pair]] = collections.defaultdict(list)
+    order = sorted(range(len(tree.nodes)), key=lambda n: (-tree.nodes[n].visits, n))
+    for index in order:
+        node, made = tree.nodes[index], layers[tree.nodes[index].number]
+        if len(node.children) < 2 or len(made) >= per_layer:
+            continue
+        children = [tree.nodes[n] for n in node.children]
+        best = max(children, key=lambda c: (c.probability, c.step.count))
+        worst = min(children, key=lambda c: (c.probability, -c.step.count))
+        margin = best.probability - worst.probability
+        if margin <= 0 or margin < min_margin:
+            continue
+        preference = Preference(
+            f"{tree.question.id}/{index}",
+            tree.question.problem,
+            tuple(tree.nodes[n].step.text for n in path(tree, index)),
+            best.step.text,
+            worst.step.text,
+        )
+        made.append(Pair(preference, (best.probability, worst.probability)))
+    return [pair for number in sorted(layers) for pair in layers[number]]
+
+
+def summary(trees: Sequence[Tree]) -> dict[str, float]:
+    """Returns what the trees hold on average, and the share of malformed samples."""
+    count = max(len(trees), 1)
+    nodes = [node for tree in trees for node in tree.nodes]
+    sampled = sum(node.step.count for node in nodes if node.step)
+    malformed = sum(node.malformed for node in nodes)
+    return {
+        "trees": len(trees),
+        "iterations": sum(tree.iterations for tree in trees) / count,
+        "nodes": len(nodes) / count,
+        "expanded": sum(node.expanded for node in nodes) / count,
+        "malformed": malformed / max(sampled + malformed, 1),
+    }
+
+
+# Trees as rows of a file.
+
+
+def to_row(tree: Tree) -> dict[str, Any]:
+    """Returns a tree as a JSON object."""
+    nodes = []
+    for node in tree.nodes:
+        row = {name: value for name, value in vars(node).items() if name != "step"}
+        row["total"] = round(node.total, _DIGITS)
+        if node.step:
+            step = dataclasses.asdict(node.step)
+            row["step"] = step | {"logp": round(step["logp"], _DIGITS)}
+        nodes.append(row)
+    question = dataclasses.asdict(tree.question)
+    return question | {"iterations": tree.iterations, "nodes": nodes}
+
+
+def from_row(row: dict[str, Any]) -> Tree:
+    """Returns the tree that `to_row` wrote."""
+    nodes = []
+    for item in row["nodes"]:
+        step = item.get("step")
+        if step:
+            step = Candidate(**step | {"ids": tuple(step["ids"])})
+        nodes.append(Node(**item | {"step": step}))
+    left = sum(not (node.expanded or node.final) for node in nodes)
+    return Tree(Question(row["id"], row["problem"]), nodes, row["iterations"], left)

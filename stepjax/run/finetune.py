@@ -1,0 +1,59 @@
+"""One phase of supervised fine-tuning on the devices of a run."""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stepjax import forest, sft
+from stepjax.run.run import Run
+
+
+def fit_phase(
+    run: Run,
+    params: Any,
+    phase: sft.Phase,
+    trees: Mapping[str, Sequence[forest.Tree]],
+    *,
+    model: str,
+    order: int,
+    folder: pathlib.Path,
+    keep_last: bool = False,
+) -> tuple[Any, int]:
+    """Trains a model for one phase, going on from the last saved state if any.
+
+    Args:
+      run: the run.
+      params: where training starts; they are donated.
+      phase: what the batches hold, and when the phase ends.
+      trees: "ift" and "eft" → the rows to train on, see `sft.batch_function`.
+      model: name of the model that is made.
+      order: number of the phase, from which its shuffles are drawn.
+      folder: where training states are kept.
+      keep_last: also save the last state, because another phase follows.
+
+    Returns:
+      (parameters, updates done).
+    """
+    options = run.settings.train
+    sizes = {name: len(rows) for name, rows in trees.items()}
+    return run.fit(
+        params,
+        name=f"sft/{phase.name}",
+        model=model,
+        loss=functools.partial(sft.loss, model=run.model),
+        batch_at=sft.batch_function(
+            phase,
+            order,
+            trees,
+            mesh=run.mesh,
+            row_length=options.row_length,
+            micro_batches=options.micro_batches,
+            seed=run.settings.seed,
+        ),
+        steps=sft.phase_steps(phase, sizes),
+        optimizer=phase.optimizer,
+        folder=folder,
+        stop_loss=phase.stop_loss,
+        keep_last=keep_last,
+    )
