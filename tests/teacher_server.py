@@ -91,7 +91,7 @@ def serving() -> Iterator[Server]:
         def reply(self, prompt, fault):
             if isinstance(fault, float):
                 state.ended.wait(fault)
-            elif state.delay:
+            elif state.delay and not isinstance(fault, tuple):
                 time.sleep(state.delay)
             status, headers, data = 200, {}, json.dumps(state.answer(prompt)).encode()
             if isinstance(fault, tuple):

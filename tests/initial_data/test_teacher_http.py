@@ -262,6 +262,17 @@ def test_a_refused_request_is_not_repeated(
     assert "sk-secret" not in (tmp_path / "kept").read_text()
 
 
+def test_after_a_failure_nothing_more_is_sent_and_the_answers_under_way_are_kept(
+    server, client, tmp_path
+):
+    server.delay = 0.3
+    server.faults["prompt 3"] = [(401, {}, b"no")]
+    with pytest.raises(ValueError, match="status 401.*37 of 40 requests"):
+        client(concurrency=4).ask(prompts(40))
+    assert server.counts == dict.fromkeys(prompts(4), 1)
+    assert sorted(row["prompt"] for row in kept(tmp_path)) == prompts(3)
+
+
 def test_a_server_that_asks_for_a_long_wait_stops_the_run(server, client):
     server.faults["p"] = [(429, {"retry-after": "3600"}, b'{"error": "quota"}')]
     with pytest.raises(ValueError, match="quota.*wait 3,600 s"):
