@@ -32,7 +32,8 @@ Beside the method; of the files above only main, iterate and ablate import these
 
     initial_data/   sources.py: public data sets to records; rollouts.py: what first
                     steps are worth, from completions; step_values.py: the labels and
-                    pairs of steps that follow
+                    pairs of steps that follow; ift.py, cutter.py: worked solutions
+                    to steps; decontaminate.py: overlap with evaluations
     worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py,
                     arithmetic_srlm.py
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
