@@ -1,6 +1,6 @@
 """The quickstart, but the run makes its own EFT rows: PRM, tree search, teacher.
 
-    stepjax run --config=configs/arithmetic_mcts.py --workdir=DIR --config.seed=31
+stepjax run --config=configs/arithmetic_mcts.py --workdir=DIR --config.seed=31
 """
 
 import pathlib

@@ -211,8 +211,16 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
             yield place, value
 
 
-def _record(value: dict[str, Any], record_type: type) -> Any:
-    """Makes one record of a JSON object, or raises ValueError("reason; expected …")."""
+def from_object(value: dict[str, Any], record_type: type) -> Any:
+    """Makes one record of a JSON object.
+
+    Args:
+      value: the object.
+      record_type: the dataclass of the record; see `read_jsonl`.
+
+    Raises:
+      ValueError: "reason; expected ..." for a missing, unknown or mistyped field.
+    """
     fields = {field.name: field for field in dataclasses.fields(record_type)}
     expected = f"expected the fields {', '.join(fields)} of {record_type.__name__}."
     for name in value:
@@ -260,7 +268,7 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
     places: dict[str, str] = {}
     for place, value in read_objects(path):
         try:
-            record = _record(value, record_type)
+            record = from_object(value, record_type)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
         if record.id in places:

@@ -112,12 +112,20 @@ def test_the_rows_of_the_data_page_can_be_read(tmp_path):
 
 
 def test_the_config_and_the_prompts_of_the_data_page_are_valid():
-    first, second = blocks(DATA, "python")
+    first, second, _ = blocks(DATA, "python")
     c = run(first)["get_config"]()
     assert config.to_dict(c) != config.to_dict(config.default())
     assert c.data.questions == (400,) and len(c.data.questions) == c.iterations
     run(second, c=c)
     prompts.check_templates(prompts.Templates(c.prompts.solve, c.prompts.judge))
+
+
+def test_the_tfds_example_of_the_data_page_runs(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    monkeypatch.chdir(tmp_path)
+    names = run(blocks(DATA, "python")[2])
+    assert len(names["batch"]) == 8 and len(names["stream"]) == 38
+    assert set(names["batch"]) < set(names["rows"])
 
 
 def test_the_defaults_of_the_data_page_are_those_of_the_config():

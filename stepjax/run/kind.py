@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from stepjax import records, srlm
 from stepjax.controls import IsRight
-from stepjax.initial_data import sources
+from stepjax.initial_data import sources, tfds
 from stepjax.judge import Judgments, comparisons
 from stepjax.prompts import Templates
 from stepjax.propose import STEP, Unit
@@ -75,10 +75,7 @@ def choose(settings: Settings) -> Kind:
             judgments=comparisons(settings.judge.score),
             candidate_tokens=settings.search.max_step_tokens,
             judgment_tokens=settings.judge.max_tokens,
-            readers={
-                "jsonl": rows_of(records.Comparison),
-                "prm800k": sources.prm800k_comparisons,
-            },
+            readers=sources.readers("comparison"),
             world_rows=arithmetic_data.comparisons,
             is_right=arithmetic.is_right if in_world else None,
         )
@@ -86,10 +83,15 @@ def choose(settings: Settings) -> Kind:
 
 
 def rows_of(record_type: type) -> Reader:
-    """Returns the reader of files in our own format, one record per line."""
+    """Returns the reader of files in our own format, one record per line.
+
+    It also reads rows of tensorflow-datasets; see `initial_data.tfds`.
+    """
 
     def read(path: str, texts: Templates) -> list:
         del texts
+        if tfds.is_place(path):
+            return tfds.read(path, record_type)
         return records.read_jsonl(path, record_type)
 
     return read
