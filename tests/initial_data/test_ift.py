@@ -131,6 +131,8 @@ def test_own_markers_are_where_a_text_is_cut_and_do_not_stay():
 def test_lines_of_gsm8k_are_steps_however_short():
     text = "2+3 = <<2+3=5>>5 clips\n5*2=<<5*2=10>>10\nSo 10.\n#### 10"
     assert ift.cut(text) == text.split("\n")
+    prices = "It cost 20*2=$40 an hour\nThat is 40*8=$320 a day\nx=320"
+    assert ift.cut(prices) == prices.split("\n")
     plain = "She sold 48/2 = 24 clips in May\nNatalia sold 48+24 = 72 clips in all."
     assert ift.cut(plain) == plain.split("\n")
 
