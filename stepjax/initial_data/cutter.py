@@ -74,22 +74,30 @@ _CONNECTS = re.compile(
     r"|therefore|gives|then|if|for|in|by|be|as|from|when|obtain|find|hence|[-+=*/(])$",
     re.IGNORECASE,
 )
-# GSM8K's calculator marks, or its last line, "#### 72".
-_GSM8K = re.compile(r"<<[^<>\n]*=[^<>\n]*>>|^####[ \t]*\S+\s*\Z", re.MULTILINE)
 _CANDIDATE = re.compile(
     r"\s+|(?<=[。！？])(?=[^\s。！？”’」』）])"
     r"|(?<=\ue001)(?=[^\s\ue001.,])|(?<=\ue001[.,])(?=\S)"
 )
 
 
+# What GSM8K's solutions do not have, where each line is a step: empty lines, displays,
+# drawings, headings, items, and lines that go on in the next one.
+_NOT_LINES = re.compile(
+    r"\n[ \t]*\n|\\\[|\$\$|\\begin|\[asy\]|```"
+    r"|^[ \t]*(?:\#+ .*\n|\d{1,3}[.)]\s|[-*•]\s)|\n[ \t]*[a-z]{2}"
+    r"|(?:[,:，：]|\b(?i:to|have|then|or|and|so|get|is|are|that|where|gives|thus))[ \t]*\n",
+    re.MULTILINE,
+)
+
+
 def cut(text: str, most: int = MOST_STEPS) -> list[str]:
     r"""Cuts the text of a solution into steps by rule.
 
-    "Step n:" markers of its own are where a text is cut, and GSM8K's lines. Otherwise
-    it is cut at paragraphs, list items and lines, and paragraphs of more than 200
-    characters at sentences. Nothing is cut inside formulas, drawings, code, braces and
-    parentheses; a displayed formula stays with the sentence that leads to it. What
-    follows the boxed answer joins the last step.
+    A text with "Step n:" markers of its own is cut there. A text of short plain lines,
+    as in GSM8K, is cut at each. Any other is cut at paragraphs, list items and lines,
+    and a paragraph of more than 200 characters at sentences. Nothing is cut inside
+    formulas, drawings, code, braces and parentheses; a displayed formula stays with the
+    sentence that leads to it. What follows the boxed answer joins the last step.
 
     Args:
       text: the solution.
@@ -114,8 +122,6 @@ def cut(text: str, most: int = MOST_STEPS) -> list[str]:
         pieces = [without_markers(piece) for piece in pieces]
         if _short(pieces[0]) or _HEADING.fullmatch(pieces[0].strip()):
             pieces[:2] = ["".join(pieces[:2])]
-    elif _GSM8K.search(text):
-        pieces = text.split("\n")
     else:
         pieces = list(_pieces(text))
     steps = [" ".join(piece.split()) for piece in pieces]
@@ -142,6 +148,11 @@ def _short(piece: str) -> bool:
 def _pieces(text: str) -> Iterator[str]:
     """Yields paragraphs, list items and lines; sentences where those are long."""
     masked = _masked(text)
+    if not _NOT_LINES.search(text.strip()):
+        lines = list(re.finditer(r"[^\n]+", masked))
+        if len(lines) > 1 and max(len(line[0]) for line in lines) <= _LONG:
+            yield from (text[line.start() : line.end()] for line in lines)
+            return
     blocks = [[0]]  # of each paragraph: where its sentences begin
     for match in _CANDIDATE.finditer(masked):
         strength = _strength(masked, match.start(), match.end())
@@ -349,9 +360,7 @@ def _spans(text: str) -> list[tuple[int, int, str]]:
 def _price(text: str, opened: int, at: int) -> bool:
     """Says whether "$" at `opened` was a price, and the one at `at` begins anew."""
     after = text[at + 1 : at + 2]
-    return (
-        text[opened + 1 : opened + 2].isdigit()
-        and text[at - 1].isspace()
-        and bool(after.strip())
-        and (after.isalnum() or after in "\\-+(|{[")
+    return text[opened + 1 : opened + 2].isdigit() and (
+        after.isdigit()
+        or (text[at - 1].isspace() and (after.isalnum() or after in tuple("\\-+(|{[")))
     )
