@@ -63,22 +63,29 @@ def default() -> ml_collections.ConfigDict:
     # Instead of a file, "tfds:NAME/SPLIT" takes rows of tensorflow-datasets;
     # "tfds:NAME/SPLIT?problem=question&data_dir=DIR" says which field is which.
     data.ift = ""  # file of IFT rows
-    data.ift_format = "jsonl"  # "jsonl" (records.Solution) or "gsm8k"
+    # "jsonl" (records.Solution), "gsm8k", "word_problems" (solved by their equations),
+    # "math" or "numina" (cut into steps by rules)
+    data.ift_format = "jsonl"
     data.eft = ""  # file of EFT rows
     data.eft_format = "jsonl"  # "jsonl" (records.Comparison) or "prm800k"
     data.question_file = ""  # questions; those in IFT, EFT or test are passed over
-    data.question_format = "jsonl"  # "jsonl" (records.Question) or "gsm8k"
+    # "jsonl" (records.Question), "benchmark" ({"problem", ...}), "gsm8k", "math",
+    # "numina", "word_problems", "prm800k", "processbench"
+    data.question_format = "jsonl"
     # True: the run makes its EFT rows itself, as in section 3.1 of the paper: a PRM and
     # tree search find pairs, a teacher judges them; see `prm`, `mcts`, `teacher`. Then
     # `data.eft` is not read, and `data.heldout_count` counts problems of the made rows.
     data.make_eft = False
     data.test = ""  # file of test problems
-    data.test_format = "jsonl"  # "jsonl" (records.Problem) or "gsm8k"
+    # "jsonl" (records.Problem), "benchmark" ({"problem", "answer", ...}), "gsm8k",
+    # "math", "numina", "word_problems", "prm800k"
+    data.test_format = "jsonl"
 
     # The initial data; read with `data.make_eft`, and by `stepjax init-data`.
     c.prm = prm = ml_collections.ConfigDict()  # the process reward model
     prm.labels = ""  # file of step labels; "rollouts": labelled by `rollouts`
-    # "jsonl" (records.StepLabels), "prm800k", "math_shepherd" or "stepwise" (TRL)
+    # "jsonl" (records.StepLabels), "prm800k", "math_shepherd", "processbench" or
+    # "stepwise" (TRL)
     prm.labels_format = "jsonl"
     prm.labels_count = 0  # rows, 0 all; arithmetic: problems to make
     prm.heldout_count = 0  # problems whose labels are kept to measure the PRM

@@ -1,15 +1,20 @@
 """The command line: ``stepjax run``, ``ablate``, ``eval`` and so on, see `COMMANDS`."""
 
+import functools
 import os
 import pathlib
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
 import stepjax
+
+if TYPE_CHECKING:
+    from stepjax.run.run import Run
 
 _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VALUE ...]
 
@@ -22,6 +27,7 @@ _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VA
   export   writes --model to --out as a Hugging Face directory
   ablate   the loop with its controls: one table and a figure;
            --seeds=0,1,2 --arms=self,random,oracle,sft,srlm
+  init-data  data for M1 from public data sets; `stepjax init-data` says more
   On a slice of several hosts, every host runs the same command with --hosts=N.
 
   plan     the memory and time that a run needs on a TPU slice, computed
@@ -31,7 +37,10 @@ _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VA
 Commands on an existing --workdir take its config.json when --config is left out.
 """
 
-COMMANDS = ("run", "sft", "search", "dpo", "eval", "export", "ablate", "plan")
+COMMANDS = (
+    *("run", "sft", "search", "dpo", "eval", "export", "ablate", "plan"),
+    "init-data",
+)
 
 _config = config_flags.DEFINE_config_file("config", None, "Settings of the run.")
 _workdir = flags.DEFINE_string("workdir", None, "The run directory.")
@@ -77,28 +86,40 @@ def main(argv: list[str]) -> int:
         if len(argv) > 1 and not asked:
             print(f"stepjax: unknown command {argv[1]!r}", file=sys.stderr)
         return 0 if asked else 2
+    words = argv[2:]
+    if argv[1] == "init-data":
+        from stepjax.initial_data import command as init_data
+
+        status = init_data.usage(words)
+        if status is not None:
+            return status
+        words = words[1:]
     # Before anything that takes seconds: a config file may import what it likes.
     _say(f"stepjax {stepjax.__version__}: {' '.join(argv[1:])}")
     try:
-        rest = flags.FLAGS([argv[0], *argv[2:]])[1:]
+        rest = flags.FLAGS([argv[0], *words])[1:]
         if rest:
             raise flags.Error(
                 f"unexpected arguments {rest}; expected options, which begin with --."
             )
         if argv[1] == "plan" and not (_topology.value and _config.value):
             raise flags.Error("plan needs --topology and --config; expected both.")
-        if argv[1] != "plan" and not _workdir.value:
+        if argv[1] not in ("plan", "init-data") and not _workdir.value:
             raise flags.Error("--workdir is missing; expected the run directory.")
         if argv[1] == "ablate" and not all(seed.isdigit() for seed in _seeds.value):
             raise flags.Error(f"--seeds={_seeds.value}; expected numbers from 0.")
-        config = _settings()
+        named = _config.value is not None or _workdir.value
+        config = _settings() if named else None
+        work = functools.partial(_run, argv[1], config)
+        if argv[1] == "init-data":
+            opened = functools.partial(_open_run, config)
+            work = init_data.prepare(argv[2], config, opened)
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as e:
         print(f"stepjax: {_in_words(e)}", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.WARNING)
-    _say("starting JAX")
     try:
-        _run(argv[1], config)
+        work()
     except ValueError as error:
         if not _is_ours(error):
             raise
@@ -139,7 +160,19 @@ def _settings() -> ml_collections.ConfigDict:
     return from_dict(read_json(path))
 
 
+def _open_run(config: ml_collections.ConfigDict) -> "Run":
+    _say("starting JAX")
+    from stepjax.lm import hosts
+
+    hosts.start(_hosts.value)
+    _say(_devices())
+    from stepjax.run.run import Run
+
+    return Run(config, _workdir.value)
+
+
 def _run(command: str, config: ml_collections.ConfigDict) -> None:
+    _say("starting JAX")
     if command == "plan":
         _plan(config)
         return

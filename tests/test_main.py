@@ -149,7 +149,7 @@ def test_a_phase_of_epochs_and_steps(tmp_path, capsys, no_compilation):
 def test_files_that_are_missing_or_malformed(
     tmp_path, capsys, no_compilation, tokenizer_folder
 ):
-    name = "eft"
+    name = "ift"
     arguments = ["run", TINY, f"--workdir={tmp_path / 'run'}", "--config.data.world="]
     arguments.append(f"--config.tokenizer={tokenizer_folder}")
     for each in ("ift", "eft", "question_file", "test"):

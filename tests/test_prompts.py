@@ -269,7 +269,7 @@ def test_real_problems_survive_rendering():
     from stepjax.initial_data import sources
 
     folder = pathlib.Path(os.environ["STEPJAX_DATA"], "eval")
-    problems = [p for path in folder.glob("*.jsonl") for p in sources.benchmark(path)]
+    problems = sources.read(folder, "benchmark", "problem", DEFAULT)
     assert len(problems) > 1000
     steps = ("Step 1: {a}", "Step 2: \\boxed{1}")
     empty = prompts.judge_pieces(DEFAULT, "")

@@ -1,238 +1,193 @@
-"""Readers: the files of public data sets, in their upstream schemas, to records.
+"""Files of public data sets, in their upstream schemas, to records.
 
-Every reader takes the path of a file of JSON lines and raises ValueError with
-"PATH:LINE: reason" (lines from 1) for a row that does not fit the schema. An id made
-here holds the row's index in its file, from 0: "gsm8k-train-17".
+`FORMATS` says which format gives which records. `read` reads a file or a folder in one
+of them; `readers` gives those that make one kind of record.
 """
 
+import functools
+import json
 import os
-import re
-import reprlib
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from stepjax.prompts import Templates, marker
-from stepjax.records import Comparison, Problem, Question, Solution, read_objects
+from stepjax import records
+from stepjax.initial_data import (
+    files,
+    preferences,
+    prm800k,
+    step_labels,
+    word_problems,
+    worked,
+)
+from stepjax.prompts import Templates
+
+# (row, name, templates) → records; raises ValueError("reason; expected ...").
+Parse = Callable[[dict[str, Any], str, Templates], list]
+Reader = Callable[[str | os.PathLike, Templates], list]  # (path, templates) → records
+
+TYPES = {
+    "question": records.Question,
+    "problem": records.Problem,
+    "worked": records.Worked,
+    "solution": records.Solution,
+    "labels": records.StepLabels,
+    "comparison": records.Comparison,
+    "preference": records.Preference,
+}
 
 
-def _field(row: Any, name: str, kind: type, place: str) -> Any:
-    """Takes row[name], which must be of the given kind (str, list or dict)."""
-    kinds = {str: "a string", list: "a list", dict: "an object"}
-    if not isinstance(row, dict) or not isinstance(row.get(name), kind):
-        shown = repr(sorted(row)) if isinstance(row, dict) else reprlib.repr(row)
-        if isinstance(row, dict) and name in row:
-            shown = reprlib.repr(row[name])
+def _own(row: dict[str, Any], name: str, templates: Templates, to: str) -> list:
+    """Makes the record of a row in our own format."""
+    return [records.from_object(row, TYPES[to])]
+
+
+# Format → what it gives → how one row is taken apart.
+FORMATS: dict[str, dict[str, Parse]] = {
+    "jsonl": {to: functools.partial(_own, to=to) for to in TYPES},
+    "gsm8k": {
+        "question": worked.gsm8k_question,
+        "problem": worked.gsm8k_problem,
+        "worked": worked.gsm8k_worked,
+        "solution": worked.gsm8k_solution,
+    },
+    "math": {
+        "question": worked.question,
+        "problem": worked.worked_problem,
+        "worked": worked.worked,
+    },
+    "numina": {
+        "question": worked.question,
+        "problem": worked.worked_problem,
+        "worked": worked.worked,
+    },
+    "benchmark": {"question": worked.question, "problem": worked.problem},
+    "word_problems": {
+        "question": worked.question,
+        "problem": worked.problem,
+        "solution": word_problems.solution,
+    },
+    "prm800k": {
+        "question": prm800k.question,
+        "problem": prm800k.problem,
+        "labels": prm800k.labels,
+        "comparison": prm800k.comparisons,
+        "preference": prm800k.preferences,
+    },
+    "processbench": {"question": worked.question, "labels": step_labels.processbench},
+    "math_shepherd": {"labels": step_labels.math_shepherd},
+    "stepwise": {"labels": step_labels.stepwise},
+    "step_dpo": {"preference": preferences.step_dpo},
+    "trl": {"preference": preferences.trl},
+}
+
+
+def parser(form: str, to: str) -> Parse:
+    """Returns how the rows of a format are taken apart.
+
+    Args:
+      form: the format, one of `FORMATS`.
+      to: the records wanted, one of `TYPES`.
+
+    Raises:
+      ValueError: for a format that is not known, or does not give these records.
+    """
+    if to not in TYPES:
+        raise ValueError(f"records {to!r}; expected one of {tuple(TYPES)}.")
+    known = tuple(name for name in FORMATS if to in FORMATS[name])
+    if form not in FORMATS:
+        raise ValueError(f"format {form!r}; expected one of {known} for {to!r}.")
+    if to not in FORMATS[form]:
         raise ValueError(
-            f"{place}: field {name!r} not usable in {shown}; expected {kinds[kind]}."
+            f"format {form!r} gives {tuple(FORMATS[form])}; expected one of these "
+            f"instead of {to!r}, or one of the formats {known}."
         )
-    return row[name]
+    return FORMATS[form][to]
 
 
-def _gsm8k_row(row: dict, place: str) -> tuple[str, list[str], str]:
-    """Takes an upstream GSM8K row apart: problem, lines of reasoning, answer."""
-    problem = _field(row, "question", str, place)
-    text = _field(row, "answer", str, place)
-    reasoning, _, last = text.rstrip().rpartition("\n")
-    final = re.fullmatch(r"#### *(\S+)", last)
-    if not final:
+def read(
+    path: str | os.PathLike,
+    form: str,
+    to: str,
+    templates: Templates,
+    rejects: files.Rejects | None = None,
+) -> list:
+    """Reads the records of a file or a folder.
+
+    Args:
+      path: see `files.rows`.
+      form: its format, one of `FORMATS`.
+      to: the records wanted, one of `TYPES`.
+      templates: their step marker begins each step.
+      rejects: where bad rows are listed; None stops at the first.
+
+    Returns:
+      The records, in the order of the rows. An id that the source does not give holds
+      the format, the file's name and the row's index from 0: "gsm8k-train-17".
+
+    Raises:
+      ValueError: "PATH:LINE: reason; expected ..." for a row that does not fit the
+        format, or an id that an earlier row has, unless it is listed; or when no row
+        is left; see also `files.rows` and `parser`.
+    """
+    return read_with(path, parser(form, to), form, templates, rejects)
+
+
+def read_with(
+    path: str | os.PathLike,
+    parse: Parse,
+    form: str,
+    templates: Templates,
+    rejects: files.Rejects | None = None,
+) -> list:
+    """Reads the records of a file with a given function for its rows; see `read`.
+
+    Args:
+      path: see `files.rows`.
+      parse: takes one row apart.
+      form: name of the format, for the ids; ids of "jsonl" and "benchmark" go without.
+      templates: their step marker begins each step.
+      rejects: where bad rows are listed; None stops at the first.
+    """
+    rejects = rejects or files.Rejects(collect=False)
+    prefix = "" if form in ("jsonl", "benchmark") else f"{form}-"
+    made: list = []
+    places: dict[str, str] = {}
+    for place, row in files.rows(path, rejects):
+        try:
+            new = parse(row, prefix + place.name, templates)
+            for record in new:
+                if record.id in places:
+                    raise ValueError(
+                        f"id {record.id!r} is at {places[record.id]} already; "
+                        "expected every id once."
+                    )
+        except ValueError as error:
+            rejects.add(
+                place, str(error), json.dumps(row, ensure_ascii=False, default=str)
+            )
+            continue
+        places.update((record.id, str(place)) for record in new)
+        made += new
+    if not rejects.kept:
         raise ValueError(
-            f"{place}: the answer ends with the line {reprlib.repr(last)}; "
-            "expected '#### N'."
+            f"{path}: all of the {rejects.read} rows are bad, the first because: "
+            f"{rejects.rows[0]['reason']} Is it in the format {form!r}?"
         )
-    lines = [re.sub(r"<<[^<>]*>>", "", line).strip() for line in reasoning.split("\n")]
-    return problem, [line for line in lines if line], final[1].replace(",", "")
+    return made
 
 
-def gsm8k_solutions(path: str | os.PathLike, templates: Templates) -> list[Solution]:
-    r"""Reads GSM8K's own file as step-by-step solutions (IFT).
-
-    One line of reasoning is one step. The calculator marks "<<48/2=24>>" and empty
-    lines go; the last step gets "The answer is \boxed{N}." at its end.
+def readers(to: str) -> dict[str, Reader]:
+    """Returns the readers that make one kind of record, by format.
 
     Args:
-      path: JSON lines of {"question", "answer"}; the last line of answer is "#### N".
-      templates: their step marker begins each step.
-
-    Returns:
-      One solution per row; its answer is N without thousands commas.
-
-    Raises:
-      ValueError: "PATH:LINE: reason" for a malformed row.
+      to: the records wanted, one of `TYPES`.
     """
-    solutions = []
-    for index, (place, row) in enumerate(read_objects(path)):
-        problem, lines, answer = _gsm8k_row(row, place)
-        closing = f"The answer is \\boxed{{{answer}}}."
-        lines[-1:] = [f"{lines[-1]} {closing}" if lines else closing]
-        steps = tuple(
-            marker(templates, number) + line for number, line in enumerate(lines, 1)
-        )
-        name = f"gsm8k-{Path(path).stem}-{index}"
-        solutions.append(Solution(name, problem, steps, answer))
-    return solutions
+    names = (form for form, makes in FORMATS.items() if to in makes)
+    return {form: functools.partial(_read, form=form, to=to) for form in names}
 
 
-def gsm8k_questions(path: str | os.PathLike) -> list[Question]:
-    """Reads GSM8K's own file as questions; the answers are left behind.
-
-    Args:
-      path: JSON lines of {"question", "answer"}.
-
-    Returns:
-      One question per row.
-
-    Raises:
-      ValueError: "PATH:LINE: reason" for a malformed row.
-    """
-    return [
-        Question(
-            f"gsm8k-{Path(path).stem}-{index}", _field(row, "question", str, place)
-        )
-        for index, (place, row) in enumerate(read_objects(path))
-    ]
+def _read(path: str | os.PathLike, templates: Templates, form: str, to: str) -> list:
+    return read(path, form, to, templates)
 
 
-def gsm8k_problems(path: str | os.PathLike) -> list[Problem]:
-    """Reads GSM8K as a benchmark.
-
-    Args:
-      path: JSON lines of {"question", "answer"} as upstream, or of
-        {"id", "problem", "answer"}, which `benchmark` reads.
-
-    Returns:
-      One problem per row; its answer has no thousands commas.
-
-    Raises:
-      ValueError: "PATH:LINE: reason" for a malformed row.
-    """
-    problems = []
-    for index, (place, row) in enumerate(read_objects(path)):
-        if index == 0 and "problem" in row:
-            return benchmark(path)
-        problem, _, answer = _gsm8k_row(row, place)
-        problems.append(Problem(f"gsm8k-{Path(path).stem}-{index}", problem, answer))
-    return problems
-
-
-def benchmark(path: str | os.PathLike) -> list[Problem]:
-    """Reads any benchmark that has one problem and its answer per row.
-
-    Args:
-      path: JSON lines with string fields "problem", "answer" and, if there, "id";
-        further fields are ignored. Without an id the row is named after its file,
-        for example "train-17" in train.jsonl.
-
-    Returns:
-      One problem per row.
-
-    Raises:
-      ValueError: "PATH:LINE: reason" for a malformed row or an id that is there twice.
-    """
-    problems = []
-    seen = set()
-    for index, (place, row) in enumerate(read_objects(path)):
-        name = f"{Path(path).stem}-{index}"
-        if "id" in row:
-            name = _field(row, "id", str, place)
-        if name in seen:
-            raise ValueError(f"{place}: id {name!r} is there twice; expected it once.")
-        seen.add(name)
-        problem = _field(row, "problem", str, place)
-        problems.append(Problem(name, problem, _field(row, "answer", str, place)))
-    return problems
-
-
-def _one_line(text: str) -> str:
-    """Puts a step on one line: newlines and the blanks around them to one space."""
-    return re.sub(r"\s*[\r\n]\s*", " ", text.strip())
-
-
-def _completions(group: Any, place: str) -> list[tuple[str, int | None]]:
-    """Takes (text, rating) of each completion of one PRM800K step group."""
-    if isinstance(group, dict) and group.get("completions", 0) is None:
-        return []  # upstream has null where only a human wrote
-    completions = []
-    for completion in _field(group, "completions", list, place):
-        text = _one_line(_field(completion, "text", str, place))
-        rating = completion.get("rating")
-        if rating not in (-1, 0, 1, None):
-            raise ValueError(
-                f"{place}: rating is {reprlib.repr(rating)}; expected -1, 0, 1 or null."
-            )
-        completions.append((text, rating))
-    return completions
-
-
-def _continuation(
-    group: dict, completions: list[tuple[str, int | None]], place: str
-) -> str | None:
-    """Finds the step of one PRM800K group that the solution went on with, if any."""
-    chosen = group.get("chosen_completion")
-    if chosen is not None:
-        if not isinstance(chosen, int) or not 0 <= chosen < len(completions):
-            raise ValueError(
-                f"{place}: chosen_completion is {reprlib.repr(chosen)}; expected null "
-                f"or an index below {len(completions)}."
-            )
-        return completions[chosen][0] or None
-    if group.get("human_completion") is not None:
-        human = _field(group, "human_completion", dict, place)
-        return _one_line(_field(human, "text", str, place)) or None
-    return None
-
-
-def prm800k_comparisons(
-    path: str | os.PathLike, templates: Templates
-) -> list[Comparison]:
-    """Reads PRM800K's step labels as pairwise judgments (EFT).
-
-    People rated several completions of the same step -1, 0 or +1. In each step group
-    the first completion rated +1 and the first one rated -1 whose texts differ make
-    a pair, shown in both orders. The steps so far are those that the solution went on
-    with: the chosen completion, or the human one where none was chosen; where neither
-    is there, the rest of the solution is left out. Each step is put on one line.
-
-    Args:
-      path: JSON lines in PRM800K's own nesting: question.problem and label.steps,
-        each of these with completions, human_completion and chosen_completion.
-      templates: their step marker begins each step.
-
-    Returns:
-      Two comparisons per pair, "prm800k-12-3-ab" (verdict A) and "prm800k-12-3-ba"
-      (verdict B): row 12 from 0, step 3 from 1. The explanations are empty.
-
-    Raises:
-      ValueError: "PATH:LINE: reason" for a malformed row.
-    """
-    comparisons: list[Comparison] = []
-    for index, (place, row) in enumerate(read_objects(path)):
-        problem = _field(_field(row, "question", dict, place), "problem", str, place)
-        groups = _field(_field(row, "label", dict, place), "steps", list, place)
-        steps: tuple[str, ...] = ()
-        for number, group in enumerate(groups, 1):
-            start = marker(templates, number)
-            completions = _completions(group, place)
-            pair = next(
-                (
-                    (start + good, start + bad)
-                    for good, good_rating in completions
-                    for bad, bad_rating in completions
-                    if (good_rating, bad_rating) == (1, -1)
-                    and good != bad
-                    and good
-                    and bad
-                ),
-                None,
-            )
-            if pair:
-                name = f"prm800k-{index}-{number}"
-                good, bad = pair
-                comparisons += [
-                    Comparison(f"{name}-ab", problem, steps, good, bad, "A"),
-                    Comparison(f"{name}-ba", problem, steps, bad, good, "B"),
-                ]
-            following = _continuation(group, completions, place)
-            if following is None:
-                break
-            steps += (start + following,)
-    return comparisons
+LABELS = readers("labels")  # for prm.labels_format

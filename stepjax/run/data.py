@@ -4,9 +4,10 @@ Writes ``DIR/data/{ift,eft,heldout,questions_1..n,test}.jsonl`` and ``DIR/tokeni
 Question files hold no answers.
 """
 
+import functools
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from stepjax import prompts, records
@@ -14,31 +15,41 @@ from stepjax.initial_data import sources, tfds
 from stepjax.lm import hosts, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks
-from stepjax.run.kind import Kind, Reader, choose, rows_of
+from stepjax.run.kind import Kind, Reader, choose
 from stepjax.run.rundir import RunDirectory
 from stepjax.settings import Data, Settings
 from stepjax.worlds import arithmetic, arithmetic_data
 
 
-def _without_templates(read: Callable[[str], list]) -> Reader:
-    """Returns a reader of files that hold no steps."""
-    return lambda path, texts: read(path)
+def _cut_by_rules(path: str, texts: Templates, form: str) -> list[records.Solution]:
+    """Reads solutions that are not cut into steps yet, and cuts them by rules.
+
+    Those that cannot be cut, such as proofs without a boxed answer, are left out; the
+    counts are printed.
+    """
+    from stepjax.initial_data import ift
+
+    worked = sources.read(path, form, "worked", texts)
+    cuts = [ift.cut(row.solution) for row in worked]
+    solutions, rejected = ift.solutions(worked, texts, cuts)
+    print(f"{path}: {ift.summary(solutions, rejected)}", end="")
+    if not solutions:
+        raise ValueError(
+            f"{path}: none of the {len(worked)} solutions can be cut into steps, the "
+            f"first because of: {rejected[0].reason}; expected a boxed answer at the "
+            "end of a solution."
+        )
+    return solutions
 
 
 # Kind of rows → format → reader; those of EFT rows are in `Kind.readers`.
 READERS: dict[str, dict[str, Reader]] = {
-    "ift": {
-        "jsonl": rows_of(records.Solution),
-        "gsm8k": sources.gsm8k_solutions,
+    "ift": sources.readers("solution")
+    | {
+        form: functools.partial(_cut_by_rules, form=form) for form in ("math", "numina")
     },
-    "question": {
-        "jsonl": rows_of(records.Question),
-        "gsm8k": _without_templates(sources.gsm8k_questions),
-    },
-    "test": {
-        "jsonl": rows_of(records.Problem),
-        "gsm8k": _without_templates(sources.gsm8k_problems),
-    },
+    "question": sources.readers("question"),
+    "test": sources.readers("problem"),
 }
 
 

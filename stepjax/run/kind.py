@@ -75,10 +75,7 @@ def choose(settings: Settings) -> Kind:
             judgments=comparisons(settings.judge.score),
             candidate_tokens=settings.search.max_step_tokens,
             judgment_tokens=settings.judge.max_tokens,
-            readers={
-                "jsonl": rows_of(records.Comparison),
-                "prm800k": sources.prm800k_comparisons,
-            },
+            readers=sources.readers("comparison"),
             world_rows=arithmetic_data.comparisons,
             is_right=arithmetic.is_right if in_world else None,
         )

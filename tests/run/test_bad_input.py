@@ -127,7 +127,7 @@ def test_a_problem_in_two_splits_and_too_few_questions(settings, tmp_path):
     ("key", "value", "words"),
     [
         ("search.on_tie", "forward", "('back', 'append')"),
-        ("data.ift_format", "csv", "('jsonl', 'gsm8k')"),
+        ("data.ift_format", "csv", "('jsonl', 'gsm8k', 'word_problems', 'math'"),
         ("model.dtype", "int8", "'float32' or 'bfloat16'"),
         ("mesh.tensor", 3, "8 devices"),
     ],

@@ -1,0 +1,286 @@
+"""The command ``stepjax init-data``: IFT, EFT and PRM data from public data sets.
+
+`stepjax.main` imports this file, and so defines these flags, for this command only.
+"""
+
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import ml_collections
+from absl import flags
+
+from stepjax import records
+from stepjax.initial_data import files, preferences, prm800k, sources
+from stepjax.prompts import Templates
+
+if TYPE_CHECKING:
+    from stepjax.run.run import Run
+
+_USAGE = """usage: stepjax init-data ACTION [--NAME=VALUE ...]
+
+  convert  --input=PATH --format=NAME --to=KIND --output=FILE
+           a public data set to rows of stepjax, or to rows of other programs
+  ift      --input=PATH --format=NAME --output=FILE [--cut=rules|teacher]
+           [--against=FILE,FILE ...]
+           solutions, cut into steps (IFT); problems of the evaluation files
+           named by --against are left out
+  eft      --input=PATH --format=NAME --output=FILE
+           --explanation=none|template|teacher
+           judgments of pairs that people rated (EFT), as in PRM800K
+  prm      --config=FILE --workdir=DIR   the process reward model of a run
+  mcts     --config=FILE --workdir=DIR   pairs of steps by tree search
+  eft      --config=FILE --workdir=DIR   judgments of these pairs by a teacher
+
+PATH is a JSON, JSON lines or parquet file, also with .gz, or a folder of them.
+--rejects=FILE lists bad rows there instead of stopping at the first. --force replaces
+output files. --config=FILE also brings the prompts and the teacher of its settings.
+
+--format    --to
+"""
+
+PAIRS = "pairs"  # a format of its own: it needs the run's tokenizer
+ACTIONS = ("convert", "ift", "prm", "mcts", "eft")
+WRITERS = {"trl": preferences.to_trl, "step-dpo": preferences.to_step_dpo}
+
+_input = flags.DEFINE_string("input", None, "init-data: a file, or a folder of them.")
+_format = flags.DEFINE_enum(
+    "format", None, [*sources.FORMATS, PAIRS], "init-data: the schema of --input."
+)
+_to = flags.DEFINE_enum(
+    "to", None, [*sources.TYPES, *WRITERS], "init-data convert: what is written."
+)
+_output = flags.DEFINE_string("output", None, "init-data: the file to write.")
+_rejects = flags.DEFINE_string("rejects", None, "init-data: the file of bad rows.")
+_neutral = flags.DEFINE_enum(
+    "neutral", "+", ["+", "-", ""], "init-data: the label of PRM800K's rating 0."
+)
+_cut = flags.DEFINE_enum(
+    "cut", "rules", ["rules", "teacher"], "init-data ift: who cuts the solutions."
+)
+_against = flags.DEFINE_list(
+    "against", [], "init-data ift: evaluation files whose problems are left out."
+)
+_explanation = flags.DEFINE_enum(
+    "explanation",
+    "template",
+    ["none", "template", "teacher"],
+    "init-data eft: what a judgment says before its verdict.",
+)
+_force = flags.DEFINE_bool("force", False, "init-data: replace output files.")
+
+
+def usage(arguments: Sequence[str]) -> int | None:
+    """Prints how the command is used, unless an action is named.
+
+    Args:
+      arguments: what follows ``stepjax init-data``.
+
+    Returns:
+      The exit status after printing; None when the first argument is an action and
+      nobody asks for help.
+    """
+    helps = ("help", "-h", "--help", "-help")
+    asked = any(word in helps for word in arguments)
+    if arguments and arguments[0] in ACTIONS and not asked:
+        return None
+    made = {form: ", ".join(makes) for form, makes in sources.FORMATS.items()}
+    made[PAIRS] = "preference; PATH is pairs.jsonl in the directory of a run"
+    text = _USAGE + "\n".join(f"{form:14}{makes}" for form, makes in made.items())
+    text += f"\nA preference can also be written with --to={'|'.join(WRITERS)}."
+    print(text, file=sys.stdout if asked else sys.stderr)
+    if arguments and not asked:
+        print(f"stepjax init-data: unknown action {arguments[0]!r}", file=sys.stderr)
+    return 0 if asked else 2
+
+
+def prepare(
+    action: str,
+    config: ml_collections.ConfigDict | None,
+    open_run: Callable[[], "Run"],
+) -> Callable[[], None]:
+    """Checks the flags of an action and returns what it does.
+
+    Args:
+      action: one of `ACTIONS`; the flags have been read.
+      config: settings of --config or of the run directory, or None without either.
+      open_run: returns the run of --workdir.
+
+    Raises:
+      flags.Error: a flag that the action needs is missing, or an output file is there.
+    """
+    of_run = action in ("prm", "mcts") or action == "eft" and not _input.value
+    if of_run:
+        if not flags.FLAGS.workdir:
+            what = " (or --input, for rows that people rated)" * (action == "eft")
+            raise flags.Error(
+                f"--workdir is missing; expected the run directory{what}."
+            )
+        return functools.partial(_in_run, action, open_run)
+    needed = {"input": _input, "format": _format, "output": _output}
+    needed |= {"to": _to} if action == "convert" else {}
+    missing = [f"--{name}" for name, flag in needed.items() if not flag.value]
+    if missing:
+        raise flags.Error(
+            f"init-data {action} needs {' '.join(missing)}; expected all of "
+            f"--{' --'.join(needed)}."
+        )
+    written = [pathlib.Path(p) for p in (_output.value, _rejects.value) if p]
+    for path in written:
+        if path.exists() and not _force.value:
+            raise flags.Error(f"{path} exists; expected a new file. Use --force.")
+        if not path.resolve().parent.is_dir():
+            raise flags.Error(
+                f"{path.parent} is no folder; expected the folder of {path.name}."
+            )
+    names = [path.resolve() for path in (*written, pathlib.Path(_input.value))]
+    if len(set(names)) < len(names):
+        raise flags.Error(
+            "--input, --output and --rejects name the same file; expected different "
+            "ones."
+        )
+    if config is None and "teacher" in (_cut.value, _explanation.value):
+        raise flags.Error(
+            "a teacher needs --config; expected a config file with the section "
+            "`teacher`."
+        )
+    work = {"convert": _convert, "ift": _ift, "eft": _rated}[action]
+    return functools.partial(work, config)
+
+
+def _in_run(action: str, open_run: Callable[[], "Run"]) -> None:
+    run = open_run()
+    from stepjax.initial_data import stages
+
+    if action == "prm":
+        stages.make_prm(run)
+    elif action == "mcts":
+        stages.make_policy(run)
+        stages.make_pairs(run)
+    else:
+        stages.make_eft(run)
+
+
+def _convert(config: ml_collections.ConfigDict | None) -> None:
+    to = _to.value
+    rows, texts = _read("preference" if to in WRITERS else to, config)
+    if to in WRITERS:
+        rows = [WRITERS[to](row, texts) for row in rows]
+    _write(rows)
+
+
+def _ift(config: ml_collections.ConfigDict | None) -> None:
+    from stepjax.initial_data import ift
+
+    own_steps = (
+        _format.value != "jsonl" and "solution" in sources.FORMATS[_format.value]
+    )
+    if own_steps and _cut.value == "rules":
+        rows, texts = _read("solution", config)
+    else:
+        worked, texts = _read("worked", config)
+        if _cut.value == "teacher":
+            ask = _teacher(config)
+            answers = ask([ift.teacher_prompt(texts, row) for row in worked])
+            cuts = [ift.read_teacher_cut(answer.text, texts) for answer in answers]
+        else:
+            cuts = [ift.cut(row.solution) for row in worked]
+        rows, rejected = ift.solutions(worked, texts, cuts)
+        print(ift.summary(rows, rejected), end="")
+    if _against.value:
+        rows = _decontaminated(rows)
+    _write(rows)
+
+
+def _rated(config: ml_collections.ConfigDict | None) -> None:
+    from stepjax.initial_data import eft
+
+    pairs, texts = _read("preference", config)
+    if _explanation.value != "teacher":
+        _write(eft.rated(pairs, _explanation.value))
+        return
+    answers = _teacher(config)(eft.requests(pairs, texts))
+    kept = eft.keep(pairs, answers, texts, truth="the people")
+    print(eft.table(kept.reasons))
+    _write(kept.rows)
+
+
+def _decontaminated(rows: list[records.Solution]) -> list[records.Solution]:
+    raise NotImplementedError
+
+
+def _teacher(config: ml_collections.ConfigDict) -> Callable:
+    """Returns the teacher of the settings; its answers are kept beside the output."""
+    from stepjax.initial_data import teacher
+    from stepjax.settings import from_config
+
+    options = from_config(config).teacher
+    if options.backend not in ("http", "replay"):
+        raise ValueError(
+            f"teacher.backend={options.backend!r}; expected 'http' or 'replay' with "
+            "--input. A model of a run judges in `stepjax init-data eft --workdir`."
+        )
+    return teacher.make_teacher(options, f"{_output.value}.answers.jsonl", say=_say)
+
+
+def _templates(config: ml_collections.ConfigDict | None) -> Templates:
+    if config is None:
+        return Templates()
+    from stepjax import settings
+    from stepjax.run import data
+
+    texts = settings.from_config(config).texts
+    return settings.templates(texts, data.world_templates(config.data.world))
+
+
+def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Templates]:
+    """Reads --input, says what was read, and writes --rejects.
+
+    Returns:
+      The rows, and the templates in which their steps are written.
+    """
+    path, form, texts = _input.value, _format.value, _templates(config)
+    rejects = files.Rejects(collect=bool(_rejects.value), say=_say)
+    try:
+        if form == PAIRS:
+            from stepjax.initial_data import run_pairs
+
+            if to != "preference":
+                raise ValueError(
+                    f"format {PAIRS!r} gives 'preference'; expected it instead of "
+                    f"{to!r}."
+                )
+            rows, texts = run_pairs.read(path, rejects)
+        else:
+            parse = sources.parser(form, to)
+            if parse is prm800k.labels:
+                parse = functools.partial(parse, neutral=_neutral.value)
+            rows = sources.read_with(path, parse, form, texts, rejects)
+    except ValueError:
+        if rejects.rows:
+            rejects.write(_rejects.value)
+        raise
+    if _rejects.value:
+        rejects.write(_rejects.value)
+    bad = len(rejects.rows)
+    print(f"read {rejects.read:,} rows: kept {rejects.kept:,}, rejected {bad:,}")
+    for reason, count in rejects.reasons.most_common(20):
+        print(f"  {count:,} rejected: {reason}")
+    if bad:
+        print(f"the rejected rows and their reasons are in {_rejects.value}")
+    return rows, texts
+
+
+def _write(rows: Sequence) -> None:
+    if not rows:
+        raise ValueError(
+            f"nothing is left to write to {_output.value}; expected at least one row."
+        )
+    records.write_jsonl(_output.value, rows)
+    print(f"wrote {len(rows):,} rows to {_output.value}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,355 @@
+"""Rows of files: JSON, JSON lines, either of them with gzip, parquet, or a folder.
+
+A row that cannot be used stops the reading with its file, its line and the reason. With
+`Rejects` it is listed instead, and the counts add up: read = kept + rejected. A file
+that cannot be read to its end always stops the reading, and so does a file without
+rows: nobody could say which rows are missing.
+"""
+
+import collections
+import contextlib
+import gzip
+import io
+import json
+import os
+import re
+import reprlib
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from stepjax import records
+
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+
+
+class Place(NamedTuple):
+    """Where a row is; `str` gives "PATH:LINE", for messages.
+
+    Attributes:
+      file: path of the file.
+      line: number of the line on which the row begins, from 1. Parquet has no lines:
+        there it is the number of the row.
+      row: number of the row in its file, from 1.
+      name: what ids made of the place hold: the name of the file without its ending,
+        and the row's index from 0 ("train-17"). For a file of a folder, the name is
+        the path within the folder ("algebra/train-17"). A JSON file that holds one
+        object needs no index ("algebra/17").
+    """
+
+    file: str
+    line: int
+    row: int
+    name: str
+
+    def __str__(self) -> str:
+        shown = "" if self.row == self.line else f" (row {self.row})"
+        return f"{self.file}:{self.line}{shown}"
+
+
+class Rejects:
+    """Counts the rows that are read; lists the bad ones, or stops at the first.
+
+    Attributes:
+      read: rows so far, good and bad.
+      rows: the bad ones as {"file", "line", "reason", "row"}; "row" is the text.
+      reasons: how often a reason was given, without the values that it quotes.
+    """
+
+    def __init__(
+        self, collect: bool = True, say: Callable[[str], None] = lambda text: None
+    ):
+        """Begins to count.
+
+        Args:
+          collect: whether bad rows are listed; otherwise the first one is an error.
+          say: is told about every ten seconds how many rows have been read.
+        """
+        self.read = 0
+        self.rows: list[dict[str, Any]] = []
+        self.reasons: collections.Counter[str] = collections.Counter()
+        self._collect, self._say, self._said = collect, say, time.monotonic()
+
+    @property
+    def kept(self) -> int:
+        """Rows that were read and not rejected."""
+        return self.read - len(self.rows)
+
+    def count(self) -> None:
+        """Counts one more row that has been read."""
+        self.read += 1
+        if time.monotonic() - self._said > 10:
+            self._said = time.monotonic()
+            self._say(f"{self.read:,} rows are read, {len(self.rows):,} rejected")
+
+    def add(self, place: Place, reason: str, text: str) -> None:
+        """Lists a row that has been counted.
+
+        Args:
+          place: where it is.
+          reason: why it is not used: "reason; expected ...".
+          text: the row.
+
+        Raises:
+          ValueError: "PATH:LINE: reason" when bad rows are not listed.
+        """
+        if not self._collect:
+            raise ValueError(f"{place}: {reason}")
+        self.reasons[re.split(r" is |; | \(", reason)[0]] += 1
+        row = {"file": place.file, "line": place.line, "reason": reason, "row": text}
+        self.rows.append(row)
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Writes the listed rows as JSON lines, all of them or nothing."""
+        records.write_jsonl(path, self.rows)
+
+
+def rows(
+    path: str | os.PathLike, rejects: Rejects | None = None
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    r"""Reads the rows of a file, or of all files in a folder.
+
+    The ending of a file's name says what it is: `.parquet`; `.json`, which holds one
+    array of objects, one object, or JSON lines all the same; anything else is JSON
+    lines, where only "\n" ends a line. With `.gz` behind it, it is unpacked first. A
+    byte order mark at the start of a file is passed over.
+
+    A folder stands for its files with one of the endings `SUFFIXES`, also in folders
+    within it, in the order of their paths. Hidden files and folders are passed over.
+
+    Args:
+      path: the file or folder.
+      rejects: where rows are counted and bad ones listed; None stops at the first.
+
+    Yields:
+      (place, object) of each row that is a JSON object.
+
+    Raises:
+      ValueError: "PATH:LINE: reason" for a row that is no object, whole and in UTF-8,
+        unless it is listed. "PATH: reason" for a file or folder that cannot be read
+        to its end, or that has no rows.
+    """
+    rejects = rejects or Rejects(collect=False)
+    path = Path(path)
+    folder = path.is_dir()
+    for file in _files(path) if folder else [path]:
+        name = file.relative_to(path).as_posix() if folder else file.name
+        ending = next((end for end in SUFFIXES if name.lower().endswith(end)), None)
+        stem = name[: -len(ending)] if ending else name.removesuffix(file.suffix)
+        before = rejects.read
+        with _readable(file):
+            if ending == ".parquet":
+                yield from _parquet(file, stem, rejects)
+            elif ending in (".json", ".json.gz"):
+                yield from _json(file, stem, rejects)
+            else:
+                with _opened(file) as lines:
+                    yield from _lines(file, lines, stem, rejects)
+        if rejects.read == before:
+            raise ValueError(
+                f"{file}: no rows; expected at least one. The file is empty: take it "
+                "away, or get it again."
+            )
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Returns the JSON object that a text holds.
+
+    Raises:
+      ValueError: "reason; expected ..." for broken JSON, NaN or infinity, a name that
+        an object has twice, half of a surrogate pair, or a value that is no object.
+    """
+    if not text.strip():
+        raise ValueError("empty line; expected one JSON object per line.")
+    try:
+        value = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_broken(error)) from error
+    return _checked(value, text)
+
+
+def _broken(error: Exception) -> str:
+    return (
+        f"broken JSON ({error}); expected one JSON object, whole and in UTF-8. The "
+        "file may be cut off or damaged."
+    )
+
+
+def _checked(value: Any, text: str) -> dict[str, Any]:
+    """Returns the value of a text if it is an object that UTF-8 can hold."""
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"no JSON object ({reprlib.repr(value)}); expected one JSON object per row."
+        )
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"half of a surrogate pair ({error.object[error.start]!a}); expected "
+                "text that UTF-8 can hold."
+            ) from error
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = collections.Counter(name for name, _ in pairs)
+        raise ValueError(f"the name {names.most_common(1)[0][0]!r} is there twice")
+    return made
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Returns the files of a folder that hold rows, in order."""
+    found = [
+        file
+        for file in folder.rglob("*")
+        if file.name.lower().endswith(SUFFIXES)
+        and file.is_file()
+        and not any(part[0] == "." for part in file.relative_to(folder).parts)
+    ]
+    if not found:
+        raise ValueError(
+            f"{folder}: no file to read in this folder; expected files that end with "
+            f"{', '.join(SUFFIXES)}."
+        )
+    return sorted(found)
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Turns what opening and unpacking raise into ValueError("PATH: reason")."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        words = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{file}: cannot be read ({words}); expected a whole file of JSON, JSON "
+            "lines (also with .gz) or parquet. Check the path, or get the file again."
+        ) from error
+
+
+def _opened(file: Path) -> BinaryIO:
+    return gzip.open(file) if file.suffix.lower() == ".gz" else open(file, "rb")
+
+
+def _lines(
+    file: Path, lines: Iterator[bytes], stem: str, rejects: Rejects
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        place = Place(str(file), number, number, f"{stem}-{number - 1}")
+        rejects.count()
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            value = parse_object(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            rejects.add(place, _broken(error), line.decode("utf-8", "backslashreplace"))
+        except ValueError as error:
+            rejects.add(place, str(error), line.decode("utf-8"))
+        else:
+            yield place, value
+
+
+def _json(
+    file: Path, stem: str, rejects: Rejects
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    with _opened(file) as opened:
+        content = opened.read()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{file}:{line}: {_broken(error)}") from error
+    if text.lstrip()[:1] == "[":
+        yield from _array(file, text, stem, rejects)
+        return
+    try:
+        value = _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        # Not one value: JSON lines, or broken in a line that is named now.
+        yield from _lines(file, io.BytesIO(content), stem, rejects)
+        return
+    place = Place(str(file), 1, 1, stem)
+    rejects.count()
+    try:
+        value = _checked(value, text)
+    except ValueError as error:
+        rejects.add(place, str(error), text)
+    else:
+        yield place, value
+
+
+def _array(
+    file: Path, text: str, stem: str, rejects: Rejects
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Reads one row after the other, so that each one's line is known."""
+    blank = re.compile(r"[ \t\r\n]*")
+    at, line, row = text.index("[") + 1, 1 + text.count("\n", 0, text.index("[")), 0
+    separator = ""
+    while True:
+        begin = blank.match(text, at).end()
+        line += text.count("\n", at, begin)
+        if text[begin : begin + 1] == "]" and separator != ",":
+            break
+        row += 1
+        place = Place(str(file), line, row, f"{stem}-{row - 1}")
+        try:
+            value, end = _DECODER.raw_decode(text, begin)
+            at = blank.match(text, end).end()
+            separator = text[at : at + 1]
+            if separator not in (",", "]") or not separator:
+                raise ValueError("no comma and no ] after the row")
+        except (ValueError, RecursionError) as error:
+            # Where the next row begins cannot be told, so there is no going on.
+            raise ValueError(f"{place}: {_broken(error)}") from error
+        rejects.count()
+        try:
+            value = _checked(value, text[begin:end])
+        except ValueError as error:
+            rejects.add(place, str(error), text[begin:end])
+        else:
+            yield place, value
+        line += text.count("\n", begin, at)
+        at += separator == ","
+    if text[begin + 1 :].strip():
+        raise ValueError(
+            f"{file}:{line}: text after the end of the array; expected one array of "
+            "objects and nothing else."
+        )
+
+
+def _parquet(
+    file: Path, stem: str, rejects: Rejects
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError(
+            f"{file}: pyarrow is not installed, which reads parquet files; expected it "
+            'to be there. Install it: pip install -e ".[data]"'
+        ) from error
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=1024):
+            for value in batch.to_pylist():
+                number += 1
+                rejects.count()
+                yield Place(str(file), number, number, f"{stem}-{number - 1}"), value
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{file}: cannot be read after row {number} ({error}); expected a whole "
+            "parquet file. Get the file again."
+        ) from error

@@ -1,0 +1,56 @@
+"""The pairs of a finished search of ours, pairs.jsonl, as preferences."""
+
+import os
+from pathlib import Path
+
+from stepjax import config, records, settings
+from stepjax.initial_data import files, preferences, sources
+from stepjax.lm import files as lm_files
+from stepjax.lm import tokenizer
+from stepjax.pairs import Pair
+from stepjax.prompts import Templates
+from stepjax.records import Preference
+from stepjax.run import data
+
+
+def read(
+    path: str | os.PathLike, rejects: files.Rejects | None = None
+) -> tuple[list[Preference], Templates]:
+    """Reads the pairs of a run, and the run's templates.
+
+    A row has the steps so far as token ids only, so the run's tokenizer and settings
+    are read, too.
+
+    Args:
+      path: DIR/M1/pairs.jsonl, where DIR is the run's directory.
+      rejects: where bad rows are listed; None stops at the first.
+
+    Raises:
+      ValueError: when the run's settings or its tokenizer cannot be read; for a row as
+        in `sources.read`, or one whose ids are not those of its problem and steps.
+    """
+    folder = Path(path).resolve().parent.parent
+    try:
+        values = lm_files.read_json(folder / "config.json")
+    except OSError as error:
+        raise ValueError(
+            f"{folder / 'config.json'}: cannot be read ({error.strerror}); expected "
+            f"{path} to be a file of a run, as in DIR/M1/pairs.jsonl."
+        ) from error
+    made = settings.from_config(config.from_dict(values))
+    texts = settings.templates(made.texts, data.world_templates(made.data.world))
+    decode = tokenizer.load(folder / "tokenizer").decode
+
+    def parse(row: dict, name: str, templates: Templates) -> list[Preference]:
+        del name  # a pair has an id
+        pair = records.from_object(row, Pair)
+        context = decode(pair.context_ids)
+        problem, steps = preferences.cut_prompt(templates, context)
+        if problem != pair.problem:
+            raise ValueError(
+                f"the ids of the context say {context[:60]!r}; expected the prompt of "
+                "the problem and its steps. Is the tokenizer the run's own?"
+            )
+        return [Preference(pair.id, problem, steps, pair.chosen, pair.rejected)]
+
+    return sources.read_with(path, parse, "pairs", texts, rejects), texts

@@ -1,0 +1,119 @@
+r"""Data sets of problems with solutions: GSM8K, MATH, NuminaMath-CoT, benchmarks.
+
+Each function takes one row apart: (row, name, templates) → records, where the name is
+the record's id unless the row has one. `stepjax.initial_data.sources` lists them by
+format, and says how files are read with them.
+"""
+
+import re
+from typing import Any
+
+from stepjax import prompts
+from stepjax.initial_data import fields
+from stepjax.prompts import Templates
+from stepjax.records import Problem, Question, Solution, Worked
+
+
+def closing(answer: str) -> str:
+    r"""Returns the sentence that ends a solution: "The answer is \boxed{7}."."""
+    return f"The answer is \\boxed{{{answer}}}."
+
+
+def _gsm8k(row: dict[str, Any]) -> tuple[str, list[str], str]:
+    """Takes an upstream GSM8K row apart: problem, lines of reasoning, answer."""
+    problem, text = fields.text(row, "question"), fields.field(row, "answer", str)
+    reasoning, _, last = text.rstrip().rpartition("\n")
+    final = re.fullmatch(r"#### *(\S+)", last)
+    if not final:
+        raise ValueError(
+            f"the last line of the answer is {last[:40]!r}; expected '#### N'."
+        )
+    lines = [fields.without_calculator(line).strip() for line in reasoning.split("\n")]
+    answer = final[1].replace(",", "")
+    lines = [line for line in lines if line]
+    lines[-1:] = [f"{lines[-1]} {closing(answer)}" if lines else closing(answer)]
+    return problem, lines, answer
+
+
+def gsm8k_solution(
+    row: dict[str, Any], name: str, templates: Templates
+) -> list[Solution]:
+    r"""Makes a step-by-step solution (IFT) of {"question", "answer"}.
+
+    One line of reasoning is one step. The calculator marks "<<48/2=24>>" and empty
+    lines go; the last step gets "The answer is \boxed{N}." at its end. The answer is N
+    without thousands commas.
+    """
+    problem, lines, answer = _gsm8k(row)
+    steps = tuple(
+        prompts.marker(templates, number) + line for number, line in enumerate(lines, 1)
+    )
+    return [Solution(name, problem, steps, answer)]
+
+
+def gsm8k_worked(row: dict[str, Any], name: str, templates: Templates) -> list[Worked]:
+    """Makes an uncut solution; its lines are the steps of `gsm8k_solution`."""
+    problem, lines, answer = _gsm8k(row)
+    return [Worked(name, problem, "\n".join(lines), answer)]
+
+
+def gsm8k_question(
+    row: dict[str, Any], name: str, templates: Templates
+) -> list[Question]:
+    """Makes a question; the answer is left behind."""
+    return [Question(name, fields.text(row, "question"))]
+
+
+def gsm8k_problem(
+    row: dict[str, Any], name: str, templates: Templates
+) -> list[Problem]:
+    """Makes a benchmark item; a row of {"id", "problem", "answer"} will do as well."""
+    if "problem" in row and "question" not in row:
+        return problem(row, name, templates)
+    text, _, answer = _gsm8k(row)
+    return [Problem(name, text, answer)]
+
+
+def question(row: dict[str, Any], name: str, templates: Templates) -> list[Question]:
+    """Makes a question of {"problem"} and, if there, "id"; the rest is left behind."""
+    return [Question(fields.identity(row, name), fields.text(row, "problem"))]
+
+
+def problem(row: dict[str, Any], name: str, templates: Templates) -> list[Problem]:
+    """Makes a benchmark item of {"problem", "answer"} and, if there, "id"."""
+    identity = fields.identity(row, name)
+    answer = fields.field(row, "answer", str)  # a few benchmarks have "" for a proof
+    return [Problem(identity, fields.text(row, "problem"), answer)]
+
+
+def worked(row: dict[str, Any], name: str, templates: Templates) -> list[Worked]:
+    r"""Makes an uncut solution of {"problem", "solution"}: MATH, NuminaMath-CoT.
+
+    The answer is the field "answer" or, where it is missing, what the last \boxed{} of
+    the solution holds; "" without either, as in a proof. Further fields ("level",
+    "type", "source", "messages") are left behind.
+    """
+    solution = fields.text(row, "solution")
+    answer = row.get("answer")
+    if answer is None:
+        answer = prompts.boxed(solution) or ""
+    elif not isinstance(answer, str):
+        raise ValueError(f"field 'answer' is {answer!r}; expected a string.")
+    identity = fields.identity(row, name)
+    return [Worked(identity, fields.text(row, "problem"), solution, answer)]
+
+
+def worked_problem(
+    row: dict[str, Any], name: str, templates: Templates
+) -> list[Problem]:
+    r"""Makes a benchmark item of {"problem", "solution"}; the answer as in `worked`.
+
+    Raises:
+      ValueError: also where the solution has no answer, as in a proof.
+    """
+    (whole,) = worked(row, name, templates)
+    if not whole.answer.strip():
+        raise ValueError(
+            "no answer; expected the field 'answer', or a \\boxed{} in the solution."
+        )
+    return [Problem(whole.id, whole.problem, whole.answer)]
