@@ -48,7 +48,7 @@ def rows(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         called FIELD; every other field of the dataset keeps its name.
 
     Yields:
-      (place, object): "PLACE row N" (from 0, for messages), and the row: texts,
+      (place, object): "PLACE:N" (rows from 1, for messages), and the row: texts,
       numbers, and lists of them. A class label is its name. NaN, which JSON has not,
       is None.
 
@@ -67,7 +67,7 @@ def rows(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     names = {name: name for name in split.features if name not in renamed}
     source = _Rows(place, split.rows, split.features, names | dict(place.fields))
     for index in range(len(source)):
-        yield f"{place} row {index}", source[index][1]
+        yield f"{place}:{index + 1}", source[index][1]
 
 
 def read(text: str, record_type: type) -> list:
@@ -85,7 +85,7 @@ def read(text: str, record_type: type) -> list:
     Raises:
       ValueError: "PLACE: reason; expected ..." when the dataset, version, split or a
         field is not there, or the files are not array_record, cut off or damaged;
-        "PLACE row N: reason" (from 0) for a row that does not fit or is not UTF-8, or
+        "PLACE:N: reason" (rows from 1) for a row that does not fit or is not UTF-8, or
         an id that an earlier row has.
     """
     return read_place(parse(text), record_type)
@@ -100,8 +100,8 @@ def read_place(place: Place, record_type: type) -> list:
         row = _record(source[index], place=place, record_type=record_type)
         if first.setdefault(row.id, index) != index:
             raise ValueError(
-                f"{place} row {index}: id {row.id!r} is in row {first[row.id]} "
-                "already; expected every id once."
+                f"{place}:{index + 1}: id {row.id!r} is at {place}:"
+                f"{first[row.id] + 1} already; expected every id once."
             )
         result.append(row)
     return result
@@ -178,7 +178,7 @@ class _Rows:
             row = self.source[index]
         except Exception as error:  # of array_record, protobuf or a feature's decoder
             raise ValueError(
-                f"{self.place} row {index}: cannot be read ({error}); expected a whole "
+                f"{self.place}:{index + 1}: cannot be read ({error}); expected a whole "
                 "file. Make the dataset again."
             ) from error
         values = {}
@@ -190,7 +190,7 @@ class _Rows:
                 values[name] = _plain(value, self.features[theirs])
             except ValueError as error:
                 raise ValueError(
-                    f"{self.place} row {index}: field {theirs!r} {error}"
+                    f"{self.place}:{index + 1}: field {theirs!r} {error}"
                 ) from error
         return index, values
 
@@ -261,7 +261,7 @@ def _record(
             record[name] = value
         return records.from_object(record, record_type)
     except ValueError as error:
-        raise ValueError(f"{place} row {index}: {error}") from error
+        raise ValueError(f"{place}:{index + 1}: {error}") from error
 
 
 def is_text(hint: Any) -> bool:

@@ -176,20 +176,20 @@ def test_the_default_folder_is_that_of_tfds(tmp_path, monkeypatch):
 def test_rows_that_cannot_be_stored_are_named_and_leave_nothing(tmp_path):
     good = [Question("a", "x"), Question("b", "y")]
     bad = {
-        "row 2: 'text'; expected a Question": "text",
-        "row 2: .*expected a Question": Problem("c", "x", "1"),
-        "row 2: field 'problem' is 3, .*not a string": Question("c", 3),
-        "row 2: field 'problem' is .*surrogates not allowed": Question("c", "\ud800"),
-        "row 2: id 'b' is in row 1 already": Question("b", "z"),
+        "3: 'text'; expected a Question": "text",
+        "3: .*expected a Question": Problem("c", "x", "1"),
+        "3: field 'problem' is 3, .*not a string": Question("c", 3),
+        "3: field 'problem' is .*surrogates not allowed": Question("c", "\ud800"),
+        "3: id 'b' is at train:2 already": Question("b", "z"),
     }
     for words, row in bad.items():
-        with pytest.raises(ValueError, match=f"split 'train' {words}"):
+        with pytest.raises(ValueError, match=f"train:{words}"):
             tfds_builder.write(
                 {"ok": good, "train": [*good, row]}, "m", tmp_path, record_type=Question
             )
         assert list(tmp_path.iterdir()) == []
     wrong = Solution("s", "p", ["a list"], "1")
-    words = r"row 0: field 'steps' is \['a list'\] and reads back as \('a list',\)"
+    words = r"train:1: field 'steps' is \['a list'\] and reads back as \('a list',\)"
     with pytest.raises(ValueError, match=words):
         tfds_builder.write({"train": [wrong]}, "m", tmp_path, record_type=Solution)
     for name, value, words in (
@@ -203,7 +203,7 @@ def test_rows_that_cannot_be_stored_are_named_and_leave_nothing(tmp_path):
         ("verdicts", [[{1}]], "field 'verdicts' .*set is not JSON serializable"),
     ):
         row = dataclasses.replace(PAIR, **{name: value})
-        with pytest.raises(ValueError, match=f"row 0: {words}"):
+        with pytest.raises(ValueError, match=f"train:1: {words}"):
             tfds_builder.write({"train": [row]}, "m", tmp_path, record_type=Pair)
     assert list(tmp_path.iterdir()) == []
 
@@ -311,7 +311,7 @@ def test_damaged_files_are_refused(tmp_path):
     flipped = bytearray(whole)
     flipped[len(whole) // 16] ^= 255
     path.write_bytes(bytes(flipped))
-    with pytest.raises(ValueError, match=r"mine/train row \d+: cannot be read"):
+    with pytest.raises(ValueError, match=r"mine/train:\d+: cannot be read"):
         tfds.read(place, Question)
     path.unlink()
     with pytest.raises(ValueError, match="has 0 whole rows; expected 300"):
@@ -374,7 +374,7 @@ def test_fields_of_any_dataset_are_mapped(tmp_path):
     place, plain = next(
         tfds.rows(f"tfds:math_words/train?answer=better&data_dir={tmp_path}")
     )
-    assert place == "tfds:math_words/train row 0"
+    assert place == "tfds:math_words/train:1"
     assert plain == {
         "question": rows[0]["question"],
         "answer": "A",
@@ -409,7 +409,7 @@ def test_errors_say_what_is_there(tmp_path):
         "tfds:math_words/train?problem=text&": r"no field 'text' for 'problem'",
         "tfds:math_words/train?question=problem&": r"question=problem names no field "
         r"of Question; expected one of \['id', 'problem'\]",
-        "tfds:math_words/train?problem=score&": "row 0: field 'problem' is 0.5; exp",
+        "tfds:math_words/train?problem=score&": "train:1: field 'problem' is 0.5; exp",
     }.items():
         with pytest.raises(ValueError, match=words):
             tfds.read(f"{place}data_dir={tmp_path}", Question)
@@ -417,7 +417,7 @@ def test_errors_say_what_is_there(tmp_path):
     assert tfds.read(place, Question) == [Question("other-train-0", "q")]
     solved = "tfds:math_words/train?problem=question&steps=solution&answer=solution&"
     with pytest.raises(
-        ValueError, match="row 0: field 'steps' is 's'; expected a list"
+        ValueError, match="train:1: field 'steps' is 's'; expected a list"
     ):
         tfds.read(f"{solved}data_dir={tmp_path}", Solution)
     with pytest.raises(ValueError, match=r"no dataset .*nowhere; there are \[\]"):
@@ -430,9 +430,7 @@ def test_text_that_is_not_utf8_is_refused_at_its_row(tmp_path):
     rows = [{"id": "a", "problem": "x"}, {"id": "b", "problem": b"caf\xe9"}]
     foreign(tmp_path, rows, lambda f: {"id": f.Text(), "problem": f.Text()})
     place = f"tfds:math_words/train?data_dir={tmp_path}"
-    words = (
-        r"math_words/train row 1: field 'problem' is b'caf\\xe9', which is not UTF-8"
-    )
+    words = r"math_words/train:2: field 'problem' is b'caf\\xe9', which is not UTF-8"
     with pytest.raises(ValueError, match=words):
         tfds.read(place, Question)
     ready = iter(tfds.stream(place, Question))
@@ -444,7 +442,9 @@ def test_text_that_is_not_utf8_is_refused_at_its_row(tmp_path):
 def test_an_id_twice_is_refused(tmp_path):
     rows = [{"id": "a", "problem": "x"}, {"id": "a", "problem": "y"}]
     foreign(tmp_path, rows, lambda f: {"id": f.Text(), "problem": f.Text()})
-    with pytest.raises(ValueError, match="row 1: id 'a' is in row 0 already"):
+    with pytest.raises(
+        ValueError, match="train:2: id 'a' is at tfds:math_words/train:1 already"
+    ):
         tfds.read(f"tfds:math_words/train?data_dir={tmp_path}", Question)
 
 
