@@ -30,10 +30,19 @@ The method, one file per stage, in the order in which it runs:
 
 Beside the method; of the files above only main, iterate and ablate import these:
 
-    initial_data/   sources.py: public data sets to records; tfds.py, tfds_files.py:
-                    records from tensorflow-datasets, tfds_builder.py: records to them
+    initial_data/   where IFT and EFT rows come from. command.py: stepjax init-data;
+                    files.py, rejects.py: rows of files, bad rows; sources.py,
+                    step_sources.py: public data sets to records; writers.py: records to
+                    public formats; tfds.py, tfds_files.py, tfds_builder.py:
+                    tensorflow-datasets; cutter.py, ift.py: solutions to steps;
+                    decontaminate.py: overlap with evaluations; prm.py: the process
+                    reward model; rollouts.py, step_values.py: step labels from
+                    completions; mcts.py: tree search for pairs; teacher.py: who judges
+                    them: a server (teacher_http.py), a model of ours (teacher_local.py)
+                    or a file; teacher_answers.py: keeps answers; eft.py: which of the
+                    judgments are kept; stages.py: all this as stages of a run
     worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py,
-                    arithmetic_srlm.py
+                    arithmetic_srlm.py, arithmetic_teacher.py
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
                     their manifests; data.py, checks.py: its data, early errors;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
@@ -57,6 +66,8 @@ The language model; it imports nothing of the above but forest and losses:
                     decode.py      the decoder behind cached contexts
                     generate.py    sample, score: behind shared contexts, on the device
                     sampler.py     Sampler: the same for lists of token ids; start here
+                    layout.py      ragged prompts as arrays of few shapes
+                    memory.py      contexts held earlier: kept, and copied back
                     draws.py       random keys, one token from the nucleus
                     stops.py       stop strings as an automaton over token ids
                     tokenizer.py   text to ids and back

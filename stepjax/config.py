@@ -134,6 +134,9 @@ def default() -> ml_collections.ConfigDict:
     teacher.token_budget = 0  # most tokens of all requests and answers; 0: no limit
     teacher.timeout = 120.0  # seconds for one request
     teacher.retries = 5  # after a failed request
+    # Pairs on which the teacher contradicts itself, and whose PRM probabilities differ
+    # by less than this, are kept with its own verdicts; see `eft.keep`. Paper: none.
+    teacher.undecided_margin = 0.0
 
     c.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # replicas; -1: what the other axes leave

@@ -23,6 +23,7 @@ import ml_collections
 from stepjax import dpo as step_dpo
 from stepjax import forest, records, trajectory
 from stepjax.evaluation import stages, tables
+from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.lm import model as lm
 from stepjax.pairs import Pair, pairs_of, summary
@@ -39,6 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
       workdir: the run directory; made when missing, continued when it is there.
     """
     this = Run(config, workdir)
+    initial.make(this)
     stages.evaluate(this, 0, ("greedy", "judge"))
     sft(this)
     stages.evaluate(this, 1)
@@ -57,6 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
 
 def sft(run: Run) -> None:
     """Makes M1 from M0 by supervised fine-tuning on IFT and EFT data."""
+    initial.make(run)
     inputs = run.dir.data("ift") | run.dir.data("eft")
     stage = _model_stage(run, "sft", 1, inputs)
     if stage.done:

@@ -118,6 +118,7 @@ class Teacher:
     token_budget: int
     timeout: float
     retries: int
+    undecided_margin: float
 
 
 class MeshShape(NamedTuple):

@@ -65,6 +65,7 @@ class FakeSampler:
         """
         self.codec, self.respond = codec, respond
         self.held = [()] * slots
+        self.capacity = 4096  # as far as callers ask; `hold` takes any length
         self.batches: list[Batch] = []
 
     @property

@@ -75,7 +75,9 @@ def label_ids(codec: Codec) -> tuple[Ids, Ids]:
     return good, bad
 
 
-def tree(codec: Codec, row: StepLabels, prompt: str = "") -> forest.Tree:
+def tree(
+    codec: Codec, row: StepLabels, prompt: str = "", language_weight: float = 0.0
+) -> forest.Tree:
     """Returns a labelled solution as a tree: the solution, and labels as branches.
 
     A label p gives "+" the weight p and "-" the weight 1 - p, so that the loss of SFT
@@ -85,6 +87,9 @@ def tree(codec: Codec, row: StepLabels, prompt: str = "") -> forest.Tree:
       codec: tokenizer and templates.
       row: the labelled solution; steps after its last label are left out.
       prompt: see `context`.
+      language_weight: weight of each token of a step, times the label of the step, so
+        that the PRM also learns to write right steps, as the verifiers of arXiv
+        2110.14168 do. The labels alone teach one bit per step. 0: the labels alone.
     """
     labels = label_ids(codec)
     tokens = list(_prompt(codec, row.problem, prompt))
@@ -106,9 +111,13 @@ def tree(codec: Codec, row: StepLabels, prompt: str = "") -> forest.Tree:
         return after
 
     for text, label in zip(row.steps[: last + 1], row.labels, strict=False):
+        start = len(tokens)
         tip = lay(codec.as_line(codec.step(text)), tip, True)
         if label is None:
             continue
+        if language_weight * label:
+            scored += range(start, len(tokens))
+            weights += [language_weight * label] * (len(tokens) - start)
         for ids, weight in zip(labels, (label, 1 - label), strict=True):
             if weight:
                 start = len(tokens)

@@ -60,6 +60,27 @@ def judgment_path(expansion: Sequence[int], a: int, b: int) -> tuple[int, ...]:
     return _checked(path)
 
 
+def node_path(
+    purpose: int, problem: int, node: int, visit: int, sample: int
+) -> tuple[int, ...]:
+    """Returns the key path of a draw for the initial data, `PATH_LENGTH` integers.
+
+    Its last integer is 2, which no path of a candidate or a judgment ends with.
+
+    Args:
+      purpose: what is drawn: 1 a new step of a tree search, 2 a step of its simulation,
+        3 a completion of a solution's first steps, 4 a whole solution.
+      problem: hash of the problem's id.
+      node: number of the node of the tree, or of the solution.
+      visit: how often the node was visited before, or number of steps before the draw.
+      sample: index among the samples that are drawn there.
+
+    Raises:
+      ValueError: when a number is not an integer from 0 to 2**32 - 1.
+    """
+    return _checked((purpose, problem, node, visit, sample, 0, 2))
+
+
 def _checked(path: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the path; an integer of more than 32 bits would be cut in silence."""
     for number in path:

@@ -17,13 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stepjax import forest
-from stepjax.lm import generate, sharding, stops
-from stepjax.lm.generate import Decoding, Leads, Prefix, Rows, Samples
+from stepjax.lm import generate, layout, sharding, stops
+from stepjax.lm.generate import Decoding, Prefix, Rows, Samples
+from stepjax.lm.layout import Ids
+from stepjax.lm.memory import Memory
 from stepjax.lm.tokenizer import Tokenizer
 
-_CONTEXT_BUCKET, _PROMPT_BUCKET = 64, 16  # lengths are compiled in multiples
-
-Ids = Sequence[int]
+_CONTEXT_BUCKET = 64  # lengths of contexts are compiled in multiples of it
 
 
 def make_decoding(
@@ -54,16 +54,34 @@ class Sampler:
     """A model that samples and scores behind the cached contexts of P slots.
 
     Host state around the pure functions of `generate`: ``hold`` brings slots to given
-    ids with the least work (shorten, append the suffix just sampled, compute the rest).
+    ids with the least work (shorten, append the suffix just sampled, copy back what is
+    remembered, compute the rest).
+
+    The counts below are of real tokens, without padding. The model computes each of
+    `computed` and `fed_tokens` once, and each of `new_tokens` at most once more,
+    to sample the token after it.
 
     Attributes:
       held: token ids whose keys and values each slot holds.
+      computed: tokens that the model computed to fill contexts.
+      restored: tokens that came back into contexts by a copy from the memory.
+      fed_tokens: prompt tokens of the rows that were sampled or scored; what rows share
+        (`share`) counts once.
       new_tokens: tokens sampled so far.
       row_steps: rows x decoding steps so far; `new_tokens` / `row_steps` is the share
         of them that was useful.
     """
 
-    def __init__(self, model, params, mesh: Mesh, slots: int, capacity: int):
+    def __init__(
+        self,
+        model,
+        params,
+        mesh: Mesh,
+        slots: int,
+        capacity: int,
+        *,
+        remember: int = 0,
+    ):
         """Allocates empty caches, split over slots and over `tensor` by heads.
 
         Args:
@@ -72,9 +90,14 @@ class Sampler:
           mesh: from `sharding.make_mesh`.
           slots: P, a multiple of the data-parallel devices.
           capacity: C, most tokens of a context.
+          remember: tokens per slot of contexts held earlier whose keys and values are
+            kept, for a search that goes back to them. `hold` copies them back; what
+            there is no room for is computed again. Call `forget` when another problem
+            takes a slot. 0 keeps nothing and takes no memory.
 
         Raises:
-          ValueError: when the slots do not divide over the devices.
+          ValueError: when the slots do not divide over the devices, or `remember` is
+            negative.
         """
         self.model, self.params, self.capacity = model, params, capacity
         self._split = sharding.split_rows(mesh)
@@ -83,6 +106,10 @@ class Sampler:
             raise ValueError(
                 f"{slots} slots; expected a multiple of the {self._multiple} "
                 "data-parallel devices."
+            )
+        if remember < 0:
+            raise ValueError(
+                f"remember={remember}; expected 0 or more tokens per slot."
             )
         shardings = sharding.split_caches(mesh)
 
@@ -93,7 +120,11 @@ class Sampler:
 
         self.contexts = allocate()
         self.held: list[list[int]] = [[] for _ in range(slots)]
+        self.computed = self.restored = self.fed_tokens = 0
         self.new_tokens = self.row_steps = 0
+        self._memory = None
+        if remember:
+            self._memory = Memory(model.config, mesh, slots, remember)
         self._last: _LastSamples | None = None
 
     def hold(self, wanted: dict[int, Ids]) -> None:
@@ -106,20 +137,33 @@ class Sampler:
           ValueError: when ids are longer than the capacity.
         """
         missing = {}
-        for slot, ids in wanted.items():
+        for ids in wanted.values():
             if len(ids) > self.capacity:
                 raise ValueError(
                     f"a context of {len(ids)} tokens; expected at most "
                     f"{self.capacity}. Raise the context budget."
                 )
+        for slot, ids in wanted.items():
             held = self.held[slot]
-            keep = _common_prefix(held, ids)
+            keep = layout.common_prefix(held, ids)
             del held[keep:]
             if keep < len(ids):
                 missing[slot] = list(ids[keep:])
         self._append_sampled(missing)
+        if self._memory:
+            self._restore(missing)
         if missing:
             self._compute(missing)
+        if self._memory:
+            self._memory.save(self.contexts, {slot: self.held[slot] for slot in wanted})
+
+    def forget(self, slot: int) -> None:
+        """Forgets the contexts that a slot held earlier, as for another problem.
+
+        What the slot holds now stays, so that the next context can begin like it.
+        """
+        if self._memory:
+            self._memory.forget(slot)
 
     def _append_sampled(self, missing: dict[int, list[int]]) -> None:
         """Appends what was sampled last, where it is missing; drops it from `missing`.
@@ -152,12 +196,23 @@ class Sampler:
                 self.contexts, last.suffix, *self._put((choice, lengths, counts))
             )
 
+    def _restore(self, missing: dict[int, list[int]]) -> None:
+        """Copies back what the memory has; drops it from `missing`."""
+        wanted = {slot: (self.held[slot], ids) for slot, ids in missing.items()}
+        self.contexts, counts = self._memory.load(self.contexts, wanted)
+        for slot, count in counts.items():
+            ids = missing.pop(slot)
+            self.held[slot] += ids[:count]
+            self.restored += count
+            if count < len(ids):
+                missing[slot] = ids[count:]
+
     def _compute(self, missing: dict[int, list[int]]) -> None:
         """Computes the keys and values of the missing ids, at the slots' ends."""
         half = -(-len(self.held) // 2)  # two shapes: a whole refill, or a partial one
         groups = half if len(missing) <= half else len(self.held)
         groups = -(-groups // self._multiple) * self._multiple
-        length = forest.bucket(max(map(len, missing.values())), _PROMPT_BUCKET)
+        length = forest.bucket(max(map(len, missing.values())), layout.PROMPT_BUCKET)
         slots = np.full(groups, len(self.held), np.int32)
         tokens = np.zeros((groups, length), np.int32)
         lengths, counts = np.zeros((2, groups), np.int32)
@@ -166,6 +221,7 @@ class Sampler:
             counts[group] = len(ids)
             tokens[group, : len(ids)] = ids
             self.held[slot] += ids
+        self.computed += int(counts.sum())
         addition = generate.Addition(slots, lengths, tokens, counts)
         self.contexts = generate.extend(
             self.model,
@@ -206,9 +262,10 @@ class Sampler:
           groups. Without `slots`, call it before `hold`.
         """
         count = len(prompts)
-        prefix, rows = self._lay_out(slots, prompts, share)
+        prefix, rows = layout.lay_out(self.held, slots, prompts, share)
         padded = np.zeros((len(rows.prompts), *paths.shape[1:]), np.uint32)
         padded[:count] = paths
+        self.fed_tokens += layout.real_tokens(prefix, rows)
         keep = slots is None and rows.prompts.shape[-1] == 1  # `hold` may append it
         samples, suffix = generate.sample(
             self.model,
@@ -255,9 +312,11 @@ class Sampler:
           share: see `start`.
         """
         count, last = len(sequences), int(scored.max(initial=1))
-        prefix, rows = self._lay_out(slots, sequences, share, last=last)
+        prefix, rows = layout.lay_out(self.held, slots, sequences, share, last=last)
         padded = np.zeros(rows.start.shape, np.int32)
         padded[:count] = scored
+        # A row's last token is only predicted.
+        self.fed_tokens += layout.real_tokens(prefix, rows) - int(rows.active.sum())
         out = generate.score(
             self.model,
             self.params,
@@ -283,66 +342,6 @@ class Sampler:
         return min(
             self.capacity, forest.bucket(int(lengths.max(initial=1)), _CONTEXT_BUCKET)
         )
-
-    def _lay_out(self, slots, prompts, share, last=0) -> tuple[Prefix, Rows]:
-        """Lays ragged prompts out as arrays of few shapes.
-
-        Prompts become [G, W, T], left-padded, with G and T in buckets. Common prefixes
-        of rows become `Leads`.
-
-        Args:
-          slots: slot of each group; None for all in order.
-          prompts: ids of each row of each group.
-          share: block sizes of the levels of leads.
-          last: most tokens at the end of a row that are scored; 0 when sampling. They
-            and the token that predicts the first of them stay out of a lead. The final
-            token is never fed, so lengths are bucketed without it.
-
-        Returns:
-          The prefix without its contexts, and the rows without key paths; host arrays.
-        """
-        groups, width, unfed = len(prompts), len(prompts[0]), min(last, 1)
-        for larger, size in zip((width, *share), share, strict=False):
-            if larger % size:
-                raise ValueError(
-                    f"share={tuple(share)} for groups of {width} rows; expected each "
-                    "number to divide the one before it, and the first the rows."
-                )
-        if slots is not None:
-            groups = forest.bucket(groups, len(self.held))
-        levels = []
-        for size in share:
-            common, prompts = _split_blocks(prompts, size, last + 1)
-            levels.append(common)
-        longest = max((len(ids) for group in prompts for ids in group), default=1)
-        length = max(1, longest - unfed)
-        if length > 1:
-            # Rows behind a lead end in verdicts: short, of equal length, so they need
-            # no coarse bucket.
-            length = forest.bucket(length, 1 if share and last else _PROMPT_BUCKET)
-        lead = max((len(ids) for common in levels for ids in common), default=0)
-        lead = forest.bucket(lead, _PROMPT_BUCKET)
-        if share and length > _PROMPT_BUCKET:  # few shapes: one length for both
-            length = lead = max(length, lead)
-        leads = tuple(
-            _padded_leads(common, (groups, width // size, lead))
-            for common, size in zip(levels, share, strict=True)
-        )
-        length += unfed
-        tokens = np.zeros((groups, width, length), np.int32)
-        start = np.zeros((groups, width), np.int32)
-        active = np.zeros((groups, width), bool)
-        slot_of, lengths = np.zeros((2, groups), np.int32)
-        order = range(len(prompts)) if slots is None else slots
-        for g, (slot, group) in enumerate(zip(order, prompts, strict=True)):
-            slot_of[g], lengths[g] = slot, len(self.held[slot])
-            for w, ids in enumerate(group):
-                if len(ids):
-                    tokens[g, w, length - len(ids) :] = ids
-                    start[g, w] = length - len(ids)
-                    active[g, w] = True
-        slot_of = None if slots is None else slot_of
-        return Prefix(None, slot_of, lengths, leads), Rows(tokens, start, active)
 
 
 class _LastSamples(NamedTuple):
@@ -372,48 +371,3 @@ def _typed(decoding: Decoding) -> Decoding:
         np.int32(vocab),
         np.int32(budget),
     )
-
-
-def _split_blocks(prompts, size: int, least: int) -> tuple[list, list]:
-    """Splits each block of `size` consecutive prompts into common prefix and rest.
-
-    At least `least` tokens of a row stay in its rest; empty rows stay empty.
-
-    Args:
-      prompts: ids of each row of each group.
-      size: rows of a block.
-      least: see above.
-
-    Returns:
-      (common prefix of each block of each group, rest of each row of each group).
-    """
-    common, rest = [], []
-    for group in prompts:
-        rest.append([])
-        for at in range(0, len(group), size):
-            block = group[at : at + size]
-            used = [ids for ids in block if len(ids)] or [()]
-            length = min(_common_prefix(used[0], ids) for ids in used)
-            length = max(0, min(length, min(map(len, used)) - least))
-            common.append(used[0][:length])
-            rest[-1] += [ids[length:] for ids in block]
-    return common, rest
-
-
-def _padded_leads(common: Sequence[Ids], shape: tuple[int, int, int]) -> Leads:
-    """Lays leads out as [G, A, M], right-padded."""
-    tokens = np.zeros((shape[0] * shape[1], shape[2]), np.int32)
-    counts = np.zeros(len(tokens), np.int32)
-    for number, ids in enumerate(common):
-        tokens[number, : len(ids)], counts[number] = ids, len(ids)
-    return Leads(tokens.reshape(shape), counts.reshape(shape[:2]))
-
-
-def _common_prefix(held: Ids, ids: Ids) -> int:
-    """Returns how many ids both sequences begin with."""
-    if tuple(held) == tuple(ids[: len(held)]):
-        return len(held)
-    for index, (a, b) in enumerate(zip(held, ids, strict=False)):
-        if a != b:
-            return index
-    return min(len(held), len(ids))

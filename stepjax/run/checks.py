@@ -178,15 +178,15 @@ def check_mesh(slots: int, *models: lm.Decoder) -> None:
 def check_disjoint(files: dict[str, list]) -> None:
     """Raises ValueError when the text of a problem is in two splits.
 
-    IFT and EFT may share problems: both are training data of M1.
+    IFT, EFT and what EFT is made from may share problems: all are training data of M1.
 
     Args:
       files: split → its rows, each with a `problem`.
     """
-    groups = {("M1 training" if n in ("ift", "eft") else n): [] for n in files}
+    groups: dict[str, list[str]] = {}
     for name, rows in files.items():
-        group = "M1 training" if name in ("ift", "eft") else name
-        groups[group] += [row.problem for row in rows]
+        group = "M1 training" if name in _TRAINING else name
+        groups.setdefault(group, []).extend(row.problem for row in rows)
     owner: dict[str, str] = {}
     for group, texts in groups.items():
         for text in set(texts):
@@ -196,6 +196,10 @@ def check_disjoint(files: dict[str, list]) -> None:
                     "expected every problem in one split. Remove it from one."
                 )
             owner[text] = group
+
+
+# Splits whose problems M1 learns from, or what its EFT rows are made of.
+_TRAINING = ("ift", "eft", "labels", "tree_questions")
 
 
 def check_budgets(settings: Settings, codec: Codec, files: dict[str, list]) -> None:

@@ -133,7 +133,7 @@ def _from_world(
     splits = arithmetic_data.dataset(
         seed=settings.seed,
         ift=data.ift_count,
-        eft=data.eft_count,
+        eft=0 if data.make_eft else data.eft_count,
         heldout=data.heldout_count,
         questions=wanted,
         test=data.test_count,
@@ -141,10 +141,22 @@ def _from_world(
         guessed_share=data.guessed_share,
         unseen_blocks=data.unseen_blocks,
         judgments=kind.world_rows,
+        **_initial_counts(settings) if data.make_eft else {},
     )._asdict()
-    if not splits["unseen"]:
-        del splits["unseen"]
+    made_later = ["eft"] if data.make_eft else list(INITIAL)
+    for name in ["unseen"] * (not splits["unseen"]) + made_later:
+        del splits[name]
     return splits
+
+
+# Files that only a run with `data.make_eft` has: step labels, and questions to search.
+INITIAL = ("labels", "labels_heldout", "tree_questions")
+
+
+def _initial_counts(settings: Settings) -> dict[str, int]:
+    prm = settings.prm
+    counts = prm.labels_count, prm.heldout_count, settings.mcts.questions
+    return dict(zip(INITIAL, counts, strict=True))
 
 
 def _from_files(

@@ -134,10 +134,17 @@ def search_questions(
         run.monitor.say(usage_line(turns, run.slots, useful))
 
 
-def open_sampler(run: Run, params: Any, capacity: int) -> Sampler:
-    """Returns empty context caches of `capacity` tokens, one for each slot."""
+def open_sampler(run: Run, params: Any, capacity: int, *, remember: int = 0) -> Sampler:
+    """Returns empty context caches of `capacity` tokens, one for each slot.
+
+    Args:
+      run: the run.
+      params: of the model, from `Run.for_sampling`.
+      capacity: most tokens of a context.
+      remember: see `sampler.Sampler`.
+    """
     model = run.local_model
-    return Sampler(model, params, model.mesh, run.slots, capacity)
+    return Sampler(model, params, model.mesh, run.slots, capacity, remember=remember)
 
 
 def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> Judge:

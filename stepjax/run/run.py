@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from stepjax import records, sft
+from stepjax import forest, records, sft
 from stepjax.codec import Codec
 from stepjax.lm import checkpoint, files, hosts, sharding, tokenizer, train, weights
 from stepjax.lm import model as lm
@@ -83,7 +83,9 @@ class Run:
         for name in self.dir.benchmarks():
             asked[name] = self.dir.read(name, records.Problem)
         checks.check_budgets(settings, self.codec, asked)
-        if not (self.dir.model(1) / "manifest.json").exists():
+        if settings.data.make_eft:  # the EFT rows are not there yet
+            sft.phase_steps(settings.mcts.phase, {"ift": len(self.ift_trees), "eft": 0})
+        elif not (self.dir.model(1) / "manifest.json").exists():
             for phase in settings.sft.phases:
                 sft.phase_steps(phase, self.sft_examples.sizes)
         checks.check_mesh(settings.search.slots, self.model, self.local_model)
@@ -99,6 +101,14 @@ class Run:
             row_length=self.settings.train.row_length,
             verdict_weight=self.settings.sft.verdict_weight,
         )
+
+    @functools.cached_property
+    def ift_trees(self) -> list[forest.Tree]:
+        """The IFT rows of the run as trees, without those that are too long."""
+        rows = self.dir.read("ift", records.Solution)
+        trees = [sft.solution_tree(self.codec, row) for row in rows]
+        ids = [row.id for row in rows]
+        return sft.fitting_trees(trees, ids, self.settings.train.row_length, "ift")[0]
 
     def params(self, number: int) -> Any:
         """Returns the parameters of M`number`, in their shardings.

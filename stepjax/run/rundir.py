@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -271,20 +271,30 @@ class Journal:
       active: slot → this host's search in flight at the last pause.
     """
 
-    def __init__(self, path: pathlib.Path, inputs: dict[str, str]):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        inputs: dict[str, str],
+        *,
+        to_row: Callable[[Any], dict[str, Any]] = trajectory.to_row,
+        from_row: Callable[[dict[str, Any]], Any] = trajectory.from_row,
+    ):
         """Reads what an earlier run left, if it worked on the same inputs.
 
         Args:
           path: the first host's file; the name of another host's file ends with the
             host's number.
           inputs: name → digest of what is searched with.
+          to_row: a search → JSON object. A search has a `question` with an `id`.
+          from_row: the inverse.
         """
         self._first, self._inputs = path, inputs
+        self._to_row, self._from_row = to_row, from_row
         number = hosts.index()
         name = path.name if not number else f"{path.stem}.{number}.jsonl"
         self.path = path.with_name(name)
-        self.closed: dict[str, trajectory.State] = {}
-        self.active: dict[int, trajectory.State] = {}
+        self.closed: dict[str, Any] = {}
+        self.active: dict[int, Any] = {}
         self.read()
         hosts.barrier(f"{path} read")
         if not self.path.exists():
@@ -300,27 +310,23 @@ class Journal:
             whole = lines[:-1] if lines[:1] == [self._head()] else [self._head()]
             for line in whole[1:]:
                 row = json.loads(line)
-                states = map(trajectory.from_row, row["closed"])
+                states = map(self._from_row, row["closed"])
                 self.closed |= {state.question.id: state for state in states}
                 if path == self.path:
                     self.active = {
-                        slot: trajectory.from_row(item) for slot, item in row["active"]
+                        slot: self._from_row(item) for slot, item in row["active"]
                     }
             if path == self.path:
                 with files.replacing(path) as file:
                     file.writelines(f"{line}\n" for line in whole)
 
-    def add(
-        self, closed: Sequence[trajectory.State], active: Mapping[int, trajectory.State]
-    ) -> None:
+    def add(self, closed: Sequence[Any], active: Mapping[int, Any]) -> None:
         """Keeps the searches closed since the last pause, and those in flight."""
         self.closed |= {state.question.id: state for state in closed}
         self.active = dict(active)
         row = {
-            "closed": list(map(trajectory.to_row, closed)),
-            "active": [
-                [slot, trajectory.to_row(state)] for slot, state in active.items()
-            ],
+            "closed": list(map(self._to_row, closed)),
+            "active": [[slot, self._to_row(state)] for slot, state in active.items()],
         }
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

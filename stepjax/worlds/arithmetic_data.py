@@ -4,11 +4,12 @@ import random
 from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
-from stepjax.records import Comparison, Problem, Question, Solution
+from stepjax.records import Comparison, Problem, Question, Solution, StepLabels
 from stepjax.worlds import arithmetic as world
 
 _AFTER_MISTAKE = 0.2  # share of the comparisons after step 1 that follow a wrong step
 _GARBLED = 0.1  # share of the wrong steps that do not even have the form of a step
+_LABELLED_WRONG = 0.4  # share of the labelled steps that are wrong
 _UNDECIDED = 0.3  # share of the comparisons to learn from that hold two wrong steps
 
 
@@ -23,6 +24,9 @@ class Dataset(NamedTuple):
       questions: one list of questions without answers for each iteration.
       test: benchmark problems of the blocks that are judged and asked.
       unseen: benchmark problems whose blocks occur nowhere else.
+      labels: step labels that a PRM learns from.
+      labels_heldout: step labels to measure the PRM with.
+      tree_questions: questions without answers for the tree search.
     """
 
     ift: list[Solution]
@@ -31,6 +35,9 @@ class Dataset(NamedTuple):
     questions: list[list[Question]]
     test: list[Problem]
     unseen: list[Problem]
+    labels: list[StepLabels]
+    labels_heldout: list[StepLabels]
+    tree_questions: list[Question]
 
 
 def dataset(
@@ -45,6 +52,9 @@ def dataset(
     guessed_share: float = 0.0,
     unseen_blocks: int = 0,
     judgments: Callable[..., list] | None = None,
+    labels: int = 0,
+    labels_heldout: int = 0,
+    tree_questions: int = 0,
 ) -> Dataset:
     """Makes all data of a run, disjoint as problems, the same for the same arguments.
 
@@ -61,12 +71,17 @@ def dataset(
       unseen_blocks: number of blocks that only unseen test problems hold.
       judgments: (id, problem, rng, share of undecided rows) → rows of a problem to
         judge; None takes `comparisons`.
+      labels: number of solutions with step labels to learn from.
+      labels_heldout: number of further ones, for measuring.
+      tree_questions: number of questions for the tree search.
 
     Raises:
       ValueError: if a count is out of range or there are not enough problems.
     """
     counts = {"ift": ift, "eft": eft, "heldout": heldout, "test": test}
     counts |= {f"q{number}": count for number, count in enumerate(questions, start=1)}
+    counts |= {"labels": labels, "labels_heldout": labels_heldout}
+    counts |= {"tree_questions": tree_questions}
     if min(counts.values()) < 0:
         raise ValueError(f"counts are {list(counts.values())}; expected none below 0.")
     split = world.split(seed, guessed_share=guessed_share, unseen_blocks=unseen_blocks)
@@ -89,6 +104,10 @@ def dataset(
     def solve(name: str) -> list[Problem]:
         return [Problem(*item, world.solve(item[1]).answer) for item in named[name]]
 
+    def label(name: str) -> list[StepLabels]:
+        draws = rng(name)
+        return [step_labels(*item, draws) for item in named[name]]
+
     guesses = rng("guesses")
     return Dataset(
         ift=[solution(*item, split.guessed, guesses) for item in named["ift"]],
@@ -100,6 +119,9 @@ def dataset(
         ],
         test=solve("test"),
         unseen=solve("unseen"),
+        labels=label("labels"),
+        labels_heldout=label("labels_heldout"),
+        tree_questions=[Question(*item) for item in named["tree_questions"]],
     )
 
 
@@ -123,6 +145,28 @@ def solution(
             step = world.with_result(step, rng.randrange(10))
         steps.append(step)
     return Solution(id, problem, tuple(steps), str(world.read_step(steps[-1]).result))
+
+
+def step_labels(id: str, problem: str, rng: random.Random) -> StepLabels:
+    """Writes a solution with wrong steps, and labels each step 1 (right) or 0.
+
+    40 % of the steps are wrong, most of them by `arithmetic.corrupt`, 10 % of them by
+    `arithmetic.garble`. A step is right if it goes on rightly from the steps before it,
+    even if those are wrong. After a garbled step nothing can go on, so the solution
+    ends there.
+
+    Args:
+      id: the row's id.
+      problem: problem text; ValueError if it is not of this world.
+      rng: draws the mistakes; it is advanced.
+    """
+    steps: list[str] = []
+    labels: list[float] = []
+    while (right := world.right_step(problem, steps)) is not None:
+        wrong = rng.random() < _LABELLED_WRONG
+        steps.append(_wrong_step(problem, steps, rng) if wrong else right)
+        labels.append(0.0 if wrong else 1.0)
+    return StepLabels(id, problem, tuple(steps), tuple(labels))
 
 
 def comparisons(

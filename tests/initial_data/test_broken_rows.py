@@ -25,9 +25,7 @@ def prm800k(n):
 # (format, kind of record) → makes good row number n.
 GOOD = {
     ("gsm8k", "worked"): lambda n: {"question": f"{n}?", "answer": f"Add.\n#### {n}"},
-    ("gsm8k", "solution"): lambda n: {"question": f"{n}?", "answer": f"Add.\n#### {n}"},
     ("math", "worked"): lambda n: {"problem": f"{n}?", "solution": f"\\boxed{{{n}}}"},
-    ("math", "problem"): lambda n: {"problem": f"{n}?", "solution": f"\\boxed{{{n}}}"},
     ("numina", "worked"): lambda n: {
         "source": "olympiads",
         "problem": f"{n}?",
@@ -42,7 +40,6 @@ GOOD = {
         "answer": f"{n + 1}",
     },
     ("prm800k", "labels"): prm800k,
-    ("prm800k", "comparison"): prm800k,
     ("prm800k", "preference"): prm800k,
     ("processbench", "labels"): lambda n: {
         "id": f"{n}",
@@ -130,16 +127,11 @@ BROKEN = {
 # Format, kind of record → what the twelfth broken row, of this format only, changes.
 OWN = {
     ("gsm8k", "worked"): {"answer": "It is 1."},
-    ("gsm8k", "solution"): {"question": " "},
     ("math", "worked"): {"solution": ""},
-    ("math", "problem"): {"solution": "No box."},
     ("numina", "worked"): {"answer": 7},
     ("benchmark", "problem"): {"id": "3"},  # is there already
     ("word_problems", "solution"): {"answer": "3.1"},
     ("prm800k", "labels"): {"label": {"steps": [GROUP | {"chosen_completion": 2}]}},
-    ("prm800k", "comparison"): {
-        "label": {"steps": [{"completions": [{"text": "a", "rating": 2}]}]}
-    },
     ("prm800k", "preference"): {"question": {"problem": ""}},
     ("processbench", "labels"): {"label": 2},
     ("math_shepherd", "labels"): {"label": "617? Step 1: a +\nStep 2: b"},

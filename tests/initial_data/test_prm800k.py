@@ -3,9 +3,9 @@
 import pytest
 
 from stepjax import prompts, records
-from stepjax.initial_data import sources
+from stepjax.initial_data import prm800k, sources
 from stepjax.prompts import Templates
-from stepjax.records import Comparison
+from stepjax.records import Comparison, Preference, StepLabels
 
 TEMPLATES = Templates()
 
@@ -130,3 +130,84 @@ def test_malformed_prm800k_rows(tmp_path, bad, reason):
         read(path)
     assert str(caught.value).startswith(f"{path}:2: ")
     assert reason in str(caught.value)
+
+
+def test_preferences_are_all_pairs_of_a_group(tmp_path):
+    rows = read(write(tmp_path / "prm.jsonl", PRM800K), "preference")
+    assert [row.id.removeprefix("prm800k-prm-") for row in rows] == [
+        *("0-1-0-1", "0-1-0-2", "0-1-3-1", "0-1-3-2", "0-4-1-0"),
+        *("1-1-0-2", "1-3-0-2"),
+    ]
+    assert rows[3] == Preference(
+        "prm800k-prm-0-1-3-2", "p0", (), "Step 1: Better.", "Step 1: Bad too."
+    )
+    assert rows[4].steps == (
+        "Step 1: Better.",
+        "Step 2: A person writes.",
+        "Step 3: a b",
+    )
+    assert rows[4].chosen == r"Step 4: So The answer is \boxed{468}."
+    assert rows[4].rejected == r"Step 4: Wrong. The answer is \boxed{1}."
+
+
+def test_labels_hold_every_rating_once(tmp_path):
+    rows = read(write(tmp_path / "prm.jsonl", PRM800K), "labels")
+    made = {row.id.removeprefix("prm800k-prm-"): row for row in rows}
+    assert list(made) == [
+        *("0", "0-1-0", "0-1-1", "0-1-2", "0-2-0", "0-2-1", "0-4-0"),
+        *("1", "1-1-1", "1-1-2", "1-3-0", "1-3-2"),
+        *("2", "2-2-0"),
+    ]
+    assert made["0"] == StepLabels(
+        "prm800k-prm-0",
+        "p0",
+        (
+            "Step 1: Better.",
+            "Step 2: A person writes.",
+            "Step 3: a b",
+            r"Step 4: So The answer is \boxed{468}.",
+        ),
+        (1, None, 1, 1),
+    )
+    assert made["0-2-0"].steps == ("Step 1: Better.", "Step 2: Neutral.")
+    assert made["0-2-0"].labels == (None, 1) and made["0-2-1"].labels == (None, 0)
+    # The trunk of the second row ends where nothing was chosen.
+    assert made["1"].steps == ("Step 1: Same.", "Step 2: By hand.")
+    assert made["1"].labels == (1, None)
+    assert made["1-3-2"].labels == (None, None, 0)
+    ratings = [label for row in rows for label in row.labels if label is not None]
+    assert (len(ratings), sum(ratings)) == (16, 8)
+
+
+@pytest.mark.parametrize(("neutral", "label"), [("+", 1), ("-", 0), ("", None)])
+def test_neutral_ratings(neutral, label):
+    row = labelled("p", group(("a", 0), ("b", 0), ("c", 1), chosen=0))
+    made = prm800k.labels(row, "x", TEMPLATES, neutral)
+    labels = {row.id: row.labels for row in made}
+    neutrals = {"x": (label,), "x-1-1": (label,)} if neutral else {}
+    assert labels == neutrals | {"x-1-2": (1,)}
+
+
+def test_phase_2_rows_of_a_found_error():
+    row = labelled("p", group(("a", 1), chosen=0), group(("b", -1), ("c", 1)))
+    row["question"] |= {"pre_generated_steps": ["a", "b"], "ground_truth_solution": "s"}
+    row["label"]["finish_reason"] = "found_error"
+    row["generation"] = 6
+    made = prm800k.labels(row, "x", TEMPLATES)
+    assert [(row.id, row.labels) for row in made] == [
+        ("x", (1,)),
+        ("x-2-0", (None, 0)),
+        ("x-2-1", (None, 1)),
+    ]
+    (pair,) = prm800k.preferences(row, "x", TEMPLATES)
+    assert (pair.chosen, pair.rejected) == ("Step 2: c", "Step 2: b")
+
+
+def test_questions_and_problems(tmp_path):
+    path = write(tmp_path / "prm.jsonl", PRM800K)
+    assert [row.problem for row in read(path, "question")] == ["p0", "p1", "p2", "p3"]
+    assert {row.answer for row in read(path, "problem")} == {"468"}
+    row = labelled("p")
+    row["question"]["ground_truth_answer"] = None
+    with pytest.raises(ValueError, match="field 'ground_truth_answer' is None"):
+        prm800k.problem(row, "x", TEMPLATES)

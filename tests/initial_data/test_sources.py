@@ -6,9 +6,17 @@ import pathlib
 import pytest
 
 from stepjax import prompts, records
-from stepjax.initial_data import sources
+from stepjax.initial_data import files, sources
 from stepjax.prompts import Templates
-from stepjax.records import Problem, Question, Solution
+from stepjax.records import (
+    Comparison,
+    Preference,
+    Problem,
+    Question,
+    Solution,
+    StepLabels,
+    Worked,
+)
 
 TEMPLATES = Templates()
 
@@ -159,6 +167,122 @@ def test_malformed_benchmark_rows(tmp_path, bad, reason):
     assert reason in str(caught.value)
 
 
+MATH = {
+    "problem": "1+1?",
+    "solution": r"\boxed{1} no, \boxed{2}",
+    "level": "Level 1",
+    "type": "Algebra",
+}
+
+
+def test_math_and_numina(tmp_path):
+    proof = {
+        "source": "olympiads",
+        "problem": "Prove.",
+        "solution": "Clear.",
+        "messages": [],
+    }
+    rows = [
+        MATH,
+        MATH | {"answer": "two", "subject": "Algebra"},
+        proof,
+        MATH | {"id": "own"},
+    ]
+    path = write(tmp_path / "x.jsonl", rows)
+    made = sources.read(path, "math", "worked", TEMPLATES)
+    assert made == [
+        Worked("math-x-0", "1+1?", MATH["solution"], "2"),
+        Worked("math-x-1", "1+1?", MATH["solution"], "two"),
+        Worked("math-x-2", "Prove.", "Clear.", ""),
+        Worked("own", "1+1?", MATH["solution"], "2"),
+    ]
+    (last,) = sources.read(write(path, [proof]), "numina", "worked", TEMPLATES)
+    assert last == Worked("numina-x-0", "Prove.", "Clear.", "")
+    write(path, [MATH, proof, proof])
+    with pytest.raises(ValueError, match=r"x\.jsonl:2: no answer; expected the field"):
+        sources.read(path, "math", "problem", TEMPLATES)
+    rejects = files.Rejects()
+    made = sources.read(path, "math", "problem", TEMPLATES, rejects)
+    assert made == [Problem("math-x-0", "1+1?", "2")]
+    assert rejects.reasons == {"no answer": 2}
+
+
+def test_the_original_folder_of_math(tmp_path):
+    for name in ("algebra/10", "algebra/2", "geometry/1"):
+        path = tmp_path / "train" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(MATH | {"problem": name}, indent=1))
+    made = sources.read(tmp_path / "train", "math", "worked", TEMPLATES)
+    assert [(row.id, row.problem) for row in made] == [
+        ("math-algebra/10", "algebra/10"),
+        ("math-algebra/2", "algebra/2"),
+        ("math-geometry/1", "geometry/1"),
+    ]
+
+
+def test_gsm8k_solutions_that_are_not_cut_yet(tmp_path):
+    path = write(tmp_path / "train.jsonl", GSM8K)
+    for whole, cut in zip(
+        sources.read(path, "gsm8k", "worked", TEMPLATES), solutions(path), strict=True
+    ):
+        assert (whole.id, whole.problem, whole.answer) == (
+            cut.id,
+            cut.problem,
+            cut.answer,
+        )
+        lines = enumerate(whole.solution.split("\n"), 1)
+        assert tuple(f"Step {n}: {line}" for n, line in lines) == cut.steps
+
+
+def test_files_of_one_name_in_a_folder(tmp_path):
+    row = {"id": "a", "problem": "1+1?", "answer": "2"}
+    write(tmp_path / "x.jsonl", [row])
+    write(tmp_path / "y.jsonl", [row | {"id": "b"}, row])
+    with pytest.raises(ValueError) as caught:
+        benchmark(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'y.jsonl'}:2: id 'a' is at ")
+    assert f"{tmp_path / 'x.jsonl'}:1 already" in str(caught.value)
+    rejects = files.Rejects()
+    made = sources.read(tmp_path, "benchmark", "problem", TEMPLATES, rejects)
+    assert [item.id for item in made] == ["a", "b"] and rejects.read == 3
+
+
+@pytest.mark.parametrize(
+    ("form", "to", "words"),
+    [
+        ("csv", "worked", "format 'csv'; expected one of .*'gsm8k'.* for 'worked'"),
+        ("gsm8k", "labels", "'gsm8k' gives .*'worked'.*; expected one of these"),
+        ("gsm8k", "pairs", "records 'pairs'; expected one of"),
+    ],
+)
+def test_formats_that_do_not_fit(form, to, words):
+    with pytest.raises(ValueError, match=words):
+        sources.read("nowhere", form, to, TEMPLATES)
+
+
+def test_all_records_in_our_own_format(tmp_path):
+    rows = {
+        "question": Question("q", "p"),
+        "problem": Problem("q", "p", "7"),
+        "worked": Worked("q", "p", "s", "7"),
+        "solution": Solution("q", "p", ("Step 1: a",), "7"),
+        "labels": StepLabels("q", "p", ("Step 1: a", "Step 2: b"), (0.5, None)),
+        "comparison": Comparison("q", "p", (), "Step 1: a", "Step 1: b", "B", "So. "),
+        "preference": Preference("q", "p", ("Step 1: a",), "Step 2: b", "Step 2: c"),
+    }
+    assert rows.keys() == sources.TYPES.keys()
+    for to, row in rows.items():
+        path = write(tmp_path / f"{to}.jsonl", [row])
+        assert sources.read(path, "jsonl", to, TEMPLATES) == [row]
+        assert sources.readers(to)["jsonl"](path, TEMPLATES) == [row]
+
+
+def test_the_formats_of_step_labels():
+    assert list(sources.LABELS) == [
+        *("jsonl", "prm800k", "processbench", "math_shepherd", "stepwise")
+    ]
+
+
 real_data = pytest.mark.skipif(
     "STEPJAX_DATA" not in os.environ,
     reason="STEPJAX_DATA is unset: no folder with gsm8k/, prm800k/ and eval/ to read",
@@ -239,3 +363,77 @@ def test_real_benchmarks():
     assert counts and min(counts.values()) > 1
     path = real("eval", "gsm8k.jsonl")
     assert problems(path) == benchmark(path)
+
+
+# (path, format, kind of record) → rows read, rejected, records made.
+COUNTS = {
+    ("eval/aime24.jsonl", "benchmark", "problem"): (24, 0, 24),
+    ("eval/amc23.jsonl", "benchmark", "problem"): (32, 0, 32),
+    ("eval/gaokao2023en.jsonl", "benchmark", "problem"): (308, 0, 308),
+    ("eval/gsm8k.jsonl", "benchmark", "problem"): (1028, 0, 1028),
+    ("eval/math.jsonl", "benchmark", "problem"): (3995, 0, 3995),
+    ("eval/math500.jsonl", "benchmark", "problem"): (389, 0, 389),
+    ("eval/olympiadbench.jsonl", "benchmark", "problem"): (540, 0, 540),
+    ("eval", "benchmark", "question"): (6316, 0, 6316),
+    ("gsm8k/test.jsonl", "gsm8k", "worked"): (1028, 0, 1028),
+    ("gsm8k/train.jsonl", "gsm8k", "worked"): (7473, 0, 7473),
+    ("math/train_part.jsonl", "math", "worked"): (3605, 0, 3605),
+    ("math/train_part.jsonl", "math", "problem"): (3605, 0, 3605),
+    ("math_shepherd/sample.jsonl", "math_shepherd", "labels"): (7, 0, 7),
+    ("numinamath/sample.jsonl", "numina", "worked"): (105, 0, 105),
+    # 19 without a box, 4 with an empty one.
+    ("numinamath/sample.jsonl", "numina", "problem"): (105, 23, 82),
+    ("prm800k/original_rows.jsonl", "prm800k", "preference"): (6, 0, 30),
+    ("prm800k/original_rows.jsonl", "prm800k", "labels"): (6, 0, 54),
+    ("prm800k/phase1_test_rebuilt.jsonl", "prm800k", "preference"): (80, 0, 1190),
+    ("prm800k/phase1_test_rebuilt.jsonl", "prm800k", "labels"): (80, 0, 2552),
+    # 13,503 pairs; the texts of 6 are the same.
+    ("prm800k/phase1_train_rebuilt.jsonl", "prm800k", "preference"): (745, 0, 13497),
+    ("prm800k/phase1_train_rebuilt.jsonl", "prm800k", "labels"): (745, 0, 28823),
+    ("processbench/gsm8k.jsonl", "processbench", "labels"): (302, 0, 302),
+    ("processbench/math.jsonl", "processbench", "labels"): (818, 0, 818),
+    ("processbench/olympiadbench.jsonl", "processbench", "labels"): (799, 0, 799),
+    ("processbench/omnimath.jsonl", "processbench", "labels"): (814, 0, 814),
+    ("word_problems/mawps_asdiv_train.jsonl", "word_problems", "solution"): (
+        *(2818, 0, 2818),
+    ),
+    ("word_problems/svamp_test.jsonl", "word_problems", "problem"): (828, 0, 828),
+}
+
+
+@real_data
+@pytest.mark.parametrize(("path", "form", "to"), COUNTS)
+def test_real_counts(path, form, to):
+    rejects = files.Rejects()
+    made = sources.read(real(path), form, to, TEMPLATES, rejects)
+    counts = rejects.read, len(rejects.rows), len(made)
+    assert counts == COUNTS[path, form, to]
+    assert rejects.kept == rejects.read - len(rejects.rows)
+    lines = [
+        raw(f) for f in (real(path).glob("*") if real(path).is_dir() else [real(path)])
+    ]
+    assert rejects.read == sum(map(len, lines))
+    for row in made:
+        steps = getattr(row, "steps", ())
+        for last in (row.chosen, row.rejected) if to == "preference" else (None,):
+            prompts.check_steps(TEMPLATES, (*steps, last) if last else steps)
+    if form == "prm800k" and to == "labels":  # every rating is there once
+        ratings = [
+            completion["rating"]
+            for row in lines[0]
+            for group in row["label"]["steps"]
+            for completion in group["completions"]
+        ]
+        found = [label for row in made for label in row.labels if label is not None]
+        assert len(found) == len(ratings) - ratings.count(None)
+        assert found.count(0) == ratings.count(-1)
+    if form == "processbench":
+        for row, source in zip(made, lines[0], strict=True):
+            first = row.labels.index(0) if 0 in row.labels else -1
+            assert first == source["label"] and len(row.steps) == len(source["steps"])
+
+
+@real_data
+def test_every_real_file_is_counted():
+    found = {path.relative_to(real()).as_posix() for path in real().rglob("*.jsonl")}
+    assert found == {path for path, _, _ in COUNTS} - {"eval"}

@@ -217,17 +217,20 @@ def test_row_keys_are_folded_from_their_own_path():
 # Key paths.
 
 
-def test_each_candidate_and_each_judgment_has_its_own_path():
+def test_each_candidate_judgment_and_node_has_its_own_path():
     numbers = (3, 2**32 - 1, 5, 1)  # iteration, problem, step, attempt
     assert draws.candidate_path(*numbers, 4) == (3, 2**32 - 1, 5, 1, 4, 0, 0)
     assert draws.judgment_path(numbers, 4, 0) == (3, 2**32 - 1, 5, 1, 4, 0, 1)
     both = [(a, b) for a in range(6) for b in range(6)]
     paths = [draws.judgment_path(numbers, a, b) for a, b in both]
     paths += [draws.candidate_path(*numbers, a) for a in range(6)]
-    assert len(set(paths)) == 42
+    # The same integers for a node of the initial data are another path.
+    assert draws.node_path(3, 2**32 - 1, 5, 1, 4) == (3, 2**32 - 1, 5, 1, 4, 0, 2)
+    paths += [draws.node_path(*numbers, a) for a in range(6)]
+    assert len(set(paths)) == 48
     assert {len(path) for path in paths} == {draws.PATH_LENGTH}
     keys = row_keys(jnp.uint32(0), jnp.asarray(paths, jnp.uint32))
-    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 42
+    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 48
 
 
 @pytest.mark.parametrize("length", [3, 5])
@@ -249,6 +252,8 @@ def test_a_path_holds_integers_of_32_bits(number):
         draws.judgment_path((1, 2, 1, number), 0, 1)
     with pytest.raises(ValueError, match=expected):
         draws.judgment_path((1, 2, 1, 0), 0, number)
+    with pytest.raises(ValueError, match=expected):
+        draws.node_path(1, 2, number, 0, 0)
 
 
 # Whole rows from a model.

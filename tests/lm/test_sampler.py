@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepjax.lm import generate, sampler, sharding
+from stepjax.lm import generate, layout, sharding
 from stepjax.lm import model as lm
 from stepjax.lm.sampler import Sampler, make_decoding
 from stepjax.lm.stops import compile_stops
@@ -40,12 +40,12 @@ def some_ids(seed, count):
 def test_leads_are_what_rows_begin_with():
     a, b, c = [1, 2, 3, 4], [1, 2, 5], [1, 2, 3]
     prompts = [[a, b, (), (), c, c], [(), (), (), a, (), ()]]
-    common, rest = sampler._split_blocks(prompts, 3, least=1)
+    common, rest = layout.split_blocks(prompts, 3, least=1)
     assert common == [[1, 2], [1, 2], (), [1, 2, 3]]
     assert rest == [[[3, 4], [5], (), (), [3], [3]], [(), (), (), [4], (), ()]]
     # Scored tokens and the one before them are left in the rows.
-    assert sampler._split_blocks([[c, c]], 2, least=3) == ([[]], [[c, c]])
-    leads = sampler._padded_leads(common, (3, 2, 4))  # the last group is padding
+    assert layout.split_blocks([[c, c]], 2, least=3) == ([[]], [[c, c]])
+    leads = layout.padded_leads(common, (3, 2, 4))  # the last group is padding
     assert leads.counts.tolist() == [[2, 2], [0, 3], [0, 0]]
     assert leads.tokens[:2].tolist() == [
         [[1, 2, 0, 0], [1, 2, 0, 0]],
@@ -56,7 +56,7 @@ def test_leads_are_what_rows_begin_with():
 def test_rows_are_laid_out_in_few_shapes(three_slots):
     three_slots.hold({0: some_ids(1, 5), 2: some_ids(2, 9)})
     prompts = [[[7, 8, 9], [], [4]], [[5], [6], [3]]] * 2
-    prefix, rows = three_slots._lay_out([2, 0, 1, 2], prompts, ())
+    prefix, rows = layout.lay_out(three_slots.held, [2, 0, 1, 2], prompts, ())
     # Four groups become two times the slots; three tokens become 16.
     assert rows.prompts.shape == (6, 3, 16) and prefix.leads == ()
     assert prefix.slots.tolist() == [2, 0, 1, 2, 0, 0]
@@ -66,7 +66,7 @@ def test_rows_are_laid_out_in_few_shapes(three_slots):
     assert rows.active[:2].tolist() == [[True, False, True], [True] * 3]
     assert not rows.active[4:].any()
     # Without slots there is one group per slot; one token stays one token.
-    prefix, rows = three_slots._lay_out(None, [[[5]], [[6]], [[]]], ())
+    prefix, rows = layout.lay_out(three_slots.held, None, [[[5]], [[6]], [[]]], ())
     assert prefix.slots is None and prefix.lengths.tolist() == [5, 0, 9]
     assert rows.prompts.tolist() == [[[5]], [[6]], [[0]]]
 
@@ -119,7 +119,7 @@ def test_context_longer_than_the_capacity_is_refused(three_slots):
 def test_blocks_must_divide_the_rows_and_each_other(three_slots, share):
     expected = "for groups of 3 rows; expected each number to divide the one before it"
     with pytest.raises(ValueError, match=expected):
-        three_slots._lay_out([0], [[[5], [6], [3]]], share)
+        layout.lay_out(three_slots.held, [0], [[[5], [6], [3]]], share)
 
 
 def test_slots_must_divide_over_the_devices(params):

@@ -1,0 +1,43 @@
+"""The quickstart, but the run makes its own EFT rows: PRM, tree search, teacher.
+
+stepjax run --config=configs/arithmetic_mcts.py --workdir=DIR --config.seed=31
+"""
+
+import pathlib
+import runpy
+
+from stepjax import config
+
+_QUICKSTART = pathlib.Path(__file__).with_name("quickstart.py")
+
+
+def get_config():
+    """Returns the settings of the quickstart with other EFT rows."""
+    c = runpy.run_path(str(_QUICKSTART))["get_config"]()
+    c.data.make_eft = True
+    c.data.eft_count = 0  # all that the filter keeps
+    rate = {"b2": 0.98, "weight_decay": 0.05}
+    c.prm.labels_count = 8000
+    c.prm.heldout_count = 300
+    c.prm.phase = config.phase(
+        "prm",
+        ift=0.0,
+        epochs=0,
+        steps=2000,
+        optimizer=config.optimizer(3e-3, "cosine", warmup_steps=50, **rate),
+    )
+    c.mcts.phase = config.phase(
+        "policy",
+        eft=0.0,
+        epochs=0,
+        steps=800,
+        optimizer=config.optimizer(4e-3, "cosine", **rate),
+    )
+    c.mcts.questions = 3000
+    c.mcts.width = 8
+    c.mcts.temperature = 1.0
+    c.mcts.top_p = 1.0
+    c.mcts.iterations = 12
+    c.mcts.max_steps = 4
+    c.teacher.backend = "world"
+    return c

@@ -1,0 +1,75 @@
+"""A model of our own as the teacher: it writes on from each prompt."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from stepjax.initial_data.teacher import Generate
+from stepjax.initial_data.teacher_answers import Answer
+from stepjax.lm import draws
+from stepjax.lm.sampler import Sampler, make_decoding
+from stepjax.lm.tokenizer import Tokenizer
+from stepjax.trajectory import hash_id
+
+
+def sampled(
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    *,
+    ends: Sequence[str] = (),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_tokens: int,
+    seed: int = 0,
+) -> Generate:
+    """Returns a model that writes the answers of the teacher "local".
+
+    An answer depends on its own prompt only, not on what is asked beside it.
+
+    Args:
+      sampler: context caches; as many prompts as it has slots are answered together.
+      tokenizer: reads prompts and writes answers.
+      ends: texts that end an answer and belong to it: both verdicts where pairs are
+        judged. The end of the sequence ends an answer in any case.
+      temperature: 0 is greedy.
+      top_p: share of the probability that is sampled from.
+      max_tokens: most tokens of an answer; a longer one is cut off.
+      seed: of the draws.
+
+    Returns:
+      ``generate(prompts)``: yields (index of a prompt, its answer), in any order.
+      ValueError when a prompt is longer than a context cache.
+    """
+    decoding = make_decoding(
+        tokenizer,
+        ends,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+    )
+    slots = len(sampler.held)
+
+    def generate(prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
+        # A slot gets neighbours one after another. They often begin alike (the two
+        # orders of a pair), and what its cache holds already is not computed again.
+        rounds = -(-len(prompts) // slots)
+        for turn in range(rounds):
+            batch = list(range(turn, len(prompts), rounds))
+            ids = [tokenizer.encode_prompt(prompts[index]) for index in batch]
+            sampler.hold({slot: prompt[:-1] for slot, prompt in enumerate(ids)})
+            fed = [[prompt[-1:]] for prompt in ids] + [[()]] * (slots - len(ids))
+            paths = np.zeros((slots, 1, draws.PATH_LENGTH), np.uint32)
+            for slot, index in enumerate(batch):
+                problem = hash_id(prompts[index])
+                paths[slot, 0] = draws.candidate_path(0, problem, 0, 0, 0)
+            out = sampler.sample(fed, paths, decoding)
+            for slot, index in enumerate(batch):
+                written = out.tokens[slot, 0, : out.count[slot, 0]].tolist()
+                tokens = len(ids[slot]) + len(written)
+                finished = bool(out.stopped[slot, 0])
+                if written and written[-1] in tokenizer.stop_ids:
+                    written.pop()
+                yield index, Answer(tokenizer.decode(written), finished, tokens)
+
+    return generate

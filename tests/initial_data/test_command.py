@@ -1,0 +1,231 @@
+"""The command `stepjax init-data`: what it writes, counts and refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from runs import CONFIG, command
+
+from stepjax import records
+from stepjax.initial_data import command as init_data
+from stepjax.initial_data import sources
+from stepjax.pairs import Pair
+from stepjax.prompts import Templates
+from stepjax.records import Comparison, Preference, Solution, StepLabels
+
+TEMPLATES = Templates()
+GSM8K = [{"question": f"{n}+1?", "answer": f"Add.\n#### {n + 1}"} for n in range(5)]
+PRM800K = {
+    "question": {"problem": "p"},
+    "label": {
+        "steps": [
+            {
+                "completions": [
+                    {"text": "a", "rating": 1},
+                    {"text": "b", "rating": -1},
+                    {"text": "c", "rating": 0},
+                ],
+                "chosen_completion": 0,
+            }
+        ]
+    },
+}
+
+
+@pytest.fixture
+def init(tmp_path, monkeypatch, capsys):
+    """Runs init-data in an empty folder; returns (status, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = command("init-data", *arguments)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def test_usage(init):
+    for arguments, status in (([], 2), (["--help"], 0), (["convert", "--help"], 0)):
+        code, out, err = init(*arguments)
+        assert code == status
+        text = out if status == 0 else err
+        assert text.startswith("usage: stepjax init-data ACTION")
+        for name in (*init_data.ACTIONS, *sources.FORMATS, *sources.TYPES, "trl"):
+            assert name in text
+    code, out, err = init("make")
+    assert code == 2 and "unknown action 'make'" in err and not out
+
+
+def test_it_starts_without_jax():
+    script = (
+        "import sys; from stepjax import main; main.main(['stepjax', 'init-data']); "
+        "print([name for name in ('jax', 'transformers', 'pyarrow') if name in "
+        "sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert done.stdout == "[]\n" and "usage: stepjax init-data" in done.stderr
+
+
+def test_convert(init):
+    records.write_jsonl("x.jsonl", GSM8K)
+    arguments = ["--input=x.jsonl", "--format=gsm8k", "--output=y.jsonl"]
+    status, out, err = init("convert", *arguments, "--to=solution")
+    assert status == 0 and "Traceback" not in err
+    assert out == ("read 5 rows: kept 5, rejected 0\nwrote 5 rows to y.jsonl\n")
+    made = records.read_jsonl("y.jsonl", Solution)
+    assert made == sources.read("x.jsonl", "gsm8k", "solution", TEMPLATES)
+    # An output is not replaced without being asked.
+    status, out, err = init("convert", *arguments, "--to=question")
+    assert (status, out) == (2, "") and "y.jsonl exists; expected a new file" in err
+    assert records.read_jsonl("y.jsonl", Solution) == made
+    assert init("convert", *arguments, "--to=question", "--force")[0] == 0
+    assert records.read_jsonl("y.jsonl", records.Question)[4].problem == "4+1?"
+
+
+def test_rejects_and_counts_add_up(init, tmp_path):
+    lines = [json.dumps(row) for row in GSM8K]
+    lines[1:1] = ["{", '{"question": "a", "answer": 5}', "{"]
+    (tmp_path / "x.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    arguments = ["--input=x.jsonl", "--format=gsm8k", "--to=worked", "--output=y.jsonl"]
+    status, out, err = init("convert", *arguments)
+    assert (status, out) == (1, "") and "stepjax: x.jsonl:2: broken JSON" in err
+    assert "Traceback" not in err and not (tmp_path / "y.jsonl").exists()
+    status, out, _ = init("convert", *arguments, "--rejects=bad.jsonl")
+    assert status == 0 and out == (
+        "read 8 rows: kept 5, rejected 3\n"
+        "  2 rejected: broken JSON\n"
+        "  1 rejected: field 'answer'\n"
+        "the rejected rows and their reasons are in bad.jsonl\n"
+        "wrote 5 rows to y.jsonl\n"
+    )
+    rows = [row for _, row in records.read_objects("bad.jsonl")]
+    assert [(row["file"], row["line"], row["row"]) for row in rows] == [
+        ("x.jsonl", 2, "{"),
+        ("x.jsonl", 3, '{"question": "a", "answer": 5}'),
+        ("x.jsonl", 4, "{"),
+    ]
+    # Without a good row there is no output, but the list of reasons.
+    (tmp_path / "x.jsonl").write_text("{\n{\n")
+    status, out, err = init("convert", *arguments, "--rejects=bad.jsonl", "--force")
+    assert (status, out) == (1, "") and "all of the 2 rows are bad" in err
+    assert len(list(records.read_objects("bad.jsonl"))) == 2
+
+
+def test_rows_of_other_programs(init):
+    own = Preference("a", "p", ("Step 1: a",), "Step 2: b", "Step 2: c")
+    records.write_jsonl("x.jsonl", [own])
+    for to, form in (("trl", "trl"), ("step-dpo", "step_dpo")):
+        arguments = ["--input=x.jsonl", "--format=jsonl", f"--to={to}"]
+        assert init("convert", *arguments, f"--output={to}.jsonl")[0] == 0
+        (made,) = sources.read(f"{to}.jsonl", form, "preference", TEMPLATES)
+        assert (made.problem, made.steps) == (own.problem, own.steps)
+        assert (made.chosen, made.rejected) == (own.chosen, own.rejected)
+
+
+@pytest.mark.parametrize(("neutral", "labels"), [("+", [1, 0, 1]), ("", [1, 0])])
+def test_neutral_ratings(init, neutral, labels):
+    records.write_jsonl("x.jsonl", [PRM800K])
+    arguments = ["--input=x.jsonl", "--format=prm800k", "--to=labels"]
+    status, out, _ = init(
+        "convert", *arguments, "--output=y.jsonl", f"--neutral={neutral}"
+    )
+    assert status == 0 and f"wrote {len(labels)} rows" in out
+    made = records.read_jsonl("y.jsonl", StepLabels)
+    assert [row.labels[-1] for row in made] == labels
+
+
+@pytest.mark.parametrize(
+    ("explanation", "text"),
+    [("template", "Candidate A is right, and candidate B is wrong. "), ("none", "")],
+)
+def test_judgments_of_ratings(init, explanation, text):
+    records.write_jsonl("x.jsonl", [PRM800K])
+    arguments = ["--input=x.jsonl", "--format=prm800k", "--output=y.jsonl"]
+    status, out, _ = init("eft", *arguments, f"--explanation={explanation}")
+    assert status == 0 and "wrote 2 rows to y.jsonl" in out
+    first, second = records.read_jsonl("y.jsonl", Comparison)
+    steps = "Step 1: a", "Step 1: b"
+    name = "prm800k-x-0-1-0-1"
+    assert first == Comparison(f"{name}-ab", "p", (), *steps, "A", text)
+    assert (second.a, second.b, second.verdict) == (*steps[::-1], "B")
+
+
+def test_pairs_of_a_run(init, finished):
+    path = finished / "M1" / "pairs.jsonl"
+    pairs = records.read_jsonl(path, Pair)
+    arguments = ["convert", f"--input={path}", "--format=pairs"]
+    status, out, _ = init(*arguments, "--to=preference", "--output=own.jsonl")
+    assert status == 0 and f"wrote {len(pairs)} rows" in out and len(pairs) > 3
+    made = records.read_jsonl("own.jsonl", Preference)
+    for row, pair in zip(made, pairs, strict=True):
+        assert (row.id, row.problem) == (pair.id, pair.problem)
+        assert (row.chosen, row.rejected) == (pair.chosen, pair.rejected)
+        assert len(row.steps) == pair.step - 1
+    assert max(len(row.steps) for row in made) > 0
+    # Written for TRL, in the words of the run, and read back.
+    assert init(*arguments, "--to=trl", "--output=trl.jsonl")[0] == 0
+    again = ["--input=trl.jsonl", "--format=trl", "--to=preference"]
+    again += ["--output=own2.jsonl", f"--config={CONFIG}"]
+    assert init("convert", *again)[0] == 0
+    back = records.read_jsonl("own2.jsonl", Preference)
+    for row, other in zip(made, back, strict=True):
+        assert (row.problem, row.steps) == (other.problem, other.steps)
+        assert (row.chosen, row.rejected) == (other.chosen, other.rejected)
+
+
+def test_pairs_of_no_run(init, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    arguments = ["--input=pairs.jsonl", "--format=pairs", "--output=y.jsonl"]
+    status, _, err = init("convert", *arguments, "--to=trl")
+    assert status == 1 and "config.json: cannot be read (No such file" in err
+    status, _, err = init("convert", *arguments, "--to=labels")
+    assert status == 1 and "format 'pairs' gives 'preference'" in err
+
+
+GOOD = ["--input=x.jsonl", "--format=gsm8k", "--to=worked", "--output=y.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["convert"], "needs --input --format --output --to; expected all"),
+        (["convert", *GOOD[:3]], "init-data convert needs --output"),
+        (["ift"], "needs --input --format --output; expected"),
+        (["eft"], "--workdir is missing; expected the run directory (or --input"),
+        (["prm"], "--workdir is missing; expected the run directory."),
+        (["convert", *GOOD, "--format=csv"], "format"),
+        (["convert", *GOOD, "--to=csv"], "to"),
+        (["convert", *GOOD, "extra"], "unexpected arguments ['extra']"),
+        (["convert", *GOOD, "--output=no/y.jsonl"], "no is no folder; expected"),
+        (["convert", *GOOD, "--output=x.jsonl"], "x.jsonl exists"),
+        (["convert", *GOOD, "--output=x.jsonl", "--force"], "name the same file"),
+        (["convert", *GOOD, "--rejects=y.jsonl"], "name the same file"),
+        (["convert", *GOOD, "--rejects=x.jsonl"], "x.jsonl exists"),
+        (["ift", *GOOD, "--cut=teacher"], "a teacher needs --config"),
+        (["eft", *GOOD, "--explanation=teacher"], "a teacher needs --config"),
+    ],
+)
+def test_wrong_arguments(init, arguments, words):
+    records.write_jsonl("x.jsonl", GSM8K)
+    status, out, err = init(*arguments)
+    assert (status, out) == (2, "") and words in err and "Traceback" not in err
+    assert [row for _, row in records.read_objects("x.jsonl")] == GSM8K
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["convert", *GOOD, "--to=labels"], "format 'gsm8k' gives"),
+        (["convert", *GOOD, "--input=no.jsonl"], "no.jsonl: cannot be read (No such"),
+        (["eft", *GOOD], "format 'gsm8k' gives"),
+    ],
+)
+def test_input_that_cannot_be_used(init, arguments, words):
+    records.write_jsonl("x.jsonl", GSM8K)
+    status, out, err = init(*arguments)
+    assert (status, out) == (1, "") and words in err and "Traceback" not in err

@@ -1,0 +1,394 @@
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from fakes import random_parameters
+
+from stepjax.initial_data import mcts, prm
+from stepjax.initial_data.mcts import Options, Pair
+from stepjax.lm import model as lm
+from stepjax.lm import sharding
+from stepjax.lm.sampler import Sampler
+from stepjax.records import Preference, Question
+from stepjax.trajectory import Candidate, Proposal
+from stepjax.worlds import arithmetic
+
+UCT = Options(iterations=30, depth=2, max_steps=9, rule="uct", exploration=1.0)
+QUESTION = Question("q", "a problem")
+
+
+def candidate(text, count=1, finished=False):
+    return Candidate(tuple(text.encode()), text, count, -1.0, finished)
+
+
+def proposal(*texts, malformed=0):
+    return Proposal(tuple(map(candidate, texts)), malformed)
+
+
+def grown(*probabilities, counts=None):
+    """A tree whose root has children a, b, c ... with these probabilities."""
+    tree = mcts.new_tree(QUESTION)
+    counts = counts or [1] * len(probabilities)
+    candidates = [candidate(chr(97 + n), count) for n, count in enumerate(counts)]
+    mcts.expand(tree, 0, Proposal(tuple(candidates)), probabilities)
+    return tree
+
+
+# Selection, expansion, back-up.
+
+
+def test_uct_takes_the_highest_mean_plus_the_bonus_of_the_formula():
+    tree = grown(0.5, 0.6, 0.2)
+    for child, value in ((1, 0.5), (2, 0.7), (2, 0.5), (3, 0.2)):
+        mcts.back_up(tree, child, value)
+    visits, totals = [2, 3, 2], [1.0, 1.8, 0.4]  # a child's probability is a visit
+    assert [tree.nodes[n].visits for n in (1, 2, 3)] == visits
+    assert [tree.nodes[n].total for n in (1, 2, 3)] == pytest.approx(totals)
+    assert tree.nodes[0].visits == 4 == tree.iterations
+    for exploration in (0.0, 0.3, 1.0, 5.0):
+        worth = [
+            total / count + exploration * math.sqrt(math.log(4) / count)
+            for total, count in zip(totals, visits, strict=True)
+        ]
+        options = UCT._replace(exploration=exploration)
+        assert mcts.select(tree, options) == 1 + int(np.argmax(worth))
+    assert mcts.select(tree, UCT._replace(exploration=0.0)) == 2
+    assert mcts.select(tree, UCT._replace(exploration=5.0)) == 1
+
+
+def test_puct_prefers_what_was_sampled_often():
+    tree = grown(0.5, 0.5, counts=[1, 5])
+    mcts.back_up(tree, 1, 0.5)
+    options = UCT._replace(rule="puct")
+    # 0.5 + 1/6 sqrt(1) / 3 against 0.5 + 5/6 sqrt(1) / 2.
+    assert mcts.select(tree, options) == 2
+    for _ in range(40):
+        mcts.back_up(tree, 2, 0.4)
+    # 0.5 + 1/6 sqrt(41) / 3 = 0.856 against 0.402 + 5/6 sqrt(41) / 42 = 0.529.
+    assert mcts.select(tree, options) == 1
+
+
+def test_selection_goes_down_to_a_node_without_children():
+    tree = grown(0.9, 0.1)
+    mcts.expand(tree, 1, proposal("x", "y"), (0.2, 0.8))
+    assert mcts.select(tree, UCT._replace(exploration=0.0)) == 4
+    assert mcts.path(tree, 4) == [1, 4]
+    assert mcts.steps(tree, 4) == ((97,), (121,))
+    mcts.back_up(tree, 4, 0.5)
+    assert [node.visits for node in tree.nodes] == [1, 2, 1, 1, 2]
+
+
+def test_expansion_goes_on_from_the_most_probable_child():
+    tree = mcts.new_tree(QUESTION)
+    several = (
+        candidate("a", 1),
+        candidate("b", 3),
+        candidate("c", 2),
+        candidate("d", 3),
+    )
+    best = mcts.expand(tree, 0, Proposal(several, 4), (0.7, 0.8, 0.80004, 0.8))
+    assert best == 2  # equal to four decimals: sampled more often, then the first
+    assert [node.probability for node in tree.nodes[1:]] == [0.7, 0.8, 0.8, 0.8]
+    assert tree.nodes[0].malformed == 4 and tree.nodes[0].expanded and tree.open == 4
+    empty = mcts.new_tree(QUESTION)
+    assert mcts.expand(empty, 0, Proposal((), 6), ()) is None and empty.open == 0
+
+
+# Whole searches with fakes: spelling a word, one letter per step.
+
+WORDS = {"q-cat": "cat", "q-horse": "horse", "q-ox": "ox", "q-zebra": "zebra"}
+QUESTIONS = [Question(name, word) for name, word in WORDS.items()]
+
+
+def spell(log=None):
+    """A policy that draws letters by key; a word's last letter ends the solution."""
+
+    def propose(leaves, samples):
+        result = {}
+        for slot, leaf in leaves.items():
+            if log is not None:
+                log.append((leaf, samples))
+            drawn = [
+                "acehorstxzb"[np.random.default_rng([*leaf.key, n]).integers(11)]
+                for n in range(samples)
+            ]
+            last = len(leaf.steps) == len(leaf.problem) - 1
+            result[slot] = Proposal(
+                tuple(
+                    candidate(x, drawn.count(x), last)
+                    for x in dict.fromkeys(drawn)
+                    if x != "b"  # a letter that is malformed
+                ),
+                drawn.count("b"),
+            )
+        return result
+
+    return propose
+
+
+def know_the_word(solving, candidates):
+    """0.9 for the right next letter of the word, else 0.1."""
+    return {
+        slot: np.array(
+            [
+                0.9 if bytes(ids).decode() == own.problem[len(own.steps)] else 0.1
+                for ids in candidates[slot]
+            ]
+        )
+        for slot, own in solving.items()
+    }
+
+
+def searched(slots, questions=QUESTIONS, options=UCT, score=know_the_word, log=None):
+    trees = mcts.tree_search(
+        questions, spell(log), score, slots=slots, width=4, options=options
+    )
+    return {tree.question.id: tree for tree in trees}
+
+
+def rows(trees):
+    return {name: json.dumps(mcts.to_row(tree)) for name, tree in trees.items()}
+
+
+@pytest.mark.parametrize("rule", ["uct", "puct"])
+@pytest.mark.parametrize("slots", [1, 2, 3, 8])
+def test_a_tree_does_not_depend_on_what_is_searched_beside_it(slots, rule):
+    options = UCT._replace(rule=rule)
+    alone = rows(searched(4, options=options))
+    assert rows(searched(slots, QUESTIONS[::-1], options)) == alone
+    assert rows(searched(slots, QUESTIONS[2:], options)) == {
+        name: alone[name] for name in ("q-ox", "q-zebra")
+    }
+
+
+def test_the_search_digs_where_the_prm_sees_the_right_step():
+    tree = searched(4, options=UCT._replace(iterations=100, exploration=0.3))["q-cat"]
+    most = max(tree.nodes[1:], key=lambda node: node.visits)
+    assert most.step.text == "c"
+    layers = {node.number for node in tree.nodes}
+    assert layers == {0, 1, 2, 3} and tree.nodes[-1].probability in (0.1, 0.9)
+    for node in tree.nodes:
+        for child in node.children:
+            assert tree.nodes[child].visits <= node.visits + 1
+        assert 0 <= node.total <= node.visits
+
+
+def test_the_value_is_the_lowest_probability_of_the_new_step_and_the_simulation():
+    """Depth 0: the child's own. Depth 2: two more steps, one sample each."""
+    log = []
+    shallow = searched(1, QUESTIONS[1:2], UCT._replace(depth=0, iterations=1))
+    deep = searched(1, QUESTIONS[1:2], UCT._replace(iterations=1), log=log)
+    one, other = (trees["q-horse"].nodes for trees in (shallow, deep))
+    child = max(one[1:], key=lambda node: node.visits)
+    assert one[0].total == child.probability and one[0].visits == 1
+    purposes = [(leaf.key[0], samples) for leaf, samples in log]
+    assert purposes == [(mcts.EXPANSION, 4), (mcts.SIMULATION, 1), (mcts.SIMULATION, 1)]
+    assert [len(leaf.steps) for leaf, _ in log] == [0, 1, 2]
+    values = [child.probability]
+    for number, (leaf, _) in enumerate(log[1:]):
+        assert leaf.key[3] == number
+        (drawn,) = spell()({0: leaf}, 1)[0].candidates
+        right = drawn.text == leaf.problem[len(leaf.steps)]
+        values.append(0.9 if right else 0.1)
+    assert other[0].total == min(values)
+
+
+def test_a_search_ends_when_nothing_is_left_to_expand():
+    tree = searched(1, QUESTIONS[2:3], UCT._replace(iterations=10_000))["q-ox"]
+    assert tree.iterations < 10_000 and tree.open == 0
+    assert all(node.expanded or node.final for node in tree.nodes)
+    assert {node.number for node in tree.nodes if node.final} == {2}
+
+
+def test_a_solution_without_room_is_not_expanded():
+    options = UCT._replace(max_steps=1, iterations=10)
+    tree = searched(1, QUESTIONS[1:2], options)["q-horse"]
+    assert {node.number for node in tree.nodes} == {0, 1}
+    tight = mcts.tree_search(
+        QUESTIONS[1:2],
+        spell(),
+        know_the_word,
+        slots=1,
+        width=4,
+        options=UCT,
+        fits=lambda solving: len(solving.steps) < 2,
+    )
+    (tree,) = tight
+    assert {node.number for node in tree.nodes} == {0, 1, 2}
+    assert all(node.final for node in tree.nodes if node.number == 2)
+
+
+def test_a_node_whose_samples_are_all_malformed_leads_nowhere():
+    def propose(leaves, samples):
+        return {slot: Proposal((), samples) for slot in leaves}
+
+    (tree,) = mcts.tree_search(
+        [QUESTION], propose, know_the_word, slots=2, width=4, options=UCT
+    )
+    assert tree.iterations == 1 and len(tree.nodes) == 1
+    assert tree.nodes[0].malformed == 4 and tree.nodes[0].total == 0
+    assert mcts.pairs(tree, per_layer=1, min_margin=0) == []
+    assert mcts.summary([tree])["malformed"] == 1.0
+
+
+def test_a_slot_is_freed_before_another_problem_takes_it():
+    freed = []
+    list(
+        mcts.tree_search(
+            QUESTIONS,
+            spell(),
+            know_the_word,
+            slots=2,
+            width=4,
+            options=UCT,
+            on_free=freed.append,
+        )
+    )
+    assert sorted(freed) == [0, 0, 1, 1]
+
+
+def test_a_tree_is_read_back_as_it_was_written():
+    for tree in searched(4).values():
+        again = mcts.from_row(json.loads(json.dumps(mcts.to_row(tree))))
+        assert mcts.to_row(again) == mcts.to_row(tree)
+        assert again.open == tree.open and again.nodes[1].step == tree.nodes[1].step
+
+
+# Pairs.
+
+
+def test_a_pair_is_the_best_and_the_worst_child_of_one_node():
+    tree = grown(0.4, 0.9, 0.1, 0.9, counts=[1, 1, 1, 2])
+    (pair,) = mcts.pairs(tree, per_layer=1, min_margin=0)
+    assert pair == Pair(Preference("q/0", "a problem", (), "d", "c"), (0.9, 0.1))
+    mcts.expand(tree, 4, proposal("x", "y"), (0.3, 0.6))
+    first, second = mcts.pairs(tree, per_layer=1, min_margin=0)
+    assert first == pair
+    assert second.preference == Preference("q/4", "a problem", ("d",), "y", "x")
+    # 0.6 - 0.3 is below the margin.
+    assert mcts.pairs(tree, per_layer=1, min_margin=0.31) == [pair]
+    assert mcts.pairs(grown(0.5, 0.5), per_layer=1, min_margin=0) == []
+    assert mcts.pairs(grown(0.5), per_layer=1, min_margin=0) == []
+
+
+def test_each_layer_gives_the_pairs_of_its_most_visited_nodes():
+    tree = grown(0.9, 0.8, 0.1)
+    for child in (1, 2, 3):
+        mcts.expand(tree, child, proposal("x", "y"), (0.2, 0.8))
+    for _ in range(3):
+        mcts.back_up(tree, 2, 0.5)
+    mcts.back_up(tree, 3, 0.5)
+
+    def ids(per_layer):
+        made = mcts.pairs(tree, per_layer=per_layer, min_margin=0)
+        return [pair.preference.id for pair in made]
+
+    assert ids(1) == ["q/0", "q/2"]
+    assert ids(2) == ["q/0", "q/2", "q/3"]
+    assert ids(9) == ["q/0", "q/2", "q/3", "q/1"]
+
+
+# A real model: the same trees for any number of slots, and how much is computed.
+
+
+@pytest.fixture(scope="module")
+def models():
+    config = lm.ModelConfig(
+        vocab_size=136,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        intermediate_size=32,
+    )
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    model = lm.Decoder(config, mesh)
+    shapes = lm.abstract_params(model)
+    return model, mesh, random_parameters(shapes, 1), random_parameters(shapes, 2)
+
+
+def model_trees(models, codec, slots, remember):
+    """Searches six problems; returns their trees and the two samplers.
+
+    A random model writes no steps, so what it samples is turned into steps: the marker
+    of its step, then the first digit that its ids spell.
+    """
+    model, mesh, policy, judge = models
+    writer, reader = (
+        Sampler(model, params, mesh, slots, 160, remember=remember)
+        for params in (policy, judge)
+    )
+    written = mcts.make_policy(
+        writer, codec, seed=3, temperature=1.0, top_p=0.9, max_tokens=6
+    )
+    parsed = []
+
+    class Parser:
+        def __init__(self, codec):
+            self.stops = ("\n",)
+
+        def proposal(self, number, samples, stopped, logps):
+            kept = {}
+            for ids in samples:
+                digit = sum(ids) % 10
+                text = f"Step {number}: 8*7+4={digit}"
+                kept[text] = kept.get(text, 0) + 1
+            parsed.append(number)
+            return Proposal(
+                tuple(
+                    Candidate(codec.step(text), text, count, 0.0, number == 4)
+                    for text, count in kept.items()
+                )
+            )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mcts, "CandidateParser", Parser)
+        written = mcts.make_policy(
+            writer, codec, seed=3, temperature=1.0, top_p=0.9, max_tokens=6
+        )
+    scored = prm.make_scorer(reader, codec, width=4)
+
+    def free(slot):
+        writer.forget(slot)
+        reader.forget(slot)
+
+    problems = arithmetic.problems(6, seed=0, operations=4)
+    trees = mcts.tree_search(
+        [Question(f"q{n}", text) for n, text in enumerate(problems)],
+        written,
+        scored,
+        slots=slots,
+        width=4,
+        options=UCT._replace(iterations=24),
+        on_free=free,
+    )
+    return {tree.question.id: tree for tree in trees}, writer, reader
+
+
+def test_the_trees_of_a_model_do_not_depend_on_slots_or_memory(models, codec):
+    few, *_ = model_trees(models, codec, 2, 0)
+    many, *_ = model_trees(models, codec, 6, 2048)
+    assert rows(few) == rows(many)
+    nodes = sum(len(tree.nodes) for tree in few.values())
+    assert nodes > 200  # and they are no trees of one path
+
+
+def test_a_context_is_computed_once_for_its_whole_subtree(models, codec):
+    """With the memory, each node's step is computed once in each of the two caches."""
+    trees, writer, reader = model_trees(models, codec, 6, 4096)
+    expected_writer = expected_reader = 0
+    for tree in trees.values():
+        prompt = len(codec.solve_prompt(tree.question.problem))
+        inner = [node for node in tree.nodes[1:] if node.children]
+        steps = sum(len(node.step.ids) for node in inner)
+        # The last token of a context is fed, not held.
+        expected_writer += prompt + steps
+        expected_reader += prompt + steps
+    assert reader.computed >= expected_reader
+    _, plain_writer, plain_reader = model_trees(models, codec, 6, 0)
+    assert writer.computed < plain_writer.computed
+    assert reader.computed < plain_reader.computed
+    assert writer.restored > 0 and reader.restored > 0
