@@ -31,9 +31,10 @@ The method, one file per stage, in the order in which it runs:
 Beside the method; of the files above only main, iterate and ablate import these:
 
     initial_data/   where IFT and EFT rows come from. command.py: stepjax init-data;
-                    files.py, rejects.py: rows of files, bad rows; sources.py,
-                    step_sources.py: public data sets to records; writers.py: records to
-                    public formats; tfds.py, tfds_files.py, tfds_builder.py:
+                    files.py, fields.py: rows of files, bad rows; sources.py: all
+                    formats by name; worked.py, word_problems.py, prm800k.py,
+                    step_labels.py, preferences.py, run_pairs.py: public formats to
+                    records and back; tfds.py, tfds_files.py, tfds_builder.py:
                     tensorflow-datasets; cutter.py, ift.py: solutions to steps;
                     decontaminate.py: overlap with evaluations; prm.py: the process
                     reward model; rollouts.py, step_values.py: step labels from

@@ -15,8 +15,8 @@ The children of one node with the highest and the lowest probability make a pair
 
 Where the paper is silent: a child's own probability is its first visit, so every child
 has a value; identical candidates are one child with a count; probabilities are rounded
-to four decimals, so that a choice does not hang on the last bits of a float32, which
-depend on what else is in the batch; a search ends before its last iteration when
+to four decimals, so that a choice hardly ever hangs on the last bits of a float32,
+which depend on what else is in the batch; a search ends before its last iteration when
 nothing is left to expand.
 
 `select`, `expand`, `back_up` and `pairs` are pure logic on a `Tree`. `tree_search`
@@ -230,6 +230,8 @@ def tree_search(
     options: Options,
     fits: Callable[[Solving], bool] = lambda solving: True,
     on_free: Callable[[int], None] = lambda slot: None,
+    active: Mapping[int, Tree] | None = None,
+    on_pause: Callable[[Mapping[int, Tree]], None] | None = None,
 ) -> Iterator[Tree]:
     """Searches all questions, `slots` at a time; yields each tree when it is done.
 
@@ -242,14 +244,21 @@ def tree_search(
       options: how a tree is searched.
       fits: whether a solution leaves room for another step.
       on_free: called with a slot before another problem takes it.
+      active: slot → tree in flight of an interrupted search that goes on here; none of
+        them is in `questions`.
+      on_pause: called with the trees in flight, between two iterations, whenever
+        `slots` more trees were yielded: from there a search can go on.
 
     Yields:
       Finished trees, in the order in which they finish.
     """
     queue = collections.deque(questions)
-    active: dict[int, Tree] = {}
+    active, closed = dict(active or {}), 0
     refill_at = max(1, slots // 4)
     while queue or active:
+        if on_pause and closed >= slots:
+            on_pause(active)
+            closed = 0
         free = [slot for slot in range(slots) if slot not in active]
         if queue and (len(free) >= refill_at or not active):
             for slot in free[: len(queue)]:
@@ -260,6 +269,7 @@ def tree_search(
             leaf = _next_leaf(tree, options, fits)
             if leaf is None:
                 del active[slot]
+                closed += 1
                 yield tree
             else:
                 leaves[slot] = leaf
@@ -459,10 +469,9 @@ def to_row(tree: Tree) -> dict[str, Any]:
     nodes = []
     for node in tree.nodes:
         row = {name: value for name, value in vars(node).items() if name != "step"}
-        row["total"] = round(node.total, _DIGITS)
+        row["children"] = list(node.children)
         if node.step:
-            step = dataclasses.asdict(node.step)
-            row["step"] = step | {"logp": round(step["logp"], _DIGITS)}
+            row["step"] = dataclasses.asdict(node.step)
         nodes.append(row)
     question = dataclasses.asdict(tree.question)
     return question | {"iterations": tree.iterations, "nodes": nodes}

@@ -86,12 +86,12 @@ def make_labels(run: Run) -> None:
     done = len(hosts.share(problems)) - len(mine)
     with run.monitor.progress("rollouts", done + len(mine), "problem", done) as advance:
         tried = rollouts.solutions(sampler, run.codec, mine, options, seed=seed)
-        _keep_all(
-            run,
-            journal,
-            rollouts.values(sampler, run.codec, tried, is_correct, options, seed=seed),
-            advance,
-        )
+        for value in rollouts.values(
+            sampler, run.codec, tried, is_correct, options, seed=seed
+        ):
+            journal.add([value], {})
+            advance(1)
+    _read_all(journal)
     values = [journal.closed[problem.id] for problem in problems]
     labels = [row for own in values for row in step_values.labels(own)]
     held = set(_last_problems(labels, run.settings.prm.heldout_count))
@@ -267,10 +267,28 @@ def _search(run: Run, questions, journal: rundir.Journal) -> dict[str, int]:
         reader.forget(slot)
 
     mine = hosts.share(questions)
-    todo = [question for question in mine if question.id not in journal.closed]
-    done = len(mine) - len(todo)
+    active = {  # with another number of hosts, some problems are now another host's
+        slot: tree
+        for slot, tree in journal.active.items()
+        if slot < run.slots and tree.question in mine
+    }
+    begun = {tree.question.id for tree in active.values()} | journal.closed.keys()
+    todo = [question for question in mine if question.id not in begun]
+    closed: list[mcts.Tree] = []
+
+    def pause(in_flight) -> None:
+        # A run that goes on from here begins with empty caches. This run empties its
+        # caches, so that both compute the same bits.
+        for sampler in (writer, reader):
+            sampler.hold({slot: () for slot in range(run.slots)})
+            for slot in range(run.slots):
+                sampler.forget(slot)
+        journal.add(closed, in_flight)
+        closed.clear()
+
+    done = sum(question.id in journal.closed for question in mine)
     with run.monitor.progress("mcts", len(mine), "problem", done) as advance:
-        searched = mcts.tree_search(
+        for tree in mcts.tree_search(
             todo,
             proposed,
             scored,
@@ -285,8 +303,13 @@ def _search(run: Run, questions, journal: rundir.Journal) -> dict[str, int]:
             ),
             fits=fits,
             on_free=free,
-        )
-        _keep_all(run, journal, searched, advance)
+            active=active,
+            on_pause=pause,
+        ):
+            closed.append(tree)
+            advance(1)
+    journal.add(closed, {})
+    _read_all(journal)
     computed = sum(s.computed + s.fed_tokens + s.new_tokens for s in (writer, reader))
     return {
         "tokens": computed,
@@ -295,16 +318,8 @@ def _search(run: Run, questions, journal: rundir.Journal) -> dict[str, int]:
     }
 
 
-def _keep_all(run: Run, journal: rundir.Journal, results, advance) -> None:
-    """Writes results to a journal, some at a time; then it holds those of all hosts."""
-    waiting = []
-    for result in results:
-        waiting.append(result)
-        advance(1)
-        if len(waiting) >= run.slots:
-            journal.add(waiting, {})
-            waiting.clear()
-    journal.add(waiting, {})
+def _read_all(journal: rundir.Journal) -> None:
+    """Waits for all hosts, and reads what they have written."""
     if hosts.count() > 1:
         hosts.barrier(f"{journal.path.name} written")
         journal.read()
@@ -317,6 +332,7 @@ def _journal(path, inputs, record_type: type) -> rundir.Journal:
         inputs,
         to_row=vars,
         from_row=lambda row: records.from_object(row, record_type),
+        name=lambda record: record.id,
     )
 
 

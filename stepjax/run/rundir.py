@@ -278,6 +278,7 @@ class Journal:
         *,
         to_row: Callable[[Any], dict[str, Any]] = trajectory.to_row,
         from_row: Callable[[dict[str, Any]], Any] = trajectory.from_row,
+        name: Callable[[Any], str] = lambda search: search.question.id,
     ):
         """Reads what an earlier run left, if it worked on the same inputs.
 
@@ -285,11 +286,12 @@ class Journal:
           path: the first host's file; the name of another host's file ends with the
             host's number.
           inputs: name → digest of what is searched with.
-          to_row: a search → JSON object. A search has a `question` with an `id`.
+          to_row: a search → JSON object.
           from_row: the inverse.
+          name: a search → id of its question.
         """
         self._first, self._inputs = path, inputs
-        self._to_row, self._from_row = to_row, from_row
+        self._to_row, self._from_row, self._name = to_row, from_row, name
         number = hosts.index()
         name = path.name if not number else f"{path.stem}.{number}.jsonl"
         self.path = path.with_name(name)
@@ -311,7 +313,7 @@ class Journal:
             for line in whole[1:]:
                 row = json.loads(line)
                 states = map(self._from_row, row["closed"])
-                self.closed |= {state.question.id: state for state in states}
+                self.closed |= {self._name(state): state for state in states}
                 if path == self.path:
                     self.active = {
                         slot: self._from_row(item) for slot, item in row["active"]
@@ -322,7 +324,7 @@ class Journal:
 
     def add(self, closed: Sequence[Any], active: Mapping[int, Any]) -> None:
         """Keeps the searches closed since the last pause, and those in flight."""
-        self.closed |= {state.question.id: state for state in closed}
+        self.closed |= {self._name(state): state for state in closed}
         self.active = dict(active)
         row = {
             "closed": list(map(self._to_row, closed)),

@@ -8,8 +8,8 @@ from sklearn import metrics as sklearn
 
 from stepjax import forest
 from stepjax.initial_data import prm
-from stepjax.lm import sharding, train
 from stepjax.lm import model as lm
+from stepjax.lm import sharding, train
 from stepjax.lm.sampler import Sampler
 from stepjax.records import StepLabels
 
