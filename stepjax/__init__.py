@@ -47,8 +47,9 @@ Beside the method; of the files above only main, iterate and ablate import these
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
                     their manifests; data.py, checks.py: its data, early errors;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
-                    rollout.py: searches of a run; monitor.py: progress, metrics;
-                    text_table.py: tables that fit the terminal
+                    rollout.py: searches of a run; finetune.py: a phase of
+                    SFT; monitor.py: progress, metrics; text_table.py: tables that
+                    fit the terminal
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
                     its judge; intervals.py: how sure that is; answers.py: extraction,
                     equivalence; diagnose.py: why a round gains or fails; tables.py:

@@ -90,6 +90,10 @@ def default() -> ml_collections.ConfigDict:
     prm.labels_count = 0  # rows, 0 all; arithmetic: problems to make
     prm.heldout_count = 0  # problems whose labels are kept to measure the PRM
     prm.prompt = ""  # template with {problem}; "" takes prompts.solve
+    # Weight of each token of a right step, so that the PRM learns to write such steps,
+    # too (arXiv 2110.14168); the labels have weight 1. Paper: the labels alone.
+    prm.language_weight = 0.0
+    prm.from_policy = False  # True: the PRM starts from the policy of `mcts`, not M0
     prm.phase = phase(  # of its SFT (paper: 1 epoch, 1e-5, 128)
         "prm", ift=0.0, epochs=1, batch_size=128, optimizer=optimizer(1e-5)
     )
@@ -101,6 +105,7 @@ def default() -> ml_collections.ConfigDict:
     rollouts.temperature = 0.7
     rollouts.top_p = 0.95
     rollouts.max_tokens = 1024  # tokens of a completion
+    rollouts.hard = False  # True: labels 0 and 1, as in arXiv 2312.08935
 
     c.mcts = mcts = ml_collections.ConfigDict()  # Monte Carlo tree search
     mcts.phase = phase("policy", eft=0.0)  # of the policy's SFT on IFT alone

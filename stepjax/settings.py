@@ -66,6 +66,8 @@ class Prm:
     labels_count: int
     heldout_count: int
     prompt: str
+    language_weight: float
+    from_policy: bool
     phase: sft.Phase
 
 
@@ -79,6 +81,7 @@ class Rollouts:
     temperature: float
     top_p: float
     max_tokens: int
+    hard: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

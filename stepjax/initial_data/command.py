@@ -32,17 +32,11 @@ _USAGE = """usage: stepjax init-data ACTION [--NAME=VALUE ...]
   mcts     --config=FILE --workdir=DIR   pairs of steps by tree search
   eft      --config=FILE --workdir=DIR   judgments of these pairs by a teacher
 
-<<<<<<< HEAD
-PATH is a JSON, JSON lines or parquet file, also with .gz, or a folder of them.
+PATH is a JSON, JSON lines or parquet file, also with .gz, or a folder of them; or
+tfds:NAME/SPLIT?FIELD=NAME&data_dir=DIR for rows of tensorflow-datasets.
 --rejects=FILE lists bad rows there instead of stopping at the first. --against=FILE,...
 leaves out problems of these evaluation files. --force replaces output files.
 --config=FILE brings the prompts and the teacher of its settings.
-=======
-PATH is a JSON, JSON lines or parquet file, also with .gz, or a folder of them; or
-tfds:NAME/SPLIT?FIELD=NAME&data_dir=DIR for rows of tensorflow-datasets.
---rejects=FILE lists bad rows there instead of stopping at the first. --force replaces
-output files. --config=FILE also brings the prompts and the teacher of its settings.
->>>>>>> tfds
 
 --format    --to
 """

@@ -85,7 +85,8 @@ _CANDIDATE = re.compile(
 _NOT_LINES = re.compile(
     r"\n[ \t]*\n|\\\[|\$\$|\\begin|\[asy\]|```"
     r"|^[ \t]*(?:\#+ .*\n|\d{1,3}[.)]\s|[-*•]\s)|\n[ \t]*[a-z]{2}"
-    r"|(?:[,:，：]|\b(?i:to|have|then|or|and|so|get|is|are|that|where|gives|thus))[ \t]*\n",
+    r"|(?:[,:，：]|\b(?i:to|have|then|or|and|so|get|is|are|that|where|gives|thus))"
+    r"[ \t]*\n",
     re.MULTILINE,
 )
 

@@ -10,6 +10,7 @@ Each is a stage with a manifest, like those of `stepjax.iterate`, which come aft
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,7 +94,9 @@ def make_labels(run: Run) -> None:
             advance(1)
     _read_all(journal)
     values = [journal.closed[problem.id] for problem in problems]
-    labels = [row for own in values for row in step_values.labels(own)]
+    labels = [
+        row for own in values for row in step_values.labels(own, hard=options.hard)
+    ]
     held = set(_last_problems(labels, run.settings.prm.heldout_count))
     if hosts.first():
         records.write_jsonl(folder / "values.jsonl", values)
@@ -109,14 +112,17 @@ def make_labels(run: Run) -> None:
 
 
 def make_prm(run: Run) -> None:
-    """Makes the PRM from M0 by SFT on step labels, and measures it on held-out ones."""
+    """Makes the PRM by SFT on step labels, and measures it on held-out ones."""
     inputs = run.dir.data("labels") | run.dir.data("labels_heldout")
+    options = run.settings.prm
+    if options.from_policy:
+        inputs |= _digest(run, "policy")
     stage = _model_stage(run, "prm", inputs)
     if stage.done:
         return
     rows = run.dir.read("labels", records.StepLabels)
-    prompt, length = run.settings.prm.prompt, run.settings.train.row_length
-    trees = [prm.tree(run.codec, row, prompt) for row in rows]
+    length, weight = run.settings.train.row_length, options.language_weight
+    trees = [prm.tree(run.codec, row, options.prompt, weight) for row in rows]
     ids = [row.id for row in rows]
     kept, dropped = sft.fitting_trees(trees, ids, length, "step label")
     if dropped:
@@ -128,8 +134,9 @@ def make_prm(run: Run) -> None:
     _train(
         run,
         stage,
-        run.settings.prm.phase,
+        options.phase,
         {"ift": [], "eft": kept},
+        start=run.dir.path / "init" / "policy" if options.from_policy else None,
         order=_PRM_ORDER,
         counts={"rows": len(kept), "dropped": len(dropped)},
         measure=lambda params: measure_prm(run, params, "labels_heldout"),
@@ -490,13 +497,14 @@ def _train(
     *,
     order: int,
     counts: dict[str, int],
+    start: pathlib.Path | None = None,
     measure: Callable[[Any], dict[str, Any]] | None = None,
 ) -> None:
-    """Trains a model from M0 for one phase, and commits its stage."""
+    """Trains a model for one phase, from M0 or from `start`; commits its stage."""
     folder = stage.manifest.parent
     params, updates = finetune.fit_phase(
         run,
-        run.params(0),
+        run.load(start) if start else run.params(0),
         phase,
         trees,
         model=stage.name,

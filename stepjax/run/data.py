@@ -111,7 +111,7 @@ def make_data(
     if data.world == "arithmetic":
         splits = _from_world(settings, kind, wanted)
     else:
-        splits = _from_files(data, kind, texts, wanted)
+        splits = _from_files(settings, kind, texts, wanted)
     questions = splits.pop("questions")
     splits |= {f"questions_{n}": rows for n, rows in enumerate(questions, 1)}
     checks.check_disjoint(splits)
@@ -160,28 +160,77 @@ def _initial_counts(settings: Settings) -> dict[str, int]:
 
 
 def _from_files(
-    data: Data, kind: Kind, texts: Templates, wanted: Sequence[int]
+    settings: Settings, kind: Kind, texts: Templates, wanted: Sequence[int]
 ) -> dict[str, Any]:
-    readers = READERS | {"eft": kind.readers}
-    names = {"ift": "ift", "eft": "eft", "question_file": "question", "test": "test"}
-    formats = {rows: getattr(data, f"{rows}_format") for rows in names.values()}
-    for rows, form in formats.items():
-        if form not in readers[rows]:
-            known = tuple(readers[rows])
-            raise ValueError(
-                f"data.{rows}_format={form!r}; expected one of {known} with judge.kind="
-                f"{kind.name!r}."
-            )
-    for name in names:
-        if not getattr(data, name):
-            raise ValueError(
-                f"data.{name} is empty; expected a file's path (or set data.world)."
-            )
-    ift, eft, pool, test = (
-        readers[rows][formats[rows]](getattr(data, name), texts)
-        for name, rows in names.items()
+    data = settings.data
+    ift = _read("data.ift", data.ift, data.ift_format, READERS["ift"], texts)
+    test = _read("data.test", data.test, data.test_format, READERS["test"], texts)
+    splits = {
+        "ift": ift[: data.ift_count or None],
+        "test": test[: data.test_count or None],
+    }
+    splits |= _made_from(settings, texts) if data.make_eft else _eft(data, kind, texts)
+    questions = _unused(
+        "data.question_file",
+        _questions("data.question_file", data.question_file, data, texts),
+        splits,
+        sum(wanted),
+        f"data.questions={tuple(wanted)}",
     )
-    ift, test = ift[: data.ift_count or None], test[: data.test_count or None]
+    starts = [sum(wanted[:n]) for n in range(len(wanted))]
+    splits["questions"] = [
+        questions[s : s + n] for s, n in zip(starts, wanted, strict=True)
+    ]
+    if data.make_eft:
+        mcts = settings.mcts
+        name = "mcts.question_file"
+        pool = _questions(name, mcts.question_file, mcts, texts)
+        asked = splits | {"asked": questions[: sum(wanted)]}
+        stated = f"mcts.questions={mcts.questions}"
+        pool = _unused(name, pool, asked, mcts.questions, stated)
+        splits["tree_questions"] = pool[: mcts.questions]
+    return splits
+
+
+def _read(
+    name: str, path: str, form: str, readers: dict[str, Reader], texts: Templates
+) -> list:
+    """Reads the file of a setting."""
+    if form not in readers:
+        raise ValueError(
+            f"{name}_format={form!r}; expected one of {tuple(readers)} with the other "
+            "settings as they are."
+        )
+    if not path:
+        raise ValueError(
+            f"{name} is empty; expected a file's path (or set data.world)."
+        )
+    return readers[form](path, texts)
+
+
+def _questions(name: str, path: str, section: Any, texts: Templates) -> list:
+    form = section.question_format
+    return _read(name, path, form, READERS["question"], texts)
+
+
+def _unused(
+    name: str, pool: list, splits: dict[str, list], count: int, stated: str
+) -> list:
+    """Returns the questions that are in no split; at least `count`."""
+    elsewhere = {row.problem for rows in splits.values() for row in rows}
+    left = [row for row in pool if row.problem not in elsewhere]
+    if len(left) < count:
+        raise ValueError(
+            f"{name} has {len(left)} questions that are in no other split; expected at "
+            f"least {count} for {stated}. Lower {stated.partition('=')[0]} or "
+            "data.ift_count."
+        )
+    return left
+
+
+def _eft(data: Data, kind: Kind, texts: Templates) -> dict[str, list]:
+    """Reads the EFT rows; the last problems are kept to measure the judge."""
+    eft = _read("data.eft", data.eft, data.eft_format, kind.readers, texts)
     problems = list(dict.fromkeys(row.problem for row in eft))
     if len(problems) < data.heldout_count:
         raise ValueError(
@@ -193,21 +242,31 @@ def _from_files(
     held = set(problems[first_held:]) if data.heldout_count else set()
     kept = [problem for problem in problems if problem not in held]
     train = set(kept[: data.eft_count or None])
-    elsewhere = {row.problem for rows in (ift, eft, test) for row in rows}
-    pool = [row for row in pool if row.problem not in elsewhere]
-    if len(pool) < sum(wanted):
-        raise ValueError(
-            f"{data.question_file} has {len(pool)} questions that are in no other "
-            f"split; expected at least {sum(wanted)} for data.questions="
-            f"{tuple(wanted)}. Lower data.questions or data.ift_count."
-        )
-    starts = [sum(wanted[:n]) for n in range(len(wanted))]
     return {
-        "ift": ift,
         "eft": [row for row in eft if row.problem in train],
         "heldout": [row for row in eft if row.problem in held],
-        "questions": [pool[s : s + n] for s, n in zip(starts, wanted, strict=True)],
-        "test": test,
+    }
+
+
+def _made_from(settings: Settings, texts: Templates) -> dict[str, list]:
+    """Reads the step labels that a PRM learns from, unless rollouts make them."""
+    prm = settings.prm
+    if prm.labels == "rollouts":
+        return {}
+    readers = sources.readers("labels")
+    rows = _read("prm.labels", prm.labels, prm.labels_format, readers, texts)
+    problems = list(dict.fromkeys(row.problem for row in rows))
+    if len(problems) <= prm.heldout_count:
+        raise ValueError(
+            f"{prm.labels} has {len(problems)} problems; expected more than "
+            f"prm.heldout_count={prm.heldout_count}, which are kept to measure the "
+            "PRM. Lower prm.heldout_count."
+        )
+    held = set(problems[len(problems) - prm.heldout_count :])
+    kept = [row for row in rows if row.problem not in held]
+    return {
+        "labels": kept[: prm.labels_count or None],
+        "labels_heldout": [row for row in rows if row.problem in held],
     }
 
 
