@@ -13,6 +13,8 @@ from absl import flags
 
 import stepjax
 from stepjax import config, forest, main, prompts, records
+from stepjax.initial_data import command as init_data
+from stepjax.initial_data import sources
 from stepjax.worlds import arithmetic
 
 ROOT = Path(__file__).parent.parent
@@ -94,7 +96,7 @@ def test_the_step_that_the_readme_shows_is_right_and_its_pair_is_in_the_data_pag
 
 
 def test_the_rows_of_the_data_page_can_be_read(tmp_path):
-    (shown,) = (block for block in blocks(DATA) if "ift.jsonl" in block)
+    (shown,) = (block for block in blocks(DATA) if block.startswith("ift.jsonl "))
     kinds = {
         "ift": records.Solution,
         "eft": records.Comparison,
@@ -109,6 +111,24 @@ def test_the_rows_of_the_data_page_can_be_read(tmp_path):
         (row,) = records.read_jsonl(path, kinds[name])
         if name == "ift":
             prompts.check_steps(prompts.Templates(), row.steps)
+
+
+def test_the_records_of_the_data_page_can_be_read(tmp_path):
+    (shown,) = (block for block in blocks(DATA) if block.startswith("question "))
+    parts = re.split(r"^(\w+) +", shown, flags=re.MULTILINE)[1:]
+    assert parts[::2] == list(sources.TYPES)
+    for to, text in zip(parts[::2], parts[1::2], strict=True):
+        (tmp_path / "x.jsonl").write_text(" ".join(text.split()) + "\n", "utf-8")
+        read = sources.read(tmp_path / "x.jsonl", "jsonl", to, prompts.Templates())
+        assert [type(row) for row in read] == [sources.TYPES[to]]
+
+
+def test_the_formats_of_the_data_page():
+    rows = re.findall(r"^\| (`[\w`, ]+`) \| [^|]+ \| ([^`|]+) \|$", DATA, re.MULTILINE)
+    said = {name: to for names, to in rows for name in re.findall(r"\w+", names)}
+    made = {form: ", ".join(makes) for form, makes in sources.FORMATS.items()}
+    made |= {"jsonl": "all below", init_data.PAIRS: "preference"}
+    assert said == made
 
 
 def test_the_config_and_the_prompts_of_the_data_page_are_valid():
@@ -130,7 +150,7 @@ def test_the_tfds_example_of_the_data_page_runs(tmp_path, monkeypatch):
 
 def test_the_defaults_of_the_data_page_are_those_of_the_config():
     c = config.default()
-    rows = re.findall(r"^\| `([\w.]+)` \| ([^|]+) \|", DATA, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+\.\w+)` \| ([^|]+) \|", DATA, re.MULTILINE)
     assert len(rows) == 7
     for name, value in rows:
         if name == "dpo.optimizer":

@@ -1,4 +1,4 @@
-"""What test_tfds.py runs as processes: it streams rows, and notes where it is.
+"""What test_tfds_stream.py runs as processes: it streams rows, and notes where it is.
 
     python tfds_program.py PLACE FILE '{"seed": 3, "host": 0, ...}' PAUSE
 

@@ -7,13 +7,13 @@ import functools
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 from absl import flags
 
 from stepjax import records
-from stepjax.initial_data import files, preferences, prm800k, sources
+from stepjax.initial_data import files, preferences, prm800k, sources, worked
 from stepjax.prompts import Templates
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ _USAGE = """usage: stepjax init-data ACTION [--NAME=VALUE ...]
   convert  --input=PATH --format=NAME --to=KIND --output=FILE
            a public data set to rows of stepjax, or to rows of other programs
   ift      --input=PATH --format=NAME --output=FILE [--cut=rules|teacher]
-           [--against=FILE,FILE ...]
-           solutions, cut into steps (IFT); problems of the evaluation files
-           named by --against are left out
+           solutions, cut into steps (IFT)
   eft      --input=PATH --format=NAME --output=FILE
            --explanation=none|template|teacher
            judgments of pairs that people rated (EFT), as in PRM800K
@@ -34,9 +32,17 @@ _USAGE = """usage: stepjax init-data ACTION [--NAME=VALUE ...]
   mcts     --config=FILE --workdir=DIR   pairs of steps by tree search
   eft      --config=FILE --workdir=DIR   judgments of these pairs by a teacher
 
+<<<<<<< HEAD
 PATH is a JSON, JSON lines or parquet file, also with .gz, or a folder of them.
+--rejects=FILE lists bad rows there instead of stopping at the first. --against=FILE,...
+leaves out problems of these evaluation files. --force replaces output files.
+--config=FILE brings the prompts and the teacher of its settings.
+=======
+PATH is a JSON, JSON lines or parquet file, also with .gz, or a folder of them; or
+tfds:NAME/SPLIT?FIELD=NAME&data_dir=DIR for rows of tensorflow-datasets.
 --rejects=FILE lists bad rows there instead of stopping at the first. --force replaces
 output files. --config=FILE also brings the prompts and the teacher of its settings.
+>>>>>>> tfds
 
 --format    --to
 """
@@ -61,7 +67,7 @@ _cut = flags.DEFINE_enum(
     "cut", "rules", ["rules", "teacher"], "init-data ift: who cuts the solutions."
 )
 _against = flags.DEFINE_list(
-    "against", [], "init-data ift: evaluation files whose problems are left out."
+    "against", [], "init-data: evaluation files whose problems are left out."
 )
 _explanation = flags.DEFINE_enum(
     "explanation",
@@ -180,17 +186,15 @@ def _ift(config: ml_collections.ConfigDict | None) -> None:
     if own_steps and _cut.value == "rules":
         rows, texts = _read("solution", config)
     else:
-        worked, texts = _read("worked", config)
+        whole, texts = _read("worked", config)
         if _cut.value == "teacher":
             ask = _teacher(config)
-            answers = ask([ift.teacher_prompt(texts, row) for row in worked])
+            answers = ask([ift.teacher_prompt(texts, row) for row in whole])
             cuts = [ift.read_teacher_cut(answer.text, texts) for answer in answers]
         else:
-            cuts = [ift.cut(row.solution) for row in worked]
-        rows, rejected = ift.solutions(worked, texts, cuts)
+            cuts = [ift.cut(row.solution) for row in whole]
+        rows, rejected = ift.solutions(whole, texts, cuts)
         print(ift.summary(rows, rejected), end="")
-    if _against.value:
-        rows = _decontaminated(rows)
     _write(rows)
 
 
@@ -205,10 +209,6 @@ def _rated(config: ml_collections.ConfigDict | None) -> None:
     kept = eft.keep(pairs, answers, texts, truth="the people")
     print(eft.table(kept.reasons))
     _write(kept.rows)
-
-
-def _decontaminated(rows: list[records.Solution]) -> list[records.Solution]:
-    raise NotImplementedError
 
 
 def _teacher(config: ml_collections.ConfigDict) -> Callable:
@@ -257,7 +257,7 @@ def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Temp
             parse = sources.parser(form, to)
             if parse is prm800k.labels:
                 parse = functools.partial(parse, neutral=_neutral.value)
-            rows = sources.read_with(path, parse, form, texts, rejects)
+            rows = sources.read_with(path, parse, form, texts, rejects, to=to)
     except ValueError:
         if rejects.rows:
             rejects.write(_rejects.value)
@@ -270,7 +270,30 @@ def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Temp
         print(f"  {count:,} rejected: {reason}")
     if bad:
         print(f"the rejected rows and their reasons are in {_rejects.value}")
-    return rows, texts
+    return _apart(rows) if _against.value else rows, texts
+
+
+def _apart(rows: list) -> list:
+    """Leaves out the rows whose problem shares text with one of --against."""
+    from stepjax.initial_data import decontaminate
+
+    evaluations = {
+        path: sources.read_with(path, _evaluated, "benchmark", Templates())
+        for path in _against.value
+    }
+    found = decontaminate.overlaps(rows, evaluations)
+    print(decontaminate.report(found, evaluations), end="")
+    for warning in decontaminate.warnings(_format.value, evaluations, found):
+        _say(f"stepjax: {warning}")
+    kept = decontaminate.remove(rows, found)
+    print(f"{len(rows) - len(kept):,} rows share text with them and are left out")
+    return kept
+
+
+def _evaluated(row: dict[str, Any], name: str, templates: Templates) -> list:
+    """Makes a question of a row of any benchmark, also of GSM8K's own."""
+    make = worked.gsm8k_question if "question" in row else worked.question
+    return make(row, name, templates)
 
 
 def _write(rows: Sequence) -> None:

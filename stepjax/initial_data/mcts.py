@@ -469,6 +469,7 @@ def to_row(tree: Tree) -> dict[str, Any]:
     nodes = []
     for node in tree.nodes:
         row = {name: value for name, value in vars(node).items() if name != "step"}
+        row["children"] = list(node.children)
         if node.step:
             row["step"] = dataclasses.asdict(node.step)
         nodes.append(row)

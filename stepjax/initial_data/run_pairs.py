@@ -53,4 +53,6 @@ def read(
             )
         return [Preference(pair.id, problem, steps, pair.chosen, pair.rejected)]
 
-    return sources.read_with(path, parse, "pairs", texts, rejects), texts
+    return sources.read_with(
+        path, parse, "pairs", texts, rejects, to="preference"
+    ), texts

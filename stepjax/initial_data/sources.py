@@ -16,6 +16,7 @@ from stepjax.initial_data import (
     preferences,
     prm800k,
     step_labels,
+    tfds,
     word_problems,
     worked,
 )
@@ -114,7 +115,7 @@ def read(
     """Reads the records of a file or a folder.
 
     Args:
-      path: see `files.rows`.
+      path: a file or a folder, see `files.rows`, or a place of TFDS, see `tfds`.
       form: its format, one of `FORMATS`.
       to: the records wanted, one of `TYPES`.
       templates: their step marker begins each step.
@@ -129,7 +130,7 @@ def read(
         format, or an id that an earlier row has, unless it is listed; or when no row
         is left; see also `files.rows` and `parser`.
     """
-    return read_with(path, parser(form, to), form, templates, rejects)
+    return read_with(path, parser(form, to), form, templates, rejects, to=to)
 
 
 def read_with(
@@ -138,21 +139,28 @@ def read_with(
     form: str,
     templates: Templates,
     rejects: files.Rejects | None = None,
+    *,
+    to: str,
 ) -> list:
     """Reads the records of a file with a given function for its rows; see `read`.
 
     Args:
-      path: see `files.rows`.
+      path: a file or a folder, see `files.rows`, or a place of TFDS, see `tfds`.
       parse: takes one row apart.
       form: name of the format, for the ids; ids of "jsonl" and "benchmark" go without.
       templates: their step marker begins each step.
       rejects: where bad rows are listed; None stops at the first.
+      to: the records wanted, one of `TYPES`.
     """
     rejects = rejects or files.Rejects(collect=False)
     prefix = "" if form in ("jsonl", "benchmark") else f"{form}-"
     made: list = []
     places: dict[str, str] = {}
-    for place, row in files.rows(path, rejects):
+    if tfds.is_place(str(path)):
+        found = tfds.rows(str(path), rejects, TYPES[to] if form == "jsonl" else None)
+    else:
+        found = files.rows(path, rejects)
+    for place, row in found:
         try:
             new = parse(row, prefix + place.name, templates)
             for record in new:

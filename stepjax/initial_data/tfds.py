@@ -18,7 +18,6 @@ with TensorFlow only, and TFDS 4.9.10 loses rows when it writes parquet.
 """
 
 import dataclasses
-import functools
 import json
 import reprlib
 import typing
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from stepjax import records
+from stepjax.initial_data import files
 from stepjax.initial_data.tfds_files import PREFIX, Place, library, open_split, parse
 
 TEXTS = (tuple[str, ...], list[str])  # types of a field that holds several texts
@@ -40,34 +40,40 @@ def is_place(text: str) -> bool:
     return text.startswith(PREFIX)
 
 
-def rows(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reads one split as JSON objects, for readers of a public schema.
+def rows(
+    text: str, rejects: files.Rejects, record_type: type | None = None
+) -> Iterator[tuple[files.Place, dict[str, Any]]]:
+    """Reads one split as `files.rows` reads a file.
 
     Args:
       text: its place, see the head of this file. A field that FIELD=NAME names is
         called FIELD; every other field of the dataset keeps its name.
+      rejects: where rows are counted and bad ones listed.
+      record_type: the dataclass that the rows are for: only its fields are taken, and
+        "id" is there; see `read`. None takes all fields as they are, for a reader of a
+        public schema.
 
     Yields:
-      (place, object): "PLACE row N" (from 0, for messages), and the row: texts,
-      numbers, and lists of them. A class label is its name. NaN, which JSON has not,
-      is None.
+      (place, object) of each row: texts, numbers, and lists of them. A class label is
+      its name. NaN, which JSON has not, is None.
 
     Raises:
-      ValueError: see `read`.
+      ValueError: "PLACE:N: reason" for a row that is not in UTF-8, unless it is listed;
+        see also `read`.
     """
-    place = parse(text)
-    split = open_split(place)
-    for name in place.fields.values():
-        if name not in split.features:
-            raise ValueError(
-                f"{place}: the dataset has no field {name!r}; its fields are "
-                f"{sorted(split.features)}."
-            )
-    renamed = set(place.fields.values())
-    names = {name: name for name in split.features if name not in renamed}
-    source = _Rows(place, split.rows, split.features, names | dict(place.fields))
+    source = _source(parse(text), record_type)
+    if not len(source):
+        raise ValueError(f"{source.place}: no rows; expected at least one.")
     for index in range(len(source)):
-        yield f"{place} row {index}", source[index][1]
+        found = source[index]
+        place = files.Place(str(source.place), index + 1, index + 1, source.name(index))
+        rejects.count()
+        try:
+            values = source.values(found)
+        except ValueError as error:
+            rejects.add(place, str(error), repr(found[1]))
+            continue
+        yield place, values
 
 
 def read(text: str, record_type: type) -> list:
@@ -85,7 +91,7 @@ def read(text: str, record_type: type) -> list:
     Raises:
       ValueError: "PLACE: reason; expected ..." when the dataset, version, split or a
         field is not there, or the files are not array_record, cut off or damaged;
-        "PLACE row N: reason" (from 0) for a row that does not fit or is not UTF-8, or
+        "PLACE:N: reason" (rows from 1) for a row that does not fit or is not UTF-8, or
         an id that an earlier row has.
     """
     return read_place(parse(text), record_type)
@@ -97,11 +103,11 @@ def read_place(place: Place, record_type: type) -> list:
     first: dict[str, int] = {}
     result = []
     for index in range(len(source)):
-        row = _record(source[index], place=place, record_type=record_type)
+        row = source.record(source[index])
         if first.setdefault(row.id, index) != index:
             raise ValueError(
-                f"{place} row {index}: id {row.id!r} is in row {first[row.id]} "
-                "already; expected every id once."
+                f"{place}:{index + 1}: id {row.id!r} is at {place}:"
+                f"{first[row.id] + 1} already; expected every id once."
             )
         result.append(row)
     return result
@@ -155,69 +161,87 @@ def stream(
     dataset = grain.MapDataset.source(source)
     if seed is not None:
         dataset = dataset.shuffle(seed=seed)
-    dataset = dataset.repeat(epochs)[host::hosts].map(
-        functools.partial(_record, place=place, record_type=record_type)
-    )
+    dataset = dataset.repeat(epochs)[host::hosts].map(source.record)
     return dataset.batch(batch_size, batch_fn=list) if batch_size else dataset
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """The rows of a split as grain takes a source: (index, object of JSON values)."""
+    """The rows of a split; grain takes it as a source of (index, row of TFDS)."""
 
     place: Place
     source: Any  # the rows as TFDS has them
     features: dict[str, Any]
     names: dict[str, str]  # field of the object → field of the dataset
+    record_type: type | None
 
     def __len__(self):
         return len(self.source)
 
     def __getitem__(self, index):
         try:
-            row = self.source[index]
+            return index, self.source[index]
         except Exception as error:  # of array_record, protobuf or a feature's decoder
             raise ValueError(
-                f"{self.place} row {index}: cannot be read ({error}); expected a whole "
+                f"{self.place}:{index + 1}: cannot be read ({error}); expected a whole "
                 "file. Make the dataset again."
             ) from error
-        values = {}
+
+    def name(self, index: int) -> str:
+        """Returns the id of a row that has none of its own."""
+        return f"{self.place.name}-{self.place.split}-{index}"
+
+    def values(self, found: tuple[int, dict]) -> dict[str, Any]:
+        """Returns the JSON object of a row, or raises ValueError(reason)."""
+        index, row = found
+        hints = typing.get_type_hints(self.record_type) if self.record_type else {}
+        values = {"id": self.name(index)} if self.record_type else {}
         for name, theirs in self.names.items():
             value = row
             for part in theirs.split("/"):
                 value = value[part]
             try:
-                values[name] = _plain(value, self.features[theirs])
+                value = _plain(value, self.features[theirs])
+                values[name] = _as_field(value, hints[name]) if hints else value
             except ValueError as error:
-                raise ValueError(
-                    f"{self.place} row {index}: field {theirs!r} {error}"
-                ) from error
-        return index, values
+                raise ValueError(f"field {theirs!r} {error}") from error
+        return values
+
+    def record(self, found: tuple[int, dict]) -> Any:
+        """Returns the record of a row, or raises ValueError("PLACE:N: reason")."""
+        try:
+            return records.from_object(self.values(found), self.record_type)
+        except ValueError as error:
+            raise ValueError(f"{self.place}:{found[0] + 1}: {error}") from error
 
 
-def _source(place: Place, record_type: type) -> _Rows:
-    """Opens a split for records: every field that has no default must be there."""
+def _source(place: Place, record_type: type | None) -> _Rows:
+    """Opens a split and finds the fields of a record, or all fields for None."""
     split = open_split(place)
-    fields = {field.name: field for field in dataclasses.fields(record_type)}
+    there, fields = split.features, {}
+    if record_type:
+        fields = {field.name: field for field in dataclasses.fields(record_type)}
+    names = {} if record_type else {name: name for name in there}
     for name, theirs in place.fields.items():
-        if name not in fields:
+        if record_type and name not in fields:
             raise ValueError(
                 f"{place}: {name}={theirs} names no field of {record_type.__name__}; "
                 f"expected one of {list(fields)}."
             )
-    names = {}
-    for name, field in fields.items():
+        names.pop(theirs, None)
+    for name in dict.fromkeys((*fields, *place.fields)):
         theirs = place.fields.get(name, name)
-        needed = name != "id" and field.default is dataclasses.MISSING
-        if theirs in split.features:
+        if theirs in there:
             names[name] = theirs
-        elif name in place.fields or needed:
+        elif name in place.fields or (
+            name != "id" and fields[name].default is dataclasses.MISSING
+        ):
+            wanted = f"{name!r} of {record_type.__name__}" if record_type else name
             raise ValueError(
-                f"{place}: the dataset has no field {theirs!r} for {name!r} of "
-                f"{record_type.__name__}; its fields are {sorted(split.features)}. Say "
-                f"which one it is: {place}?{name}=NAME."
+                f"{place}: the dataset has no field {theirs!r} for {wanted}; its "
+                f"fields are {sorted(there)}. Say which one it is: {place}?{name}=NAME."
             )
-    return _Rows(place, split.rows, split.features, names)
+    return _Rows(place, split.rows, there, names, record_type)
 
 
 def _plain(value: Any, feature: Any) -> Any:
@@ -242,26 +266,13 @@ def _plain(value: Any, feature: Any) -> Any:
     return None if value != value else value
 
 
-def _record(
-    found: tuple[int, dict[str, Any]], *, place: Place, record_type: type
-) -> Any:
-    """Returns the record of one row."""
-    index, values = found
-    hints = typing.get_type_hints(record_type)
-    record = {"id": f"{place.name}-{place.split}-{index}"}
-    try:
-        for name, value in values.items():
-            hint = hints[name]
-            if hint is str and type(value) is int:
-                value = str(value)
-            elif not (
-                is_text(hint) or hint in (int, float, list[int], *TEXTS, *NUMBERS)
-            ):
-                value = [json.loads(item) for item in value]
-            record[name] = value
-        return records.from_object(record, record_type)
-    except ValueError as error:
-        raise ValueError(f"{place} row {index}: {error}") from error
+def _as_field(value: Any, hint: Any) -> Any:
+    """Returns a JSON value as a record's field of this type takes it."""
+    if hint is str and type(value) is int:
+        return str(value)
+    if is_text(hint) or hint in (int, float, list[int], *TEXTS, *NUMBERS):
+        return value
+    return [json.loads(item) for item in value]  # stored so by `tfds_builder`
 
 
 def is_text(hint: Any) -> bool:

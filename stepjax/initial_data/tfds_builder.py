@@ -94,7 +94,7 @@ def write(
                 for field, value in vars(row).items():
                     if value != getattr(found, field):
                         raise ValueError(
-                            f"{place} row {index}: field {field!r} is "
+                            f"{place}:{index + 1}: field {field!r} is "
                             f"{reprlib.repr(value)} and reads back as "
                             f"{reprlib.repr(getattr(found, field))}; expected the same "
                             f"value. Has it the type of {record_type.__name__}?"
@@ -202,7 +202,7 @@ def _examples(splits: Mapping[str, Iterable], split: str, record_type: type) -> 
     def make() -> Iterator[tuple[int, dict]]:
         seen: dict[str, int] = {}
         for index, row in enumerate(splits[split]):
-            place = f"split {split!r} row {index}"
+            place = f"{split}:{index + 1}"
             if type(row) is not record_type:
                 raise ValueError(
                     f"{place}: {reprlib.repr(row)}; expected a {record_type.__name__}."
@@ -220,8 +220,8 @@ def _examples(splits: Mapping[str, Iterable], split: str, record_type: type) -> 
             first = seen.setdefault(row.id, index)
             if first != index:
                 raise ValueError(
-                    f"{place}: id {row.id!r} is in row {first} already; expected "
-                    "every id once."
+                    f"{place}: id {row.id!r} is at {split}:{first + 1} already; "
+                    "expected every id once."
                 )
             yield index, example
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepjax import prompts, records
-from stepjax.initial_data import sources, tfds
+from stepjax.initial_data import sources
 from stepjax.lm import hosts, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks
@@ -172,13 +172,7 @@ def _from_files(
                 f"data.{rows}_format={form!r}; expected one of {known} with judge.kind="
                 f"{kind.name!r}."
             )
-    for name, rows in names.items():
-        if tfds.is_place(getattr(data, name)) and formats[rows] != "jsonl":
-            raise ValueError(
-                f"data.{name}={getattr(data, name)!r} with data.{rows}_format="
-                f"{formats[rows]!r}; expected 'jsonl' for rows of TFDS. The place says "
-                "which field is which: ?problem=question."
-            )
+    for name in names:
         if not getattr(data, name):
             raise ValueError(
                 f"data.{name} is empty; expected a file's path (or set data.world)."

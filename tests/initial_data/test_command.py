@@ -9,10 +9,11 @@ from runs import CONFIG, command
 
 from stepjax import records
 from stepjax.initial_data import command as init_data
-from stepjax.initial_data import sources
+from stepjax.initial_data import eft, ift, sources
 from stepjax.pairs import Pair
 from stepjax.prompts import Templates
 from stepjax.records import Comparison, Preference, Solution, StepLabels
+from stepjax.run import data
 
 TEMPLATES = Templates()
 GSM8K = [{"question": f"{n}+1?", "answer": f"Add.\n#### {n + 1}"} for n in range(5)]
@@ -153,6 +154,102 @@ def test_judgments_of_ratings(init, explanation, text):
     name = "prm800k-x-0-1-0-1"
     assert first == Comparison(f"{name}-ab", "p", (), *steps, "A", text)
     assert (second.a, second.b, second.verdict) == (*steps[::-1], "B")
+
+
+def test_solutions_are_cut_by_rules(init, tmp_path):
+    first = "Step 1: First we add the two numbers, which gives us three."
+    solution = first[8:] + "\n\nThen we stop, since the answer is $\\boxed{3}$."
+    proof = {"problem": "Prove.", "solution": "Clear."}
+    records.write_jsonl("x.jsonl", [{"problem": "1+2?", "solution": solution}, proof])
+    arguments = ["--input=x.jsonl", "--format=numina", "--output=y.jsonl"]
+    status, out, _ = init("ift", *arguments)
+    assert status == 0 and "1 rejected: no boxed answer" in out
+    (made,) = records.read_jsonl("y.jsonl", Solution)
+    assert (made.id, made.problem, made.answer) == ("numina-x-0", "1+2?", "3")
+    assert len(made.steps) == 2 and made.steps[0] == first
+    # A run reads the same file in the same way.
+    assert data.READERS["ift"]["numina"]("x.jsonl", TEMPLATES) == [made]
+    records.write_jsonl("x.jsonl", [proof])
+    with pytest.raises(ValueError, match="none of the 1 solutions can be cut"):
+        data.READERS["ift"]["numina"]("x.jsonl", TEMPLATES)
+    status, out, err = init("ift", *arguments, "--force")
+    assert status == 1 and "nothing is left to write to y.jsonl" in err
+
+
+def test_problems_of_evaluations_are_left_out(init):
+    records.write_jsonl("x.jsonl", GSM8K)
+    records.write_jsonl("gsm8k.jsonl", [GSM8K[1], {"question": "9+9?"}])
+    records.write_jsonl("math.jsonl", [{"problem": "3+1?", "answer": "4"}])
+    arguments = ["--input=x.jsonl", "--format=gsm8k", "--output=y.jsonl"]
+    status, out, err = init("ift", *arguments, "--against=gsm8k.jsonl,math.jsonl")
+    assert status == 0 and "2 rows share text with them and are left out" in out
+    assert "gsm8k-x-1 and gsm8k.jsonl gsm8k-0 (exact)" in out
+    made = records.read_jsonl("y.jsonl", Solution)
+    assert [row.problem for row in made] == ["0+1?", "2+1?", "4+1?"]
+    # PRM800K has problems of the MATH test set.
+    records.write_jsonl("x.jsonl", [PRM800K])
+    arguments = ["--input=x.jsonl", "--format=prm800k", "--output=z.jsonl"]
+    _, _, err = init("eft", *arguments, "--against=math.jsonl")
+    assert "PRM800K labels solutions of problems of the MATH test set" in err
+
+
+def test_data_sets_with_steps_of_their_own_keep_them(init):
+    records.write_jsonl("x.jsonl", GSM8K)
+    arguments = ["--input=x.jsonl", "--format=gsm8k", "--output=y.jsonl"]
+    assert init("ift", *arguments)[0] == 0
+    made = records.read_jsonl("y.jsonl", Solution)
+    assert made == sources.read("x.jsonl", "gsm8k", "solution", TEMPLATES)
+
+
+def replay(path, answers):
+    """A teacher's answers in a file, and the settings that name it."""
+    records.write_jsonl(path, answers)
+    return [f"--config={CONFIG}", "--config.teacher.backend=replay"] + [
+        f"--config.teacher.file={path}",
+        "--config.data.world=",
+    ]
+
+
+def test_a_teacher_cuts_solutions(init):
+    solution = r"First add. It is $\boxed{3}$."
+    row = {"problem": "1+2?", "solution": solution, "id": "own"}
+    records.write_jsonl("x.jsonl", [row, row | {"id": "other", "problem": "2+1?"}])
+    whole = sources.read("x.jsonl", "math", "worked", TEMPLATES)
+    texts = ["Step 1: First add.\nStep 2: It is $\\boxed{3}$.", "Step 1: Add more."]
+    answers = [
+        {"prompt": ift.teacher_prompt(TEMPLATES, row), "text": text}
+        for row, text in zip(whole, texts, strict=True)
+    ]
+    arguments = ["--input=x.jsonl", "--format=math", "--output=y.jsonl"]
+    teacher = replay("answers.jsonl", answers)
+    status, out, err = init("ift", *arguments, "--cut=teacher", *teacher)
+    assert status == 0, err
+    (made,) = records.read_jsonl("y.jsonl", Solution)
+    assert made.id == "own" and len(made.steps) == 2
+    assert "1 rejected: the boxed answer is gone" in out
+
+
+def test_a_teacher_explains_ratings(init):
+    records.write_jsonl("x.jsonl", [PRM800K])
+    pairs = sources.read("x.jsonl", "prm800k", "preference", TEMPLATES)
+    texts = ["A is so. [[A]]", "B is so. [[B]]"]
+    answers = [
+        {"prompt": prompt, "text": text}
+        for prompt, text in zip(eft.requests(pairs, TEMPLATES), texts, strict=True)
+    ]
+    arguments = ["--input=x.jsonl", "--format=prm800k", "--output=y.jsonl"]
+    teacher = replay("answers.jsonl", answers)
+    status, out, err = init("eft", *arguments, "--explanation=teacher", *teacher)
+    assert status == 0, err
+    made = records.read_jsonl("y.jsonl", Comparison)
+    assert [row.verdict for row in made] == ["A", "B"]
+    assert [row.explanation for row in made] == ["A is so. ", "B is so. "]
+    assert "teacher disagrees with the people" in out
+    teacher.append("--config.teacher.backend=local")
+    status, _, err = init(
+        "eft", *arguments, "--explanation=teacher", *teacher, "--force"
+    )
+    assert status == 1 and "teacher.backend='local'; expected 'http' or 'replay'" in err
 
 
 def test_pairs_of_a_run(init, finished):
