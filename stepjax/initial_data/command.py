@@ -272,7 +272,9 @@ def _apart(rows: list) -> list:
     from stepjax.initial_data import decontaminate
 
     evaluations = {
-        path: sources.read_with(path, _evaluated, "benchmark", Templates())
+        path: sources.read_with(
+            path, _evaluated, "benchmark", Templates(), to="question"
+        )
         for path in _against.value
     }
     found = decontaminate.overlaps(rows, evaluations)

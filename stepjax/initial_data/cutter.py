@@ -15,7 +15,7 @@ MOST_STEPS = 20  # a search makes at most this many steps (search.max_expansions
 _LONG = 200  # characters; a longer paragraph is cut into sentences
 _ENOUGH = 80  # characters; sentences are joined until they have this many
 _SHORT = 12  # characters; a shorter paragraph ("OR") joins the next one
-_WINDOW = 60  # characters that are looked at on each side of a possible cut
+_WINDOW = 30  # characters that are looked at on each side of a possible cut
 
 # "Step 3:" at the start of a line or a sentence, with the marks that people put there.
 _NUMBER = r"step\s+\d{1,4}"
