@@ -251,7 +251,8 @@ def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Temp
             parse = sources.parser(form, to)
             if parse is prm800k.labels:
                 parse = functools.partial(parse, neutral=_neutral.value)
-            rows = sources.read_with(path, parse, form, texts, rejects, to=to)
+            own = sources.TYPES[to] if form == "jsonl" else None
+            rows = sources.read_with(path, parse, form, texts, rejects, own=own)
     except ValueError:
         if rejects.rows:
             rejects.write(_rejects.value)

@@ -53,6 +53,4 @@ def read(
             )
         return [Preference(pair.id, problem, steps, pair.chosen, pair.rejected)]
 
-    return sources.read_with(
-        path, parse, "pairs", texts, rejects, to="preference"
-    ), texts
+    return sources.read_with(path, parse, "pairs", texts, rejects), texts

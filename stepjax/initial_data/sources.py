@@ -130,7 +130,8 @@ def read(
         format, or an id that an earlier row has, unless it is listed; or when no row
         is left; see also `files.rows` and `parser`.
     """
-    return read_with(path, parser(form, to), form, templates, rejects, to=to)
+    parse, own = parser(form, to), TYPES[to] if form == "jsonl" else None
+    return read_with(path, parse, form, templates, rejects, own=own)
 
 
 def read_with(
@@ -140,7 +141,7 @@ def read_with(
     templates: Templates,
     rejects: files.Rejects | None = None,
     *,
-    to: str,
+    own: type | None = None,
 ) -> list:
     """Reads the records of a file with a given function for its rows; see `read`.
 
@@ -150,14 +151,15 @@ def read_with(
       form: name of the format, for the ids; ids of "jsonl" and "benchmark" go without.
       templates: their step marker begins each step.
       rejects: where bad rows are listed; None stops at the first.
-      to: the records wanted, one of `TYPES`.
+      own: the type of the records where the rows are in our own format: of a dataset of
+        TFDS, only its fields are taken.
     """
     rejects = rejects or files.Rejects(collect=False)
     prefix = "" if form in ("jsonl", "benchmark") else f"{form}-"
     made: list = []
     places: dict[str, str] = {}
     if tfds.is_place(str(path)):
-        found = tfds.rows(str(path), rejects, TYPES[to] if form == "jsonl" else None)
+        found = tfds.rows(str(path), rejects, own)
     else:
         found = files.rows(path, rejects)
     for place, row in found:
