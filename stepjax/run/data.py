@@ -180,18 +180,19 @@ def _from_files(
         sum(wanted),
         f"data.questions={tuple(wanted)}",
     )
-    starts = [sum(wanted[:n]) for n in range(len(wanted))]
-    splits["questions"] = [
-        questions[s : s + n] for s, n in zip(starts, wanted, strict=True)
-    ]
+    questions = questions[: sum(wanted)]
     if data.make_eft:
         mcts = settings.mcts
         name = "mcts.question_file"
         pool = _questions(name, mcts.question_file, mcts, texts)
-        asked = splits | {"asked": questions[: sum(wanted)]}
+        elsewhere = splits | {"questions": questions}
         stated = f"mcts.questions={mcts.questions}"
-        pool = _unused(name, pool, asked, mcts.questions, stated)
+        pool = _unused(name, pool, elsewhere, mcts.questions, stated)
         splits["tree_questions"] = pool[: mcts.questions]
+    starts = [sum(wanted[:n]) for n in range(len(wanted))]
+    splits["questions"] = [
+        questions[s : s + n] for s, n in zip(starts, wanted, strict=True)
+    ]
     return splits
 
 
