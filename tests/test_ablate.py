@@ -12,6 +12,7 @@ from stepjax import ablate, config, iterate, records, srlm
 from stepjax.initial_data import eft_stage, stages
 from stepjax.lm import files
 from stepjax.pairs import Pair
+from stepjax.run import finetune
 from stepjax.run.run import Run
 from stepjax.trajectory import from_row
 from stepjax.worlds import arithmetic
@@ -187,7 +188,7 @@ def test_the_same_command_again_runs_nothing(ablation, monkeypatch):
 
     for owner, name in (
         (iterate, "_train_on_pairs"),
-        (iterate, "_sft_phase"),
+        (finetune, "fit_phase"),
         (Run, "fit"),
     ):
         monkeypatch.setattr(owner, name, refuse)
