@@ -41,7 +41,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     completions; mcts.py: tree search for pairs; teacher.py: who judges
                     them: a server (teacher_http.py), a model of ours (teacher_local.py)
                     or a file; teacher_answers.py: keeps answers; eft.py: which of the
-                    judgments are kept; stages.py: all this as stages of a run
+                    judgments are kept; stages.py, eft_stage.py: all this as stages of
+                    a run
     worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py,
                     arithmetic_srlm.py, arithmetic_teacher.py
     run/            run.py: a run, what its stages share; rundir.py: finished stages and

@@ -154,13 +154,7 @@ def _in_run(action: str, open_run: Callable[[], "Run"]) -> None:
     run = open_run()
     from stepjax.initial_data import stages
 
-    if action == "prm":
-        stages.make_prm(run)
-    elif action == "mcts":
-        stages.make_policy(run)
-        stages.make_pairs(run)
-    else:
-        stages.make_eft(run)
+    stages.make(run, action)
 
 
 def _convert(config: ml_collections.ConfigDict | None) -> None:

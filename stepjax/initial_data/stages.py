@@ -1,64 +1,64 @@
 """The stages of a run that make its EFT rows: policy, PRM, tree search, teacher.
 
-Each is a stage with a manifest, like those of `stepjax.iterate`, which come after:
+A run has them if `data.make_eft` is set. Each is a stage with a manifest, like those of
+`stepjax.iterate`, which come after:
 
-    DIR/init/policy/   M0 after SFT on the IFT rows alone
-    DIR/init/prm/      M0 after SFT on step labels; what it is worth on held-out ones
-    DIR/init/trees.jsonl  pairs.jsonl   what policy and PRM find together
-    DIR/init/teacher.jsonl  dropped.jsonl   the teacher's answers; pairs not kept, why
-    DIR/data/eft.jsonl      the rows that M1 learns to judge from
+    DIR/init/policy/      M0 after SFT on the IFT rows alone
+    DIR/init/values.jsonl   with prm.labels="rollouts": what the policy's steps are
+                          worth; DIR/data/labels.jsonl, labels_heldout.jsonl: the
+                          labels that follow from it
+    DIR/init/prm/         M0 after SFT on step labels, and how good it is on others
+    DIR/init/trees.jsonl, pairs.jsonl   what policy and PRM find together
+    DIR/data/eft.jsonl    the rows that M1 learns to judge from (`eft_stage`)
 """
 
-import dataclasses
+import collections
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from stepjax import forest, records, sft
 from stepjax.evaluation import answers
-from stepjax.initial_data import (
-    eft,
-    mcts,
-    prm,
-    rollouts,
-    step_values,
-    teacher,
-    teacher_local,
-)
+from stepjax.initial_data import mcts, prm, rollouts, step_values
+from stepjax.initial_data.eft_stage import make_eft, write_pairs
 from stepjax.initial_data.step_values import StepValues
-from stepjax.lm import hf_config, hosts, sharding, tokenizer, weights
-from stepjax.lm import model as lm
-from stepjax.lm.sampler import Sampler
-from stepjax.run import finetune, rollout, rundir
+from stepjax.lm import hosts
+from stepjax.run import data, finetune, rollout, rundir
 from stepjax.run.run import Run
-from stepjax.worlds import arithmetic_teacher
 
 # Numbers of the phases, from which their shuffles are drawn; M1's begin with 0.
 _POLICY_ORDER, _PRM_ORDER = 1000, 1001
 
 
-def make(run: Run) -> None:
+def make(run: Run, last: str = "eft") -> None:
     """Makes the EFT rows of a run, or what is left to do of that.
 
     Nothing happens in a run whose EFT rows come from a file or from a world.
+
+    Args:
+      run: the run.
+      last: the stage after which it ends: "prm", "mcts" or "eft".
     """
-    if run.settings.data.make_eft:
+    options = run.settings.prm
+    if not run.settings.data.make_eft:
+        return
+    if last != "prm" or options.from_policy or options.labels == "rollouts":
         make_policy(run)
-        make_labels(run)
-        make_prm(run)
+    make_labels(run)
+    make_prm(run)
+    if last != "prm":
         make_pairs(run)
+    if last == "eft":
         make_eft(run)
 
 
 def make_policy(run: Run) -> None:
     """Makes the policy from M0 by SFT on the IFT rows alone."""
-    inputs = run.dir.data("ift")
-    stage = _model_stage(run, "policy", inputs)
+    stage = _model_stage(run, "policy", run.dir.data("ift"))
     if stage.done:
         return
     trees = {"ift": run.ift_trees, "eft": []}
-    phase = run.settings.mcts.phase
-    _train(run, stage, phase, trees, order=_POLICY_ORDER, counts={})
+    _train(run, stage, run.settings.mcts.phase, trees, order=_POLICY_ORDER, counts={})
 
 
 def make_labels(run: Run) -> None:
@@ -69,46 +69,59 @@ def make_labels(run: Run) -> None:
     if run.settings.prm.labels != "rollouts":
         return
     folder, options = run.dir.path / "init", run.settings.rollouts
-    inputs = run.dir.data("ift") | _digest(run, "policy")
+    inputs = run.dir.data("ift") | _digests(run, "policy")
     stage = run.dir.stage("rollouts", folder / "values.json", inputs, "values.partial*")
     if stage.done:
         return
     rows = run.dir.read("ift", records.Solution)[: options.problems or None]
     problems = [records.Problem(row.id, row.problem, row.answer) for row in rows]
-    journal = _journal(folder / "values.partial.jsonl", inputs, StepValues)
-    mine = [p for p in hosts.share(problems) if p.id not in journal.closed]
-    params = run.for_sampling(run.load(folder / "policy"))
-    sampler = rollout.open_sampler(run, params, run.settings.search.context_tokens)
-    seed = run.settings.seed
-
-    def is_correct(problem: records.Problem, text: str) -> bool:
-        return answers.equivalent(answers.extract(text), problem.answer)
-
-    done = len(hosts.share(problems)) - len(mine)
-    with run.monitor.progress("rollouts", done + len(mine), "problem", done) as advance:
-        tried = rollouts.solutions(sampler, run.codec, mine, options, seed=seed)
-        for value in rollouts.values(
-            sampler, run.codec, tried, is_correct, options, seed=seed
-        ):
-            journal.add([value], {})
-            advance(1)
-    _read_all(journal)
+    journal = rundir.Journal(
+        folder / "values.partial.jsonl",
+        inputs,
+        to_row=vars,
+        from_row=lambda row: records.from_object(row, StepValues),
+        name=lambda values: values.id,
+    )
+    _estimate_values(run, problems, journal)
     values = [journal.closed[problem.id] for problem in problems]
     labels = [
         row for own in values for row in step_values.labels(own, hard=options.hard)
     ]
-    held = set(_last_problems(labels, run.settings.prm.heldout_count))
+    count = run.settings.prm.heldout_count
+    labels, heldout = data.hold_out(
+        labels, "prm.heldout_count", count, source="what rollouts.problems gave labels"
+    )
     if hosts.first():
         records.write_jsonl(folder / "values.jsonl", values)
-        data = run.dir.path / "data"
-        records.write_jsonl(
-            data / "labels.jsonl", [r for r in labels if r.problem not in held]
-        )
-        records.write_jsonl(
-            data / "labels_heldout.jsonl", [r for r in labels if r.problem in held]
-        )
+        records.write_jsonl(folder / "../data/labels.jsonl", labels)
+        records.write_jsonl(folder / "../data/labels_heldout.jsonl", heldout)
     written = ["values.jsonl", "../data/labels.jsonl", "../data/labels_heldout.jsonl"]
-    stage.commit(written, counts={"problems": len(values), "labelled": len(labels)})
+    counts = {"problems": len(values), "rows": len(labels), "heldout": len(heldout)}
+    stage.commit(written, counts=counts)
+
+
+def _estimate_values(
+    run: Run, problems: Sequence[records.Problem], journal: rundir.Journal
+) -> None:
+    """Tries this host's problems, as many of them as the journal does not have."""
+    options, seed = run.settings.rollouts, run.settings.seed
+    params = run.for_sampling(run.load(run.dir.path / "init" / "policy"))
+    sampler = rollout.open_sampler(run, params, run.settings.search.context_tokens)
+
+    def is_correct(problem: records.Problem, text: str) -> bool:
+        return answers.equivalent(answers.extract(text), problem.answer)
+
+    mine = hosts.share(problems)
+    todo, _ = journal.rest(mine, run.slots)
+    done = len(mine) - len(todo)
+    with run.monitor.progress("rollouts", len(mine), "problem", done) as advance:
+        tried = rollouts.solutions(sampler, run.codec, todo, options, seed=seed)
+        for values in rollouts.values(
+            sampler, run.codec, tried, is_correct, options, seed=seed
+        ):
+            journal.add([values], {})
+            advance(1)
+    journal.finish([])
 
 
 def make_prm(run: Run) -> None:
@@ -116,7 +129,7 @@ def make_prm(run: Run) -> None:
     inputs = run.dir.data("labels") | run.dir.data("labels_heldout")
     options = run.settings.prm
     if options.from_policy:
-        inputs |= _digest(run, "policy")
+        inputs |= _digests(run, "policy")
     stage = _model_stage(run, "prm", inputs)
     if stage.done:
         return
@@ -124,7 +137,7 @@ def make_prm(run: Run) -> None:
     length, weight = run.settings.train.row_length, options.language_weight
     trees = [prm.tree(run.codec, row, options.prompt, weight) for row in rows]
     ids = [row.id for row in rows]
-    kept, dropped = sft.fitting_trees(trees, ids, length, "step label")
+    kept, dropped = sft.fitting_trees(trees, ids, length, "labels")
     if dropped:
         run.monitor.say(
             f"prm: {len(dropped)} of {len(trees)} labelled solutions are longer than "
@@ -135,57 +148,64 @@ def make_prm(run: Run) -> None:
         run,
         stage,
         options.phase,
-        {"ift": [], "eft": kept},
+        {"ift": [], "eft": kept},  # the PRM's rows take the place of EFT rows
         start=run.dir.path / "init" / "policy" if options.from_policy else None,
         order=_PRM_ORDER,
         counts={"rows": len(kept), "dropped": len(dropped)},
-        measure=lambda params: measure_prm(run, params, "labels_heldout"),
+        measure=lambda params: measure_prm(run, params),
     )
-    run.monitor.say(f"prm: {_in_words(stage.done['metrics'])}")
+    run.monitor.say(f"prm: {in_words(stage.done['metrics'])}")
 
 
-def measure_prm(run: Run, params: Any, name: str) -> dict[str, Any]:
-    """Returns what the PRM is worth on a data file of the run; see `prm.metrics`."""
-    rows = run.dir.read(name, records.StepLabels)
-    return measure_on(run, params, rows, name)[0] if rows else {}
+def measure_prm(run: Run, params: Any) -> dict[str, Any]:
+    """Returns how good a PRM is on the held-out labels of the run.
+
+    Returns:
+      `prm.metrics`, and as "left_out" the number of solutions that are too long to be
+      read; nothing where no labels are held out.
+    """
+    rows = run.dir.read("labels_heldout", records.StepLabels)
+    if not rows:
+        return {}
+    kept, probabilities = read_steps(run, params, rows, "heldout")
+    return prm.metrics(kept, probabilities) | {"left_out": len(rows) - len(kept)}
 
 
-def measure_on(run: Run, params: Any, rows, name: str) -> tuple[dict[str, Any], list]:
-    """Measures a PRM on labelled solutions.
+def read_steps(
+    run: Run, params: Any, rows: Sequence[records.StepLabels], name: str
+) -> tuple[list[records.StepLabels], list[list[float]]]:
+    """Lets a PRM read labelled solutions.
 
     Args:
       run: the run.
       params: of the PRM.
-      rows: `records.StepLabels`.
+      rows: the solutions; their labels are not read.
       name: of the rows, for people.
 
     Returns:
-      (`prm.metrics` and the number of solutions left out because they are too long,
-      (row, probabilities of its steps) of each solution that was read).
+      (the rows that fit into search.context_tokens, for each of them the probability
+      of every step).
     """
-    settings, codec = run.settings, run.codec
-    prompt, capacity = settings.prm.prompt, settings.search.context_tokens
+    codec, prompt = run.codec, run.settings.prm.prompt
+    capacity = run.settings.search.context_tokens
 
     def fits(row: records.StepLabels) -> bool:
-        steps = tuple(codec.step(text) for text in row.steps)
-        solving = prm.Solving(row.problem, steps)
+        solving = prm.Solving(row.problem, tuple(map(codec.step, row.steps)))
         return len(prm.context(codec, solving, prompt)) <= capacity
 
-    kept = [row for row in rows if fits(row)]
+    kept = list(filter(fits, rows))
     mine = hosts.share(kept)
     sampler = rollout.open_sampler(run, run.for_sampling(params), capacity)
     score = prm.make_scorer(sampler, codec, width=1, prompt=prompt)
-    with run.monitor.progress(f"prm eval {name}", len(mine), "solution") as advance:
+    with run.monitor.progress(f"prm reads {name}", len(mine), "solution") as advance:
         read = prm.read(score, codec, mine, slots=run.slots, on_done=advance)
-    read = hosts.merge(read, run.dir.path / "init", f"prm_{name}")
-    left_out = {"left_out": len(rows) - len(kept)}
-    return prm.metrics(kept, read) | left_out, list(zip(kept, read, strict=True))
+    return kept, hosts.merge(read, run.dir.path / "init", f"prm_{name}")
 
 
 def make_pairs(run: Run) -> None:
     """Searches the tree questions with policy and PRM, and keeps pairs of steps."""
-    folder = run.dir.path / "init"
-    inputs = run.dir.data("tree_questions") | _digest(run, "policy", "prm")
+    folder, options = run.dir.path / "init", run.settings.mcts
+    inputs = run.dir.data("tree_questions") | _digests(run, "policy", "prm")
     stage = run.dir.stage("mcts", folder / "mcts.json", inputs, "trees.partial*")
     if stage.done:
         return
@@ -198,39 +218,40 @@ def make_pairs(run: Run) -> None:
     )
     tokens = _search(run, questions, journal)
     trees = [journal.closed[question.id] for question in questions]
-    options = run.settings.mcts
-    pairs = [
-        pair
-        for tree in trees
-        for pair in mcts.pairs(
-            tree, per_layer=options.pairs_per_layer, min_margin=options.min_margin
+    kept = {"per_layer": options.pairs_per_layer, "min_margin": options.min_margin}
+    pairs = [pair for tree in trees for pair in mcts.pairs(tree, **kept)]
+    if not pairs:
+        raise ValueError(
+            f"the tree search of {len(trees)} questions found no pair of steps whose "
+            f"PRM probabilities differ by mcts.min_margin={options.min_margin}; "
+            "expected at least one. Raise mcts.temperature, or train policy and PRM "
+            "longer."
         )
-    ]
     if hosts.first():
         records.write_jsonl(folder / "trees.jsonl", map(mcts.to_row, trees))
-        records.write_jsonl(folder / "pairs.jsonl", map(pair_row, pairs))
-    counts = mcts.summary(trees) | {"pairs": len(pairs)} | tokens
+        write_pairs(run, pairs)
+    found = mcts.summary(trees) | {"pairs": len(pairs)}
     run.monitor.restart("mcts", "policy")
-    run.monitor.log("mcts", "policy", 0, counts)
-    stage.commit(["trees.jsonl", "pairs.jsonl"], counts=counts)
+    run.monitor.log("mcts", "policy", 0, found)
+    stage.commit(["trees.jsonl", "pairs.jsonl"], counts=found | tokens)
 
 
-def _search(run: Run, questions, journal: rundir.Journal) -> dict[str, int]:
-    """Searches this host's questions.
+def _search(
+    run: Run, questions: Sequence[records.Question], journal: rundir.Journal
+) -> dict[str, int]:
+    """Searches this host's questions, as many of them as the journal does not have.
 
     Returns:
-      How many tokens this process computed: "tokens"; how many it would have computed
-      if the context of every sampled step and of every step that the PRM read had been
-      computed again: "tokens_by_node"; and if that of every expansion and simulated
-      step had been: "tokens_by_expansion".
+      "tokens": how many tokens this process computed, and the counts of `_counted`.
+      What an earlier process did is not counted.
     """
-    settings, codec, folder = run.settings, run.codec, run.dir.path / "init"
+    settings, codec = run.settings, run.codec
     options, capacity = settings.mcts, settings.search.context_tokens
     prompt, most = settings.prm.prompt, settings.search.max_step_tokens
     writer, reader = (
         rollout.open_sampler(
             run,
-            run.for_sampling(run.load(folder / name)),
+            run.for_sampling(run.load(run.dir.path / "init" / name)),
             capacity,
             remember=options.remember_tokens,
         )
@@ -245,24 +266,7 @@ def _search(run: Run, questions, journal: rundir.Journal) -> dict[str, int]:
         max_tokens=most,
     )
     score = prm.make_scorer(reader, codec, width=options.width, prompt=prompt)
-    by_node = by_expansion = 0
-
-    def proposed(leaves, samples: int):
-        nonlocal by_node, by_expansion
-        for leaf in leaves.values():
-            context = len(codec.solve_prompt(leaf.problem)) + sum(map(len, leaf.steps))
-            by_node += samples * context
-            by_expansion += context
-        return propose(leaves, samples)
-
-    def scored(solving, candidates):
-        nonlocal by_node, by_expansion
-        for slot, own in candidates.items():
-            context = len(prm.context(codec, solving[slot], prompt))
-            steps = sum(len(codec.as_line(ids)) for ids in own)
-            by_node += len(own) * context + steps
-            by_expansion += context + steps
-        return score(solving, candidates)
+    propose, score, tokens = _counted(run, propose, score)
 
     def fits(solving: prm.Solving) -> bool:
         written = sum(solving.steps, codec.solve_prompt(solving.problem))
@@ -273,14 +277,6 @@ def _search(run: Run, questions, journal: rundir.Journal) -> dict[str, int]:
         writer.forget(slot)
         reader.forget(slot)
 
-    mine = hosts.share(questions)
-    active = {  # with another number of hosts, some problems are now another host's
-        slot: tree
-        for slot, tree in journal.active.items()
-        if slot < run.slots and tree.question in mine
-    }
-    begun = {tree.question.id for tree in active.values()} | journal.closed.keys()
-    todo = [question for question in mine if question.id not in begun]
     closed: list[mcts.Tree] = []
 
     def pause(in_flight) -> None:
@@ -288,17 +284,19 @@ def _search(run: Run, questions, journal: rundir.Journal) -> dict[str, int]:
         # caches, so that both compute the same bits.
         for sampler in (writer, reader):
             sampler.hold({slot: () for slot in range(run.slots)})
-            for slot in range(run.slots):
-                sampler.forget(slot)
+        for slot in range(run.slots):
+            free(slot)
         journal.add(closed, in_flight)
         closed.clear()
 
-    done = sum(question.id in journal.closed for question in mine)
+    mine = hosts.share(questions)
+    todo, active = journal.rest(mine, run.slots)
+    done = len(mine) - len(todo) - len(active)
     with run.monitor.progress("mcts", len(mine), "problem", done) as advance:
         for tree in mcts.tree_search(
             todo,
-            proposed,
-            scored,
+            propose,
+            score,
             slots=run.slots,
             width=options.width,
             options=mcts.Options(
@@ -315,176 +313,63 @@ def _search(run: Run, questions, journal: rundir.Journal) -> dict[str, int]:
         ):
             closed.append(tree)
             advance(1)
-    journal.add(closed, {})
-    _read_all(journal)
+    journal.finish(closed)
     computed = sum(s.computed + s.fed_tokens + s.new_tokens for s in (writer, reader))
-    return {
-        "tokens": computed,
-        "tokens_by_node": by_node + writer.new_tokens,
-        "tokens_by_expansion": by_expansion + writer.new_tokens,
-    }
+    sampled = {name: count + writer.new_tokens for name, count in tokens.items()}
+    return {"tokens": computed} | sampled
 
 
-def _read_all(journal: rundir.Journal) -> None:
-    """Waits for all hosts, and reads what they have written."""
-    if hosts.count() > 1:
-        hosts.barrier(f"{journal.path.name} written")
-        journal.read()
+def _counted(
+    run: Run, propose: mcts.Propose, score: prm.Scorer
+) -> tuple[mcts.Propose, prm.Scorer, collections.Counter]:
+    """Counts the tokens of a search that computes every context again.
 
-
-def _journal(path, inputs, record_type: type) -> rundir.Journal:
-    """Returns a journal of records."""
-    return rundir.Journal(
-        path,
-        inputs,
-        to_row=vars,
-        from_row=lambda row: records.from_object(row, record_type),
-        name=lambda record: record.id,
-    )
-
-
-# The teacher, and the filter.
-
-
-def make_eft(run: Run) -> None:
-    """Lets a teacher judge the pairs, and keeps what agrees, as the run's EFT rows."""
-    folder, settings = run.dir.path / "init", run.settings
-    inputs = {"pairs": rundir.file_digest(folder / "pairs.jsonl")}
-    stage = run.dir.stage("eft", folder / "eft.json", inputs)
-    if stage.done:
-        return
-    counts = {}
-    if hosts.first():
-        rows = [row for _, row in records.read_objects(folder / "pairs.jsonl")]
-        margins = [best - worst for best, worst in map(_probabilities, rows)]
-        pairs = [records.from_object(row, records.Preference) for row in rows]
-        prompts = eft.requests(pairs, run.codec.templates)
-        with run.monitor.progress("teacher", len(prompts), "judgment") as advance:
-            given = _teacher(run, pairs, advance)(prompts)
-        kept = eft.keep(
-            pairs,
-            given,
-            run.codec.templates,
-            undecided_margin=settings.teacher.undecided_margin,
-            margins=margins,
-        )
-        for line in eft.table(kept.reasons).rstrip().split("\n"):
-            run.monitor.say(line)
-        counts = kept.reasons | _write_eft(run, kept)
-    stage.commit(_written(run), counts=counts)
-
-
-def _probabilities(row: dict[str, Any]) -> list[float]:
-    """Takes the two probabilities out of a line of pairs.jsonl."""
-    return row.pop("probabilities")
-
-
-def _write_eft(run: Run, kept: eft.Kept) -> dict[str, int]:
-    """Writes the EFT rows of a run, those held out, and the pairs that were dropped."""
-    data, folder = run.settings.data, run.dir.path / "init"
-    if not kept.rows:
-        raise ValueError(
-            f"the filter kept none of {sum(kept.reasons.values())} pairs; expected at "
-            f"least one. {folder / 'teacher.jsonl'} has the teacher's answers."
-        )
-    records.write_jsonl(folder / "dropped.jsonl", kept.dropped)
-    held = set()
-    if not data.world:
-        held = set(_last_problems(kept.rows, data.heldout_count))
-        rows = [row for row in kept.rows if row.problem in held]
-        records.write_jsonl(run.dir.path / "data" / "heldout.jsonl", rows)
-    left = list(dict.fromkeys(r.problem for r in kept.rows if r.problem not in held))
-    wanted = set(left[: data.eft_count or None])
-    rows = [row for row in kept.rows if row.problem in wanted]
-    records.write_jsonl(run.dir.path / "data" / "eft.jsonl", rows)
-    return {"eft": len(rows)}
-
-
-def _written(run: Run) -> list[str]:
-    """Returns the files of the stage `make_eft`, relative to its manifest."""
-    names = ["dropped.jsonl", "../data/eft.jsonl"]
-    return names if run.settings.data.world else [*names, "../data/heldout.jsonl"]
-
-
-def _last_problems(rows: Sequence, count: int) -> list[str]:
-    """Returns the texts of the last `count` problems, which are kept to measure.
-
-    Raises:
-      ValueError: when that would leave none to learn from.
+    Returns:
+      (`propose` and `score` as they were, but counted; the counter). The counter has
+      "tokens_by_node", where each sampled step and each step that the PRM reads has its
+      context computed again, and "tokens_by_expansion", where each call has. The tokens
+      that are sampled come on top.
     """
-    problems = list(dict.fromkeys(row.problem for row in rows))
-    if len(problems) <= count:
-        raise ValueError(
-            f"{len(problems)} problems were made, and {count} are to be held out; "
-            "expected more. Lower data.heldout_count or prm.heldout_count, or make "
-            "more: mcts.questions, rollouts.problems."
-        )
-    return problems[len(problems) - count :]
+    codec, prompt = run.codec, run.settings.prm.prompt
+    tokens = collections.Counter(tokens_by_node=0, tokens_by_expansion=0)
+
+    def counted_propose(leaves, samples):
+        for leaf in leaves.values():
+            context = len(codec.solve_prompt(leaf.problem)) + sum(map(len, leaf.steps))
+            tokens["tokens_by_node"] += samples * context
+            tokens["tokens_by_expansion"] += context
+        return propose(leaves, samples)
+
+    def counted_score(solving, candidates):
+        for slot, own in candidates.items():
+            context = len(prm.context(codec, solving[slot], prompt))
+            steps = sum(len(codec.as_line(ids)) for ids in own)
+            tokens["tokens_by_node"] += len(own) * context + steps
+            tokens["tokens_by_expansion"] += context + steps
+        return score(solving, candidates)
+
+    return counted_propose, counted_score, tokens
 
 
-def _teacher(
-    run: Run, pairs: Sequence[records.Preference], advance: Callable[[int], None]
-) -> teacher.Ask:
-    """Returns the teacher of the settings."""
-    options, folder = run.settings.teacher, run.dir.path / "init"
-    cache = folder / "teacher.jsonl"
-    if options.backend == "world":
-        rows = arithmetic_teacher.answers(pairs, run.codec.templates)
-        records.write_jsonl(cache, rows)
-        return teacher.replay(cache, on_done=advance)
-    generate = _local(run) if options.backend == "local" else None
-    return teacher.make_teacher(
-        options, cache, generate=generate, on_done=advance, say=run.monitor.say
+def in_words(metrics: dict[str, Any]) -> str:
+    """Returns numbers in words: "steps 30, accuracy 0.9000"."""
+    return ", ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in metrics.items()
     )
 
 
-def _local(run: Run) -> teacher.Generate:
-    """Returns M0, or the model of `teacher.model`, as a writer of answers."""
-    options, ids = run.settings.teacher, run.codec.tokenizer
-    model = run.local_model
-    if not options.model:
-        params = run.sampling_params(0)
-    elif options.model.startswith("hf:"):
-        folder = options.model.removeprefix("hf:")
-        ids = tokenizer.load(folder)
-        numerics = {
-            n: getattr(model.config, n) for n in ("dtype", "remat", "attention")
-        }
-        shape = dataclasses.replace(hf_config.config_from_hf(folder), **numerics)
-        model = lm.Decoder(shape, model.mesh)
-        shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
-        params = weights.load_hf(folder, shape, shardings)
-        params = lm.frozen(params, shape.dtype)
-    else:
-        raise ValueError(
-            f"teacher.model={options.model!r} with teacher.backend='local'; expected "
-            "'' for M0, or 'hf:DIR'."
-        )
-    capacity = run.settings.judge.context_tokens + run.settings.search.context_tokens
-    sampler = Sampler(model, params, model.mesh, run.slots, capacity)
-    verdict = run.codec.templates.verdict
-    return teacher_local.sampled(
-        sampler,
-        ids,
-        ends=[verdict.replace("{side}", side) for side in "AB"],
-        temperature=options.temperature,
-        max_tokens=options.max_tokens,
-        seed=run.settings.seed,
-    )
+# How the stages train.
 
 
-def pair_row(pair: mcts.Pair) -> dict[str, Any]:
-    """Returns a pair as one line of pairs.jsonl."""
-    return vars(pair.preference) | {"probabilities": list(pair.probabilities)}
-
-
-def _digest(run: Run, *names: str) -> dict[str, str]:
-    """Returns name → digest of models of the initial data."""
+def _digests(run: Run, *names: str) -> dict[str, str]:
+    """Returns the names and digests of finished models in DIR/init, as inputs."""
     folder = run.dir.path / "init"
-    return {n: rundir.file_digest(folder / n / "manifest.json") for n in names}
+    return {name: rundir.file_digest(folder / name / "manifest.json") for name in names}
 
 
 def _model_stage(run: Run, name: str, inputs: dict[str, str]) -> rundir.Stage:
+    """Returns the stage of a model; it deletes training states at its end."""
     manifest = run.dir.path / "init" / name / "manifest.json"
     return run.dir.stage(name, manifest, inputs, "train")
 
@@ -514,12 +399,3 @@ def _train(
     arrays = run.save(folder, params)
     extra = {"metrics": measure(params)} if measure else {}
     stage.commit(arrays=arrays, counts=counts | {"updates": updates}, **extra)
-
-
-def _in_words(metrics: dict[str, Any]) -> str:
-    """Returns numbers in words, for the log."""
-    shown = {
-        name: f"{value:.4f}" if isinstance(value, float) else value
-        for name, value in metrics.items()
-    }
-    return ", ".join(f"{name} {value}" for name, value in shown.items())

@@ -231,21 +231,12 @@ def _unused(
 def _eft(data: Data, kind: Kind, texts: Templates) -> dict[str, list]:
     """Reads the EFT rows; the last problems are kept to measure the judge."""
     eft = _read("data.eft", data.eft, data.eft_format, kind.readers, texts)
+    eft, heldout = hold_out(
+        eft, "data.heldout_count", data.heldout_count, source=data.eft, left=0
+    )
     problems = list(dict.fromkeys(row.problem for row in eft))
-    if len(problems) < data.heldout_count:
-        raise ValueError(
-            f"{data.eft} has {len(problems)} problems; expected at least "
-            f"data.heldout_count={data.heldout_count}, which are kept to measure the "
-            "judge. Lower data.heldout_count."
-        )
-    first_held = len(problems) - data.heldout_count
-    held = set(problems[first_held:]) if data.heldout_count else set()
-    kept = [problem for problem in problems if problem not in held]
-    train = set(kept[: data.eft_count or None])
-    return {
-        "eft": [row for row in eft if row.problem in train],
-        "heldout": [row for row in eft if row.problem in held],
-    }
+    train = set(problems[: data.eft_count or None])
+    return {"eft": [row for row in eft if row.problem in train], "heldout": heldout}
 
 
 def _made_from(settings: Settings, texts: Templates) -> dict[str, list]:
@@ -255,19 +246,42 @@ def _made_from(settings: Settings, texts: Templates) -> dict[str, list]:
         return {}
     readers = sources.readers("labels")
     rows = _read("prm.labels", prm.labels, prm.labels_format, readers, texts)
+    rows, heldout = hold_out(
+        rows, "prm.heldout_count", prm.heldout_count, source=prm.labels
+    )
+    return {"labels": rows[: prm.labels_count or None], "labels_heldout": heldout}
+
+
+def hold_out(
+    rows: Sequence, setting: str, count: int, *, source: str, left: int = 1
+) -> tuple[list, list]:
+    """Keeps the rows of the last problems for measuring.
+
+    Args:
+      rows: each has a `problem`.
+      setting: name of the setting that says how many problems.
+      count: its value.
+      source: where the rows come from, for people.
+      left: how many problems must be left to learn from.
+
+    Returns:
+      (rows to learn from, rows to measure with).
+
+    Raises:
+      ValueError: when there are too few problems.
+    """
     problems = list(dict.fromkeys(row.problem for row in rows))
-    if len(problems) <= prm.heldout_count:
+    if len(problems) < count + left:
         raise ValueError(
-            f"{prm.labels} has {len(problems)} problems; expected more than "
-            f"prm.heldout_count={prm.heldout_count}, which are kept to measure the "
-            "PRM. Lower prm.heldout_count."
+            f"{source} has {len(problems)} problems; expected at least "
+            f"{setting}={count}, which are kept for measuring"
+            f"{f', and {left} more to learn from' if left else ''}. Lower {setting}."
         )
-    held = set(problems[len(problems) - prm.heldout_count :])
-    kept = [row for row in rows if row.problem not in held]
-    return {
-        "labels": kept[: prm.labels_count or None],
-        "labels_heldout": [row for row in rows if row.problem in held],
-    }
+    held = set(problems[len(problems) - count :])
+    return (
+        [row for row in rows if row.problem not in held],
+        [row for row in rows if row.problem in held],
+    )
 
 
 def make_tokenizer(settings: Settings, directory: pathlib.Path) -> tokenizer.Tokenizer:

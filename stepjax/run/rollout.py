@@ -32,13 +32,7 @@ def search_from_journal(
       The closed search of each question, in their order.
     """
     mine = hosts.share(questions)
-    active = {  # with another number of hosts, some problems are now another host's
-        slot: state
-        for slot, state in journal.active.items()
-        if slot < run.slots and state.question in mine
-    }
-    begun = {state.question.id for state in active.values()} | journal.closed.keys()
-    todo = [question for question in mine if question.id not in begun]
+    todo, active = journal.rest(mine, run.slots)
     closed: list[State] = []
 
     def pause(in_flight: Mapping[int, State]) -> None:
@@ -58,12 +52,8 @@ def search_from_journal(
         ):
             closed.append(state)
             advance(1)
-    if hosts.count() > 1:
-        pause({})
-        hosts.barrier(name)
-        journal.read()
-    by_id = journal.closed | {state.question.id: state for state in closed}
-    return [by_id[question.id] for question in questions]
+    journal.finish(closed)
+    return [journal.closed[question.id] for question in questions]
 
 
 def search_questions(

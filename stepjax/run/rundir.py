@@ -333,6 +333,32 @@ class Journal:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
+    def rest(self, mine: Sequence, slots: int) -> tuple[list, dict[int, Any]]:
+        """Returns what is left to search of this host's questions.
+
+        Args:
+          mine: this host's questions. With another number of hosts than before, some
+            of those in flight are now another host's.
+          slots: problems in flight on this host.
+
+        Returns:
+          (questions that were not begun, slot → search in flight).
+        """
+        active = {
+            slot: state
+            for slot, state in self.active.items()
+            if slot < slots and state.question in mine
+        }
+        begun = {self._name(state) for state in active.values()} | self.closed.keys()
+        return [question for question in mine if question.id not in begun], active
+
+    def finish(self, closed: Sequence[Any]) -> None:
+        """Keeps this host's last searches, waits for all hosts, and reads theirs."""
+        self.add(closed, {})
+        if hosts.count() > 1:
+            hosts.barrier(f"{self._first.name} written")
+            self.read()
+
 
 def _journals(first: pathlib.Path) -> list[pathlib.Path]:
     """Returns the journals of all hosts, also of hosts that have left the run."""

@@ -1,0 +1,151 @@
+"""The last stage of the initial data: a teacher judges the pairs, a filter keeps some.
+
+    DIR/init/teacher.jsonl  the teacher's answers
+    DIR/init/dropped.jsonl  the pairs that were not kept, and why
+    DIR/data/eft.jsonl      the rows that M1 learns to judge from
+    DIR/data/heldout.jsonl  rows kept to measure the judge, in a run from files
+
+A run in a built-in world has held-out rows of its own (`stepjax.run.data`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from stepjax import records
+from stepjax.initial_data import eft, mcts, teacher, teacher_local
+from stepjax.lm import hf_config, hosts, sharding, tokenizer, weights
+from stepjax.lm import model as lm
+from stepjax.lm.sampler import Sampler
+from stepjax.run import data, rundir
+from stepjax.run.run import Run
+from stepjax.worlds import arithmetic_teacher
+
+# The longest time that the other hosts wait for the first one, which asks the teacher.
+_TEACHER_SECONDS = 7 * 24 * 3600.0
+
+
+def make_eft(run: Run) -> None:
+    """Lets a teacher judge the pairs, and writes what the filter keeps as EFT rows.
+
+    Raises:
+      ValueError: the tree search is not finished, the teacher cannot answer, or the
+        filter keeps too little.
+    """
+    folder, settings = run.dir.path / "init", run.settings
+    inputs = {"pairs": rundir.file_digest(folder / "pairs.jsonl")}
+    stage = run.dir.stage("eft", folder / "eft.json", inputs)
+    if stage.done:
+        return
+    generate = _local(run) if settings.teacher.backend == "local" else None
+    counts = {}
+    if hosts.first():
+        pairs = read_pairs(run)
+        preferences = [pair.preference for pair in pairs]
+        prompts = eft.requests(preferences, run.codec.templates)
+        with run.monitor.progress("teacher", len(prompts), "judgment") as advance:
+            answers = _teacher(run, preferences, generate, advance)(prompts)
+        kept = eft.keep(
+            preferences,
+            answers,
+            run.codec.templates,
+            undecided_margin=settings.teacher.undecided_margin,
+            margins=[best - worst for _, (best, worst) in pairs],
+        )
+        for line in eft.table(kept.reasons).rstrip().split("\n"):
+            run.monitor.say(line)
+        counts = kept.reasons | _write(run, kept)
+    hosts.barrier("the teacher's answers", _TEACHER_SECONDS)
+    written = ["dropped.jsonl", "../data/eft.jsonl"]
+    if not settings.data.world:
+        written.append("../data/heldout.jsonl")
+    stage.commit(written, counts=counts)
+
+
+def write_pairs(run: Run, pairs: Sequence[mcts.Pair]) -> None:
+    """Writes DIR/init/pairs.jsonl: preferences, each with its two probabilities."""
+    rows = (vars(p.preference) | {"probabilities": p.probabilities} for p in pairs)
+    records.write_jsonl(run.dir.path / "init" / "pairs.jsonl", rows)
+
+
+def read_pairs(run: Run) -> list[mcts.Pair]:
+    """Reads what `write_pairs` wrote."""
+    pairs = []
+    for _, row in records.read_objects(run.dir.path / "init" / "pairs.jsonl"):
+        best, worst = row.pop("probabilities")
+        preference = records.from_object(row, records.Preference)
+        pairs.append(mcts.Pair(preference, (best, worst)))
+    return pairs
+
+
+def _write(run: Run, kept: eft.Kept) -> dict[str, int]:
+    """Writes what the filter made of the pairs; returns the number of EFT rows."""
+    options, folder = run.settings.data, run.dir.path
+    records.write_jsonl(folder / "init" / "dropped.jsonl", kept.dropped)
+    if not kept.rows:
+        raise ValueError(
+            f"the filter kept none of {sum(kept.reasons.values())} pairs; expected at "
+            f"least one. {folder / 'init' / 'teacher.jsonl'} has the teacher's answers."
+        )
+    rows = kept.rows
+    if not options.world:
+        rows, held = data.hold_out(
+            rows,
+            "data.heldout_count",
+            options.heldout_count,
+            source="what the filter kept",
+        )
+        records.write_jsonl(folder / "data" / "heldout.jsonl", held)
+    problems = list(dict.fromkeys(row.problem for row in rows))
+    wanted = set(problems[: options.eft_count or None])
+    rows = [row for row in rows if row.problem in wanted]
+    records.write_jsonl(folder / "data" / "eft.jsonl", rows)
+    return {"eft": len(rows)}
+
+
+def _teacher(
+    run: Run,
+    pairs: Sequence[records.Preference],
+    generate: teacher.Generate | None,
+    advance: Callable[[int], None],
+) -> teacher.Ask:
+    """Returns the teacher of the settings."""
+    options, cache = run.settings.teacher, run.dir.path / "init" / "teacher.jsonl"
+    if options.backend == "world":
+        rows = arithmetic_teacher.answers(pairs, run.codec.templates)
+        records.write_jsonl(cache, rows)
+        return teacher.replay(cache, on_done=advance)
+    return teacher.make_teacher(
+        options, cache, generate=generate, on_done=advance, say=run.monitor.say
+    )
+
+
+def _local(run: Run) -> teacher.Generate:
+    """Returns M0, or the model of `teacher.model`, as a writer of answers.
+
+    All hosts call this together, because all of them load M0; the first one asks.
+    """
+    options, ids, model = run.settings.teacher, run.codec.tokenizer, run.local_model
+    if options.model:
+        folder = options.model.removeprefix("hf:")
+        ids = tokenizer.load(folder)
+        numerics = {
+            name: getattr(model.config, name)
+            for name in ("dtype", "remat", "attention")
+        }
+        shape = dataclasses.replace(hf_config.config_from_hf(folder), **numerics)
+        model = lm.Decoder(shape, model.mesh)
+        shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
+        params = lm.frozen(weights.load_hf(folder, shape, shardings), shape.dtype)
+    else:
+        params = run.sampling_params(0)
+    capacity = run.settings.judge.context_tokens + run.settings.search.context_tokens
+    sampler = Sampler(model, params, model.mesh, run.slots, capacity)
+    verdict = run.codec.templates.verdict
+    return teacher_local.sampled(
+        sampler,
+        ids,
+        ends=[verdict.replace("{side}", side) for side in "AB"],
+        temperature=options.temperature,
+        max_tokens=options.max_tokens,
+        seed=run.settings.seed,
+    )
