@@ -14,7 +14,7 @@ from absl import flags
 import stepjax
 from stepjax import config, forest, main, prompts, records
 from stepjax.initial_data import command as init_data
-from stepjax.initial_data import sources
+from stepjax.initial_data.formats import sources
 from stepjax.run import data
 from stepjax.settings import from_config
 from stepjax.worlds import arithmetic

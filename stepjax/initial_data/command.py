@@ -13,7 +13,7 @@ import ml_collections
 from absl import flags
 
 from stepjax import records
-from stepjax.initial_data import files, preferences, prm800k, sources, worked
+from stepjax.initial_data.formats import files, preferences, prm800k, sources, worked
 from stepjax.prompts import Templates
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Temp
     rejects = files.Rejects(collect=bool(_rejects.value), say=_say)
     try:
         if form == PAIRS:
-            from stepjax.initial_data import run_pairs
+            from stepjax.initial_data.formats import run_pairs
 
             if to != "preference":
                 raise ValueError(
