@@ -267,9 +267,7 @@ def _apart(rows: list) -> list:
     from stepjax.initial_data import decontaminate
 
     evaluations = {
-        path: sources.read_with(
-            path, _evaluated, "benchmark", Templates(), to="question"
-        )
+        path: sources.read_with(path, _evaluated, "benchmark", Templates())
         for path in _against.value
     }
     found = decontaminate.overlaps(rows, evaluations)
