@@ -17,15 +17,6 @@ def get_config():
     c.data.make_eft = True
     c.data.eft_count = 0  # all that the filter keeps
     rate = {"b2": 0.98, "weight_decay": 0.05}
-    c.prm.labels_count = 8000
-    c.prm.heldout_count = 300
-    c.prm.phase = config.phase(
-        "prm",
-        ift=0.0,
-        epochs=0,
-        steps=2000,
-        optimizer=config.optimizer(3e-3, "cosine", warmup_steps=50, **rate),
-    )
     c.mcts.phase = config.phase(
         "policy",
         eft=0.0,
@@ -33,11 +24,24 @@ def get_config():
         steps=800,
         optimizer=config.optimizer(4e-3, "cosine", **rate),
     )
-    c.mcts.questions = 3000
+    c.prm.labels_count = 8000
+    c.prm.heldout_count = 300
+    c.prm.from_policy = True
+    c.prm.language_weight = 0.1
+    c.prm.phase = config.phase(
+        "prm",
+        ift=0.0,
+        epochs=0,
+        steps=4000,
+        batch_size=64,
+        optimizer=config.optimizer(2e-3, "cosine", warmup_steps=50, **rate),
+    )
+    c.mcts.questions = 8000
     c.mcts.width = 8
-    c.mcts.temperature = 1.0
+    c.mcts.temperature = 1.0  # as in the search that the judge learns for
     c.mcts.top_p = 1.0
-    c.mcts.iterations = 12
-    c.mcts.max_steps = 4
+    c.mcts.iterations = 16
+    c.mcts.pairs_per_layer = 2
+    c.mcts.remember_tokens = 512
     c.teacher.backend = "world"
     return c

@@ -355,7 +355,7 @@ def test_nothing_that_knows_gold_is_imported(name, deep):
         known.add(todo[-1])
         todo += imports(todo.pop()) - known
     gold = {"evaluation.answers", "evaluation.grading", "evaluation.stages"}
-    gold |= {"evaluation.diagnose", "initial_data.sources", "run.data"}
+    gold |= {"evaluation.diagnose", "initial_data.formats.sources", "run.data"}
     gold |= {"worlds.arithmetic", "worlds.arithmetic_data", "worlds.arithmetic_srlm"}
     gold |= {"run.kind"}
     assert f"stepjax.{deep}" in known  # through a file between

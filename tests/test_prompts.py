@@ -266,7 +266,7 @@ def test_verdict_is_parsed_again(t):
     reason="STEPJAX_DATA is unset: no folder with eval/*.jsonl to read",
 )
 def test_real_problems_survive_rendering():
-    from stepjax.initial_data import sources
+    from stepjax.initial_data.formats import sources
 
     folder = pathlib.Path(os.environ["STEPJAX_DATA"], "eval")
     problems = sources.read(folder, "benchmark", "problem", DEFAULT)

@@ -14,7 +14,9 @@ from absl import flags
 import stepjax
 from stepjax import config, forest, main, prompts, records
 from stepjax.initial_data import command as init_data
-from stepjax.initial_data import sources
+from stepjax.initial_data.formats import sources
+from stepjax.run import data
+from stepjax.settings import from_config
 from stepjax.worlds import arithmetic
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +25,7 @@ PAGES = {
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"))
 }
 README, DATA = PAGES["README.md"], PAGES["docs/data.md"]
+INITIAL = PAGES["docs/initial_data.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -113,8 +116,8 @@ def test_the_rows_of_the_data_page_can_be_read(tmp_path):
             prompts.check_steps(prompts.Templates(), row.steps)
 
 
-def test_the_records_of_the_data_page_can_be_read(tmp_path):
-    (shown,) = (block for block in blocks(DATA) if block.startswith("question "))
+def test_the_records_of_the_initial_data_page_can_be_read(tmp_path):
+    (shown,) = (block for block in blocks(INITIAL) if block.startswith("question "))
     parts = re.split(r"^(\w+) +", shown, flags=re.MULTILINE)[1:]
     assert parts[::2] == list(sources.TYPES)
     for to, text in zip(parts[::2], parts[1::2], strict=True):
@@ -123,8 +126,9 @@ def test_the_records_of_the_data_page_can_be_read(tmp_path):
         assert [type(row) for row in read] == [sources.TYPES[to]]
 
 
-def test_the_formats_of_the_data_page():
-    rows = re.findall(r"^\| (`[\w`, ]+`) \| [^|]+ \| ([^`|]+) \|$", DATA, re.MULTILINE)
+def test_the_formats_of_the_initial_data_page():
+    form = r"^\| (`[\w`, ]+`) \| [^|]+ \| ([^`|]+) \|$"
+    rows = re.findall(form, INITIAL.split("## Making IFT")[0], re.MULTILINE)
     said = {name: to for names, to in rows for name in re.findall(r"\w+", names)}
     made = {form: ", ".join(makes) for form, makes in sources.FORMATS.items()}
     made |= {"jsonl": "all below", init_data.PAIRS: "preference"}
@@ -132,7 +136,7 @@ def test_the_formats_of_the_data_page():
 
 
 def test_the_config_and_the_prompts_of_the_data_page_are_valid():
-    first, second, _ = blocks(DATA, "python")
+    first, second = blocks(DATA, "python")
     c = run(first)["get_config"]()
     assert config.to_dict(c) != config.to_dict(config.default())
     assert c.data.questions == (400,) and len(c.data.questions) == c.iterations
@@ -140,10 +144,19 @@ def test_the_config_and_the_prompts_of_the_data_page_are_valid():
     prompts.check_templates(prompts.Templates(c.prompts.solve, c.prompts.judge))
 
 
-def test_the_tfds_example_of_the_data_page_runs(tmp_path, monkeypatch):
+def test_the_settings_of_the_initial_data_page_are_valid():
+    c = config.default()
+    run(blocks(INITIAL, "python")[0], c=c)
+    settings = from_config(c)
+    assert settings.data.make_eft and settings.prm.heldout_count == 100
+    readers = sources.FORMATS[c.prm.labels_format]
+    assert "labels" in readers and c.data.ift_format in data.READERS["ift"]
+
+
+def test_the_tfds_example_of_the_initial_data_page_runs(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     monkeypatch.chdir(tmp_path)
-    names = run(blocks(DATA, "python")[2])
+    names = run(blocks(INITIAL, "python")[1])
     assert len(names["batch"]) == 8 and len(names["stream"]) == 38
     assert set(names["batch"]) < set(names["rows"])
 

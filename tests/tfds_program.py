@@ -12,7 +12,7 @@ import pathlib
 import sys
 import time
 
-from stepjax.initial_data import tfds
+from stepjax.initial_data.formats import tfds
 from stepjax.lm import files
 from stepjax.records import Solution
 

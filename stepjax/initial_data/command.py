@@ -13,7 +13,7 @@ import ml_collections
 from absl import flags
 
 from stepjax import records
-from stepjax.initial_data import files, preferences, prm800k, sources, worked
+from stepjax.initial_data.formats import files, preferences, prm800k, sources, worked
 from stepjax.prompts import Templates
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Temp
     rejects = files.Rejects(collect=bool(_rejects.value), say=_say)
     try:
         if form == PAIRS:
-            from stepjax.initial_data import run_pairs
+            from stepjax.initial_data.formats import run_pairs
 
             if to != "preference":
                 raise ValueError(
@@ -303,9 +303,7 @@ def _apart(rows: list) -> list:
     from stepjax.initial_data import decontaminate
 
     evaluations = {
-        path: sources.read_with(
-            path, _evaluated, "benchmark", Templates(), to="question"
-        )
+        path: sources.read_with(path, _evaluated, "benchmark", Templates())
         for path in _against.value
     }
     found = decontaminate.overlaps(rows, evaluations)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepjax import prompts, records
-from stepjax.initial_data import sources
+from stepjax.initial_data.formats import sources
 from stepjax.lm import hosts, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks

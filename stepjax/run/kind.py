@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from stepjax import records, srlm
 from stepjax.controls import IsRight
-from stepjax.initial_data import sources, tfds
+from stepjax.initial_data.formats import sources, tfds
 from stepjax.judge import Judgments, comparisons
 from stepjax.prompts import Templates
 from stepjax.propose import STEP, Unit
@@ -85,7 +85,7 @@ def choose(settings: Settings) -> Kind:
 def rows_of(record_type: type) -> Reader:
     """Returns the reader of files in our own format, one record per line.
 
-    It also reads rows of tensorflow-datasets; see `initial_data.tfds`.
+    It also reads rows of tensorflow-datasets; see `initial_data.formats.tfds`.
     """
 
     def read(path: str, texts: Templates) -> list:

@@ -9,7 +9,8 @@ from runs import CONFIG, command
 
 from stepjax import records
 from stepjax.initial_data import command as init_data
-from stepjax.initial_data import eft, ift, sources
+from stepjax.initial_data import eft, ift
+from stepjax.initial_data.formats import sources
 from stepjax.pairs import Pair
 from stepjax.prompts import Templates
 from stepjax.records import Comparison, Preference, Solution, StepLabels

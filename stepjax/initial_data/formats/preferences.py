@@ -9,7 +9,7 @@ import reprlib
 from typing import Any
 
 from stepjax import prompts
-from stepjax.initial_data import fields
+from stepjax.initial_data.formats import fields
 from stepjax.prompts import Templates
 from stepjax.records import Preference
 

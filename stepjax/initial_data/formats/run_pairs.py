@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from stepjax import config, records, settings
-from stepjax.initial_data import files, preferences, sources
+from stepjax.initial_data.formats import files, preferences, sources
 from stepjax.lm import files as lm_files
 from stepjax.lm import tokenizer
 from stepjax.pairs import Pair

@@ -3,7 +3,7 @@
 import pytest
 
 from stepjax import prompts, records
-from stepjax.initial_data import prm800k, sources
+from stepjax.initial_data.formats import prm800k, sources
 from stepjax.prompts import Templates
 from stepjax.records import Comparison, Preference, StepLabels
 

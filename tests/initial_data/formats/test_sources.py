@@ -3,7 +3,7 @@ import json
 import pytest
 
 from stepjax import records
-from stepjax.initial_data import files, sources
+from stepjax.initial_data.formats import files, sources
 from stepjax.prompts import Templates
 from stepjax.records import (
     Comparison,

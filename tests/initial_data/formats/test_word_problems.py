@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from stepjax import prompts
-from stepjax.initial_data import word_problems
+from stepjax.initial_data.formats import word_problems
 from stepjax.prompts import Templates
 
 TEMPLATES = Templates()

@@ -1,7 +1,7 @@
 """What every reader of a public data set needs: checked fields, and texts of steps.
 
 The errors raised here are "reason; expected ...", without the place of the row, which
-`stepjax.initial_data.sources.read` puts in front.
+`stepjax.initial_data.formats.sources.read` puts in front.
 """
 
 import re

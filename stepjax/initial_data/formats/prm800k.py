@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from stepjax.initial_data import fields, worked
+from stepjax.initial_data.formats import fields, worked
 from stepjax.prompts import Templates, marker
 from stepjax.records import Comparison, Preference, Problem, Question, StepLabels
 

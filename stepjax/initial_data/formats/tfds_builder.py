@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from stepjax.initial_data import tfds
-from stepjax.initial_data.tfds_files import (
+from stepjax.initial_data.formats import tfds
+from stepjax.initial_data.formats.tfds_files import (
     FORMAT,
     VERSION,
     Place,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stepjax import records
-from stepjax.initial_data import (
+from stepjax.initial_data.formats import (
     files,
     preferences,
     prm800k,

@@ -8,7 +8,7 @@ import re
 import reprlib
 from typing import Any
 
-from stepjax.initial_data import fields
+from stepjax.initial_data.formats import fields
 from stepjax.prompts import Templates
 from stepjax.records import StepLabels
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from stepjax.initial_data import files
+from stepjax.initial_data.formats import files
 
 ROWS = [{"id": f"r{n}", "text": "a\u2028b"} for n in range(5)]
 

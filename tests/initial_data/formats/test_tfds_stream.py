@@ -11,7 +11,7 @@ import time
 import pytest
 
 from stepjax import records
-from stepjax.initial_data import tfds, tfds_builder
+from stepjax.initial_data.formats import tfds, tfds_builder
 from stepjax.records import (
     Question,
     Solution,
@@ -168,7 +168,7 @@ import socket, sys
 def refuse(*arguments, **options):
     raise AssertionError(f"the network was asked: {{arguments}}")
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
-from stepjax.initial_data import tfds, tfds_builder
+from stepjax.initial_data.formats import tfds, tfds_builder
 from stepjax.records import Question
 assert "tensorflow_datasets" not in sys.modules and "grain" not in sys.modules
 rows = [Question(str(n), "x") for n in range(50)]

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from stepjax import prompts, records
-from stepjax.initial_data import files, sources
+from stepjax.initial_data.formats import files, sources
 from stepjax.prompts import Templates
 from stepjax.records import Solution
 

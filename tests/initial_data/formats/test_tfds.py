@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stepjax import config, records
-from stepjax.initial_data import files, sources, tfds, tfds_builder, tfds_files
+from stepjax.initial_data.formats import files, sources, tfds, tfds_builder, tfds_files
 from stepjax.records import (
     Comparison,
     Problem,

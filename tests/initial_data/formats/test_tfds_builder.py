@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stepjax import records, srlm
-from stepjax.initial_data import tfds, tfds_builder
+from stepjax.initial_data.formats import tfds, tfds_builder
 from stepjax.pairs import Pair
 from stepjax.records import (
     Comparison,
@@ -219,7 +219,7 @@ def test_a_write_that_fails_half_way_leaves_nothing(tmp_path):
 def test_a_write_that_is_killed_leaves_nothing_that_looks_finished(tmp_path):
     script = f"""
 import os, signal
-from stepjax.initial_data import tfds, tfds_builder
+from stepjax.initial_data.formats import tfds, tfds_builder
 from stepjax.records import Question
 def stop(*arguments):  # all is written, and not yet compared
     os.kill(os.getpid(), signal.SIGKILL)

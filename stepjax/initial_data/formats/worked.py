@@ -1,15 +1,15 @@
 r"""Data sets of problems with solutions: GSM8K, MATH, NuminaMath-CoT, benchmarks.
 
 Each function takes one row apart: (row, name, templates) → records, where the name is
-the record's id unless the row has one. `stepjax.initial_data.sources` lists them by
-format, and says how files are read with them.
+the record's id unless the row has one. `sources` in this folder lists them by format,
+and says how files are read with them.
 """
 
 import re
 from typing import Any
 
 from stepjax import prompts
-from stepjax.initial_data import fields
+from stepjax.initial_data.formats import fields
 from stepjax.prompts import Templates
 from stepjax.records import Problem, Question, Solution, Worked
 

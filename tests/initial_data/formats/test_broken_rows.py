@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 
-from stepjax.initial_data import files, sources
+from stepjax.initial_data.formats import files, sources
 from stepjax.prompts import Templates
 
 TEMPLATES = Templates()

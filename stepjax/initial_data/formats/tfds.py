@@ -27,8 +27,14 @@ from typing import Any
 import numpy as np
 
 from stepjax import records
-from stepjax.initial_data import files
-from stepjax.initial_data.tfds_files import PREFIX, Place, library, open_split, parse
+from stepjax.initial_data.formats import files
+from stepjax.initial_data.formats.tfds_files import (
+    PREFIX,
+    Place,
+    library,
+    open_split,
+    parse,
+)
 
 TEXTS = (tuple[str, ...], list[str])  # types of a field that holds several texts
 NUMBERS = (tuple[float | None, ...], list[float | None])

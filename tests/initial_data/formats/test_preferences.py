@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stepjax import prompts, records
-from stepjax.initial_data import preferences, sources
+from stepjax.initial_data.formats import preferences, sources
 from stepjax.prompts import Templates
 from stepjax.records import Preference
 

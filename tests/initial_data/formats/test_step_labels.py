@@ -3,7 +3,7 @@
 import pytest
 
 from stepjax import prompts
-from stepjax.initial_data import fields, step_labels
+from stepjax.initial_data.formats import fields, step_labels
 from stepjax.prompts import Templates
 from stepjax.records import StepLabels
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from stepjax import prompts
-from stepjax.initial_data import fields, worked
+from stepjax.initial_data.formats import fields, worked
 from stepjax.prompts import Templates
 from stepjax.records import Solution
 

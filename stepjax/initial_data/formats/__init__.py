@@ -1,0 +1,1 @@
+"""Public formats to records and back; `sources` lists them by name."""
