@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fakes import random_parameters
 
+from stepjax import propose
 from stepjax.initial_data import mcts, prm
 from stepjax.initial_data.mcts import Options, Pair
 from stepjax.lm import model as lm
@@ -353,13 +354,9 @@ def model_trees(models, codec, slots, remember):
         Sampler(model, params, mesh, slots, 160, remember=remember)
         for params in (policy, judge)
     )
-    written = mcts.make_policy(
-        writer, codec, seed=3, temperature=1.0, top_p=0.9, max_tokens=6
-    )
-    parsed = []
 
     class Parser:
-        def __init__(self, codec):
+        def __init__(self, codec, unit):
             self.stops = ("\n",)
 
         def proposal(self, number, samples, stopped, logps):
@@ -368,7 +365,6 @@ def model_trees(models, codec, slots, remember):
                 digit = sum(ids) % 10
                 text = f"Step {number}: 8*7+4={digit}"
                 kept[text] = kept.get(text, 0) + 1
-            parsed.append(number)
             return Proposal(
                 tuple(
                     Candidate(codec.step(text), text, count, 0.0, number == 4)
@@ -377,7 +373,7 @@ def model_trees(models, codec, slots, remember):
             )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mcts, "CandidateParser", Parser)
+        patch.setattr(propose, "CandidateParser", Parser)
         written = mcts.make_policy(
             writer, codec, seed=3, temperature=1.0, top_p=0.9, max_tokens=6
         )
