@@ -327,7 +327,7 @@ def test_each_layer_gives_the_pairs_of_its_most_visited_nodes():
 
 
 @pytest.fixture(scope="module")
-def models():
+def models(quick_compiles):
     config = lm.ModelConfig(
         vocab_size=136,
         hidden_size=16,
