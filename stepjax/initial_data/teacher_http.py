@@ -16,7 +16,7 @@ import reprlib
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stepjax.initial_data.teacher_answers import Answer, Request
