@@ -198,6 +198,3 @@ def readers(to: str) -> dict[str, Reader]:
 
 def _read(path: str | os.PathLike, templates: Templates, form: str, to: str) -> list:
     return read(path, form, to, templates)
-
-
-LABELS = readers("labels")  # for prm.labels_format

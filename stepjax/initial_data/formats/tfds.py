@@ -276,7 +276,7 @@ def _as_field(value: Any, hint: Any) -> Any:
     """Returns a JSON value as a record's field of this type takes it."""
     if hint is str and type(value) is int:
         return str(value)
-    if is_text(hint) or hint in (int, float, list[int], *TEXTS, *NUMBERS):
+    if is_text(hint) or hint in _AS_THEY_ARE:
         return value
     return [json.loads(item) for item in value]  # stored so by `tfds_builder`
 

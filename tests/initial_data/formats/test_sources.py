@@ -275,6 +275,6 @@ def test_all_records_in_our_own_format(tmp_path):
 
 
 def test_the_formats_of_step_labels():
-    assert list(sources.LABELS) == [
+    assert list(sources.readers("labels")) == [
         *("jsonl", "prm800k", "processbench", "math_shepherd", "stepwise")
     ]
