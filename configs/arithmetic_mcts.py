@@ -32,16 +32,17 @@ def get_config():
         "prm",
         ift=0.0,
         epochs=0,
-        steps=4000,
+        steps=5000,
         batch_size=64,
         optimizer=config.optimizer(2e-3, "cosine", warmup_steps=50, **rate),
     )
     c.mcts.questions = 8000
     c.mcts.width = 8
-    c.mcts.temperature = 1.0  # as in the search that the judge learns for
-    c.mcts.top_p = 1.0
+    c.mcts.temperature = 1.4  # so that a sure policy makes mistakes, too
+    c.mcts.top_p = 0.98
     c.mcts.iterations = 16
     c.mcts.pairs_per_layer = 2
     c.mcts.remember_tokens = 512
     c.teacher.backend = "world"
+    c.teacher.undecided_margin = 0.3
     return c

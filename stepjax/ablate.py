@@ -62,13 +62,20 @@ def ablate(
       arms: some of `ARMS`; "self" always runs, before the other arms.
 
     Raises:
-      ValueError: for unknown arms, seeds that repeat, or a self-judge without pairs.
+      ValueError: for unknown arms, seeds that repeat, the arm "srlm" in a run that
+        makes its EFT rows, or a self-judge without pairs.
     """
     unknown = sorted(set(arms) - set(ARMS))
     if unknown or len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(
             f"arms={list(arms)}, seeds={list(seeds)}; expected arms of {ARMS} and "
             "different seeds."
+        )
+    if config.data.make_eft and "srlm" in arms:
+        raise ValueError(
+            f"arms={list(arms)} with data.make_eft=True; expected arms without 'srlm', "
+            "because the teacher of such a run compares steps, and SRLM learns from "
+            "ratings of whole solutions. Use --arms=self,random,oracle,sft."
         )
     arms = [arm for arm in ARMS if arm in arms or arm == "self"]
     folder = pathlib.Path(workdir)

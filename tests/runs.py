@@ -13,17 +13,23 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 import tiny_config
+import tiny_eft_config
 from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from stepjax import config, iterate, main
+from stepjax.evaluation import answers, diagnose, grading
+from stepjax.initial_data import command as init_data
 from stepjax.lm import files, sharding
 from stepjax.run.monitor import Monitor
 from stepjax.run.run import Run
+from stepjax.worlds import arithmetic, arithmetic_data, arithmetic_srlm
 
 CONFIG = pathlib.Path(tiny_config.__file__)  # for --config
+INIT_DATA = init_data.ACTIONS  # imported here: `command` forgets flags defined in it
 make_mesh = sharding.make_mesh  # all eight devices, also where it is replaced
 
 
@@ -114,6 +120,16 @@ def finished_run() -> pathlib.Path:
     return made_once("run", make)
 
 
+def finished_eft_run() -> pathlib.Path:
+    """Returns the folder of a finished run of `tiny_eft_config`; copy it."""
+
+    def make(folder):
+        with quick_runs():
+            iterate.run(tiny_eft_config.get_config(), folder)
+
+    return made_once("eft_run", make)
+
+
 def copy_run(folder: pathlib.Path, *without: str, **changes) -> Run:
     """Opens a copy of the finished run, less some files, with settings changed.
 
@@ -122,12 +138,22 @@ def copy_run(folder: pathlib.Path, *without: str, **changes) -> Run:
       without: glob patterns of what to leave out.
       changes: see `tiny_config.changed`.
     """
-    shutil.copytree(finished_run(), folder)
+    settings = tiny_config.changed(**changes)
+    return Run(settings, _copied(finished_run(), folder, without, settings))
+
+
+def copy_eft_run(folder: pathlib.Path, *without: str, **changes) -> Run:
+    """Opens a copy of the finished run of `tiny_eft_config`; see `copy_run`."""
+    settings = tiny_eft_config.changed(**changes)
+    return Run(settings, _copied(finished_eft_run(), folder, without, settings))
+
+
+def _copied(source: pathlib.Path, folder: pathlib.Path, without, settings):
+    shutil.copytree(source, folder)
     for path in [path for pattern in without for path in folder.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    settings = tiny_config.changed(**changes)
     files.write_json(folder / "config.json", config.to_dict(settings))
-    return Run(settings, folder)
+    return folder
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
@@ -152,6 +178,43 @@ def assert_same_results(one: pathlib.Path, other: pathlib.Path) -> None:
         for part in ("metrics", "items"):
             assert a.get(part) == b.get(part), path.name
     assert Monitor(one).rows() == Monitor(other).rows()
+
+
+@contextlib.contextmanager
+def kill(owner, name, when):
+    """Ctrl-C in the call of `owner.name` for which `when(call number, args)` holds.
+
+    Yields the list of the calls' arguments.
+    """
+    original, calls = getattr(owner, name), []
+
+    def call(*args, **kwargs):
+        calls.append(args)
+        if when and when(len(calls), args):
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, call)
+        yield calls
+
+
+def poison_gold(monkeypatch) -> None:
+    """Makes everything fail that knows right answers or reads gold ones."""
+
+    def refuse(*args, **options):
+        raise AssertionError("gold must not be used here")
+
+    for module, names in {
+        arithmetic: ("solve", "right_step", "is_right", "corrupt", "working"),
+        arithmetic_data: ("solution", "comparisons"),
+        arithmetic_srlm: ("ratings", "is_right"),
+        answers: ("extract", "equivalent"),
+        grading: ("greedy", "judge_accuracy", "searched", "accuracy"),
+        diagnose: ("pair_quality", "sampled_judgments"),
+    }.items():
+        for name in names:
+            monkeypatch.setattr(module, name, refuse)
 
 
 def command(*arguments: str) -> int:

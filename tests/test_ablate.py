@@ -4,12 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
-from runs import contents, made_once
+import tiny_eft_config
+from runs import contents, finished_eft_run, made_once
 from tiny_config import get_config
 
 from stepjax import ablate, config, iterate, records, srlm
+from stepjax.initial_data import eft_stage, stages
 from stepjax.lm import files
 from stepjax.pairs import Pair
+from stepjax.run import finetune
 from stepjax.run.run import Run
 from stepjax.trajectory import from_row
 from stepjax.worlds import arithmetic
@@ -185,7 +188,7 @@ def test_the_same_command_again_runs_nothing(ablation, monkeypatch):
 
     for owner, name in (
         (iterate, "_train_on_pairs"),
-        (iterate, "_sft_phase"),
+        (finetune, "fit_phase"),
         (Run, "fit"),
     ):
         monkeypatch.setattr(owner, name, refuse)
@@ -234,3 +237,28 @@ def test_arm_settings():
     ]
     assert [made.improve_by for made in c.values()].count("sft") == 1
     assert c["srlm"].judge.kind == "ratings"
+
+
+def test_arms_share_the_eft_rows_that_the_first_made(tmp_path, monkeypatch):
+    one, other = tmp_path / "seed_0" / "self", tmp_path / "seed_0" / "random"
+    shutil.copytree(finished_eft_run(), one)
+    made = []
+    monkeypatch.setattr(stages, "_train", lambda *args, **options: made.append("train"))
+    monkeypatch.setattr(stages, "_search", lambda *args: made.append("search"))
+    monkeypatch.setattr(eft_stage, "_teacher", lambda *args: made.append("teacher"))
+    ablate.ablate(tiny_eft_config.get_config(), tmp_path, (0,), ("random",))
+    assert made == []
+    for name in ("data/eft.jsonl", "init/pairs.jsonl", "init/eft.json"):
+        assert (other / name).read_bytes() == (one / name).read_bytes()
+    assert not (other / "init/prm/params").exists()  # M1 does not need it
+    first, second = (files.read_json(f / "M1/manifest.json") for f in (one, other))
+    assert first == second
+    first, second = (files.read_json(f / "M2/manifest.json") for f in (one, other))
+    assert first["counts"]["updates"] == second["counts"]["updates"]
+    assert first["arrays"] != second["arrays"]
+
+
+def test_a_teacher_of_steps_makes_no_ratings(tmp_path):
+    with pytest.raises(ValueError, match="expected arms without 'srlm', because"):
+        ablate.ablate(tiny_eft_config.get_config(), tmp_path / "x", (0,))
+    assert not (tmp_path / "x").exists()

@@ -18,18 +18,18 @@ from runs import (
     contents,
     copy_run,
     make_mesh,
+    poison_gold,
 )
 from tiny_config import get_config
 
 import stepjax
 from stepjax import config, iterate, records
-from stepjax.evaluation import answers, diagnose, grading, stages, tables
+from stepjax.evaluation import stages, tables
 from stepjax.lm import checkpoint, files, sharding
 from stepjax.pairs import Pair
 from stepjax.run import rollout
 from stepjax.run.monitor import Monitor
 from stepjax.run.run import Run
-from stepjax.worlds import arithmetic, arithmetic_data, arithmetic_srlm
 
 COLUMNS = [
     *("model", "greedy % [95 %]", "search %", "unseen %", "judge %", "sampled %"),
@@ -305,16 +305,7 @@ def test_search_and_dpo_never_see_gold(finished, tmp_path, monkeypatch):
     run = copy_run(folder, *made)
     for name in ("ift", "eft", "heldout", "test"):
         (folder / "data" / f"{name}.jsonl").unlink()
-    for module, names in {
-        arithmetic: ("solve", "right_step", "is_right", "corrupt", "working"),
-        arithmetic_data: ("solution", "comparisons"),
-        arithmetic_srlm: ("ratings", "is_right"),
-        answers: ("extract", "equivalent"),
-        grading: ("greedy", "judge_accuracy", "searched", "accuracy"),
-        diagnose: ("pair_quality", "sampled_judgments"),
-    }.items():
-        for name in names:
-            monkeypatch.setattr(module, name, refuse)
+    poison_gold(monkeypatch)
     # The run took its own references to some of them before.
     run.kind = run.kind._replace(is_right=refuse, world_rows=refuse)
     for number in (1, 2):

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import CONFIG, assert_same_results, command, copy_run, finished_run
+from runs import CONFIG, assert_same_results, command, copy_run, finished_run, kill
 from tiny_config import get_config
 
 import stepjax
@@ -28,25 +28,6 @@ EVERY = {f"arith-q1-{index}" for index in range(24)}
 
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
-
-
-@contextlib.contextmanager
-def kill(owner, name, when):
-    """Ctrl-C in the call of `owner.name` for which `when(call number, args)` holds.
-
-    Yields the list of the calls' arguments.
-    """
-    original, calls = getattr(owner, name), []
-
-    def call(*args, **kwargs):
-        calls.append(args)
-        if when and when(len(calls), args):
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, call)
-        yield calls
 
 
 def killed(folder, owner, name, when):
@@ -181,7 +162,8 @@ def test_at_a_pause_the_caches_are_those_of_a_run_that_goes_on(tmp_path, monkeyp
     monkeypatch.setattr(rollout, "open_sampler", make_slots)
     monkeypatch.setattr(rundir.Journal, "add", look)
     iterate.search(run, 1)
-    assert held == [[0] * 16] * 2  # eight slots to solve with and eight to judge
+    *pauses, _ = held  # the last one is the end
+    assert pauses == [[0] * 16] * 2  # eight slots to solve with and eight to judge
     assert any(ids for slots in caches for ids in slots.held)
 
 

@@ -1,13 +1,16 @@
 """A run of seconds that makes its EFT rows: ``--config=tests/tiny_eft_config.py``."""
 
-import tiny_config
+import pathlib
+import runpy
 
 from stepjax import config
+
+_TINY = pathlib.Path(__file__).with_name("tiny_config.py")
 
 
 def get_config():
     """Returns the settings of `tiny_config`, with a PRM, tree search and a teacher."""
-    c = tiny_config.get_config()
+    c = runpy.run_path(str(_TINY))["get_config"]()
     c.iterations = 1
     c.data.questions = (16,)
     c.data.make_eft = True

@@ -29,9 +29,11 @@ _USAGE = """usage: stepjax init-data ACTION [--NAME=VALUE ...]
   eft      --input=PATH --format=NAME --output=FILE
            --explanation=none|template|teacher
            judgments of pairs that people rated (EFT), as in PRM800K
-  prm      --config=FILE --workdir=DIR   the process reward model of a run
+  prm      --config=FILE --workdir=DIR   the process reward model of a run, and how
+           good it is; --processbench=FILE also measures it on rows of ProcessBench
   mcts     --config=FILE --workdir=DIR   pairs of steps by tree search
   eft      --config=FILE --workdir=DIR   judgments of these pairs by a teacher
+           The last three need a run with data.make_eft, and first make what they need.
 
 PATH is a JSON, JSON lines or parquet file, also with .gz, or a folder of them; or
 tfds:NAME/SPLIT?FIELD=NAME&data_dir=DIR for rows of tensorflow-datasets.
@@ -69,6 +71,9 @@ _explanation = flags.DEFINE_enum(
     "template",
     ["none", "template", "teacher"],
     "init-data eft: what a judgment says before its verdict.",
+)
+_processbench = flags.DEFINE_string(
+    "processbench", None, "init-data prm: a file of ProcessBench, or a folder of them."
 )
 _force = flags.DEFINE_bool("force", False, "init-data: replace output files.")
 
@@ -112,12 +117,22 @@ def prepare(
     Raises:
       flags.Error: a flag that the action needs is missing, or an output file is there.
     """
+    if _processbench.value and action != "prm":
+        raise flags.Error(
+            f"--processbench with init-data {action}; expected it with prm alone."
+        )
     of_run = action in ("prm", "mcts") or action == "eft" and not _input.value
     if of_run:
         if not flags.FLAGS.workdir:
             what = " (or --input, for rows that people rated)" * (action == "eft")
             raise flags.Error(
                 f"--workdir is missing; expected the run directory{what}."
+            )
+        if not config.data.make_eft:
+            raise flags.Error(
+                f"data.make_eft is False in the settings of {flags.FLAGS.workdir}; "
+                f"expected True for `stepjax init-data {action}`. Set data.make_eft in "
+                "a config file for a new --workdir."
             )
         return functools.partial(_in_run, action, open_run)
     needed = {"input": _input, "format": _format, "output": _output}
@@ -184,10 +199,31 @@ def _check_output(path: pathlib.Path, read: Sequence[pathlib.Path]) -> None:
 
 
 def _in_run(action: str, open_run: Callable[[], "Run"]) -> None:
+    """Makes the initial data of a run up to this action, and says what came out."""
     run = open_run()
-    from stepjax.initial_data import stages
+    from stepjax.initial_data import prm, stages
+    from stepjax.lm import hosts
+    from stepjax.lm.files import read_json
 
-    stages.make(run, action)
+    bench = []
+    if _processbench.value:  # before anything is trained: the file may be bad
+        texts = run.codec.templates
+        bench = sources.read(_processbench.value, "processbench", "labels", texts)
+    stages.make(run, last=action)
+    folder = run.dir.path / "init"
+    name = {"prm": "prm/manifest", "mcts": "mcts", "eft": "eft"}[action]
+    made = read_json(folder / f"{name}.json")
+    shown = made["metrics"] if action == "prm" else made["counts"]
+    lines = [f"{action}: {stages.in_words(shown)}"]
+    if bench:
+        kept, read = stages.read_steps(
+            run, run.load(folder / "prm"), bench, "processbench"
+        )
+        found = prm.first_error_metrics(kept, read)
+        found["left_out"] = len(bench) - len(kept)
+        lines.append(f"processbench: {stages.in_words(found)}")
+    if hosts.first():
+        print("\n".join(lines))
 
 
 def _convert(config: ml_collections.ConfigDict | None) -> None:

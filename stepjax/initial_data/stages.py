@@ -352,11 +352,12 @@ def _counted(
 
 
 def in_words(metrics: dict[str, Any]) -> str:
-    """Returns numbers in words: "steps 30, accuracy 0.9000"."""
-    return ", ".join(
+    """Returns measured values as a line for people: "steps 30, accuracy 0.9000"."""
+    words = (
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
         for name, value in metrics.items()
     )
+    return ", ".join(words) or "not measured, as prm.heldout_count is 0"
 
 
 # How the stages train.

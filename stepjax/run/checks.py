@@ -2,11 +2,12 @@
 
 import operator
 
-from stepjax import srlm
+from stepjax import prompts, srlm
 from stepjax.codec import Codec
 from stepjax.controls import JUDGES
+from stepjax.initial_data import prm, teacher
 from stepjax.judge import SCORES
-from stepjax.lm import hosts, sharding, train
+from stepjax.lm import hf_config, hosts, sharding, train
 from stepjax.lm import model as lm
 from stepjax.run.kind import choose
 from stepjax.search import ON_TIE
@@ -112,17 +113,17 @@ def check_settings(settings: Settings) -> None:
     rules += [
         ("names of sft.phases", names, different, 0 < len(set(names)) == len(names))
     ]
-    for phase in settings.sft.phases:
+    phases = (*settings.sft.phases, settings.prm.phase, settings.mcts.phase)
+    for phase in phases:
         name, size = f"batch_size of sft phase {phase.name!r}", phase.batch_size
         rules.append((name, size, "at least 1", size > 0))
     rules += _rules_of_controls(settings)
+    if settings.data.make_eft:
+        rules += _rules_of_initial_data(settings)
     for name, value, expected, good in rules:
         if not good:
             raise ValueError(f"{name}={value!r}; expected {expected}.")
-    for options in (
-        *(p.optimizer for p in settings.sft.phases),
-        settings.dpo.optimizer,
-    ):
+    for options in (*(phase.optimizer for phase in phases), settings.dpo.optimizer):
         train.make_optimizer(options, 1)
 
 
@@ -156,6 +157,107 @@ def _rules_of_controls(settings: Settings) -> list[tuple]:
             best_beats_all=settings.pairs.best_beats_all,
         )
     return rules
+
+
+def _rules_of_initial_data(settings: Settings) -> list[tuple]:
+    """Returns the rules of a run that makes its EFT rows, as above."""
+    world, judge = settings.data.world, settings.judge
+    policy, reward = settings.mcts.phase, settings.prm.phase
+    backend, model = settings.teacher.backend, settings.teacher.model
+    return [
+        (
+            "judge.kind",
+            judge.kind,
+            "'comparisons' with data.make_eft, because the teacher compares steps",
+            judge.kind == "comparisons",
+        ),
+        (
+            "teacher.backend",
+            backend,
+            "'http', 'local' or 'replay', because only the arithmetic world teaches",
+            backend != "world" or world == "arithmetic",
+        ),
+        (
+            "teacher.model",
+            model,
+            "'' for M0, or 'hf:DIR', with teacher.backend='local'",
+            backend != "local" or not model or model.startswith("hf:"),
+        ),
+        (
+            "prm.language_weight",
+            settings.prm.language_weight,
+            "at least 0",
+            settings.prm.language_weight >= 0,
+        ),
+        (
+            "shares of mcts.phase",
+            (policy.ift, policy.eft),
+            "ift above 0 and eft 0, because the policy learns from IFT rows alone",
+            policy.ift > 0 and not policy.eft,
+        ),
+        (
+            "shares of prm.phase",
+            (reward.ift, reward.eft),
+            "ift 0 and eft above 0, because step labels take the place of EFT rows",
+            reward.eft > 0 and not reward.ift,
+        ),
+    ]
+
+
+def check_initial_data(
+    settings: Settings, codec: Codec, files: dict[str, list]
+) -> None:
+    """Raises ValueError for what would stop a run while it makes its EFT rows.
+
+    Args:
+      settings: of the run, which has `data.make_eft`.
+      codec: tokenizer and templates.
+      files: name → rows: "ift", "tree_questions", and "labels" unless rollouts make
+        the labels.
+    """
+    options, search = settings.prm, settings.search
+    if settings.teacher.backend != "world":
+        # It is not asked here; that needs a file for its answers, and a local model.
+        teacher.make_teacher(settings.teacher, "answers.jsonl", generate=lambda p: ())
+    if settings.teacher.backend == "local" and settings.teacher.model:
+        hf_config.config_from_hf(settings.teacher.model.removeprefix("hf:"))
+    if options.prompt:
+        prompts.check_prompt("prm.prompt", options.prompt)
+    prm.label_ids(codec)
+    for row in files["tree_questions"]:
+        empty = prm.context(codec, prm.Solving(row.problem, ()), options.prompt)
+        need = len(empty) + search.max_step_tokens
+        if need > search.context_tokens:
+            raise ValueError(
+                f"tree_questions row {row.id!r}: the PRM's prompt and one step of "
+                f"search.max_step_tokens={search.max_step_tokens} need {need} tokens; "
+                f"expected at most search.context_tokens={search.context_tokens}. "
+                "Raise it or drop the problem."
+            )
+    if options.labels == "rollouts":
+        problems = len(files["ift"][: settings.rollouts.problems or None])
+        if problems <= options.heldout_count:
+            raise ValueError(
+                f"prm.heldout_count={options.heldout_count} with {problems} problems "
+                "whose steps rollouts label; expected less. Lower it, or raise "
+                "rollouts.problems."
+            )
+        return
+    if not files["labels"]:
+        raise ValueError(
+            f"prm.labels_count={options.labels_count} makes no step labels in the "
+            "arithmetic world; expected a number above 0 (or prm.labels='rollouts')."
+        )
+    length = settings.train.row_length
+    sizes = (
+        len(prm.tree(codec, row, options.prompt).tokens) for row in files["labels"]
+    )
+    if all(size > length for size in sizes):  # ends at the first row that fits
+        raise ValueError(
+            f"all {len(files['labels'])} rows of labelled steps have more than "
+            f"train.row_length={length} tokens; expected some that fit. Raise "
+            "train.row_length."
+        )
 
 
 def check_mesh(slots: int, *models: lm.Decoder) -> None:

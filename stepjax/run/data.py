@@ -143,20 +143,23 @@ def _from_world(
         judgments=kind.world_rows,
         **_initial_counts(settings) if data.make_eft else {},
     )._asdict()
-    made_later = ["eft"] if data.make_eft else list(INITIAL)
-    for name in ["unseen"] * (not splits["unseen"]) + made_later:
-        del splits[name]
-    return splits
-
-
-# Files that only a run with `data.make_eft` has: step labels, and questions to search.
-INITIAL = ("labels", "labels_heldout", "tree_questions")
+    absent = [] if splits["unseen"] else ["unseen"]
+    if data.make_eft:
+        absent.append("eft")  # is made later
+    if not data.make_eft or settings.prm.labels == "rollouts":
+        absent += ["labels", "labels_heldout"]
+    if not data.make_eft:
+        absent.append("tree_questions")
+    return {name: rows for name, rows in splits.items() if name not in absent}
 
 
 def _initial_counts(settings: Settings) -> dict[str, int]:
-    prm = settings.prm
-    counts = prm.labels_count, prm.heldout_count, settings.mcts.questions
-    return dict(zip(INITIAL, counts, strict=True))
+    """Returns how many rows a run needs that makes its EFT rows."""
+    counts = {"tree_questions": settings.mcts.questions}
+    if settings.prm.labels != "rollouts":
+        counts["labels"] = settings.prm.labels_count
+        counts["labels_heldout"] = settings.prm.heldout_count
+    return counts
 
 
 def _from_files(
@@ -177,18 +180,19 @@ def _from_files(
         sum(wanted),
         f"data.questions={tuple(wanted)}",
     )
-    starts = [sum(wanted[:n]) for n in range(len(wanted))]
-    splits["questions"] = [
-        questions[s : s + n] for s, n in zip(starts, wanted, strict=True)
-    ]
+    questions = questions[: sum(wanted)]
     if data.make_eft:
         mcts = settings.mcts
         name = "mcts.question_file"
         pool = _questions(name, mcts.question_file, mcts, texts)
-        asked = splits | {"asked": questions[: sum(wanted)]}
+        elsewhere = splits | {"questions": questions}
         stated = f"mcts.questions={mcts.questions}"
-        pool = _unused(name, pool, asked, mcts.questions, stated)
+        pool = _unused(name, pool, elsewhere, mcts.questions, stated)
         splits["tree_questions"] = pool[: mcts.questions]
+    starts = [sum(wanted[:n]) for n in range(len(wanted))]
+    splits["questions"] = [
+        questions[s : s + n] for s, n in zip(starts, wanted, strict=True)
+    ]
     return splits
 
 

@@ -82,8 +82,19 @@ class Run:
         }
         for name in self.dir.benchmarks():
             asked[name] = self.dir.read(name, records.Problem)
+        made = self.dir.path / "init" / "eft.json"
+        makes_eft = settings.data.make_eft and not made.exists()
+        if makes_eft:
+            asked["tree_questions"] = self.dir.read("tree_questions", records.Question)
         checks.check_budgets(settings, self.codec, asked)
-        if settings.data.make_eft:  # the EFT rows are not there yet
+        if makes_eft:
+            rows = {
+                "ift": self.dir.read("ift", records.Solution),
+                "tree_questions": asked["tree_questions"],
+            }
+            if settings.prm.labels != "rollouts":
+                rows["labels"] = self.dir.read("labels", records.StepLabels)
+            checks.check_initial_data(settings, self.codec, rows)
             sft.phase_steps(settings.mcts.phase, {"ift": len(self.ift_trees), "eft": 0})
         elif not (self.dir.model(1) / "manifest.json").exists():
             for phase in settings.sft.phases:

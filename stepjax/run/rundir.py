@@ -130,8 +130,10 @@ class RunDirectory:
     def adopt_m1(self, other: pathlib.Path) -> None:
         """Takes M1, and what was measured of M0 and M1, from a run on the same data.
 
-        Whether the data are the same is checked when M1 is used: its manifest holds
-        their digests.
+        A run that makes its EFT rows gives these, too, with what they were made of
+        (DIR/init) but for the parameters of policy and PRM, which M1 does not need.
+        Whether the other data are the same is checked when M1 is used: its manifest
+        holds their digests.
 
         Args:
           other: the other run directory; its M1 is finished.
@@ -145,6 +147,18 @@ class RunDirectory:
         for number in (0, 1):
             for path in sorted((other / "eval").glob(f"M{number}_*.json")):
                 shutil.copy(path, self.path / "eval")
+        if (other / "init").exists():
+            shutil.copytree(
+                other / "init",
+                self.path / "init",
+                ignore=shutil.ignore_patterns("params"),
+                dirs_exist_ok=True,
+            )
+            (self.path / "data").mkdir(exist_ok=True)
+            stages = [files.read_json(path) for path in (other / "init").glob("*.json")]
+            for name in {name for stage in stages for name in stage["files"]}:
+                if name.startswith("../data/"):
+                    shutil.copy(other / "init" / name, self.path / "data")
         temporary = self.path / "M1.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()

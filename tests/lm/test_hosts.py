@@ -131,6 +131,36 @@ def test_two_processes_make_what_one_makes(tmp_path):
     assert settings == config.to_dict(get_config())
 
 
+@pytest.mark.slow
+def test_two_processes_make_the_eft_rows_of_one(tmp_path):
+    """Policy, PRM, tree search with a host's own share of the trees, and teacher."""
+    folders = []
+    for count, devices in ((1, 8), (2, 4)):
+        folders.append(tmp_path / f"run_{count}")
+        pod(
+            count,
+            devices,
+            *(sys.executable, "-m", "stepjax", "init-data", "eft"),
+            "--config=tests/tiny_eft_config.py",
+            f"--workdir={folders[-1]}",
+            logs=tmp_path / f"logs_{count}",
+            seconds=1500,
+        )
+    one, two = folders
+    for name in ("pairs", "teacher"):
+        path = f"init/{name}.jsonl"
+        assert (one / path).read_bytes() == (two / path).read_bytes(), name
+    rows = (one / "data/eft.jsonl").read_text("utf-8")
+    assert (two / "data/eft.jsonl").read_text("utf-8") == rows
+    assert len(rows.splitlines()) > 40 and not list(two.rglob("*part*"))
+    metrics = [
+        files.read_json(f / "init/prm/manifest.json")["metrics"] for f in folders
+    ]
+    assert (
+        metrics[0] == pytest.approx(metrics[1], abs=1e-6) and metrics[0]["steps"] == 24
+    )
+
+
 def parameters(folder, model):
     import jax
 

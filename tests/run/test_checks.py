@@ -3,13 +3,15 @@
 import dataclasses
 
 import pytest
+import tiny_eft_config
 from runs import make_mesh
 from tiny_config import changed
 
 from stepjax import config, judge
+from stepjax.initial_data import prm
 from stepjax.lm import model as lm
 from stepjax.lm import sharding
-from stepjax.records import Problem
+from stepjax.records import Problem, Question, StepLabels
 from stepjax.run import checks
 from stepjax.settings import from_config, model_config
 
@@ -83,6 +85,136 @@ def test_settings_of_controls_fit_together(changes, words):
     with pytest.raises(ValueError) as error:
         checks.check_settings(from_config(c))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"teacher.backend": "local", "teacher.model": "hf:folder"}, ""),
+        (
+            {"judge.kind": "ratings"},
+            "judge.kind='ratings'; expected 'comparisons' with",
+        ),
+        (
+            {"data.world": ""},
+            "teacher.backend='world'; expected 'http', 'local' or 'replay', because",
+        ),
+        (
+            {"teacher.backend": "local", "teacher.model": "M1"},
+            "teacher.model='M1'; expected '' for M0, or 'hf:DIR', with",
+        ),
+        (
+            {"prm.language_weight": -0.5},
+            "prm.language_weight=-0.5; expected at least 0",
+        ),
+        (
+            {"mcts.phase.eft": 0.5},
+            "shares of mcts.phase=(1.0, 0.5); expected ift above",
+        ),
+        ({"mcts.phase.batch_size": 0}, "batch_size of sft phase 'policy'=0; expected"),
+        ({"prm.phase.ift": 0.5}, "shares of prm.phase=(0.5, 1.0); expected ift 0 and"),
+        ({"prm.phase.optimizer.schedule": "step"}, "schedule='step'; expected"),
+    ],
+)
+def test_settings_of_a_run_that_makes_its_eft_rows(changes, words):
+    c = tiny_eft_config.get_config()
+    c.update_from_flattened_dict(changes)
+    if not words:
+        checks.check_settings(from_config(c))
+        return
+    with pytest.raises(ValueError) as error:
+        checks.check_settings(from_config(c))
+    assert words in str(error.value)
+    if "phase" not in words and "schedule" not in words:  # of no other run
+        c.data.make_eft = False
+        c.search.on_tie = "append"
+        checks.check_settings(from_config(c))
+
+
+PROBLEM = "8*7+4*4+2"
+LABELLED = StepLabels("x", PROBLEM, ("Step 1: 8*7+4=0",), (1.0,))
+FILES = {
+    "ift": [PROBLEM] * 8,
+    "tree_questions": [Question("short", "5*3+1"), Question("long", PROBLEM)],
+    "labels": [LABELLED, dataclasses.replace(LABELLED, steps=("Step 1: no",))],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prm.prompt": "Is it right?"}, "template 'prm.prompt' has no {problem}; exp"),
+        (
+            {"prm.prompt": "{problem}"},
+            "template 'prm.prompt' ends with '{problem}'; ex",
+        ),
+        ({"teacher.backend": "http"}, "teacher.model is empty; expected the name"),
+        (
+            {"teacher.backend": "http", "teacher.model": "m"},
+            "teacher.url=''; expected an address such as",
+        ),
+        ({"teacher.backend": "replay"}, "teacher.file is empty; expected the file of"),
+        (
+            {"teacher.backend": "replay", "teacher.file": "/none/such.jsonl"},
+            "/none/such.jsonl",
+        ),
+        (
+            {"teacher.backend": "local", "teacher.model": "hf:/none/such"},
+            "/none/such/config.json",
+        ),
+        (
+            {"teacher.backend": "local", "teacher.timeout": 0.0},
+            "teacher.timeout=0.0; e",
+        ),
+        (
+            {"prm.labels": "rollouts", "rollouts.problems": 5},
+            "prm.heldout_count=6 with 5 problems whose steps rollouts label; expected",
+        ),
+    ],
+)
+def test_what_would_stop_a_run_while_it_makes_its_eft_rows(changes, words, codec):
+    c = tiny_eft_config.changed(prm__heldout_count=6)
+    checks.check_initial_data(from_config(c), codec, FILES)
+    c.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError) as error:
+        checks.check_initial_data(from_config(c), codec, FILES)
+    assert words in str(error.value)
+
+
+def test_budgets_of_the_prm_to_the_token(codec):
+    c = tiny_eft_config.changed(search__max_step_tokens=5)
+    c.prm.prompt = "Is each step of this right?\n{problem}\n"
+    asked = len(prm.context(codec, prm.Solving(PROBLEM, ()), c.prm.prompt))
+    assert asked > len(codec.solve_prompt(PROBLEM))
+    c.search.context_tokens = asked + 5
+    c.train.row_length = size = len(prm.tree(codec, LABELLED, c.prm.prompt).tokens)
+    longer = dataclasses.replace(LABELLED, steps=("Step 1: 8*7+4=0, so 0",))
+    files = FILES | {"labels": [longer, LABELLED]}  # one of them fits
+    checks.check_initial_data(from_config(c), codec, files)
+    c.search.context_tokens -= 1
+    words = (
+        f"'long': the PRM's prompt and one step .* need {asked + 5} tokens; expected"
+    )
+    with pytest.raises(ValueError, match=words):
+        checks.check_initial_data(from_config(c), codec, files)
+    c.search.context_tokens += 1
+    c.train.row_length -= 1
+    words = (
+        f"all 2 rows of labelled steps have more than train.row_length={size - 1} tok"
+    )
+    with pytest.raises(ValueError, match=words):
+        checks.check_initial_data(from_config(c), codec, files)
+    c.prm.labels_count = 0
+    with pytest.raises(ValueError, match="prm.labels_count=0 makes no step labels"):
+        checks.check_initial_data(from_config(c), codec, files | {"labels": []})
+
+
+def test_a_tokenizer_that_cannot_tell_the_labels_apart(codec, monkeypatch):
+    c = tiny_eft_config.get_config()
+    monkeypatch.setattr(codec, "line", lambda text: (7,))
+    with pytest.raises(ValueError, match="writes '[+]' as .* Use another tokenizer"):
+        checks.check_initial_data(from_config(c), codec, FILES)
 
 
 def test_phases_out_of_range():
