@@ -32,7 +32,7 @@ def get_config():
         "prm",
         ift=0.0,
         epochs=0,
-        steps=5000,
+        steps=6000,
         batch_size=64,
         optimizer=config.optimizer(2e-3, "cosine", warmup_steps=50, **rate),
     )

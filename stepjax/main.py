@@ -68,6 +68,9 @@ def entry() -> None:
     """Entry point of the ``stepjax`` command."""
     # Only tokenizers are used of transformers; it need not say that torch is missing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # a terminal without UTF-8 shows \u4e2d and the like
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv))
 
 

@@ -4,6 +4,7 @@
 """
 
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -95,7 +96,7 @@ def usage(arguments: Sequence[str]) -> int | None:
     made[PAIRS] = "preference; PATH is pairs.jsonl in the directory of a run"
     text = _USAGE + "\n".join(f"{form:14}{makes}" for form, makes in made.items())
     text += f"\nA preference can also be written with --to={'|'.join(WRITERS)}."
-    print(text, file=sys.stdout if asked else sys.stderr)
+    (_print if asked else _say)(text)
     if arguments and not asked:
         print(f"stepjax init-data: unknown action {arguments[0]!r}", file=sys.stderr)
     return 0 if asked else 2
@@ -142,19 +143,16 @@ def prepare(
             f"init-data {action} needs {' '.join(missing)}; expected all of "
             f"--{' --'.join(needed)}."
         )
+    _expand_home()
     written = [pathlib.Path(p) for p in (_output.value, _rejects.value) if p]
+    read = [_input.value, *_against.value]
+    read = [pathlib.Path(path).resolve() for path in read]
     for path in written:
-        if path.exists() and not _force.value:
-            raise flags.Error(f"{path} exists; expected a new file. Use --force.")
-        if not path.resolve().parent.is_dir():
-            raise flags.Error(
-                f"{path.parent} is no folder; expected the folder of {path.name}."
-            )
-    names = [path.resolve() for path in (*written, pathlib.Path(_input.value))]
+        _check_output(path, read)
+    names = [path.resolve() for path in written]
     if len(set(names)) < len(names):
         raise flags.Error(
-            "--input, --output and --rejects name the same file; expected different "
-            "ones."
+            "--output and --rejects name the same file; expected different ones."
         )
     if config is None and "teacher" in (_cut.value, _explanation.value):
         raise flags.Error(
@@ -163,6 +161,41 @@ def prepare(
         )
     work = {"convert": _convert, "ift": _ift, "eft": _rated}[action]
     return functools.partial(work, config)
+
+
+def _expand_home() -> None:
+    """Replaces ~ in the paths of the flags; the shell leaves --input=~/x alone."""
+    for holder in (_input, _output, _rejects):
+        if holder.value:
+            flags.FLAGS[holder.name].value = os.path.expanduser(holder.value)
+    against = [os.path.expanduser(path) for path in _against.value if path.strip()]
+    flags.FLAGS[_against.name].value = against
+
+
+def _check_output(path: pathlib.Path, read: Sequence[pathlib.Path]) -> None:
+    """Raises flags.Error unless a file can be written that no input is or holds."""
+    if path.is_dir() or path.exists() and not path.is_file():
+        raise flags.Error(f"{path} is no file; expected the name of a file to write.")
+    if path.exists() and not _force.value:
+        raise flags.Error(f"{path} exists; expected a new file. Use --force.")
+    if not path.resolve().parent.is_dir():
+        raise flags.Error(
+            f"{path.parent} is no folder; expected the folder of {path.name}."
+        )
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise flags.Error(
+            f"{path.parent} cannot be written to; expected a folder with permission."
+        )
+    for other in read:
+        if path.resolve() == other:
+            raise flags.Error(
+                f"{path} is read and would be written; expected different files."
+            )
+        if path.resolve().is_relative_to(other):
+            raise flags.Error(
+                f"{path} lies in {other}, all of whose files are read, so the next "
+                "command would read it too; expected a file in another folder."
+            )
 
 
 def _in_run(action: str, open_run: Callable[[], "Run"]) -> None:
@@ -218,7 +251,7 @@ def _ift(config: ml_collections.ConfigDict | None) -> None:
         else:
             cuts = [cutter.cut(row.solution) for row in whole]
         rows, rejected = ift.solutions(whole, texts, cuts)
-        print(ift.summary(rows, rejected), end="")
+        _print(ift.summary(rows, rejected).rstrip())
     _write(rows)
 
 
@@ -231,7 +264,7 @@ def _rated(config: ml_collections.ConfigDict | None) -> None:
         return
     answers = _teacher(config)(eft.requests(pairs, texts))
     kept = eft.keep(pairs, answers, texts, truth="the people")
-    print(eft.table(kept.reasons))
+    _print(eft.table(kept.reasons))
     _write(kept.rows)
 
 
@@ -290,11 +323,15 @@ def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Temp
     if _rejects.value:
         rejects.write(_rejects.value)
     bad = len(rejects.rows)
-    print(f"read {rejects.read:,} rows: kept {rejects.kept:,}, rejected {bad:,}")
+    _print(f"read {rejects.read:,} rows: kept {rejects.kept:,}, rejected {bad:,}")
     for reason, count in rejects.reasons.most_common(20):
-        print(f"  {count:,} rejected: {reason}")
+        _print(f"  {count:,} rejected: {reason}")
+    others = rejects.reasons.most_common()[20:]
+    if others:
+        count = sum(count for _, count in others)
+        _print(f"  {count:,} rejected: {len(others):,} other reasons")
     if bad:
-        print(f"the rejected rows and their reasons are in {_rejects.value}")
+        _print(f"the rejected rows and their reasons are in {_rejects.value}")
     return _apart(rows) if _against.value else rows, texts
 
 
@@ -307,11 +344,11 @@ def _apart(rows: list) -> list:
         for path in _against.value
     }
     found = decontaminate.overlaps(rows, evaluations)
-    print(decontaminate.report(found, evaluations), end="")
+    _print(decontaminate.report(found, evaluations).rstrip())
     for warning in decontaminate.warnings(_format.value, evaluations, found):
         _say(f"stepjax: {warning}")
     kept = decontaminate.remove(rows, found)
-    print(f"{len(rows) - len(kept):,} rows share text with them and are left out")
+    _print(f"{len(rows) - len(kept):,} rows share text with them and are left out")
     return kept
 
 
@@ -326,9 +363,23 @@ def _write(rows: Sequence) -> None:
         raise ValueError(
             f"nothing is left to write to {_output.value}; expected at least one row."
         )
-    records.write_jsonl(_output.value, rows)
-    print(f"wrote {len(rows):,} rows to {_output.value}")
+    try:
+        records.write_jsonl(_output.value, rows)
+    except OSError as error:
+        raise ValueError(
+            f"{_output.value}: cannot be written ({error.strerror}); expected a disk "
+            "with space for it, and permission. Nothing was written there."
+        ) from error
+    _print(f"wrote {len(rows):,} rows to {_output.value}")
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _print(text: str) -> None:
+    """Prints a line; where nobody reads on, as behind `| head -1`, the work goes on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

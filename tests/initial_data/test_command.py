@@ -1,6 +1,7 @@
 """The command `stepjax init-data`: what it writes, counts and refuses."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -301,7 +302,7 @@ GOOD = ["--input=x.jsonl", "--format=gsm8k", "--to=worked", "--output=y.jsonl"]
         (["convert", *GOOD, "extra"], "unexpected arguments ['extra']"),
         (["convert", *GOOD, "--output=no/y.jsonl"], "no is no folder; expected"),
         (["convert", *GOOD, "--output=x.jsonl"], "x.jsonl exists"),
-        (["convert", *GOOD, "--output=x.jsonl", "--force"], "name the same file"),
+        (["convert", *GOOD, "--output=x.jsonl", "--force"], "x.jsonl is read and"),
         (["convert", *GOOD, "--rejects=y.jsonl"], "name the same file"),
         (["convert", *GOOD, "--rejects=x.jsonl"], "x.jsonl exists"),
         (["ift", *GOOD, "--cut=teacher"], "a teacher needs --config"),
@@ -327,3 +328,98 @@ def test_input_that_cannot_be_used(init, arguments, words):
     records.write_jsonl("x.jsonl", GSM8K)
     status, out, err = init(*arguments)
     assert (status, out) == (1, "") and words in err and "Traceback" not in err
+
+
+def test_a_config_of_another_program_is_no_run(init, tmp_path):
+    (tmp_path / "run" / "M1").mkdir(parents=True)
+    (tmp_path / "run" / "M1" / "pairs.jsonl").write_text("{}\n")
+    arguments = ["--input=run/M1/pairs.jsonl", "--format=pairs", "--output=y.jsonl"]
+    for text, words in (
+        ('{"a":', "config.json: broken JSON"),
+        ('{"model_type": "qwen2"}', "is none of a run of stepjax"),
+    ):
+        (tmp_path / "run" / "config.json").write_text(text)
+        status, _, err = init("convert", *arguments, "--to=trl")
+        assert status == 1 and words in err and "Traceback" not in err
+
+
+def test_outputs_that_cannot_be_written(init, tmp_path):
+    (tmp_path / "folder").mkdir()
+    records.write_jsonl("folder/x.jsonl", GSM8K)
+    arguments = ["--format=gsm8k", "--to=question", "--force"]
+    for source, output, words in (
+        ("folder", "folder/y.jsonl", "all of whose files are read"),
+        ("folder/x.jsonl", "folder", "folder is no file"),
+        ("folder/x.jsonl", ".", ". is no file"),
+        ("folder/x.jsonl", "/dev/null", "/dev/null is no file"),
+        ("folder/x.jsonl", "folder/../folder/x.jsonl", "is read and would be written"),
+    ):
+        status, _, err = init(
+            "convert", f"--input={source}", f"--output={output}", *arguments
+        )
+        assert status == 2 and words in err
+    evaluations = ["--input=folder", "--output=e.jsonl", "--against=e.jsonl"]
+    status, _, err = init("convert", *evaluations, *arguments)
+    assert status == 2 and "is read and would be written" in err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "x.jsonl"]
+
+
+def test_a_full_disk_leaves_no_part(init, tmp_path, monkeypatch):
+    records.write_jsonl("x.jsonl", GSM8K)
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    arguments = ["--input=x.jsonl", "--format=gsm8k", "--output=y.jsonl"]
+    status, _, err = init("convert", *arguments, "--to=question")
+    assert status == 1 and "y.jsonl: cannot be written (No space left" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_the_home_folder_and_a_comma_at_the_end(init, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    records.write_jsonl("x.jsonl", GSM8K)
+    records.write_jsonl("e.jsonl", GSM8K[:2])
+    arguments = ["--input=~/x.jsonl", "--format=gsm8k", "--output=~/y.jsonl"]
+    status, out, _ = init("ift", *arguments, "--against=~/e.jsonl,")
+    assert status == 0 and "2 rows share text with them" in out
+    assert len(records.read_jsonl("y.jsonl", Solution)) == 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_nobody_reads_what_is_printed(tmp_path, encoding):
+    """As behind `| head -1`, and on a terminal that cannot show all letters."""
+    row = {
+        "question": "小明有三个苹果，他又买了五个苹果，一共有几个？",
+        "answer": "#### 8",
+    }
+    records.write_jsonl(tmp_path / "x.jsonl", [row, *GSM8K])
+    records.write_jsonl(tmp_path / "e.jsonl", [row])
+    reader, writer = os.pipe()
+    if encoding == "utf-8":
+        os.close(reader)
+    with open(writer, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "stepjax", "init-data", "ift", "--format=gsm8k"]
+            + ["--input=x.jsonl", "--against=e.jsonl", "--output=o.jsonl"],
+            cwd=tmp_path,
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": os.getcwd()},
+        )
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert b"Broken pipe" not in done.stderr
+    assert len(records.read_jsonl(tmp_path / "o.jsonl", Solution)) == 5
+    if encoding == "ascii":
+        with open(reader, "rb") as shown:
+            assert b"\\u5c0f \\u660e" in shown.read()
+
+
+def test_every_rejected_row_is_in_one_line_of_the_reasons(init):
+    twice = [{"id": str(n % 30), "problem": "p", "answer": "1"} for n in range(60)]
+    records.write_jsonl("x.jsonl", twice)
+    arguments = ["--input=x.jsonl", "--format=benchmark", "--output=y.jsonl"]
+    status, out, _ = init("convert", *arguments, "--to=problem", "--rejects=r.jsonl")
+    assert status == 0 and "kept 30, rejected 30" in out
+    assert "  30 rejected: an earlier row has the same id\n" in out

@@ -4,6 +4,7 @@ The errors raised here are "reason; expected ...", without the place of the row,
 `stepjax.initial_data.formats.sources.read` puts in front.
 """
 
+import math
 import re
 import reprlib
 from collections.abc import Sequence
@@ -51,13 +52,38 @@ def text(row: Any, name: str) -> str:
     return value
 
 
+def number_as_text(value: Any) -> Any:
+    """Writes a number as text, and leaves any other value as it is.
+
+    Many data sets on Hugging Face hold answers and ids as numbers: 27.0 becomes "27",
+    2.5 becomes "2.5". NaN and infinity are no numbers here, and neither is true.
+    """
+    if isinstance(value, float) and math.isfinite(value):
+        whole = value.is_integer() and abs(value) < 2**53
+        return str(int(value)) if whole else repr(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+def answer(row: Any, name: str = "answer") -> str:
+    """Takes the answer row[name], a text or a number; "" is one, too.
+
+    Raises:
+      ValueError: as `field`.
+    """
+    value = number_as_text(row.get(name)) if isinstance(row, dict) else None
+    return value if isinstance(value, str) else field(row, name, str)
+
+
 def identity(row: dict[str, Any], name: str) -> str:
     """Takes the id of a row, or gives it `name` where it has none.
 
     Raises:
-      ValueError: when the id is no string, or blank.
+      ValueError: when the id is neither a text nor a number, or blank.
     """
-    return name if row.get("id") is None else text(row, "id")
+    given = number_as_text(row.get("id"))
+    return name if given is None else text({"id": given}, "id")
 
 
 def one_line(text: str) -> str:

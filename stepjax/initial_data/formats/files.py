@@ -56,6 +56,7 @@ class Rejects:
       read: rows so far, good and bad.
       rows: the bad ones as {"file", "line", "reason", "row"}; "row" is the text.
       reasons: how often a reason was given, without the values that it quotes.
+      say: prints a line for people.
     """
 
     def __init__(
@@ -70,7 +71,8 @@ class Rejects:
         self.read = 0
         self.rows: list[dict[str, Any]] = []
         self.reasons: collections.Counter[str] = collections.Counter()
-        self._collect, self._say, self._said = collect, say, time.monotonic()
+        self.say = say
+        self._collect, self._said = collect, time.monotonic()
 
     @property
     def kept(self) -> int:
@@ -82,7 +84,7 @@ class Rejects:
         self.read += 1
         if time.monotonic() - self._said > 10:
             self._said = time.monotonic()
-            self._say(f"{self.read:,} rows are read, {len(self.rows):,} rejected")
+            self.say(f"{self.read:,} rows are read, {len(self.rows):,} rejected")
 
     def add(self, place: Place, reason: str, text: str) -> None:
         """Lists a row that has been counted.
@@ -97,13 +99,20 @@ class Rejects:
         """
         if not self._collect:
             raise ValueError(f"{place}: {reason}")
-        self.reasons[re.split(r" is |; | \(", reason)[0]] += 1
+        self.reasons[_kind(reason)] += 1
         row = {"file": place.file, "line": place.line, "reason": reason, "row": text}
         self.rows.append(row)
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes the listed rows as JSON lines, all of them or nothing."""
         records.write_jsonl(path, self.rows)
+
+
+def _kind(reason: str) -> str:
+    """Returns a reason without the values that it quotes, so that it can be counted."""
+    if re.match(r"id .* is at ", reason, re.DOTALL):
+        return "an earlier row has the same id"
+    return re.split(r" is | begins with | ends with |; | \(", reason)[0]
 
 
 def rows(
@@ -117,7 +126,8 @@ def rows(
     byte order mark at the start of a file is passed over.
 
     A folder stands for its files with one of the endings `SUFFIXES`, also in folders
-    within it, in the order of their paths. Hidden files and folders are passed over.
+    within it and behind links, in the order of their paths. Hidden files and folders
+    are passed over. So are files with other endings, and `rejects` says how many.
 
     Args:
       path: the file or folder.
@@ -129,12 +139,17 @@ def rows(
     Raises:
       ValueError: "PATH:LINE: reason" for a row that is no object, whole and in UTF-8,
         unless it is listed. "PATH: reason" for a file or folder that cannot be read
-        to its end, or that has no rows.
+        to its end, or that has no rows, or whose name is not UTF-8.
     """
     rejects = rejects or Rejects(collect=False)
     path = Path(path)
     folder = path.is_dir()
-    for file in _files(path) if folder else [path]:
+    for file in _files(path, rejects) if folder else [path]:
+        if not _in_utf8(str(file)):
+            raise ValueError(
+                f"{str(file)!a}: the name is not UTF-8, so no id can be made of it; "
+                "expected another name. Rename it."
+            )
         name = file.relative_to(path).as_posix() if folder else file.name
         ending = next((end for end in SUFFIXES if name.lower().endswith(end)), None)
         stem = name[: -len(ending)] if ending else name.removesuffix(file.suffix)
@@ -209,21 +224,52 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, rejects: Rejects) -> list[Path]:
     """Returns the files of a folder that hold rows, in order."""
-    found = [
-        file
-        for file in folder.rglob("*")
-        if file.name.lower().endswith(SUFFIXES)
-        and file.is_file()
-        and not any(part[0] == "." for part in file.relative_to(folder).parts)
-    ]
+    found, others = [], []
+    seen: dict[tuple[int, int], str] = {}
+    for parent, folders, names in os.walk(
+        folder, onerror=_unreadable, followlinks=True
+    ):
+        status = os.stat(parent)
+        earlier = seen.setdefault((status.st_dev, status.st_ino), parent)
+        if earlier != parent:
+            raise ValueError(
+                f"{parent}: a link leads to {earlier}, so its files would be read "
+                "twice; expected every folder once. Take the link away."
+            )
+        folders[:] = [name for name in folders if name[0] != "."]
+        for name in names:
+            if name[0] != ".":
+                rows = name.lower().endswith(SUFFIXES)
+                (found if rows else others).append(Path(parent, name))
     if not found:
         raise ValueError(
             f"{folder}: no file to read in this folder; expected files that end with "
             f"{', '.join(SUFFIXES)}."
         )
+    if others:
+        rejects.say(
+            f"{folder}: {len(found):,} files are read; {len(others):,} files with "
+            f"other endings are passed over, such as {min(others).name!a}"
+        )
     return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise ValueError(
+        f"{error.filename}: this folder cannot be read ({error.strerror}); expected to "
+        "read all folders within. Check its permissions."
+    ) from error
+
+
+def _in_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text; half of a surrogate pair it cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -54,6 +54,13 @@ def step_dpo(row: dict[str, Any], name: str, templates: Templates) -> list[Prefe
         )
     if texts and not texts[-1].strip():
         texts.pop()  # only the marker of the next step
+    inside = re.search(r"Step \d+:\s*\Z", texts[-1]) if texts else None
+    if inside:
+        raise ValueError(
+            f"field 'initial_reason_steps' is {len(texts)} steps, and "
+            f"{inside[0].strip()!r} in the line of the last one; expected every step "
+            "on a line of its own, since what is one step cannot be told otherwise."
+        )
     steps = fields.steps(templates, texts)
     both = fields.text(row, "chosen"), fields.text(row, "rejected")
     identity, problem = fields.identity(row, name), fields.text(row, "prompt")
@@ -181,11 +188,11 @@ def _contents(messages: Any, name: str) -> list[tuple[str, str]]:
         raise ValueError(
             f"field {name!r} is {reprlib.repr(messages)}; expected a list of messages."
         )
-    found = [
-        (fields.field(message, "role", str), fields.text(message, "content"))
+    return [
+        (message["role"], fields.text(message, "content"))
         for message in messages
+        if fields.field(message, "role", str) != "system"  # its text may be empty
     ]
-    return [(role, content) for role, content in found if role != "system"]
 
 
 def _message(messages: Any, name: str) -> str:

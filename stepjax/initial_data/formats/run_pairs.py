@@ -37,9 +37,21 @@ def read(
             f"{folder / 'config.json'}: cannot be read ({error.strerror}); expected "
             f"{path} to be a file of a run, as in DIR/M1/pairs.jsonl."
         ) from error
-    made = settings.from_config(config.from_dict(values))
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / 'config.json'}: broken JSON ({error}); expected the settings "
+            "of a run. The file is damaged."
+        ) from error
+    try:
+        made = settings.from_config(config.from_dict(values))
+        decode = tokenizer.load(folder / "tokenizer").decode
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{folder}: its config.json or its tokenizer is none of a run of stepjax "
+            f"({type(error).__name__}: {error}); expected {path} to be a file of a "
+            "run, as in DIR/M1/pairs.jsonl."
+        ) from error
     texts = settings.templates(made.texts, data.world_templates(made.data.world))
-    decode = tokenizer.load(folder / "tokenizer").decode
 
     def parse(row: dict, name: str, templates: Templates) -> list[Preference]:
         del name  # a pair has an id

@@ -27,7 +27,7 @@ def solution(row: dict[str, Any], name: str, templates: Templates) -> list[Solut
     answer is rounded the last step says so: "10 / 3 = 10/3, about 3.33333.".
 
     Args:
-      row: of the data set; the answer is a number as text. An "id" is kept.
+      row: of the data set; the answer is a number, perhaps as text. An "id" is kept.
       name: id of a row without one.
       templates: their step marker begins each step.
 
@@ -35,7 +35,7 @@ def solution(row: dict[str, Any], name: str, templates: Templates) -> list[Solut
       ValueError: when the equation or the answer cannot be read, when it divides by 0,
         or when it gives a number that is further than 0.001 from the answer.
     """
-    problem, answer = fields.text(row, "problem"), fields.text(row, "answer").strip()
+    problem, answer = fields.text(row, "problem"), fields.answer(row).strip()
     equation = fields.text(row, "equation")
     if not _NUMBER.fullmatch(answer):
         raise ValueError(f"field 'answer' is {answer[:40]!r}; expected a number.")

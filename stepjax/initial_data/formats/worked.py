@@ -82,7 +82,7 @@ def question(row: dict[str, Any], name: str, templates: Templates) -> list[Quest
 def problem(row: dict[str, Any], name: str, templates: Templates) -> list[Problem]:
     """Makes a benchmark item of {"problem", "answer"} and, if there, "id"."""
     identity = fields.identity(row, name)
-    answer = fields.field(row, "answer", str)  # a few benchmarks have "" for a proof
+    answer = fields.answer(row)  # a few benchmarks have "" for a proof
     return [Problem(identity, fields.text(row, "problem"), answer)]
 
 
@@ -94,11 +94,10 @@ def worked(row: dict[str, Any], name: str, templates: Templates) -> list[Worked]
     "type", "source", "messages") are left behind.
     """
     solution = fields.text(row, "solution")
-    answer = row.get("answer")
-    if answer is None:
+    if row.get("answer") is None:
         answer = prompts.boxed(solution) or ""
-    elif not isinstance(answer, str):
-        raise ValueError(f"field 'answer' is {answer!r}; expected a string.")
+    else:
+        answer = fields.answer(row)
     identity = fields.identity(row, name)
     return [Worked(identity, fields.text(row, "problem"), solution, answer)]
 

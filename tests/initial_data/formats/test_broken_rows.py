@@ -128,7 +128,7 @@ BROKEN = {
 OWN = {
     ("gsm8k", "worked"): {"answer": "It is 1."},
     ("math", "worked"): {"solution": ""},
-    ("numina", "worked"): {"answer": 7},
+    ("numina", "worked"): {"answer": [7]},
     ("benchmark", "problem"): {"id": "3"},  # is there already
     ("word_problems", "solution"): {"answer": "3.1"},
     ("prm800k", "labels"): {"label": {"steps": [GROUP | {"chosen_completion": 2}]}},

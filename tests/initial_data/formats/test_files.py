@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
@@ -227,3 +228,53 @@ def test_a_long_reading_says_how_far_it_is(tmp_path, monkeypatch):
     rejects = files.Rejects(say=said.append)
     assert len(list(files.rows(tmp_path / "x.jsonl", rejects))) == 6
     assert said[0] == "3 rows are read, 1 rejected" and len(said) > 1
+
+
+def test_links_in_a_folder(tmp_path):
+    for name in ("real", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jsonl").write_text(lines(ROWS))
+    (tmp_path / "there" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "there" / "file.jsonl").symlink_to(tmp_path / "real" / "real.jsonl")
+    names = [place.name for place, _ in files.rows(tmp_path / "there")]
+    assert names[::5] == ["file-0", "linked/real-0", "there-0"] and len(names) == 15
+    (tmp_path / "real" / "back").symlink_to(tmp_path / "there")
+    with pytest.raises(ValueError, match="its files would be read twice"):
+        list(files.rows(tmp_path / "there"))
+    (tmp_path / "real" / "back").unlink()
+    (tmp_path / "there" / "lost.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="lost.jsonl: cannot be read"):
+        list(files.rows(tmp_path / "there"))
+
+
+def test_a_folder_that_cannot_be_read_stops(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a.jsonl").write_text(lines(ROWS))
+    listed = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match="inner: this folder cannot be read"):
+        list(files.rows(tmp_path))
+
+
+def test_files_with_other_endings_are_named(tmp_path):
+    for name in ("a.jsonl", "b.ndjson", "c.csv", ".d.csv"):
+        (tmp_path / name).write_text(lines(ROWS))
+    said = []
+    assert len(list(files.rows(tmp_path, files.Rejects(say=said.append)))) == 5
+    (line,) = said
+    assert "1 files are read; 2 files with other endings" in line and "b.ndjson" in line
+
+
+def test_a_name_that_is_not_utf8_stops(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
+    with open(path, "w") as file:
+        file.write(lines(ROWS))
+    for place in (tmp_path, os.fsdecode(path)):
+        with pytest.raises(ValueError, match="the name is not UTF-8"):
+            list(files.rows(place))

@@ -206,3 +206,21 @@ def test_files_of_trl_rows(tmp_path):
     records.write_jsonl(tmp_path / "own.jsonl", made)
     again = sources.read(tmp_path / "own.jsonl", "jsonl", "preference", TEMPLATES)
     assert again == made
+
+
+def test_an_empty_system_message_is_left_behind():
+    row = {
+        "prompt": [say("", "system"), say("p", "user")],
+        "chosen": [say("a")],
+        "rejected": [say("b")],
+    }
+    assert as_read(trl(row)) == ("p", (), "Step 1: a", "Step 1: b")
+
+
+def test_steps_of_step_dpo_that_share_a_line_are_refused():
+    row = {"prompt": "p", "chosen": " a", "rejected": " b"}
+    for initial in ("Step 1: x Step 2: y Step 3:", "Step 1: x\nStep 2: y Step 3: "):
+        with pytest.raises(ValueError, match="'Step 3:' in the line of the last one"):
+            preferences.step_dpo(
+                row | {"initial_reason_steps": initial}, "x", TEMPLATES
+            )

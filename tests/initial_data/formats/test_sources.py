@@ -151,8 +151,8 @@ def test_malformed_gsm8k_rows(tmp_path, reader, bad, reason):
     [
         ({"problem": "q"}, "field 'answer'"),
         ({"answer": "1"}, "field 'problem'"),
-        ({"problem": "q", "answer": 27.0}, "27.0"),
-        ({"id": 3, "problem": "q", "answer": "1"}, "field 'id'"),
+        ({"problem": "q", "answer": [27]}, "[27]"),
+        ({"id": [3], "problem": "q", "answer": "1"}, "field 'id'"),
         ({"id": "b-0", "problem": "q", "answer": "1"}, "id 'b-0' is at "),
     ],
 )
@@ -278,3 +278,16 @@ def test_the_formats_of_step_labels():
     assert list(sources.readers("labels")) == [
         *("jsonl", "prm800k", "processbench", "math_shepherd", "stepwise")
     ]
+
+
+def test_answers_and_ids_that_are_numbers(tmp_path):
+    answers = [7, 27.0, 2.5, -3, 10**30, "x", ""]
+    rows = [{"id": n, "problem": "p", "answer": a} for n, a in enumerate(answers)]
+    records.write_jsonl(tmp_path / "x.jsonl", rows)
+    made = sources.read(tmp_path / "x.jsonl", "benchmark", "problem", TEMPLATES)
+    texts = ["7", "27", "2.5", "-3", "1" + "0" * 30, "x", ""]
+    assert made == [Problem(str(n), "p", text) for n, text in enumerate(texts)]
+    for wrong in (True, None, [7]):
+        records.write_jsonl(tmp_path / "y.jsonl", [{"problem": "p", "answer": wrong}])
+        with pytest.raises(ValueError, match="field 'answer' is"):
+            sources.read(tmp_path / "y.jsonl", "benchmark", "problem", TEMPLATES)
