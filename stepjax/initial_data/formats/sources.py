@@ -115,7 +115,7 @@ def read(
     """Reads the records of a file or a folder.
 
     Args:
-      path: a file or a folder, see `files.rows`, or a place of TFDS, see `tfds`.
+      path: a file or a folder, see `files.rows`, or an address of TFDS, see `tfds`.
       form: its format, one of `FORMATS`.
       to: the records wanted, one of `TYPES`.
       templates: their step marker begins each step.
@@ -146,7 +146,7 @@ def read_with(
     """Reads the records of a file with a given function for its rows; see `read`.
 
     Args:
-      path: a file or a folder, see `files.rows`, or a place of TFDS, see `tfds`.
+      path: a file or a folder, see `files.rows`, or an address of TFDS, see `tfds`.
       parse: takes one row apart.
       form: name of the format, for the ids; ids of "jsonl" and "benchmark" go without.
       templates: their step marker begins each step.
@@ -158,7 +158,7 @@ def read_with(
     prefix = "" if form in ("jsonl", "benchmark") else f"{form}-"
     made: list = []
     places: dict[str, str] = {}
-    if tfds.is_place(str(path)):
+    if tfds.is_address(str(path)):
         found = tfds.rows(str(path), rejects, own)
     else:
         found = files.rows(path, rejects)

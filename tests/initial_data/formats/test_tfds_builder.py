@@ -221,7 +221,7 @@ from stepjax.initial_data.formats import tfds, tfds_builder
 from stepjax.records import Question
 def stop(*arguments):  # all is written, and not yet compared
     os.kill(os.getpid(), signal.SIGKILL)
-tfds.read_place = stop
+tfds.read_address = stop
 rows = [Question(str(n), "x") for n in range(50)]
 tfds_builder.write({{"train": rows}}, "mine", {str(tmp_path)!r}, record_type=Question)
 """
