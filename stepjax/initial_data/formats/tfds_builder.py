@@ -86,8 +86,8 @@ def write(
             if len(back) != len(rows):
                 raise ValueError(
                     f"{address}: {len(rows)} rows were written and {len(back)} are "
-                    "read back; expected as many. Nothing is kept: report this with the "
-                    "versions of tensorflow-datasets and array_record."
+                    "read back; expected as many. Nothing is kept: report this with "
+                    "the versions of tensorflow-datasets and array_record."
                 )
             for index, (row, found) in enumerate(zip(rows, back, strict=True)):
                 for field, value in vars(row).items():

@@ -41,8 +41,8 @@ def gsm8k_solution(
     r"""Makes a step-by-step solution (IFT) of {"question", "answer"}.
 
     One line of reasoning is one step. The calculator marks "<<48/2=24>>" and empty
-    lines are removed; the last step gets "The answer is \boxed{N}." at its end. The answer is N
-    without thousands commas.
+    lines are removed; the last step gets "The answer is \boxed{N}." at its end. The
+    answer is N without thousands commas.
     """
     problem, lines, answer = _gsm8k(row)
     steps = tuple(
