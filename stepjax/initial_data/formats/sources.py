@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stepjax import records
+from stepjax.initial_data import step_values
 from stepjax.initial_data.formats import (
     files,
     preferences,
@@ -40,6 +41,17 @@ TYPES = {
 def _own(row: dict[str, Any], name: str, templates: Templates, to: str) -> list:
     """Makes the record of a row in our own format."""
     return [records.from_object(row, TYPES[to])]
+
+
+def _values(row: dict[str, Any], name: str, templates: Templates) -> list:
+    """Makes step labels of the values that rollouts estimated."""
+    return step_values.labels(records.from_object(row, step_values.StepValues))
+
+
+def _value_pairs(row: dict[str, Any], name: str, templates: Templates) -> list:
+    """Makes preferences of steps whose values differ by at least a half."""
+    values = records.from_object(row, step_values.StepValues)
+    return step_values.pairs(values, margin=0.5)
 
 
 # Format → what it gives → how one row is taken apart.
@@ -79,6 +91,7 @@ FORMATS: dict[str, dict[str, Parse]] = {
     "stepwise": {"labels": step_labels.stepwise},
     "step_dpo": {"preference": preferences.step_dpo},
     "trl": {"preference": preferences.trl},
+    "values": {"labels": _values, "preference": _value_pairs},
 }
 
 
