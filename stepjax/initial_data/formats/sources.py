@@ -54,6 +54,11 @@ def _value_pairs(row: dict[str, Any], name: str, templates: Templates) -> list:
     return step_values.pairs(values, margin=0.5)
 
 
+_WORKED: dict[str, Parse] = {
+    "question": worked.question,
+    "problem": worked.worked_problem,
+    "worked": worked.worked,
+}
 # Format → what it gives → how one row is taken apart.
 FORMATS: dict[str, dict[str, Parse]] = {
     "jsonl": {to: functools.partial(_own, to=to) for to in TYPES},
@@ -63,16 +68,8 @@ FORMATS: dict[str, dict[str, Parse]] = {
         "worked": worked.gsm8k_worked,
         "solution": worked.gsm8k_solution,
     },
-    "math": {
-        "question": worked.question,
-        "problem": worked.worked_problem,
-        "worked": worked.worked,
-    },
-    "numina": {
-        "question": worked.question,
-        "problem": worked.worked_problem,
-        "worked": worked.worked,
-    },
+    "math": _WORKED,
+    "numina": _WORKED,
     "benchmark": {"question": worked.question, "problem": worked.problem},
     "word_problems": {
         "question": worked.question,
