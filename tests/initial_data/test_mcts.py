@@ -1,3 +1,4 @@
+import functools
 import json
 from typing import NamedTuple
 
@@ -253,8 +254,8 @@ def test_each_layer_gives_the_pairs_of_its_most_visited_nodes():
 # A real model: the same trees for any number of slots, and how much is computed.
 
 
-@pytest.fixture(scope="module")
-def models(quick_compiles):
+@functools.cache
+def models():
     config = lm.ModelConfig(
         vocab_size=136,
         hidden_size=16,
@@ -318,12 +319,11 @@ class Parser:
         )
 
 
-def model_trees(models, codec, slots, remember, *, count=6, capacity=160):
-    """Searches some problems with random models, 12 iterations each."""
-    model, mesh, *both = models
+def model_trees(codec, slots, remember):
+    """Searches four problems with random models, 12 iterations each."""
+    model, mesh, *both = models()
     writer, reader = (
-        Recording(model, params, mesh, slots, capacity, remember=remember)
-        for params in both
+        Recording(model, params, mesh, slots, 384, remember=remember) for params in both
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(propose, "CandidateParser", Parser)
@@ -349,10 +349,11 @@ def model_trees(models, codec, slots, remember, *, count=6, capacity=160):
         return score(solving, candidates)
 
     def free(slot):
-        writer.forget(slot)
-        reader.forget(slot)
+        for sampler in (writer, reader):
+            sampler.hold({slot: ()})  # two problems share no prompt
+            sampler.forget(slot)
 
-    problems = arithmetic.problems(count, seed=0, operations=4)
+    problems = arithmetic.problems(4, seed=0, operations=4)
     trees = mcts.tree_search(
         [Question(f"q{n}", text) for n, text in enumerate(problems)],
         proposed,
@@ -366,9 +367,18 @@ def model_trees(models, codec, slots, remember, *, count=6, capacity=160):
     return Searched(named, writer, reader, by_node + writer.new_tokens)
 
 
-def test_the_trees_of_a_model_do_not_depend_on_slots_or_memory(models, codec):
-    few = model_trees(models, codec, 2, 0, count=4).trees
-    many = model_trees(models, codec, 4, 2048, count=4).trees
+@pytest.fixture(scope="module")
+def searches(codec, quick_compiles):
+    """Two slots without a memory, and a slot for each problem with one.
+
+    The prompt is that of `Templates`, which is as long as that of a real run.
+    """
+    codec = Codec(codec.tokenizer, Templates())
+    return model_trees(codec, 2, 0), model_trees(codec, 4, 4096)
+
+
+def test_the_trees_of_a_model_do_not_depend_on_slots_or_memory(searches):
+    few, many = (search.trees for search in searches)
     for name, tree in few.items():
         other = many[name]
         assert len(tree.nodes) == len(other.nodes)
@@ -384,11 +394,8 @@ def test_the_trees_of_a_model_do_not_depend_on_slots_or_memory(models, codec):
     assert nodes > 100  # and they are no trees of one path
 
 
-def test_a_context_is_computed_once_for_its_whole_subtree(models, codec):
-    """Behind the prompt of `Templates`, which is as long as that of a real run."""
-    codec = Codec(codec.tokenizer, Templates())
-    search = model_trees(models, codec, 2, 4096, count=2, capacity=512)
-    plain = model_trees(models, codec, 2, 0, count=2, capacity=512)
+def test_a_context_is_computed_once_for_its_whole_subtree(searches):
+    plain, search = searches
     for sampler, other in zip(search[1:3], plain[1:3], strict=True):
         assert sampler.computed == len(sampler.beginnings) < other.computed
         assert sampler.restored > 0 and other.restored == 0
