@@ -203,17 +203,17 @@ def test_a_dataset_in_parquet_is_refused(tmp_path):
     "text",
     ["tfds:", "tfds:a", "tfds:a/", "a/b", "tfds:/b", "tfds:hub:a/b", "tfds:a:1.0/b"],
 )
-def test_a_text_of_another_form_is_no_place(text):
+def test_a_text_of_another_form_is_no_address(text):
     with pytest.raises(
-        ValueError, match="is no place of TFDS; expected tfds:NAME/SPLIT"
+        ValueError, match="is no address of TFDS; expected tfds:NAME/SPLIT"
     ):
         tfds_files.parse(text)
 
 
-def test_a_place_is_taken_apart():
-    place = tfds_files.parse("tfds:a/b:1.2.3/train[10%:]?id=x&data_dir=/d/e=f?g+h")
-    assert place == ("a", "b", "1.2.3", "train[10%:]", {"id": "x"}, "/d/e=f?g+h")
-    assert str(place) == "tfds:a/b:1.2.3/train[10%:]"
+def test_an_address_is_taken_apart():
+    address = tfds_files.parse("tfds:a/b:1.2.3/train[10%:]?id=x&data_dir=/d/e=f?g+h")
+    assert address == ("a", "b", "1.2.3", "train[10%:]", {"id": "x"}, "/d/e=f?g+h")
+    assert str(address) == "tfds:a/b:1.2.3/train[10%:]"
     assert tfds_files.parse("tfds:a-b.c/test+train")[:4] == (
         "a-b.c",
         "",
