@@ -347,10 +347,10 @@ def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Temp
             rows = sources.read_with(path, parse, form, texts, rejects, own=own)
     except ValueError:
         if rejects.rows:
-            rejects.write(_rejects.value)
+            _save(_rejects.value, rejects.rows)
         raise
     if _rejects.value:
-        rejects.write(_rejects.value)
+        _save(_rejects.value, rejects.rows)
     bad = len(rejects.rows)
     _print(f"read {rejects.read:,} rows: kept {rejects.kept:,}, rejected {bad:,}")
     for reason, count in rejects.reasons.most_common(20):
@@ -392,14 +392,18 @@ def _write(rows: Sequence) -> None:
         raise ValueError(
             f"nothing is left to write to {_output.value}; expected at least one row."
         )
+    _save(_output.value, rows)
+    _print(f"wrote {len(rows):,} rows to {_output.value}")
+
+
+def _save(path: str, rows: Sequence) -> None:
     try:
-        records.write_jsonl(_output.value, rows)
+        records.write_jsonl(path, rows)
     except OSError as error:
         raise ValueError(
-            f"{_output.value}: cannot be written ({error.strerror}); expected a disk "
-            "with space for it, and permission. Nothing was written there."
+            f"{path}: cannot be written ({error.strerror}); expected a disk with space "
+            "for it, and permission. Nothing was written there."
         ) from error
-    _print(f"wrote {len(rows):,} rows to {_output.value}")
 
 
 def _say(text: str) -> None:

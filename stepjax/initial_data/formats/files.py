@@ -103,10 +103,6 @@ class Rejects:
         row = {"file": place.file, "line": place.line, "reason": reason, "row": text}
         self.rows.append(row)
 
-    def write(self, path: str | os.PathLike) -> None:
-        """Writes the listed rows as JSON lines, all of them or nothing."""
-        records.write_jsonl(path, self.rows)
-
 
 def _kind(reason: str) -> str:
     """Returns a reason without the values that it quotes, so that it can be counted."""
