@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from stepjax import records
-from stepjax.initial_data.formats import files
+from stepjax.initial_data.formats import fields, files
 from stepjax.initial_data.formats.tfds_files import (
     PREFIX,
     Address,
@@ -89,8 +89,8 @@ def read(text: str, record_type: type) -> list:
     Args:
       text: its address, see the head of this file.
       record_type: the dataclass of the rows. A dataset may have more fields; without a
-        field "id" the rows are named "NAME-SPLIT-INDEX", from 0. A whole number may
-        stand where the record has a text. A number that is NaN is read as None.
+        field "id" the rows are named "NAME-SPLIT-INDEX", from 0. A number may stand
+        where the record has a text. A number that is NaN is read as None.
 
     Returns:
       The records, in the dataset's order.
@@ -276,8 +276,8 @@ def _plain(value: Any, feature: Any) -> Any:
 
 def _as_field(value: Any, hint: Any) -> Any:
     """Returns a JSON value as a record's field of this type takes it."""
-    if hint is str and type(value) is int:
-        return str(value)
+    if hint is str:
+        return fields.number_as_text(value)
     if is_text(hint) or hint in _AS_THEY_ARE:
         return value
     return [json.loads(item) for item in value]  # stored so by `tfds_builder`
