@@ -136,8 +136,9 @@ def read(
 
     Returns:
       The records, in the order of the rows. A problem with several solutions in PRM800K
-      or ProcessBench is one question, that of its first row. An id that the source does not give holds
-      the format, the file's name and the row's index from 0: "gsm8k-train-17".
+      or ProcessBench is one question, that of its first row. An id that the source does
+      not give holds the format, the file's name and the row's index from 0:
+      "gsm8k-train-17".
 
     Raises:
       ValueError: "PATH:LINE: reason; expected ..." for a row that does not fit the
