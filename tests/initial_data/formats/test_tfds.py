@@ -133,9 +133,9 @@ def test_fields_of_any_dataset_are_mapped(tmp_path):
 
 def test_errors_say_what_is_there(tmp_path):
     def features(f):
-        return {"question": f.Text(), "solution": f.Text(), "score": np.float32}
+        return {"question": f.Text(), "solution": f.Text(), "score": np.bool_}
 
-    rows = [{"question": "q", "solution": "s", "score": 0.5}]
+    rows = [{"question": "q", "solution": "s", "score": True}]
     foreign(tmp_path, rows, features)
     for kind in ("main", "hard"):
         options = {"configs": ("main", "hard"), "config": kind, "version": "2.1.0"}
@@ -156,7 +156,7 @@ def test_errors_say_what_is_there(tmp_path):
         "tfds:math_words/train?problem=text&": r"no field 'text' for 'problem'",
         "tfds:math_words/train?question=problem&": r"question=problem names no field "
         r"of Question; expected one of \['id', 'problem'\]",
-        "tfds:math_words/train?problem=score&": "train:1: field 'problem' is 0.5; exp",
+        "tfds:math_words/train?problem=score&": "train:1: field 'problem' is True; exp",
     }.items():
         with pytest.raises(ValueError, match=words):
             tfds.read(f"{place}data_dir={tmp_path}", Question)
