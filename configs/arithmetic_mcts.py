@@ -21,7 +21,7 @@ def get_config():
         "policy",
         eft=0.0,
         epochs=0,
-        steps=800,
+        steps=200,  # a beginner makes mistakes of all kinds
         optimizer=config.optimizer(4e-3, "cosine", **rate),
     )
     c.prm.labels_count = 8000
@@ -32,17 +32,17 @@ def get_config():
         "prm",
         ift=0.0,
         epochs=0,
-        steps=5000,
+        steps=6500,
         batch_size=64,
         optimizer=config.optimizer(2e-3, "cosine", warmup_steps=50, **rate),
     )
-    c.mcts.questions = 8000
+    c.mcts.questions = 2000
     c.mcts.width = 8
-    c.mcts.temperature = 1.4  # so that a sure policy makes mistakes, too
-    c.mcts.top_p = 0.98
+    c.mcts.temperature = 1.2
+    c.mcts.top_p = 1.0
     c.mcts.iterations = 16
     c.mcts.pairs_per_layer = 2
     c.mcts.remember_tokens = 512
     c.teacher.backend = "world"
-    c.teacher.undecided_margin = 0.3
+    c.teacher.undecided_margin = 1.0  # see `eft.keep`: two wrong steps
     return c

@@ -13,8 +13,7 @@ import numpy as np
 from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.lm import draws, stops
-from stepjax.lm.generate import Decoding
-from stepjax.lm.sampler import Sampler, make_decoding
+from stepjax.lm.sampler import Sampler, make_decoding, sample_behind
 from stepjax.prompts import Templates
 from stepjax.trajectory import Candidate, Proposal, State, context_ids
 
@@ -67,14 +66,14 @@ def make_proposer(
       iteration: first integer of every key path.
       seed: base seed.
     """
-    parser = CandidateParser(codec, unit)
-    decoding = make_decoding(
-        codec.tokenizer,
-        parser.stops,
-        seed=seed,
+    sample = make_sampling(
+        sampler,
+        codec,
+        unit=unit,
         temperature=temperature,
         top_p=top_p,
         max_tokens=max_tokens,
+        seed=seed,
     )
 
     def place(state: State) -> Place:
@@ -84,7 +83,7 @@ def make_proposer(
 
     def propose(active: Mapping[int, State]) -> dict[int, Proposal]:
         places = {slot: place(state) for slot, state in active.items()}
-        return sample_candidates(sampler, parser, decoding, places)
+        return sample(places)
 
     return propose
 
@@ -103,38 +102,41 @@ class Place(NamedTuple):
     paths: Sequence[Sequence[int]]
 
 
-def sample_candidates(
+def make_sampling(
     sampler: Sampler,
-    parser: "CandidateParser",
-    decoding: Decoding,
-    places: Mapping[int, Place],
-) -> dict[int, Proposal]:
-    """Samples candidates for the next step of each problem in flight.
+    codec: Codec,
+    *,
+    unit: Unit = STEP,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
+    seed: int,
+) -> Callable[[Mapping[int, Place]], dict[int, Proposal]]:
+    """Returns a function that samples candidates for the next step of several problems.
 
-    Args:
-      sampler: context caches of the solutions.
-      parser: says what a candidate is.
-      decoding: how to sample.
-      places: slot → where to sample; at least one.
+    Its argument is slot → where to sample, for at least one slot; see `make_proposer`
+    for the arguments here.
     """
-    count, width = len(sampler.held), len(next(iter(places.values())).paths)
-    fed, wanted = [[()] * width for _ in range(count)], {}
-    paths = np.zeros((count, width, draws.PATH_LENGTH), np.uint32)
-    for slot, place in places.items():
-        wanted[slot] = place.context[:-1]
-        fed[slot] = [place.context[-1:]] * width
-        paths[slot] = place.paths
-    sampler.hold(wanted)
-    out = sampler.sample(fed, paths, decoding)
-    return {
-        slot: parser.proposal(
-            place.number,
-            [out.tokens[slot, w, : out.count[slot, w]].tolist() for w in range(width)],
-            out.stopped[slot],
-            out.logps[slot],
-        )
-        for slot, place in places.items()
-    }
+    parser = CandidateParser(codec, unit)
+    decoding = make_decoding(
+        codec.tokenizer,
+        parser.stops,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+    )
+
+    def sample(places: Mapping[int, Place]) -> dict[int, Proposal]:
+        contexts = {slot: place.context for slot, place in places.items()}
+        paths = {slot: place.paths for slot, place in places.items()}
+        rows = sample_behind(sampler, contexts, paths, decoding)
+        return {
+            slot: parser.proposal(place.number, *zip(*rows[slot], strict=True))
+            for slot, place in places.items()
+        }
+
+    return sample
 
 
 class CandidateParser:
@@ -159,7 +161,7 @@ class CandidateParser:
         number: int,
         samples: Sequence[Sequence[int]],
         stopped: Sequence[bool],
-        logps: np.ndarray,
+        logps: Sequence[np.ndarray],
     ) -> Proposal:
         """Returns the distinct well-formed candidates of one problem.
 
@@ -167,7 +169,7 @@ class CandidateParser:
           number: step number, from 1.
           samples: ids of each sample, the stopping token included.
           stopped: whether each sample reached a stop.
-          logps: log-probability of each id, [samples, at least the longest sample].
+          logps: log-probabilities of each sample's ids, and perhaps more behind them.
         """
         counts: dict[tuple[int, ...], int] = {}
         kept: dict[tuple[int, ...], tuple[int, int]] = {}

@@ -136,10 +136,8 @@ class StepLabels:
         shown = f"field 'labels' is {reprlib.repr(labels)}"
         if not isinstance(labels, list | tuple):
             raise ValueError(f"{shown}; expected a list of numbers.")
-        for label in labels:
-            number = isinstance(label, int | float) and not isinstance(label, bool)
-            if label is not None and not (number and 0 <= label <= 1):
-                raise ValueError(f"{shown}; expected numbers from 0 to 1, or null.")
+        if not all(map(is_share_or_none, labels)):
+            raise ValueError(f"{shown}; expected numbers from 0 to 1, or null.")
         if len(labels) != len(self.steps) or all(label is None for label in labels):
             raise ValueError(
                 f"{shown} for {len(self.steps)} steps; expected one label per step, "
@@ -165,6 +163,12 @@ class Preference:
     steps: tuple[str, ...]
     chosen: str
     rejected: str
+
+
+def is_share_or_none(value: Any) -> bool:
+    """Whether a value is a number from 0 to 1, or None."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and 0 <= value <= 1)
 
 
 def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -158,17 +158,18 @@ def to_row(state: State) -> dict[str, Any]:
     }
 
 
+def candidate_from(item: dict[str, Any]) -> Candidate:
+    """Returns the candidate of a JSON object."""
+    return Candidate(**item | {"ids": tuple(item["ids"])})
+
+
 def from_row(row: dict[str, Any]) -> State:
     """Returns the search that `to_row` wrote."""
-
-    def candidate(item):
-        return Candidate(**item | {"ids": tuple(item["ids"])})
-
     expansions = tuple(
         Expansion(
             **item
             | {
-                "candidates": tuple(map(candidate, item["candidates"])),
+                "candidates": tuple(map(candidate_from, item["candidates"])),
                 "verdicts": tuple(Verdict(*v) for v in item["verdicts"]),
                 "scores": tuple(item["scores"]),
                 "path": tuple(item["path"]),
@@ -178,7 +179,7 @@ def from_row(row: dict[str, Any]) -> State:
     )
     return State(
         Question(row["id"], row["problem"]),
-        tuple(map(candidate, row["steps"])),
+        tuple(map(candidate_from, row["steps"])),
         tuple(row["pair_from"]),
         expansions,
         row["status"],

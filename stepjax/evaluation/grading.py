@@ -6,14 +6,12 @@ Gold answers come in as arguments; `stepjax.evaluation.stages` reads them.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.evaluation import answers, intervals
 from stepjax.judge import Judge, Judgments, Request, comparisons
 from stepjax.lm import draws
-from stepjax.lm.sampler import Sampler, make_decoding
+from stepjax.lm.sampler import Sampler, make_decoding, sample_behind
 from stepjax.records import Problem
 from stepjax.trajectory import State, hash_id
 
@@ -52,17 +50,17 @@ def greedy(
         codec.tokenizer, (), seed=0, temperature=0.0, top_p=1.0, max_tokens=max_tokens
     )
     count, items = len(sampler.held), []
-    paths = np.zeros((count, 1, draws.PATH_LENGTH), np.uint32)  # nothing is drawn
+    path = (0,) * draws.PATH_LENGTH  # nothing is drawn
     for at in range(0, len(problems), count):
         batch = problems[at : at + count]
-        ids = [codec.solve_prompt(problem.problem) for problem in batch]
-        sampler.hold({slot: prompt[:-1] for slot, prompt in enumerate(ids)})
-        fed = [[prompt[-1:]] for prompt in ids] + [[()]] * (count - len(batch))
-        out = sampler.sample(fed, paths, decoding)
+        contexts = {n: codec.solve_prompt(row.problem) for n, row in enumerate(batch)}
+        rows = sample_behind(
+            sampler, contexts, dict.fromkeys(contexts, [path]), decoding
+        )
         for slot, problem in enumerate(batch):
-            written = out.tokens[slot, 0, : out.count[slot, 0]].tolist()
-            items.append(_graded(problem, codec.text(written), len(written), codec))
-            items[-1]["finished"] = bool(out.stopped[slot, 0])
+            (row,) = rows[slot]
+            items.append(_graded(problem, codec.text(row.ids), len(row.ids), codec))
+            items[-1]["finished"] = row.stopped
         on_done(len(batch))
     return items
 

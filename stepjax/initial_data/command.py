@@ -264,7 +264,7 @@ def _convert(config: ml_collections.ConfigDict | None) -> None:
 
 
 def _ift(config: ml_collections.ConfigDict | None) -> None:
-    from stepjax.initial_data import ift
+    from stepjax.initial_data import cutter, ift
 
     own_steps = (
         _format.value != "jsonl" and "solution" in sources.FORMATS[_format.value]
@@ -278,7 +278,7 @@ def _ift(config: ml_collections.ConfigDict | None) -> None:
             answers = ask([ift.teacher_prompt(texts, row) for row in whole])
             cuts = [ift.read_teacher_cut(answer.text, texts) for answer in answers]
         else:
-            cuts = [ift.cut(row.solution) for row in whole]
+            cuts = [cutter.cut(row.solution) for row in whole]
         rows, rejected = ift.solutions(whole, texts, cuts)
         _print(ift.summary(rows, rejected).rstrip())
     _write(rows)

@@ -176,16 +176,12 @@ def remove(rows: Sequence[Any], found: Iterable[Overlap]) -> list[Any]:
 def report(
     found: Sequence[Overlap],
     evaluations: Mapping[str, Sequence[Any]],
-    first: int = 3,
-    width: int | None = None,
 ) -> str:
-    """Describes the overlaps: counts per evaluation, and the first examples.
+    """Describes the overlaps: counts per evaluation, and its first three examples.
 
     Args:
       found: the overlaps.
       evaluations: the evaluations that were compared.
-      first: examples per evaluation.
-      width: characters per line of the table, at most; None for the terminal's.
 
     Returns:
       Lines of text, each with a newline.
@@ -206,13 +202,13 @@ def report(
                 "n-gram": str(len(here) - exact[name]),
             }
         )
-        for overlap in here[:first]:
+        for overlap in here[:3]:
             shown = textwrap.shorten(overlap.text, 200, placeholder=" ...")
             examples.append(
                 f"{overlap.train_id} and {name} {overlap.eval_id} ({overlap.kind}): "
                 f"{shown}\n"
             )
-    table = text_table(rows, "Training questions in evaluations", width)
+    table = text_table(rows, "Training questions in evaluations")
     return table + "".join(examples)
 
 

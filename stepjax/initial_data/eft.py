@@ -81,7 +81,6 @@ def keep(
     templates: Templates,
     *,
     truth: str = "the PRM",
-    require_explanation: bool = True,
     undecided_margin: float = 0.0,
     margins: Sequence[float] | None = None,
 ) -> Kept:
@@ -91,18 +90,17 @@ def keep(
     after the verdict and white space at the beginning are left out. An answer that
     repeats its verdict ends at the first one, as the model's judge does.
 
-    Pairs that are undecided may be kept too (`undecided_margin`). There the teacher
-    says "A" in both orders, because it finds neither step better, and the PRM sees
-    hardly a difference. A model that learns from these rows contradicts itself when
-    it is asked in both orders, which counts for neither step. Without such rows it
-    learns to make one of two wrong steps look right.
+    A pair is undecided if the teacher says "A" in both orders, because it finds neither
+    step better, and the PRM sees hardly a difference. With `undecided_margin`, such
+    pairs are kept, too. From them a model learns to say "A" in both orders where
+    neither step is better; these two verdicts cancel out in the scores of a search.
+    Without them it never sees such a pair, and prefers one of two wrong steps.
 
     Args:
       pairs: the pairs; `chosen` is the better step by the PRM, or by people.
       answers: to the prompts of `requests`, in their order.
       templates: the prompt texts; their verdicts are looked for.
       truth: whose choice the pairs hold, for the table.
-      require_explanation: drops a pair if an answer is nothing but a verdict.
       undecided_margin: undecided pairs are kept whose margin is below this; 0 keeps
         none, as in the paper.
       margins: PRM probability of the chosen step minus that of the rejected one, for
@@ -154,7 +152,7 @@ def keep(
             reason = CONTRADICTION
         elif verdicts == ("B", "A"):
             reason = disagrees
-        elif require_explanation and not all(text.strip() for text in explanations):
+        elif not all(text.strip() for text in explanations):
             reason = EMPTY
         else:
             reason = UNDECIDED if undecided else KEPT
@@ -208,14 +206,14 @@ def table(reasons: dict[str, int]) -> str:
     """
     total = sum(reasons.values())
     rows = [
-        {"pairs": reason, "number": f"{count:,}", "share": _share(count, total)}
+        {
+            "pairs": reason,
+            "number": f"{count:,}",
+            "share": f"{100 * count / total:.1f} %" if total else "-",
+        }
         for reason, count in (*reasons.items(), ("all", total))
     ]
     return text_table(rows, "EFT filter")
-
-
-def _share(count: int, total: int) -> str:
-    return f"{100 * count / total:.1f} %" if total else "-"
 
 
 def _orders(

@@ -1,6 +1,6 @@
 r"""Instruction fine-tuning data (IFT): worked solutions, cut into steps.
 
-A rule cuts a solution without any teacher (`cut`), or a teacher cuts it
+A rule cuts a solution without any teacher (`cutter.cut`), or a teacher cuts it
 (`teacher_prompt`, `read_teacher_cut`). Both cuts pass the same check (`check_cut`): the
 steps are the solution, word for word, and the last one holds the boxed answer
 (arXiv 2503.03746, section 4.1).
@@ -11,20 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from stepjax.initial_data.cutter import MOST_STEPS, cut, without_markers
+from stepjax.initial_data.cutter import without_markers
 from stepjax.prompts import Templates, boxed, marker
 from stepjax.records import Solution, Worked
-
-__all__ = [
-    "MOST_STEPS",
-    "Rejected",
-    "check_cut",
-    "cut",
-    "read_teacher_cut",
-    "solutions",
-    "summary",
-    "teacher_prompt",
-]
 
 
 @dataclass(frozen=True)
@@ -45,7 +34,7 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def check_cut(original: str, steps: Sequence[str], fewest: int = 1) -> str | None:
+def check_cut(original: str, steps: Sequence[str]) -> str | None:
     r"""Says why a cut is refused, whether a rule or a teacher made it.
 
     White space, and "Step n:" markers at the start of a step or of a line of the
@@ -54,7 +43,6 @@ def check_cut(original: str, steps: Sequence[str], fewest: int = 1) -> str | Non
     Args:
       original: the solution.
       steps: texts of the steps, without the markers that they will get.
-      fewest: steps that a solution must have at least.
 
     Returns:
       None for a cut that may be used, else the first reason that holds:
@@ -63,8 +51,7 @@ def check_cut(original: str, steps: Sequence[str], fewest: int = 1) -> str | Non
       - "the boxed answer is gone": the steps have no box, or one with other contents;
       - "steps differ from the solution beyond white space";
       - "the boxed answer is cut in two";
-      - "a step before the last one holds a boxed answer", where a search would end;
-      - "fewer than N steps".
+      - "a step before the last one holds a boxed answer", where a search would end.
     """
     answer = boxed(original)
     if not (answer or "").strip():
@@ -81,8 +68,6 @@ def check_cut(original: str, steps: Sequence[str], fewest: int = 1) -> str | Non
         return "the boxed answer is cut in two"
     if holders != [len(steps)]:
         return "a step before the last one holds a boxed answer"
-    if len(steps) < fewest:
-        return f"fewer than {fewest} steps"
     return None
 
 
@@ -149,7 +134,6 @@ def solutions(
     templates: Templates,
     cuts: Iterable[Sequence[str]],
     *,
-    fewest: int = 1,
     close: bool = False,
 ) -> tuple[list[Solution], list[Rejected]]:
     r"""Makes IFT data of worked solutions and their cuts.
@@ -158,8 +142,7 @@ def solutions(
       worked: the problems and their solutions.
       templates: their step marker begins each step.
       cuts: for each worked solution the texts of its steps, without markers: what
-        `cut` or `read_teacher_cut` returns.
-      fewest: steps that a solution must have at least.
+        `cutter.cut` or `read_teacher_cut` returns.
       close: append "The answer is \boxed{N}." to the last step of a solution without
         a boxed answer, where its row states the answer N. Without it such a solution
         is rejected.
@@ -185,7 +168,7 @@ def solutions(
             if boxed(closing) == row.answer:  # not so with braces that do not match
                 original = f"{original} {closing}"
                 steps[-1] = f"{steps[-1]} {closing}".strip()
-        reason = check_cut(original, steps, fewest)
+        reason = check_cut(original, steps)
         if reason:
             rejected.append(Rejected(row.id, reason))
             continue

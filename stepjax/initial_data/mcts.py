@@ -26,18 +26,19 @@ what is searched beside it.
 """
 
 import collections
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stepjax.codec import Codec
 from stepjax.initial_data.prm import Scorer, Solving
 from stepjax.lm import draws
-from stepjax.lm.sampler import Sampler, make_decoding
-from stepjax.propose import CandidateParser, Place, sample_candidates
+from stepjax.lm.sampler import Sampler
+from stepjax.propose import Place, make_sampling
 from stepjax.records import Preference, Question
-from stepjax.trajectory import Candidate, Proposal, hash_id
+from stepjax.trajectory import Candidate, Proposal, candidate_from, hash_id
 
 _DIGITS = 4  # decimals of a probability
 EXPANSION, SIMULATION = 1, 2  # purposes of draws, see `draws.node_path`
@@ -264,7 +265,7 @@ def tree_search(
             for slot in free[: len(queue)]:
                 on_free(slot)
                 active[slot] = new_tree(queue.popleft())
-        leaves: dict[int, int] = {}
+        iterations = {}
         for slot, tree in list(active.items()):
             leaf = _next_leaf(tree, options, fits)
             if leaf is None:
@@ -272,9 +273,8 @@ def tree_search(
                 closed += 1
                 yield tree
             else:
-                leaves[slot] = leaf
-        if leaves:
-            _iterate(active, leaves, propose, score, width, options, fits)
+                iterations[slot] = _iteration(tree, leaf, options, fits)
+        _side_by_side(iterations, propose, score, width)
 
 
 def _next_leaf(
@@ -298,66 +298,72 @@ def _next_leaf(
     return None
 
 
-def _iterate(active, leaves, propose, score, width, options, fits) -> None:
-    """Expands the given node of each tree, simulates, and backs the value up."""
+# One iteration of one tree: it yields where the policy goes on, is sent the candidates
+# and their probabilities, and ends when its value is backed up.
+_Iteration = Generator[Leaf, tuple[Proposal, Sequence[float]], None]
 
-    def leaf(slot: int, purpose: int, node: int, visit: int) -> Leaf:
-        question = active[slot].question
-        key = (purpose, hash_id(question.id), node, visit)
-        return Leaf(question.problem, at[slot], key)
 
-    at = {slot: steps(active[slot], node) for slot, node in leaves.items()}
-    asked = {slot: leaf(slot, EXPANSION, leaves[slot], 0) for slot in leaves}
-    proposals = propose(asked, width)
-    probabilities = _scored(active, at, proposals, score)
-    chosen, lowest = {}, {}
-    for slot, node in leaves.items():
-        tree = active[slot]
-        child = expand(tree, node, proposals[slot], probabilities.get(slot, ()))
-        if child is None:
-            back_up(tree, node, 0.0)
-            continue
-        chosen[slot], lowest[slot] = child, tree.nodes[child].probability
-        at[slot] = steps(tree, child)
-    going = [slot for slot, n in chosen.items() if not active[slot].nodes[n].final]
+def _iteration(
+    tree: Tree, node: int, options: Options, fits: Callable[[Solving], bool]
+) -> _Iteration:
+    """Expands a node, simulates from its most probable child, and backs the value up.
+
+    It asks for one expansion, and then for at most `depth` simulated steps.
+    """
+    problem, name = tree.question.problem, hash_id(tree.question.id)
+    at = steps(tree, node)
+    found, probabilities = yield Leaf(problem, at, (EXPANSION, name, node, 0))
+    child = expand(tree, node, found, probabilities)
+    if child is None:
+        back_up(tree, node, 0.0)
+        return
+    at, value = steps(tree, child), tree.nodes[child].probability
+    final = tree.nodes[child].final
     for visit in range(options.depth):
-        going = [
-            slot
-            for slot in going
-            if len(at[slot]) < options.max_steps
-            and fits(Solving(active[slot].question.problem, at[slot]))
-        ]
-        if not going:
+        if final or len(at) >= options.max_steps or not fits(Solving(problem, at)):
             break
-        asked = {slot: leaf(slot, SIMULATION, chosen[slot], visit) for slot in going}
-        proposals = propose(asked, 1)
-        probabilities = _scored(active, at, proposals, score)
-        for slot in list(going):
-            if not proposals[slot].candidates:  # malformed: leads nowhere
-                lowest[slot] = 0.0
-                going.remove(slot)
-                continue
-            (step,) = proposals[slot].candidates
-            value = round(float(probabilities[slot][0]), _DIGITS)
-            lowest[slot] = min(lowest[slot], value)
-            at[slot] += (step.ids,)
-            if step.finished:
-                going.remove(slot)
-    for slot, node in chosen.items():
-        back_up(active[slot], node, lowest[slot])
+        found, probabilities = yield Leaf(problem, at, (SIMULATION, name, child, visit))
+        if not found.candidates:  # the sample is malformed, and leads nowhere
+            value = 0.0
+            break
+        (step,) = found.candidates
+        value = min(value, round(float(probabilities[0]), _DIGITS))
+        at, final = (*at, step.ids), step.finished
+    back_up(tree, child, value)
 
 
-def _scored(active, at, proposals, score: Scorer) -> dict[int, Any]:
-    """Returns the PRM's probabilities of all candidates, slot by slot."""
-    wanted = {
-        slot: [candidate.ids for candidate in proposal.candidates]
-        for slot, proposal in proposals.items()
-        if proposal.candidates
-    }
-    if not wanted:
-        return {}
-    problems = {slot: active[slot].question.problem for slot in wanted}
-    return score({s: Solving(problems[s], at[s]) for s in wanted}, wanted)
+def _side_by_side(
+    iterations: Mapping[int, _Iteration], propose: Propose, score: Scorer, width: int
+) -> None:
+    """Runs an iteration of each tree; together they use policy and PRM once per step.
+
+    Args:
+      iterations: slot → the iteration of its tree, not begun.
+      propose: writes candidates.
+      score: reads the PRM.
+      width: samples per expansion; a simulation has one sample.
+    """
+    samples, answers = width, dict.fromkeys(iterations)
+    while leaves := _sent(iterations, answers):
+        proposals = propose(leaves, samples)
+        wanted = {
+            slot: [candidate.ids for candidate in proposal.candidates]
+            for slot, proposal in proposals.items()
+            if proposal.candidates
+        }
+        solving = {s: Solving(leaves[s].problem, leaves[s].steps) for s in wanted}
+        probabilities = score(solving, wanted) if wanted else {}
+        samples = 1
+        answers = {s: (proposals[s], probabilities.get(s, ())) for s in leaves}
+
+
+def _sent(iterations: Mapping[int, _Iteration], answers: Mapping) -> dict[int, Leaf]:
+    """Sends answers to iterations; returns where those that go on want to go on."""
+    leaves = {}
+    for slot, answer in answers.items():
+        with contextlib.suppress(StopIteration):  # the iteration has ended
+            leaves[slot] = iterations[slot].send(answer)
+    return leaves
 
 
 def make_policy(
@@ -379,14 +385,13 @@ def make_policy(
       top_p: of the samples.
       max_tokens: most tokens of a candidate.
     """
-    parser = CandidateParser(codec)
-    decoding = make_decoding(
-        codec.tokenizer,
-        parser.stops,
-        seed=seed,
+    sample = make_sampling(
+        sampler,
+        codec,
         temperature=temperature,
         top_p=top_p,
         max_tokens=max_tokens,
+        seed=seed,
     )
 
     def propose(leaves: Mapping[int, Leaf], samples: int) -> dict[int, Proposal]:
@@ -395,7 +400,7 @@ def make_policy(
             context = sum(leaf.steps, codec.solve_prompt(leaf.problem))
             paths = [draws.node_path(*leaf.key, n) for n in range(samples)]
             places[slot] = Place(context, len(leaf.steps) + 1, paths)
-        return sample_candidates(sampler, parser, decoding, places)
+        return sample(places)
 
     return propose
 
@@ -466,24 +471,15 @@ def summary(trees: Sequence[Tree]) -> dict[str, float]:
 
 def to_row(tree: Tree) -> dict[str, Any]:
     """Returns a tree as a JSON object."""
-    nodes = []
-    for node in tree.nodes:
-        row = {name: value for name, value in vars(node).items() if name != "step"}
-        row["children"] = list(node.children)
-        if node.step:
-            row["step"] = dataclasses.asdict(node.step)
-        nodes.append(row)
-    question = dataclasses.asdict(tree.question)
-    return question | {"iterations": tree.iterations, "nodes": nodes}
+    row = dataclasses.asdict(tree)
+    return row.pop("question") | row
 
 
 def from_row(row: dict[str, Any]) -> Tree:
     """Returns the tree that `to_row` wrote."""
     nodes = []
     for item in row["nodes"]:
-        step = item.get("step")
-        if step:
-            step = Candidate(**step | {"ids": tuple(step["ids"])})
+        step = item["step"] and candidate_from(item["step"])
         nodes.append(Node(**item | {"step": step}))
-    left = sum(not (node.expanded or node.final) for node in nodes)
-    return Tree(Question(row["id"], row["problem"]), nodes, row["iterations"], left)
+    question = Question(row["id"], row["problem"])
+    return Tree(question, nodes, row["iterations"], row["open"])

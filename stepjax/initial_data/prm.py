@@ -92,46 +92,42 @@ def tree(
         2110.14168 do. The labels alone teach one bit per step. 0: the labels alone.
     """
     labels = label_ids(codec)
-    tokens = list(_prompt(codec, row.problem, prompt))
-    trunk = [True] * len(tokens)
-    parent, position = list(range(-1, len(tokens) - 1)), list(range(len(tokens)))
+    tokens: list[int] = []
+    parent: list[int] = []
+    position: list[int] = []
+    end: list[int] = []
     scored: list[int] = []
     weights: list[float] = []
+
+    def lay(ids: Sequence[int], after: int, weight: float = 0.0) -> range:
+        """Lays a path of tokens behind token `after`; returns their indices."""
+        path = range(len(tokens), len(tokens) + len(ids))
+        depth = position[after] + 1 if after >= 0 else 0
+        tokens.extend(ids)
+        parent.extend((after, *path[:-1]))
+        position.extend(range(depth, depth + len(ids)))
+        end.extend([path.stop] * len(ids))
+        if weight:
+            scored.extend(path)
+            weights.extend([weight] * len(ids))
+        return path
+
+    trunk = list(lay(_prompt(codec, row.problem, prompt), -1))
     last = max(n for n, label in enumerate(row.labels) if label is not None)
-    tip = len(tokens) - 1  # the last token of the solution so far
-    branch_end: dict[int, int] = {}
-
-    def lay(ids: Sequence[int], after: int, on_trunk: bool) -> int:
-        for token in ids:
-            tokens.append(token)
-            parent.append(after)
-            position.append(position[after] + 1)
-            trunk.append(on_trunk)
-            after = len(tokens) - 1
-        return after
-
     for text, label in zip(row.steps[: last + 1], row.labels, strict=False):
-        start = len(tokens)
-        tip = lay(codec.as_line(codec.step(text)), tip, True)
-        if label is None:
-            continue
-        if language_weight * label:
-            scored += range(start, len(tokens))
-            weights += [language_weight * label] * (len(tokens) - start)
-        for ids, weight in zip(labels, (label, 1 - label), strict=True):
-            if weight:
-                start = len(tokens)
-                lay(ids, tip, False)
-                scored += range(start, len(tokens))
-                weights += [weight] * len(ids)
-                branch_end |= dict.fromkeys(range(start, len(tokens)), len(tokens))
-    count = len(tokens)
-    ends = [count if trunk[n] else branch_end[n] for n in range(count)]
+        step = codec.as_line(codec.step(text))
+        trunk += lay(step, trunk[-1], language_weight * (label or 0))
+        if label is not None:
+            for ids, weight in zip(labels, (label, 1 - label), strict=True):
+                if weight:
+                    lay(ids, trunk[-1], weight)
+    ends = np.asarray(end, np.int32)
+    ends[trunk] = len(tokens)
     return forest.Tree(
         np.asarray(tokens, np.int32),
         np.asarray(parent, np.int32),
         np.asarray(position, np.int32),
-        np.asarray(ends, np.int32),
+        ends,
         np.asarray(scored, np.int32),
         np.zeros(len(scored), np.int32),
         np.asarray(weights, np.float32),
@@ -251,18 +247,19 @@ def metrics(
 
 
 def auc(right: np.ndarray, scores: np.ndarray) -> float | None:
-    """Returns the area under the ROC curve by ranks (Mann-Whitney U), or None.
+    """Returns the area under the ROC curve, or None where only one kind is there.
+
+    It is the Mann-Whitney U of the positive items, divided by the number of pairs of a
+    positive and a negative item.
 
     Args:
       right: which items are positive, [n] bool.
       scores: higher says positive, [n].
     """
-    positive, negative = int(right.sum()), int((~right).sum())
-    if not positive or not negative:
+    if right.all() or not right.any():
         return None
-    ranks = stats.rankdata(scores)
-    above = ranks[right].sum() - positive * (positive + 1) / 2
-    return float(above / (positive * negative))
+    above = stats.mannwhitneyu(scores[right], scores[~right], method="asymptotic")
+    return float(above.statistic / (right.sum() * (~right).sum()))
 
 
 def first_error_metrics(

@@ -14,14 +14,12 @@ import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.initial_data.step_values import StepValues
 from stepjax.lm import draws, stops
 from stepjax.lm.generate import Decoding
-from stepjax.lm.sampler import Sampler, make_decoding
+from stepjax.lm.sampler import SampledRow, Sampler, make_decoding, sample_behind
 from stepjax.propose import STEP
 from stepjax.records import Problem
 from stepjax.settings import Rollouts
@@ -90,9 +88,12 @@ def solutions(
             ]
             for slot in fitting
         }
-        written = _continue(sampler, fitting, paths, decoding)
+        written = {}
+        if fitting:
+            written = sample_behind(sampler, fitting, paths, decoding, append=False)
         for slot, problem in enumerate(batch):
-            cut = [cut_steps(codec, *row) for row in written.get(slot, ())]
+            rows = written.get(slot, ())
+            cut = [cut_steps(codec, row.ids, row.stopped) for row in rows]
             distinct = dict.fromkeys(steps for steps in cut if steps)
             yield Attempts(problem, tuple(distinct))
 
@@ -178,7 +179,8 @@ def values(
             continue
         prefixes = {slot: work.prompt + work.open[-1] for slot, work in active.items()}
         paths = {slot: work.paths(options.samples) for slot, work in active.items()}
-        written = _continue(sampler, prefixes, paths, decoding)
+        # The next beginning needs none of what is sampled here, so nothing is appended.
+        written = sample_behind(sampler, prefixes, paths, decoding, append=False)
         for slot, work in list(active.items()):
             work.close(written[slot])
             if not work.open:
@@ -226,13 +228,13 @@ class _Work:
             for sample in range(samples)
         ]
 
-    def close(self, written: Sequence[tuple[Ids, bool]]) -> None:
-        """Takes the completions of the next beginning: ids, and whether each ended."""
+    def close(self, written: Sequence[SampledRow]) -> None:
+        """Takes the completions of the next beginning."""
         prefix = self.open.pop()
         right = 0
-        for ids, ended in written:
-            text = self._codec.text(prefix + ids)
-            if ended or prompts.boxed(text) is not None:
+        for row in written:
+            text = self._codec.text(prefix + row.ids)
+            if row.stopped or prompts.boxed(text) is not None:
                 right += self._is_right(text)
         self._values[prefix] = right / len(written)
 
@@ -285,42 +287,3 @@ def _decoding(codec: Codec, options: Rollouts, seed: int) -> Decoding:
         top_p=options.top_p,
         max_tokens=options.max_tokens,
     )
-
-
-def _continue(
-    sampler: Sampler,
-    prefixes: dict[int, Ids],
-    paths: dict[int, list[tuple[int, ...]]],
-    decoding: Decoding,
-) -> dict[int, list[tuple[Ids, bool]]]:
-    """Samples rows behind the prefixes of slots.
-
-    Args:
-      sampler: context caches.
-      prefixes: slot → all ids that its rows continue.
-      paths: slot → key path of each row; every slot has the same number of rows.
-      decoding: from `_decoding`.
-
-    Returns:
-      Slot → of each row its new ids, and whether it ended with a stop id.
-    """
-    if not prefixes:
-        return {}
-    count, width = len(sampler.held), max(map(len, paths.values()))
-    fed = [[prefixes.get(slot, ())[-1:]] * width for slot in range(count)]
-    keys = np.zeros((count, width, draws.PATH_LENGTH), np.uint32)
-    for slot, rows in paths.items():
-        keys[slot] = rows
-    sampler.hold({slot: ids[:-1] for slot, ids in prefixes.items()})
-    # With named slots the rows' own caches are not kept for the next `hold`.
-    out = sampler.sample(fed, keys, decoding, slots=range(count))
-    return {
-        slot: [
-            (
-                tuple(out.tokens[slot, row, : out.count[slot, row]].tolist()),
-                bool(out.stopped[slot, row]),
-            )
-            for row in range(width)
-        ]
-        for slot in prefixes
-    }

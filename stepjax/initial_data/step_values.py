@@ -8,6 +8,7 @@ much it changes that value.
 import dataclasses
 import reprlib
 
+from stepjax import records
 from stepjax.records import Preference, StepLabels
 
 
@@ -36,12 +37,14 @@ class StepValues:
     values: tuple[tuple[float | None, ...], ...]
 
     def __post_init__(self):
-        for name, usable in (("solutions", _is_text), ("values", _is_value)):
+        for name, kind, usable in (
+            ("solutions", "texts", lambda value: isinstance(value, str)),
+            ("values", "numbers from 0 to 1 or null", records.is_share_or_none),
+        ):
             rows = getattr(self, name)
             if not _is_list(rows) or not all(
                 _is_list(row) and all(map(usable, row)) for row in rows
             ):
-                kind = "texts" if name == "solutions" else "numbers from 0 to 1 or null"
                 raise ValueError(
                     f"field {name!r} is {reprlib.repr(rows)}; expected one list of "
                     f"{kind} per solution."
@@ -57,15 +60,6 @@ class StepValues:
 
 def _is_list(value) -> bool:
     return isinstance(value, list | tuple)
-
-
-def _is_text(value) -> bool:
-    return isinstance(value, str)
-
-
-def _is_value(value) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (number and 0 <= value <= 1)
 
 
 def labels(row: StepValues, *, hard: bool = False) -> list[StepLabels]:

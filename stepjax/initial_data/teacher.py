@@ -9,6 +9,7 @@ The answers of the first two are kept in such a file (`teacher_answers`).
 """
 
 import collections
+import functools
 import math
 import os
 import reprlib
@@ -81,21 +82,7 @@ def make_teacher(
 
     teacher_http.check(options)
 
-    def fetch(requests, spent, arrived):
-        try:
-            teacher_http.fetch(
-                options,
-                requests,
-                spent=spent,
-                arrived=arrived,
-                say=say,
-                backoff=backoff,
-            )
-        except ValueError as error:
-            raise ValueError(f"{error} The answers so far are kept in {cache}.") from (
-                error.__cause__
-            )
-
+    fetch = functools.partial(teacher_http.fetch, options, say=say, backoff=backoff)
     return _keeping(options, cache, fetch, on_done)
 
 
@@ -164,8 +151,8 @@ def _keeping(options: "Teacher", path, fetch: Callable, on_done: Callable) -> As
     Args:
       options: of the requests.
       path: file of the answers.
-      fetch: (requests, tokens spent so far, arrived): calls arrived(request, answer)
-        as each answer comes.
+      fetch: (requests, spent=tokens spent so far, arrived=function): calls
+        arrived(request, answer) as each answer comes.
       on_done: see `make_teacher`.
     """
 
@@ -182,35 +169,42 @@ def _keeping(options: "Teacher", path, fetch: Callable, on_done: Callable) -> As
                 on_done(missing[request])
 
             if missing:
-                fetch(list(missing), kept.spent, arrived)
+                try:
+                    fetch(list(missing), spent=kept.spent, arrived=arrived)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{error} The answers so far are kept in {path}."
+                    ) from error.__cause__
             return [kept[request] for request in requests]
 
     return ask
 
 
+# The least values of settings that are numbers; 0 of the two limits is no limit.
+_LEAST = {
+    "temperature": 0,
+    "max_tokens": 1,
+    "concurrency": 1,
+    "requests_per_minute": 0,
+    "token_budget": 0,
+    "timeout": 0.001,
+    "retries": 0,
+}
+
+
 def _check(options: "Teacher") -> None:
     """Raises ValueError for a setting out of range."""
-    rules = [
-        ("backend", "'http', 'local' or 'replay'", ("http", "local", "replay").count),
-        ("temperature", "a number from 0", _at_least(0)),
-        ("max_tokens", "a number from 1", _at_least(1)),
-        ("concurrency", "a number from 1", _at_least(1)),
-        ("requests_per_minute", "a number from 0, where 0 is no limit", _at_least(0)),
-        ("token_budget", "a number from 0, where 0 is no limit", _at_least(0)),
-        ("timeout", "seconds, more than 0", _at_least(1e-9)),
-        ("retries", "a number from 0", _at_least(0)),
-    ]
-    for name, expected, good in rules:
+    if options.backend not in ("http", "local", "replay"):
+        raise ValueError(
+            f"teacher.backend={options.backend!r}; expected 'http', 'local' or "
+            "'replay'."
+        )
+    for name, least in _LEAST.items():
         value = getattr(options, name)
-        if not good(value):
-            raise ValueError(f"teacher.{name}={value!r}; expected {expected}.")
-
-
-def _at_least(low: float) -> Callable[[float], bool]:
-    def good(value: float) -> bool:
-        return math.isfinite(value) and value >= low
-
-    return good
+        if not (math.isfinite(value) and value >= least):
+            raise ValueError(
+                f"teacher.{name}={value!r}; expected a number from {least}."
+            )
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ import reprlib
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stepjax.initial_data.teacher_answers import Answer, Request
@@ -38,15 +38,11 @@ class _MayPass(Exception):
 
 
 class _Refused(Exception):
-    """A failure that stops the run."""
+    """A failure that stops all requests."""
 
 
 class _Stopped(Exception):
-    """The run stops, so this request is not sent, or not sent again."""
-
-
-class _OverBudget(Exception):
-    """The next request could take more tokens than are left."""
+    """All requests stop, so this one is not sent, or not sent again."""
 
 
 def check(options: "Teacher") -> None:
@@ -144,7 +140,7 @@ class _Sender:
     Attributes:
       key: the API key, or "".
       answered: number of answers so far.
-      error: why the run stops, in words; None if all went well.
+      error: why the requests stop, in words; None if all went well.
       cause: exception behind the error.
       signals: numbers of the signals that came.
     """
@@ -191,10 +187,11 @@ class _Sender:
                     f"{_GRACE:.0f} s to arrive. Stop again to end at once."
                 )
 
-            with _handlers(self.loop, signals, stopped):
-                for result in await asyncio.gather(*workers, return_exceptions=True):
-                    if isinstance(result, Exception):
-                        raise result  # not a failure of the server
+            for number in signals:  # asyncio takes the handlers off at its end
+                self.loop.add_signal_handler(number, stopped, number)
+            for result in await asyncio.gather(*workers, return_exceptions=True):
+                if isinstance(result, Exception):
+                    raise result  # not a failure of the server
 
     async def _work(self) -> None:
         """Answers requests until none is left or the run stops."""
@@ -204,10 +201,19 @@ class _Sender:
                 answer = await self._answer(request)
             except _Stopped:
                 return
-            except (_MayPass, _OverBudget, _Refused) as error:
-                if self.error is None:
-                    self._fail(error, request)
-                self.stop.set()
+            except _MayPass as error:
+                self._end(
+                    f"{self.url}: {error} This request failed "
+                    f"{self.options.retries + 1} times, the last time for this reason. "
+                    "Check that the server runs; teacher.retries, teacher.timeout, "
+                    "teacher.concurrency and teacher.requests_per_minute say how "
+                    "patient the teacher is.",
+                    error.__cause__,
+                )
+                return
+            except _Refused as error:
+                begins = f"The prompt begins with {request.prompt[:80]!r}."
+                self._end(f"{self.url}: {error} {begins}", error.__cause__)
                 return
             try:
                 self.arrived(request, answer)  # OSError where the disk is full
@@ -216,22 +222,11 @@ class _Sender:
                 raise
             self.answered += 1
 
-    def _fail(self, error: Exception, request: Request) -> None:
-        if isinstance(error, _OverBudget):
-            self.error = str(error)
-            return
-        self.cause = error.__cause__
-        self.error = f"{self.url}: {error}"
-        if isinstance(error, _MayPass):
-            count = self.options.retries + 1
-            self.error += (
-                f" This request failed {count} times, the last time for this reason. "
-                "Check that the server runs; teacher.retries, teacher.timeout, "
-                "teacher.concurrency and teacher.requests_per_minute say how patient "
-                "the teacher is."
-            )
-        else:
-            self.error += f" The prompt begins with {request.prompt[:80]!r}."
+    def _end(self, error: str, cause: BaseException | None = None) -> None:
+        """Stops all requests; the first error is the one that is reported."""
+        if self.error is None:
+            self.error, self.cause = error, cause
+        self.stop.set()
 
     async def _answer(self, request: Request) -> Answer:
         """Sends a request until it is answered; raises when it failed for good."""
@@ -282,11 +277,12 @@ class _Sender:
                 if self.stop.is_set():
                     raise _Stopped
                 if not self.reserved:
-                    raise _OverBudget(
+                    self._end(
                         f"teacher.token_budget={budget:,} is reached: {self.spent:,} "
                         f"tokens are spent, and the next request may take up to "
                         f"{tokens:,}. Raise teacher.token_budget to go on."
                     )
+                    raise _Stopped
                 await self.freed.wait()
             self.reserved += tokens
         try:
@@ -403,18 +399,6 @@ def _key(options: "Teacher") -> str:
             "the key of the server, or no value."
         )
     return key
-
-
-@contextlib.contextmanager
-def _handlers(loop, signals: Sequence[int], handle: Callable) -> Iterator[None]:
-    """Calls handle(number) for these signals while the block runs."""
-    for number in signals:
-        loop.add_signal_handler(number, handle, number)
-    try:
-        yield
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
 
 
 def _packages() -> tuple[Any, Any]:

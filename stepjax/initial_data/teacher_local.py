@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from stepjax.initial_data.teacher import Generate
 from stepjax.initial_data.teacher_answers import Answer
 from stepjax.lm import draws
-from stepjax.lm.sampler import Sampler, make_decoding
+from stepjax.lm.sampler import Sampler, make_decoding, sample_behind
 from stepjax.lm.tokenizer import Tokenizer
 from stepjax.trajectory import hash_id
 
@@ -57,19 +55,15 @@ def sampled(
         for turn in range(rounds):
             batch = list(range(turn, len(prompts), rounds))
             ids = [tokenizer.encode_prompt(prompts[index]) for index in batch]
-            sampler.hold({slot: prompt[:-1] for slot, prompt in enumerate(ids)})
-            fed = [[prompt[-1:]] for prompt in ids] + [[()]] * (slots - len(ids))
-            paths = np.zeros((slots, 1, draws.PATH_LENGTH), np.uint32)
+            names = [hash_id(prompts[index]) for index in batch]
+            paths = [[draws.candidate_path(0, name, 0, 0, 0)] for name in names]
+            rows = sample_behind(
+                sampler, dict(enumerate(ids)), dict(enumerate(paths)), decoding
+            )
             for slot, index in enumerate(batch):
-                problem = hash_id(prompts[index])
-                paths[slot, 0] = draws.candidate_path(0, problem, 0, 0, 0)
-            out = sampler.sample(fed, paths, decoding)
-            for slot, index in enumerate(batch):
-                written = out.tokens[slot, 0, : out.count[slot, 0]].tolist()
-                tokens = len(ids[slot]) + len(written)
-                finished = bool(out.stopped[slot, 0])
-                if written and written[-1] in tokenizer.stop_ids:
-                    written.pop()
-                yield index, Answer(tokenizer.decode(written), finished, tokens)
+                (row,) = rows[slot]
+                end = row.ids[-1:] and row.ids[-1] in tokenizer.stop_ids
+                text = tokenizer.decode(row.ids[:-1] if end else row.ids)
+                yield index, Answer(text, row.stopped, len(ids[slot]) + len(row.ids))
 
     return generate

@@ -9,7 +9,7 @@ A `Sampler` knows which token ids each context cache holds, lays ragged prompts 
 arrays of few shapes, and leaves the rest to the jitted functions.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stepjax import forest
-from stepjax.lm import generate, layout, sharding, stops
+from stepjax.lm import draws, generate, layout, sharding, stops
 from stepjax.lm.generate import Decoding, Prefix, Rows, Samples
 from stepjax.lm.layout import Ids
 from stepjax.lm.memory import Memory
@@ -342,6 +342,61 @@ class Sampler:
         return min(
             self.capacity, forest.bucket(int(lengths.max(initial=1)), _CONTEXT_BUCKET)
         )
+
+
+class SampledRow(NamedTuple):
+    """What one row sampled.
+
+    Attributes:
+      ids: the new token ids, with the one that stopped it.
+      stopped: whether it reached a stop, and not the end of its budget.
+      logps: log-probability of each new token, and then what does not matter, float32.
+    """
+
+    ids: tuple[int, ...]
+    stopped: bool
+    logps: np.ndarray
+
+
+def sample_behind(
+    sampler: Sampler,
+    contexts: Mapping[int, Ids],
+    paths: Mapping[int, Sequence[Sequence[int]]],
+    decoding: Decoding,
+    *,
+    append: bool = True,
+) -> dict[int, list[SampledRow]]:
+    """Samples rows behind contexts: all ids but the last are held, the last is fed.
+
+    Args:
+      sampler: the model and its context caches.
+      contexts: slot → all ids that its rows continue; at least one slot and one id.
+      paths: slot → key path of each row; as many at every slot.
+      decoding: from `make_decoding`.
+      append: whether the next `hold` may append what is sampled here.
+
+    Returns:
+      Slot → its rows, in the order of their paths.
+    """
+    count, width = len(sampler.held), len(next(iter(paths.values())))
+    fed = [[tuple(contexts.get(slot, ()))[-1:]] * width for slot in range(count)]
+    keys = np.zeros((count, width, draws.PATH_LENGTH), np.uint32)
+    for slot, rows in paths.items():
+        keys[slot] = rows
+    sampler.hold({slot: ids[:-1] for slot, ids in contexts.items()})
+    groups = None if append else range(count)
+    out = sampler.sample(fed, keys, decoding, slots=groups)
+    return {
+        slot: [
+            SampledRow(
+                tuple(out.tokens[slot, row, : out.count[slot, row]].tolist()),
+                bool(out.stopped[slot, row]),
+                out.logps[slot, row],
+            )
+            for row in range(width)
+        ]
+        for slot in contexts
+    }
 
 
 class _LastSamples(NamedTuple):

@@ -15,7 +15,7 @@ from stepjax.initial_data.formats import sources
 from stepjax.lm import hosts, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks
-from stepjax.run.kind import Kind, Reader, choose
+from stepjax.run.kind import Kind, choose
 from stepjax.run.rundir import RunDirectory
 from stepjax.settings import Data, Settings
 from stepjax.worlds import arithmetic, arithmetic_data
@@ -27,10 +27,10 @@ def _cut_by_rules(path: str, texts: Templates, form: str) -> list[records.Soluti
     Those that cannot be cut, such as proofs without a boxed answer, are left out; the
     counts are printed.
     """
-    from stepjax.initial_data import ift
+    from stepjax.initial_data import cutter, ift
 
     worked = sources.read(path, form, "worked", texts)
-    cuts = [ift.cut(row.solution) for row in worked]
+    cuts = [cutter.cut(row.solution) for row in worked]
     solutions, rejected = ift.solutions(worked, texts, cuts)
     print(f"{path}: {ift.summary(solutions, rejected)}", end="")
     if not solutions:
@@ -43,7 +43,7 @@ def _cut_by_rules(path: str, texts: Templates, form: str) -> list[records.Soluti
 
 
 # Kind of rows → format → reader; those of EFT rows are in `Kind.readers`.
-READERS: dict[str, dict[str, Reader]] = {
+READERS: dict[str, dict[str, sources.Reader]] = {
     "ift": sources.readers("solution")
     | {
         form: functools.partial(_cut_by_rules, form=form) for form in ("math", "numina")
@@ -198,7 +198,11 @@ def _from_files(
 
 
 def _read(
-    name: str, path: str, form: str, readers: dict[str, Reader], texts: Templates
+    name: str,
+    path: str,
+    form: str,
+    readers: dict[str, sources.Reader],
+    texts: Templates,
 ) -> list:
     """Reads the file of a setting."""
     if form not in readers:

@@ -17,8 +17,6 @@ from stepjax.propose import STEP, Unit
 from stepjax.settings import KINDS, Settings
 from stepjax.worlds import arithmetic, arithmetic_data, arithmetic_srlm
 
-Reader = Callable[[str, Templates], list]  # (path, templates) → records
-
 
 class Kind(NamedTuple):
     """What differs between comparisons and ratings.
@@ -41,7 +39,7 @@ class Kind(NamedTuple):
     judgments: Judgments
     candidate_tokens: int
     judgment_tokens: int
-    readers: dict[str, Reader]
+    readers: dict[str, sources.Reader]
     world_rows: Callable[..., list]
     is_right: IsRight | None
 
@@ -82,7 +80,7 @@ def choose(settings: Settings) -> Kind:
     raise ValueError(f"judge.kind={settings.judge.kind!r}; expected one of {KINDS}.")
 
 
-def rows_of(record_type: type) -> Reader:
+def rows_of(record_type: type) -> sources.Reader:
     """Returns the reader of files in our own format, one record per line.
 
     It also reads rows of tensorflow-datasets; see `initial_data.formats.tfds`.

@@ -432,7 +432,10 @@ def test_every_rejected_row_is_in_one_line_of_the_reasons(init):
         (["ift", "--to=worked"], "--to with init-data ift, which does not read it"),
         (["convert", "--to=worked", "--cut=teacher"], "--cut with init-data convert"),
         (["eft", "--cut=rules"], "--cut with init-data eft"),
-        (["convert", "--to=worked", "--neutral=-"], "--neutral is for --format=prm800k"),
+        (
+            ["convert", "--to=worked", "--neutral=-"],
+            "--neutral is for --format=prm800k",
+        ),
         (["prm", "--workdir=run"], "--input --format --output with init-data prm"),
         (["mcts", "--workdir=run"], "--input --format --output with init-data mcts"),
     ],

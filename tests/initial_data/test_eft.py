@@ -160,12 +160,9 @@ def test_a_repeated_verdict_ends_the_explanation_where_the_models_judge_stops():
     assert [row.explanation for row in rows] == ["A. ", "B. "]
 
 
-def test_bare_verdicts_are_kept_where_no_explanation_is_needed():
-    rows, reasons, _ = keep("[[A]]", "[[B]]", require_explanation=False)
-    assert [row.explanation for row in rows] == ["", ""] and reasons["kept"] == 1
-    # White space alone is no explanation, and is not learnt.
-    rows, _, _ = keep("\n[[A]]", " [[B]]", require_explanation=False)
-    assert [row.explanation for row in rows] == ["", ""]
+def test_white_space_alone_is_no_explanation():
+    rows, reasons, _ = keep("\n[[A]]", "y [[B]]", "x [[A]]", " \u2028[[B]]")
+    assert rows == [] and only(reasons) == {"empty explanation": 2}
 
 
 def test_other_verdicts_are_read_as_the_templates_say():

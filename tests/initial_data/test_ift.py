@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stepjax.initial_data import ift
+from stepjax.initial_data import cutter, ift
 from stepjax.prompts import Templates, check_steps
 from stepjax.records import Worked
 
@@ -27,12 +27,12 @@ def test_sentences_of_a_long_paragraph_become_steps():
     first = "Let $n$ and $q$ be the numbers of nickels and quarters that she has."
     second = "There are seven more nickels than quarters, so we know that $q=n-7.$"
     third = "In cents, the amount of money is $5n+25q=455$, so $n = \\boxed{21}$."
-    assert ift.cut(f"{first}  {second}\n {third}") == [f"{first} {second}", third]
+    assert cutter.cut(f"{first}  {second}\n {third}") == [f"{first} {second}", third]
 
 
 def test_a_short_paragraph_stays_whole():
     text = "Since $h = 5.$ We get $r = 2.$ So it is $\\boxed{20}$."
-    assert ift.cut(text) == [text]
+    assert cutter.cut(text) == [text]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_short_paragraph_stays_whole():
 def test_nothing_is_cut_inside(whole):
     padding = "and this sentence is long enough to be a step of its own " * 2
     text = f"We say {whole} {padding}. It {padding} is $\\boxed{{1}}$."
-    steps = ift.cut(text)
+    steps = cutter.cut(text)
     assert len(steps) == 2
     assert squeezed(whole) in squeezed(steps[0])
 
@@ -68,14 +68,14 @@ def test_nothing_is_cut_inside(whole):
 def test_a_price_is_no_formula():
     padding = "and this sentence is long enough to be a step of its own " * 2
     text = f"He has $5 {padding}. She has $7 {padding}. So $x$ is $\\boxed{{12}}$."
-    assert [step[:9] for step in ift.cut(text)] == [
+    assert [step[:9] for step in cutter.cut(text)] == [
         "He has $5",
         "She has $",
         "So $x$ is",
     ]
     text = f"He has $5 {padding} and $x. Y$ {padding}. So it is $\\boxed{{12}}$."
-    assert ift.cut(text)[0].endswith("of its own .")
-    assert "$x. Y$" in ift.cut(text)[0]
+    assert cutter.cut(text)[0].endswith("of its own .")
+    assert "$x. Y$" in cutter.cut(text)[0]
 
 
 def test_a_displayed_formula_stays_with_the_sentence_that_leads_to_it():
@@ -86,7 +86,7 @@ def test_a_displayed_formula_stays_with_the_sentence_that_leads_to_it():
         "where equality holds for $y = z$.\n\nThus,\n\\begin{align*}\n"
         "2(9 - x^2) &\\ge (5 - x)^2,\n\nx &\\le \\boxed{\\frac{7}{3}}.\n\\end{align*}"
     )
-    steps = ift.cut(text)
+    steps = cutter.cut(text)
     assert [step[:8] for step in steps] == ["Squaring", "Then the", "Thus, \\b"]
     assert steps[0].endswith("= 25.\\]")
     assert steps[1].endswith("for $y = z$.")
@@ -99,7 +99,7 @@ def test_list_items_and_headings():
         "2. Then $y = 50 - x$, which is\n   less than 50\n\n   - so $x > 0$.\n"
         "\n**Conclusion**\n\nThe answer is $\\boxed{25}$.\n"
     )
-    assert ift.cut(text) == [
+    assert cutter.cut(text) == [
         "## Solution ### Part 1: 1. We are given that: \\[x + y = 50\\]",
         "2. Then $y = 50 - x$, which is less than 50",
         "- so $x > 0$.",
@@ -112,7 +112,7 @@ def test_own_markers_are_where_a_text_is_cut_and_do_not_stay():
         "Let us go.\nStep 1: Add. Then add again.\n\n**Step 2:** Take 3.\n"
         "**Step 3: Halve.** Now.\n### Step 4\nIn Step 2 we took 3. Step 5: $\\boxed{1}$"
     )
-    steps = ift.cut(text)
+    steps = cutter.cut(text)
     assert steps == [
         "Let us go. Add. Then add again.",
         "Take 3.",
@@ -130,11 +130,11 @@ def test_own_markers_are_where_a_text_is_cut_and_do_not_stay():
 
 def test_lines_of_gsm8k_are_steps_however_short():
     text = "2+3 = <<2+3=5>>5 clips\n5*2=<<5*2=10>>10\nSo 10.\n#### 10"
-    assert ift.cut(text) == text.split("\n")
+    assert cutter.cut(text) == text.split("\n")
     prices = "It cost 20*2=$40 an hour\nThat is 40*8=$320 a day\nx=320"
-    assert ift.cut(prices) == prices.split("\n")
+    assert cutter.cut(prices) == prices.split("\n")
     plain = "She sold 48/2 = 24 clips in May\nNatalia sold 48+24 = 72 clips in all."
-    assert ift.cut(plain) == plain.split("\n")
+    assert cutter.cut(plain) == plain.split("\n")
 
 
 def test_chinese_sentences():
@@ -142,7 +142,7 @@ def test_chinese_sentences():
         "设函数满足条件，其中数列的各项都是正整数。" * 8
         + "因此，\\[f(x) = 1。\\]从而\\(a。b\\)成立。所以答案是$\\boxed{1}$。"
     )
-    steps = ift.cut(text)
+    steps = cutter.cut(text)
     assert len(steps) == 3
     assert all(step.endswith("。") for step in steps)
     assert "".join(steps) == text
@@ -150,24 +150,24 @@ def test_chinese_sentences():
 
 def test_remarks_after_the_answer_join_the_last_step():
     text = "First $x = 2 + 2$.\n\nSo it is $\\boxed{4}$.\n\nNote: not 5.\n\nCheck it."
-    assert ift.cut(text) == [
+    assert cutter.cut(text) == [
         "First $x = 2 + 2$.",
         "So it is $\\boxed{4}$. Note: not 5. Check it.",
     ]
     text = "First $x = 2 + 2$.\n\nSo it is $\\boxed{4}$.\n\nThat is $\\boxed{4.0}$."
-    assert ift.cut(text)[1:] == ["So it is $\\boxed{4}$. That is $\\boxed{4.0}$."]
+    assert cutter.cut(text)[1:] == ["So it is $\\boxed{4}$. That is $\\boxed{4.0}$."]
 
 
 def test_most_steps_join_neighbours_of_similar_length():
     lines = [f"The number of line {n} is {n}." for n in range(10, 50)]
     text = "\n\n".join([*lines, "It is $\\boxed{49}$."])
-    assert len(ift.cut(text, most=100)) == 41
-    assert len(ift.cut(text)) == 20
-    steps = ift.cut(text, most=4)
+    assert len(cutter.cut(text, most=100)) == 41
+    assert len(cutter.cut(text)) == 20
+    steps = cutter.cut(text, most=4)
     assert [step.count("line") for step in steps] == [10, 10, 11, 9]
     assert ift.check_cut(text, steps) is None
     with pytest.raises(ValueError, match="most is 0; expected 1"):
-        ift.cut(text, most=0)
+        cutter.cut(text, most=0)
 
 
 @pytest.mark.parametrize(
@@ -185,11 +185,11 @@ def test_most_steps_join_neighbours_of_similar_length():
         (["So \\boxed{a b}.", "x = 1."], "differ"),
         (["x = 1. So \\boxed{a", "b}."], "the boxed answer is cut in two"),
         (["x = 1.", "So \\boxed{a b}", "."], "a step before the last one holds"),
-        (["x = 1. So \\boxed{a b}."], "fewer than 2 steps"),
+        (["x = 1. So \\boxed{a b}."], None),
     ],
 )
 def test_why_a_cut_is_refused(steps, reason):
-    found = ift.check_cut("x = 1.  So\n\\boxed{a b}.", steps, 2)
+    found = ift.check_cut("x = 1.  So\n\\boxed{a b}.", steps)
     assert found == reason or (reason and reason in found)
 
 
@@ -228,7 +228,7 @@ def test_counts_of_kept_and_rejected_add_up():
         worked("Proved.", "5", "d"),
         worked("So $\\boxed{4}$.", name="e"),
     ]
-    cuts = [*(ift.cut(row.solution) for row in rows[:4]), []]
+    cuts = [*(cutter.cut(row.solution) for row in rows[:4]), []]
     kept, rejected = ift.solutions(rows, OTHER, cuts)
     assert [(row.id, row.answer) for row in kept] == [("a", "4"), ("b", "four")]
     assert kept[0].steps == ("(1) One. So $\\boxed{ 4 }$.",)
@@ -261,7 +261,7 @@ def test_steps_hold_no_line_that_begins_another_step():
     text = (
         "So\n\\begin{align}\nStep 3 &= 1\n\\end{align}\u2028Step 9 gives $\\boxed{1}$."
     )
-    steps = ift.cut(text)
+    steps = cutter.cut(text)
     assert len(steps) == 2
     for cut in (steps, [text]):
         (row,), _ = ift.solutions([worked(text)], TEMPLATES, [cut])
@@ -280,11 +280,11 @@ def test_public_solutions_are_kept_or_rejected_for_a_known_reason():
             Worked(str(n), row["problem"], row["solution"], row.get(field, ""))
             for n, row in enumerate(map(json.loads, lines))
         ]
-        cuts = [ift.cut(row.solution) for row in rows]
+        cuts = [cutter.cut(row.solution) for row in rows]
         kept, rejected = ift.solutions(rows, TEMPLATES, cuts)
         for row in kept:
             check_steps(TEMPLATES, row.steps)
-            assert len(row.steps) <= ift.MOST_STEPS
+            assert len(row.steps) <= cutter.MOST_STEPS
             text = "".join(re.sub(r"^Step \d+: ", "", step) for step in row.steps)
             assert squeezed(text) == squeezed(rows[int(row.id)].solution)
         reasons = Counter(dataclasses.astuple(row)[1] for row in rejected)

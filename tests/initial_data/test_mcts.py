@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fakes import random_parameters
 
+from stepjax import propose
 from stepjax.codec import Codec
 from stepjax.initial_data import mcts, prm
 from stepjax.initial_data.mcts import Options, Pair
@@ -330,7 +331,7 @@ def test_each_layer_gives_the_pairs_of_its_most_visited_nodes():
 
 
 @pytest.fixture(scope="module")
-def models():
+def models(quick_compiles):
     config = lm.ModelConfig(
         vocab_size=136,
         hidden_size=16,
@@ -365,7 +366,7 @@ class Searched(NamedTuple):
 class Parser:
     """Turns what a random model samples into steps: its ids choose the digit."""
 
-    def __init__(self, codec):
+    def __init__(self, codec, unit):
         self.codec, self.stops = codec, ("\n",)
 
     def proposal(self, number, samples, stopped, logps):
@@ -382,14 +383,14 @@ class Parser:
 
 def model_trees(models, codec, slots, remember, *, count=6, capacity=160):
     """Searches some problems with random models, 12 iterations each."""
-    model, mesh, policy, judge = models
+    model, mesh, *both = models
     writer, reader = (
         Sampler(model, params, mesh, slots, capacity, remember=remember)
-        for params in (policy, judge)
+        for params in both
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mcts, "CandidateParser", Parser)
-        propose = mcts.make_policy(
+        patch.setattr(propose, "CandidateParser", Parser)
+        policy = mcts.make_policy(
             writer, codec, seed=3, temperature=1.0, top_p=0.9, max_tokens=6
         )
     score = prm.make_scorer(reader, codec, width=4)
@@ -400,7 +401,7 @@ def model_trees(models, codec, slots, remember, *, count=6, capacity=160):
         for leaf in leaves.values():
             prompt = len(codec.solve_prompt(leaf.problem))
             by_node += samples * (prompt + sum(map(len, leaf.steps)))
-        return propose(leaves, samples)
+        return policy(leaves, samples)
 
     def scored(solving, candidates):
         nonlocal by_node

@@ -70,6 +70,7 @@ def small_model(codec):
     return model, random_parameters(lm.abstract_params(model)), mesh
 
 
+@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("prompt", ["", "Is each step right?\n{problem}\n"])
 def test_reading_behind_a_cache_is_the_probability_that_training_changes(codec, prompt):
     """The scored position of `make_scorer` is that of `tree`: the same log-odds."""

@@ -27,6 +27,16 @@ class _Group(NamedTuple):
     chosen: int | None
     human: str | None
 
+    def pairs(self) -> Iterator[tuple[tuple[int, str], tuple[int, str]]]:
+        """Yields a completion rated 1 and one rated -1, each as (index, text).
+
+        The two texts differ, and neither is empty.
+        """
+        for i, (good, first) in enumerate(self.completions):
+            for j, (bad, second) in enumerate(self.completions):
+                if (first, second) == (1, -1) and good != bad and good and bad:
+                    yield (i, good), (j, bad)
+
 
 def _completions(group: Any) -> list[tuple[str, int | None]]:
     if isinstance(group, dict) and group.get("completions", 0) is None:
@@ -109,17 +119,9 @@ def comparisons(
     steps: tuple[str, ...] = ()
     for group in _groups(row):
         start = marker(templates, group.number)
-        pair = next(
-            (
-                (start + good, start + bad)
-                for good, good_rating in group.completions
-                for bad, bad_rating in group.completions
-                if (good_rating, bad_rating) == (1, -1) and good != bad and good and bad
-            ),
-            None,
-        )
+        pair = next(group.pairs(), None)
         if pair:
-            good, bad = pair
+            good, bad = (start + text for _, text in pair)
             one = f"{name}-{group.number}"
             made += [
                 Comparison(f"{one}-ab", problem, steps, good, bad, "A"),
@@ -159,9 +161,7 @@ def preferences(
                 _step(good, group.number, templates),
                 _step(bad, group.number, templates),
             )
-            for i, (good, good_rating) in enumerate(group.completions)
-            for j, (bad, bad_rating) in enumerate(group.completions)
-            if (good_rating, bad_rating) == (1, -1) and good != bad and good and bad
+            for (i, good), (j, bad) in group.pairs()
         ]
         steps += (_step(_following(group) or "", group.number, templates),)
     return made

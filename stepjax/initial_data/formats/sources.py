@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stepjax import records
+from stepjax.initial_data import step_values
 from stepjax.initial_data.formats import (
     files,
     preferences,
@@ -43,6 +44,17 @@ _ASKED = (records.Question, records.Problem)
 def _own(row: dict[str, Any], name: str, templates: Templates, to: str) -> list:
     """Makes the record of a row in our own format."""
     return [records.from_object(row, TYPES[to])]
+
+
+def _values(row: dict[str, Any], name: str, templates: Templates) -> list:
+    """Makes step labels of the values that rollouts estimated."""
+    return step_values.labels(records.from_object(row, step_values.StepValues))
+
+
+def _value_pairs(row: dict[str, Any], name: str, templates: Templates) -> list:
+    """Makes preferences of steps whose values differ by at least a half."""
+    values = records.from_object(row, step_values.StepValues)
+    return step_values.pairs(values, margin=0.5)
 
 
 # Format → what it gives → how one row is taken apart.
@@ -82,6 +94,7 @@ FORMATS: dict[str, dict[str, Parse]] = {
     "stepwise": {"labels": step_labels.stepwise},
     "step_dpo": {"preference": preferences.step_dpo},
     "trl": {"preference": preferences.trl},
+    "values": {"labels": _values, "preference": _value_pairs},
 }
 
 
@@ -126,8 +139,9 @@ def read(
 
     Returns:
       The records, in the order of the rows. A problem with several solutions in PRM800K
-      or ProcessBench is one question, that of its first row. An id that the source does not give holds
-      the format, the file's name and the row's index from 0: "gsm8k-train-17".
+      or ProcessBench is one question, that of its first row. An id that the source does
+      not give holds the format, the file's name and the row's index from 0:
+      "gsm8k-train-17".
 
     Raises:
       ValueError: "PATH:LINE: reason; expected ..." for a row that does not fit the
@@ -207,6 +221,3 @@ def readers(to: str) -> dict[str, Reader]:
 
 def _read(path: str | os.PathLike, templates: Templates, form: str, to: str) -> list:
     return read(path, form, to, templates)
-
-
-LABELS = readers("labels")  # for prm.labels_format

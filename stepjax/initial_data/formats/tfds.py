@@ -208,7 +208,7 @@ class _Rows:
                 value = value[part]
             try:
                 value = _plain(value, self.features[theirs])
-                values[name] = _as_field(value, hints[name]) if hints else value
+                values[name] = _as_field(name, value, hints[name]) if hints else value
             except ValueError as error:
                 raise ValueError(f"field {theirs!r} {error}") from error
         return values
@@ -272,11 +272,11 @@ def _plain(value: Any, feature: Any) -> Any:
     return None if value != value else value
 
 
-def _as_field(value: Any, hint: Any) -> Any:
-    """Returns a JSON value as a record's field of this type takes it."""
-    if hint is str:
+def _as_field(name: str, value: Any, hint: Any) -> Any:
+    """Returns a JSON value as a record's field of this name and type takes it."""
+    if hint is str and (type(value) is int or name == "answer"):
         return fields.number_as_text(value)
-    if is_text(hint) or hint in (int, float, list[int], *TEXTS, *NUMBERS):
+    if is_text(hint) or hint in _AS_THEY_ARE:
         return value
     return [json.loads(item) for item in value]  # stored so by `tfds_builder`
 

@@ -30,7 +30,6 @@ from stepjax.initial_data.formats.tfds_files import (
     FORMAT,
     VERSION,
     Place,
-    check_format,
     library,
 )
 
@@ -111,7 +110,6 @@ def builder(
     *,
     record_type: type,
     version: str = "1.0.0",
-    file_format: str = FORMAT,
 ) -> Any:
     """Returns a TFDS builder of records, whose features are made from their dataclass.
 
@@ -124,17 +122,16 @@ def builder(
       data_dir: folder of the datasets.
       record_type: the dataclass of the rows.
       version: of the dataset.
-      file_format: "array_record".
 
     Returns:
       A `tensorflow_datasets.core.ShardBasedBuilder`. It keeps the rows in their order.
 
     Raises:
-      ValueError: for another file format, or a name or version that TFDS cannot hold.
-        `download_and_prepare` raises it for rows that `write` refuses.
+      ValueError: for a name or version that TFDS cannot hold. `download_and_prepare`
+        raises it for rows that `write` refuses, and for a file format that is not
+        array_record.
     """
     tensorflow_datasets = library()
-    check_format(file_format)
     names = {"name": name, **{f"split {split!r}": split for split in splits}}
     for what, text in names.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", text) or text == "all":
@@ -164,7 +161,12 @@ def builder(
             return {split: [_examples(splits, split, record_type)] for split in splits}
 
         def download_and_prepare(self, *, file_format=None, **options):
-            check_format(file_format or FORMAT)
+            name = getattr(file_format, "value", file_format)
+            if name not in (None, FORMAT):
+                raise ValueError(
+                    f"file_format={name!r}; expected {FORMAT!r}. tfrecord needs "
+                    "TensorFlow, and TFDS 4.9.10 loses rows when it writes parquet."
+                )
             super().download_and_prepare(**options)
 
     Records.name = name

@@ -93,16 +93,6 @@ def library(name: str = "tensorflow_datasets") -> types.ModuleType:
         ) from error
 
 
-def check_format(file_format: Any) -> None:
-    """Raises ValueError for any file format but array_record."""
-    value = getattr(file_format, "value", file_format)
-    if value != FORMAT:
-        raise ValueError(
-            f"file_format={value!r}; expected {FORMAT!r}. tfrecord needs TensorFlow, "
-            "and TFDS 4.9.10 loses rows when it writes parquet."
-        )
-
-
 class Split(NamedTuple):
     """One split of a dataset, checked to be whole.
 

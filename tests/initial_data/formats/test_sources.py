@@ -275,8 +275,8 @@ def test_all_records_in_our_own_format(tmp_path):
 
 
 def test_the_formats_of_step_labels():
-    assert list(sources.LABELS) == [
-        *("jsonl", "prm800k", "processbench", "math_shepherd", "stepwise")
+    assert list(sources.readers("labels")) == [
+        *("jsonl", "prm800k", "processbench", "math_shepherd", "stepwise", "values")
     ]
 
 
@@ -291,3 +291,21 @@ def test_answers_and_ids_that_are_numbers(tmp_path):
         records.write_jsonl(tmp_path / "y.jsonl", [{"problem": "p", "answer": wrong}])
         with pytest.raises(ValueError, match="field 'answer' is"):
             sources.read(tmp_path / "y.jsonl", "benchmark", "problem", TEMPLATES)
+
+
+def test_values_of_rollouts_are_labels_and_pairs(tmp_path):
+    first, good, bad = "Step 1: a", "Step 2: b", "Step 2: c"
+    row = {
+        "id": "p",
+        "problem": "?",
+        "solutions": [[first, good], [first, bad]],
+        "values": [[0.5, 0.75, 1.0], [0.5, 0.75, 0.5]],
+    }
+    path = write(tmp_path / "values.jsonl", [row])
+    labels = sources.read(path, "values", "labels", TEMPLATES)
+    assert [r.labels for r in labels] == [(1.0, 1.0), (1.0, 0.5 / 0.75)]
+    (pair,) = sources.read(path, "values", "preference", TEMPLATES)
+    assert (pair.steps, pair.chosen, pair.rejected) == ((first,), good, bad)
+    row["values"][1][2] = 0.75  # they differ by less than a half
+    path = write(tmp_path / "near.jsonl", [row])
+    assert sources.read(path, "values", "preference", TEMPLATES) == []
