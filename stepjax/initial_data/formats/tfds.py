@@ -88,8 +88,9 @@ def read(text: str, record_type: type) -> list:
     Args:
       text: its place, see the head of this file.
       record_type: the dataclass of the rows. A dataset may have more fields; without a
-        field "id" the rows are named "NAME-SPLIT-INDEX", from 0. A number may stand
-        where the record has a text. A number that is NaN is read as None.
+        field "id" the rows are named "NAME-SPLIT-INDEX", from 0. A whole number
+        may stand where the record has a text, and any number where it has an answer. A
+        number that is NaN is read as None.
 
     Returns:
       The records, in the dataset's order.
