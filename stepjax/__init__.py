@@ -33,11 +33,11 @@ Beside the method; of the files above only main, iterate and ablate import these
     initial_data/   where IFT and EFT rows come from. command.py: stepjax init-data;
                     cutter.py, ift.py: solutions to steps; decontaminate.py: overlap
                     with evaluations; prm.py: the process reward model; rollouts.py,
-                    step_values.py: step labels from completions; mcts.py: tree search
-                    for pairs; teacher.py: who judges them: a server (teacher_http.py),
-                    a model of ours (teacher_local.py) or a file; teacher_answers.py:
-                    keeps answers; eft.py: which judgments are kept; stages.py,
-                    eft_stage.py: all this as stages of a run
+                    step_values.py: step labels from completions; step_tree.py,
+                    mcts.py: tree search for pairs; teacher.py: who judges them: a
+                    server (teacher_http.py), a model of ours (teacher_local.py) or a
+                    file; teacher_answers.py: keeps answers; eft.py: which judgments
+                    are kept; stages.py, eft_stage.py: all this as stages of a run
       formats/      public formats to records and back. sources.py: all of them by name;
                     files.py, fields.py: rows of files, bad rows; worked.py,
                     word_problems.py, prm800k.py, step_labels.py, preferences.py,

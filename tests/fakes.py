@@ -1,5 +1,6 @@
-"""Fakes of models: a sampler, verdicts by rank, a table of logits."""
+"""Fakes of models: a sampler, verdicts by rank, a table of logits; small things."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -8,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from stepjax import config, settings
 from stepjax.codec import Codec
+from stepjax.initial_data import step_tree
 from stepjax.judge import ordered_pairs
 from stepjax.lm.generate import Decoding, Samples
-from stepjax.trajectory import Verdict
+from stepjax.records import Question
+from stepjax.trajectory import Candidate, Proposal, Verdict
 
 
 class Asked(NamedTuple):
@@ -157,6 +161,33 @@ def by_rank(*ranks: int) -> list[Verdict]:
         winner = "A" if gap > 0 else "B" if gap < 0 else None
         verdicts.append(Verdict(a, b, winner, f"{a} or {b}?"))
     return verdicts
+
+
+def teacher_options(**changed) -> settings.Teacher:
+    """Settings of a small teacher."""
+    options = settings.from_config(config.default()).teacher
+    small = dict(model="M", max_tokens=100, concurrency=4, timeout=5.0, retries=3)
+    small |= dict(key_variable="TEACHER_KEY")
+    return dataclasses.replace(options, **small | changed)
+
+
+def candidate(text: str, count: int = 1, finished: bool = False) -> Candidate:
+    """A candidate whose ids are the bytes of its text."""
+    return Candidate(tuple(text.encode()), text, count, -1.0, finished)
+
+
+def proposal(*texts: str) -> Proposal:
+    """Candidates with these texts."""
+    return Proposal(tuple(map(candidate, texts)))
+
+
+def grown_tree(*probabilities: float, counts: Sequence[int] = ()) -> step_tree.Tree:
+    """A tree whose root has children a, b, c ... with these probabilities."""
+    tree = step_tree.new_tree(Question("q", "a problem"))
+    counts = counts or [1] * len(probabilities)
+    candidates = [candidate(chr(97 + n), count) for n, count in enumerate(counts)]
+    step_tree.expand(tree, 0, Proposal(tuple(candidates)), probabilities)
+    return tree
 
 
 class Table:

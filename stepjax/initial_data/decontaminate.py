@@ -1,8 +1,8 @@
 """Overlap of training questions with evaluation files: found, reported and removed.
 
-Two questions overlap where they are the same text, or share a run of n words. Spelling
-is brought to one first: case, punctuation, and the LaTeX that only sets spaces and
-sizes do not count. Time and memory grow in proportion to the texts.
+Two questions overlap where they are the same text, or share runs of n words. Case,
+punctuation, and the LaTeX that only sets spaces and sizes do not count. Time and memory
+grow in proportion to the texts.
 """
 
 import re

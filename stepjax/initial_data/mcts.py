@@ -13,194 +13,41 @@ step is right. Each iteration of a problem's search
 
 The children of one node with the highest and the lowest probability make a pair.
 
-Where the paper is silent: a child's own probability is its first visit, so every child
-has a value; identical candidates are one child with a count; probabilities are rounded
-to four decimals, so that a choice hardly ever hangs on the last bits of a float32,
-which depend on what else is in the batch; a search ends before its last iteration when
-nothing is left to expand.
+A search ends before its last iteration when nothing is left to expand.
 
-`select`, `expand`, `back_up` and `pairs` are pure logic on a `Tree`. `tree_search`
-drives many trees side by side with two callables, so that it is tested without a model.
-Every draw has its own key path (problem, node, visit), so a tree does not depend on
-what is searched beside it.
+`step_tree` in this folder is the tree of one problem. `tree_search` drives many trees
+side by side with two callables, so that it is tested without a model. Every draw has
+its own key path (problem, node, visit), so a tree does not depend on what is searched
+beside it.
 """
 
 import collections
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stepjax.codec import Codec
 from stepjax.initial_data.prm import Scorer, Solving
+from stepjax.initial_data.step_tree import (
+    Node,
+    Options,
+    Tree,
+    back_up,
+    expand,
+    new_tree,
+    path,
+    rounded,
+    select,
+    steps,
+)
 from stepjax.lm import draws
 from stepjax.lm.sampler import Sampler
 from stepjax.propose import Place, make_sampling
 from stepjax.records import Preference, Question
-from stepjax.trajectory import Candidate, Proposal, candidate_from, hash_id
+from stepjax.trajectory import Proposal, candidate_from, hash_id
 
-_DIGITS = 4  # decimals of a probability
 EXPANSION, SIMULATION = 1, 2  # purposes of draws, see `draws.node_path`
-
-
-class Options(NamedTuple):
-    """How a tree is searched; see the section ``mcts`` of `stepjax.config`."""
-
-    iterations: int
-    depth: int
-    max_steps: int
-    rule: str
-    exploration: float
-
-
-@dataclasses.dataclass
-class Node:
-    """A step in a tree; the root stands for the problem alone.
-
-    Attributes:
-      parent: index of the node before it, or None for the root.
-      step: the step, or None for the root.
-      probability: that the PRM calls the step right; 1 for the root.
-      number: how many steps the solution has up to here.
-      visits: iterations that passed through it, and one for its own probability.
-      total: sum of their values.
-      children: indices of the nodes after it.
-      expanded: whether its children were sampled.
-      final: whether nothing can follow: the solution is complete, or has no room.
-      malformed: samples that were left out when it was expanded.
-    """
-
-    parent: int | None
-    step: Candidate | None
-    probability: float
-    number: int
-    visits: int
-    total: float
-    children: list[int] = dataclasses.field(default_factory=list)
-    expanded: bool = False
-    final: bool = False
-    malformed: int = 0
-
-
-@dataclasses.dataclass
-class Tree:
-    """The search of one problem.
-
-    Attributes:
-      question: the problem, without an answer.
-      nodes: the root first; a node comes after its parent.
-      iterations: those that are done.
-      open: how many nodes can still be expanded.
-    """
-
-    question: Question
-    nodes: list[Node]
-    iterations: int = 0
-    open: int = 1
-
-
-def new_tree(question: Question) -> Tree:
-    """Returns a tree that holds the root alone."""
-    return Tree(question, [Node(None, None, 1.0, 0, 0, 0.0)])
-
-
-def path(tree: Tree, node: int) -> list[int]:
-    """Returns the indices of the nodes from the first step to this one."""
-    found = []
-    at: int | None = node
-    while at:  # neither the root (0) nor None
-        found.append(at)
-        at = tree.nodes[at].parent
-    return found[::-1]
-
-
-def steps(tree: Tree, node: int) -> tuple[tuple[int, ...], ...]:
-    """Returns the ids of the steps up to a node."""
-    return tuple(tree.nodes[n].step.ids for n in path(tree, node))
-
-
-def select(tree: Tree, options: Options) -> int:
-    """Returns the node without children that an iteration goes down to.
-
-    At each node the child with the highest mean value plus bonus is taken; the first
-    one of equals. With N visits of the node and n of the child, the bonus is
-    ``c sqrt(ln N / n)`` for "uct" (Kocsis and Szepesvári, 2006) and
-    ``c p sqrt(N) / (1 + n)`` for "puct" (AlphaGo Zero, 2017), where p is the share of
-    the samples that are this child.
-    """
-    at = 0
-    while tree.nodes[at].children:
-        node = tree.nodes[at]
-        children = [tree.nodes[n] for n in node.children]
-        samples = sum(child.step.count for child in children)
-        visits = max(node.visits, 1)
-
-        def worth(child: Node, visits=visits, samples=samples) -> float:
-            mean, prior = child.total / child.visits, child.step.count / samples
-            if options.rule == "uct":
-                bonus = math.sqrt(math.log(visits) / child.visits)
-            else:
-                bonus = prior * math.sqrt(visits) / (1 + child.visits)
-            return mean + options.exploration * bonus
-
-        scores = list(map(worth, children))
-        at = node.children[scores.index(max(scores))]
-    return at
-
-
-def expand(
-    tree: Tree, node: int, proposal: Proposal, probabilities: Sequence[float]
-) -> int | None:
-    """Gives a node its children.
-
-    Args:
-      tree: changed in place.
-      node: index of the node.
-      proposal: candidates for its next step.
-      probabilities: the PRM's, one per candidate.
-
-    Returns:
-      The index of the child to go on from: the most probable one, of equals the one
-      that was sampled more often, then the first. None without children.
-    """
-    parent = tree.nodes[node]
-    parent.expanded, parent.malformed = True, proposal.malformed
-    tree.open -= 1
-    for candidate, probability in zip(proposal.candidates, probabilities, strict=True):
-        value = round(float(probability), _DIGITS)
-        parent.children.append(len(tree.nodes))
-        tree.nodes.append(
-            Node(
-                node,
-                candidate,
-                value,
-                number=parent.number + 1,
-                visits=1,
-                total=value,
-                final=candidate.finished,
-            )
-        )
-        tree.open += not candidate.finished
-    if not parent.children:
-        return None
-    return max(
-        parent.children,
-        key=lambda n: (tree.nodes[n].probability, tree.nodes[n].step.count, -n),
-    )
-
-
-def back_up(tree: Tree, node: int, value: float) -> None:
-    """Adds a value to a node and to all nodes above it, and counts the iteration."""
-    at: int | None = node
-    while at is not None:
-        tree.nodes[at].visits += 1
-        tree.nodes[at].total += value
-        at = tree.nodes[at].parent
-    tree.iterations += 1
-
-
-# Many trees side by side.
 
 
 class Leaf(NamedTuple):
@@ -327,7 +174,7 @@ def _iteration(
             value = 0.0
             break
         (step,) = found.candidates
-        value = min(value, round(float(probabilities[0]), _DIGITS))
+        value = min(value, rounded(probabilities[0]))
         at, final = (*at, step.ids), step.finished
     back_up(tree, child, value)
 

@@ -345,12 +345,9 @@ class Sampler:
 
 
 class SampledRow(NamedTuple):
-    """What one row sampled.
+    """The new ids of a row, whether it reached a stop, and the ids' log-probabilities.
 
-    Attributes:
-      ids: the new token ids, with the one that stopped it.
-      stopped: whether it reached a stop, and not the end of its budget.
-      logps: log-probability of each new token, and then what does not matter, float32.
+    `logps` is float32; what it has beyond the number of ids does not count.
     """
 
     ids: tuple[int, ...]

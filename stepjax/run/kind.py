@@ -88,7 +88,7 @@ def rows_of(record_type: type) -> sources.Reader:
 
     def read(path: str, texts: Templates) -> list:
         del texts
-        if tfds.is_place(path):
+        if tfds.is_address(path):
             return tfds.read(path, record_type)
         return records.read_jsonl(path, record_type)
 

@@ -2,34 +2,18 @@
 
 import hashlib
 import json
-import types
 
 import pytest
-from fakes import FakeSampler, random_parameters
+from fakes import FakeSampler, random_parameters, teacher_options
 
 from stepjax.initial_data import teacher, teacher_local
 from stepjax.initial_data.teacher_answers import Answer, Kept, Request
 from stepjax.lm import model as lm
 from stepjax.lm.sampler import Sampler
 
-OPTIONS = dict(
-    backend="local",
-    url="",
-    model="M",
-    key_variable="TEACHER_KEY",
-    file="",
-    temperature=0.0,
-    max_tokens=100,
-    concurrency=4,
-    requests_per_minute=0,
-    token_budget=0,
-    timeout=5.0,
-    retries=2,
-)
-
 
 def options(**changed):
-    return types.SimpleNamespace(**OPTIONS | changed)
+    return teacher_options(**{"backend": "local"} | changed)
 
 
 class Model:
@@ -256,7 +240,7 @@ def test_replay_answers_by_prompt_and_does_not_write(tmp_path):
     )
     before, done = path.read_bytes(), []
     ask = teacher.make_teacher(
-        options(backend="replay", model="", file=str(path)), on_done=done.append
+        teacher_options(backend="replay", model="", file=str(path)), on_done=done.append
     )
     assert ask(["two", "one", "two"]) == [
         Answer("2", False, 5),

@@ -1,5 +1,6 @@
 """The teacher behind a real server: faults, budgets, and runs that are killed."""
 
+import dataclasses
 import email.utils
 import json
 import os
@@ -9,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import pytest
+from fakes import teacher_options
 from teacher_server import completion, serving
 
 from stepjax.initial_data import teacher
@@ -20,19 +21,7 @@ from stepjax.records import write_jsonl
 
 ROOT = pathlib.Path(__file__).parents[2]
 KEY = "sk-secret-0123"
-OPTIONS = dict(
-    backend="http",
-    model="M",
-    key_variable="TEACHER_KEY",
-    file="",
-    temperature=0.0,
-    max_tokens=100,
-    concurrency=4,
-    requests_per_minute=0,
-    token_budget=0,
-    timeout=5.0,
-    retries=3,
-)
+OPTIONS = teacher_options(backend="http")
 
 
 @pytest.fixture
@@ -48,7 +37,7 @@ class Client:
 
     def __init__(self, server, path, backoff=0.01, **changed):
         self.said, self.done = [], []
-        options = types.SimpleNamespace(**OPTIONS | {"url": server.url} | changed)
+        options = dataclasses.replace(OPTIONS, **{"url": server.url} | changed)
         self.ask = teacher.make_teacher(
             options,
             path,
@@ -358,7 +347,7 @@ records.write_jsonl(folder / "result.jsonl", rows)
 def start(server, folder):
     folder.mkdir(exist_ok=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TEACHER_KEY": ""}
-    options = json.dumps(OPTIONS | {"url": server.url})
+    options = json.dumps(vars(OPTIONS) | {"url": server.url})
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, options, str(folder)],
         env=environment,
@@ -410,7 +399,7 @@ def test_a_run_that_is_killed_five_times_asks_for_no_kept_answer_again(
         whole = (folder / "kept").read_bytes().rpartition(b"\n")[0].splitlines()
         now_stored = {json.loads(line)["prompt"] for line in whole}
         assert stored <= now_stored
-        assert 0 <= len(asked - now_stored) <= OPTIONS["concurrency"]
+        assert 0 <= len(asked - now_stored) <= OPTIONS.concurrency
         lost += len(asked - now_stored)
         stored = now_stored
     before = len(server.seen)

@@ -100,8 +100,8 @@ def step(templates: Templates, number: int, text: str) -> str:
     r"""Makes the text of a step, from its marker on.
 
     A marker that the text has already ("Step 3: ", also as a heading or in bold, with
-    any number) goes, and so do blanks around the text. A newline goes where the line
-    after it would begin another step.
+    any number) is removed, and so are blanks around the text. A newline becomes a space
+    where the line after it would begin another step.
 
     Args:
       templates: their step marker begins the step.

@@ -31,8 +31,8 @@ class Place(NamedTuple):
       line: number of the line on which the row begins, from 1. Parquet has no lines:
         there it is the number of the row.
       row: number of the row in its file, from 1.
-      name: what ids made of the place hold: the name of the file without its ending,
-        and the row's index from 0 ("train-17"). For a file of a folder, the name is
+      name: for the id of a row without one: the name of the file without its ending,
+        and the row's index from 0 ("train-17"). Where a folder is read, it begins with
         the path within the folder ("algebra/train-17"). A JSON file that holds one
         object needs no index ("algebra/17").
     """

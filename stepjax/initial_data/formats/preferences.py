@@ -40,7 +40,7 @@ def step_dpo(row: dict[str, Any], name: str, templates: Templates) -> list[Prefe
       row: {"prompt", "initial_reason_steps", "chosen", "rejected", ...}. The prompt is
         the problem; the initial steps may begin with "Let's think step by step." and
         end with the marker of the next step; the last two are that step's text. The
-        steps are numbered anew. Further fields are left behind.
+        steps are numbered anew. Further fields are ignored.
       name: id of a row without one.
       templates: their step marker begins each step.
     """
@@ -107,7 +107,7 @@ def trl(row: dict[str, Any], name: str, templates: Templates) -> list[Preference
     lists begin with. A prompt that our solver's template made is cut into the problem
     and the steps so far; any other prompt is the problem, without steps. A
     conversation must have one message of the user, and an assistant's message after
-    it, if there is one, holds the steps so far; a system message is left behind.
+    it, if there is one, holds the steps so far; a system message is ignored.
 
     Args:
       row: {"prompt", "chosen", "rejected"} or {"chosen", "rejected"}.

@@ -57,6 +57,11 @@ def _value_pairs(row: dict[str, Any], name: str, templates: Templates) -> list:
     return step_values.pairs(values, margin=0.5)
 
 
+_WORKED: dict[str, Parse] = {
+    "question": worked.question,
+    "problem": worked.worked_problem,
+    "worked": worked.worked,
+}
 # Format → what it gives → how one row is taken apart.
 FORMATS: dict[str, dict[str, Parse]] = {
     "jsonl": {to: functools.partial(_own, to=to) for to in TYPES},
@@ -66,16 +71,8 @@ FORMATS: dict[str, dict[str, Parse]] = {
         "worked": worked.gsm8k_worked,
         "solution": worked.gsm8k_solution,
     },
-    "math": {
-        "question": worked.question,
-        "problem": worked.worked_problem,
-        "worked": worked.worked,
-    },
-    "numina": {
-        "question": worked.question,
-        "problem": worked.worked_problem,
-        "worked": worked.worked,
-    },
+    "math": _WORKED,
+    "numina": _WORKED,
     "benchmark": {"question": worked.question, "problem": worked.problem},
     "word_problems": {
         "question": worked.question,
@@ -131,7 +128,7 @@ def read(
     """Reads the records of a file or a folder.
 
     Args:
-      path: a file or a folder, see `files.rows`, or a place of TFDS, see `tfds`.
+      path: a file or a folder, see `files.rows`, or an address of TFDS, see `tfds`.
       form: its format, one of `FORMATS`.
       to: the records wanted, one of `TYPES`.
       templates: their step marker begins each step.
@@ -164,7 +161,7 @@ def read_with(
     """Reads the records of a file with a given function for its rows; see `read`.
 
     Args:
-      path: a file or a folder, see `files.rows`, or a place of TFDS, see `tfds`.
+      path: a file or a folder, see `files.rows`, or an address of TFDS, see `tfds`.
       parse: takes one row apart.
       form: name of the format, for the ids; ids of "jsonl" and "benchmark" go without.
       templates: their step marker begins each step.
@@ -176,7 +173,7 @@ def read_with(
     prefix = "" if form in ("jsonl", "benchmark") else f"{form}-"
     made: list = []
     places: dict[str, str] = {}
-    if tfds.is_place(str(path)):
+    if tfds.is_address(str(path)):
         found = tfds.rows(str(path), rejects, own)
     else:
         found = files.rows(path, rejects)

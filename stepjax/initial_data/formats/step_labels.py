@@ -45,7 +45,7 @@ def math_shepherd(
 
     The input is the problem and then "Step 1: ..." and so on, each step with the tag
     `TAG` at its end; the label is the same text with "+" or "-" in place of the tags.
-    Calculator marks ("<<3+5=8>>") go, as they do from GSM8K's solutions.
+    Calculator marks ("<<3+5=8>>") are removed, as from GSM8K's solutions.
 
     Raises:
       ValueError: when the two texts differ beyond the tags, when a tag stands for

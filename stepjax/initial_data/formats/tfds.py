@@ -1,13 +1,13 @@
 """Records from tensorflow-datasets (TFDS), read without TensorFlow.
 
-`read` and `stream` take records from any TFDS dataset that is on the disk, by a place
-such as
+`read` and `stream` take records from any TFDS dataset that is on the disk. Its address
+is such as
 
     tfds:step_ift/train
     tfds:my_set/my_config:1.0.0/test?problem=question&data_dir=/data/tfds
 
-A place is the dataset's name, with a config and a version where there are several, and
-a split or a slice of one ("train[:10%]"). Each FIELD=NAME says which field of the
+An address is the dataset's name, with a config and a version where there are several,
+and a split or a slice of one ("train[:10%]"). Each FIELD=NAME says which field of the
 dataset is a field of the record; a field that is not named has the same name in both.
 data_dir is the folder of the datasets; without it that is the environment variable
 TFDS_DATA_DIR, or ~/tensorflow_datasets.
@@ -30,7 +30,7 @@ from stepjax import records
 from stepjax.initial_data.formats import fields, files
 from stepjax.initial_data.formats.tfds_files import (
     PREFIX,
-    Place,
+    Address,
     library,
     open_split,
     parse,
@@ -41,7 +41,7 @@ NUMBERS = (tuple[float | None, ...], list[float | None])
 _AS_THEY_ARE = (int, float, list[int], *TEXTS, *NUMBERS)
 
 
-def is_place(text: str) -> bool:
+def is_address(text: str) -> bool:
     """Whether a text names rows of TFDS, and not a file."""
     return text.startswith(PREFIX)
 
@@ -52,7 +52,7 @@ def rows(
     """Reads one split as `files.rows` reads a file.
 
     Args:
-      text: its place, see the head of this file. A field that FIELD=NAME names is
+      text: its address, see the head of this file. A field that FIELD=NAME names is
         called FIELD; every other field of the dataset keeps its name.
       rejects: where rows are counted and bad ones listed.
       record_type: the dataclass that the rows are for: only its fields are taken, and
@@ -64,15 +64,16 @@ def rows(
       its name. NaN, which JSON has not, is None.
 
     Raises:
-      ValueError: "PLACE:N: reason" for a row that is not in UTF-8, unless it is listed;
-        see also `read`.
+      ValueError: "ADDRESS:N: reason" for a row that is not in UTF-8, unless it is
+        listed; see also `read`.
     """
     source = _source(parse(text), record_type)
     if not len(source):
-        raise ValueError(f"{source.place}: no rows; expected at least one.")
+        raise ValueError(f"{source.address}: no rows; expected at least one.")
     for index in range(len(source)):
         found = source[index]
-        place = files.Place(str(source.place), index + 1, index + 1, source.name(index))
+        number, name = index + 1, source.name(index)
+        place = files.Place(str(source.address), number, number, name)
         rejects.count()
         try:
             values = source.values(found)
@@ -86,7 +87,7 @@ def read(text: str, record_type: type) -> list:
     """Reads one split as records, checking every row.
 
     Args:
-      text: its place, see the head of this file.
+      text: its address, see the head of this file.
       record_type: the dataclass of the rows. A dataset may have more fields; without a
         field "id" the rows are named "NAME-SPLIT-INDEX", from 0. A whole number
         may stand where the record has a text, and any number where it has an answer. A
@@ -96,24 +97,24 @@ def read(text: str, record_type: type) -> list:
       The records, in the dataset's order.
 
     Raises:
-      ValueError: "PLACE: reason; expected ..." when the dataset, version, split or a
+      ValueError: "ADDRESS: reason; expected ..." when the dataset, version, split or a
         field is not there, or the files are not array_record, cut off or damaged;
-        "PLACE:N: reason" (rows from 1) for a row that does not fit or is not UTF-8, or
-        an id that an earlier row has.
+        "ADDRESS:N: reason" (rows from 1) for a row that does not fit or is not UTF-8,
+        or an id that an earlier row has.
     """
-    return read_place(parse(text), record_type)
+    return read_address(parse(text), record_type)
 
 
-def read_place(place: Place, record_type: type) -> list:
-    """Does what `read` does for a place that is taken apart already."""
-    source = _source(place, record_type)
+def read_address(address: Address, record_type: type) -> list:
+    """Does what `read` does for an address that is taken apart already."""
+    source = _source(address, record_type)
     first: dict[str, int] = {}
     result = []
     for index in range(len(source)):
         row = source.record(source[index])
         if first.setdefault(row.id, index) != index:
             raise ValueError(
-                f"{place}:{index + 1}: id {row.id!r} is at {place}:"
+                f"{address}:{index + 1}: id {row.id!r} is at {address}:"
                 f"{first[row.id] + 1} already; expected every id once."
             )
         result.append(row)
@@ -137,7 +138,7 @@ def stream(
     Every row of an epoch goes to exactly one host.
 
     Args:
-      text: the place of the split, see the head of this file.
+      text: the address of the split, see the head of this file.
       record_type: see `read`.
       seed: of the order, which differs from epoch to epoch; None keeps the dataset's.
       epochs: how often the split is read.
@@ -161,10 +162,10 @@ def stream(
             f"epochs={epochs}, batch_size={batch_size}, host={host} of hosts={hosts}; "
             "expected at least 1 epoch, a size of at least 0, and 0 <= host < hosts."
         )
-    place = parse(text)
-    source = _source(place, record_type)
+    address = parse(text)
+    source = _source(address, record_type)
     if not len(source):
-        raise ValueError(f"{place}: no rows; expected at least one.")
+        raise ValueError(f"{address}: no rows; expected at least one.")
     dataset = grain.MapDataset.source(source)
     if seed is not None:
         dataset = dataset.shuffle(seed=seed)
@@ -176,7 +177,7 @@ def stream(
 class _Rows:
     """The rows of a split; grain takes it as a source of (index, row of TFDS)."""
 
-    place: Place
+    address: Address
     source: Any  # the rows as TFDS has them
     features: dict[str, Any]
     names: dict[str, str]  # field of the object → field of the dataset
@@ -190,13 +191,13 @@ class _Rows:
             return index, self.source[index]
         except Exception as error:  # of array_record, protobuf or a feature's decoder
             raise ValueError(
-                f"{self.place}:{index + 1}: cannot be read ({error}); expected a whole "
-                "file. Make the dataset again."
+                f"{self.address}:{index + 1}: cannot be read ({error}); expected a "
+                "whole file. Make the dataset again."
             ) from error
 
     def name(self, index: int) -> str:
         """Returns the id of a row that has none of its own."""
-        return f"{self.place.name}-{self.place.split}-{index}"
+        return f"{self.address.name}-{self.address.split}-{index}"
 
     def values(self, found: tuple[int, dict]) -> dict[str, Any]:
         """Returns the JSON object of a row, or raises ValueError(reason)."""
@@ -215,40 +216,41 @@ class _Rows:
         return values
 
     def record(self, found: tuple[int, dict]) -> Any:
-        """Returns the record of a row, or raises ValueError("PLACE:N: reason")."""
+        """Returns the record of a row, or raises ValueError("ADDRESS:N: reason")."""
         try:
             return records.from_object(self.values(found), self.record_type)
         except ValueError as error:
-            raise ValueError(f"{self.place}:{found[0] + 1}: {error}") from error
+            raise ValueError(f"{self.address}:{found[0] + 1}: {error}") from error
 
 
-def _source(place: Place, record_type: type | None) -> _Rows:
+def _source(address: Address, record_type: type | None) -> _Rows:
     """Opens a split and finds the fields of a record, or all fields for None."""
-    split = open_split(place)
+    split = open_split(address)
     there, fields = split.features, {}
     if record_type:
         fields = {field.name: field for field in dataclasses.fields(record_type)}
     names = {} if record_type else {name: name for name in there}
-    for name, theirs in place.fields.items():
+    for name, theirs in address.fields.items():
         if record_type and name not in fields:
             raise ValueError(
-                f"{place}: {name}={theirs} names no field of {record_type.__name__}; "
+                f"{address}: {name}={theirs} names no field of {record_type.__name__}; "
                 f"expected one of {list(fields)}."
             )
         names.pop(theirs, None)
-    for name in dict.fromkeys((*fields, *place.fields)):
-        theirs = place.fields.get(name, name)
+    for name in dict.fromkeys((*fields, *address.fields)):
+        theirs = address.fields.get(name, name)
         if theirs in there:
             names[name] = theirs
-        elif name in place.fields or (
+        elif name in address.fields or (
             name != "id" and fields[name].default is dataclasses.MISSING
         ):
             wanted = f"{name!r} of {record_type.__name__}" if record_type else name
             raise ValueError(
-                f"{place}: the dataset has no field {theirs!r} for {wanted}; its "
-                f"fields are {sorted(there)}. Say which one it is: {place}?{name}=NAME."
+                f"{address}: the dataset has no field {theirs!r} for {wanted}; its "
+                f"fields are {sorted(there)}. Say which one it is: "
+                f"{address}?{name}=NAME."
             )
-    return _Rows(place, split.rows, there, names, record_type)
+    return _Rows(address, split.rows, there, names, record_type)
 
 
 def _plain(value: Any, feature: Any) -> Any:

@@ -29,7 +29,7 @@ from stepjax.initial_data.formats import tfds
 from stepjax.initial_data.formats.tfds_files import (
     FORMAT,
     VERSION,
-    Place,
+    Address,
     library,
 )
 
@@ -81,19 +81,19 @@ def write(
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where it writes
             made.download_and_prepare()
         for split, rows in lists.items():
-            place = Place(name, "", version, split, {}, scratch)
-            back = tfds.read_place(place, record_type)
+            address = Address(name, "", version, split, {}, scratch)
+            back = tfds.read_address(address, record_type)
             if len(back) != len(rows):
                 raise ValueError(
-                    f"{place}: {len(rows)} rows were written and {len(back)} are read "
-                    "back; expected as many. Nothing is kept: report this with the "
-                    "versions of tensorflow-datasets and array_record."
+                    f"{address}: {len(rows)} rows were written and {len(back)} are "
+                    "read back; expected as many. Nothing is kept: report this with "
+                    "the versions of tensorflow-datasets and array_record."
                 )
             for index, (row, found) in enumerate(zip(rows, back, strict=True)):
                 for field, value in vars(row).items():
                     if value != getattr(found, field):
                         raise ValueError(
-                            f"{place}:{index + 1}: field {field!r} is "
+                            f"{address}:{index + 1}: field {field!r} is "
                             f"{reprlib.repr(value)} and reads back as "
                             f"{reprlib.repr(getattr(found, field))}; expected the same "
                             f"value. Has it the type of {record_type.__name__}?"

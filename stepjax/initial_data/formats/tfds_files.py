@@ -1,4 +1,4 @@
-"""Datasets of tensorflow-datasets (TFDS) on the disk: their places and their files.
+"""Datasets of tensorflow-datasets (TFDS) on the disk: their addresses and their files.
 
 TFDS is imported without TensorFlow. Nothing here downloads anything, or runs the code
 of a registered dataset: a dataset is what its folder says that it is.
@@ -16,12 +16,12 @@ from etils import epath
 PREFIX = "tfds:"
 FORMAT = "array_record"  # the only file format
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-_PLACE = re.compile(
+_ADDRESS = re.compile(
     rf"(\w[\w.-]*)(?:/([^/:?]+))?(?::({VERSION.pattern}))?/([^/?]+)(\?.*)?"
 )
 
 
-class Place(NamedTuple):
+class Address(NamedTuple):
     """Where the rows of one split are, see the head of this file.
 
     Attributes:
@@ -46,8 +46,8 @@ class Place(NamedTuple):
         return f"{PREFIX}{name}{version}/{self.split}"
 
 
-def parse(text: str) -> Place:
-    """Takes a place apart.
+def parse(text: str) -> Address:
+    """Takes an address apart.
 
     Args:
       text: see the head of this file. Nothing in it is escaped, so that no name and no
@@ -56,10 +56,10 @@ def parse(text: str) -> Place:
     Raises:
       ValueError: for a text of another form.
     """
-    found = _PLACE.fullmatch(text.removeprefix(PREFIX))
+    found = _ADDRESS.fullmatch(text.removeprefix(PREFIX))
     if not (found and text.startswith(PREFIX)):
         raise ValueError(
-            f"{text!r} is no place of TFDS; expected tfds:NAME/SPLIT, or "
+            f"{text!r} is no address of TFDS; expected tfds:NAME/SPLIT, or "
             "tfds:NAME/CONFIG:VERSION/SPLIT?FIELD=NAME&data_dir=DIR."
         )
     name, config, version, split, query = (part or "" for part in found.groups())
@@ -73,7 +73,7 @@ def parse(text: str) -> Place:
             )
         options[key] = value
     folder = options.pop("data_dir", "")
-    return Place(name, config, version, split, options, folder)
+    return Address(name, config, version, split, options, folder)
 
 
 def library(name: str = "tensorflow_datasets") -> types.ModuleType:
@@ -106,39 +106,39 @@ class Split(NamedTuple):
     features: dict[str, Any]
 
 
-def open_split(place: Place) -> Split:
-    """Finds the files of a place and checks that all rows are there.
+def open_split(address: Address) -> Split:
+    """Finds the files of an address and checks that all rows are there.
 
     Raises:
-      ValueError: "PLACE: reason; expected ..." when the dataset, version or split is
+      ValueError: "ADDRESS: reason; expected ..." when the dataset, version or split is
         not there, or the files are not array_record, cut off or damaged.
     """
-    folder = _folder(place)
+    folder = _folder(address)
     try:
         made = library().builder_from_directory(os.fspath(folder), file_format=FORMAT)
     except Exception as error:  # another format; or of JSON, protobuf, a feature's code
         raise ValueError(
-            f"{place}: TFDS cannot read {folder} ({error}); expected a whole dataset "
+            f"{address}: TFDS cannot read {folder} ({error}); expected a whole dataset "
             f"in the format {FORMAT}. Make it again, with download_and_prepare("
             f"file_format={FORMAT!r})."
         ) from error
     features = dict(_flat("", made.info.features))
     splits = made.info.splits
-    if place.split in splits and not splits[place.split].num_examples:
+    if address.split in splits and not splits[address.split].num_examples:
         return Split((), features)
     try:
-        files = splits[place.split].file_instructions
+        files = splits[address.split].file_instructions
     except Exception as error:  # of TFDS's parser of slices
         raise ValueError(
-            f"{place}: TFDS cannot take this split ({error}); expected one of "
+            f"{address}: TFDS cannot take this split ({error}); expected one of "
             f"{sorted(splits)}, or a slice such as 'train[:10%]'."
         ) from error
     for file in files:
-        _check_whole(place, file)
-    return Split(made.as_data_source(place.split) if files else (), features)
+        _check_whole(address, file)
+    return Split(made.as_data_source(address.split) if files else (), features)
 
 
-def _check_whole(place: Place, file: Any) -> None:
+def _check_whole(address: Address, file: Any) -> None:
     """Raises ValueError when a file has not the rows that its dataset states."""
     from array_record.python import array_record_module
 
@@ -148,7 +148,7 @@ def _check_whole(place: Place, file: Any) -> None:
         there = 0
     if there != file.examples_in_shard:
         raise ValueError(
-            f"{place}: {file.filename} has {there} whole rows; expected "
+            f"{address}: {file.filename} has {there} whole rows; expected "
             f"{file.examples_in_shard}. It is missing, cut off or damaged: make the "
             "dataset again."
         )
@@ -163,28 +163,28 @@ def _flat(name: str, feature: Any) -> Iterator[tuple[str, Any]]:
         yield from _flat(f"{name}/{inner}" if name else inner, item)
 
 
-def _folder(place: Place) -> epath.Path:
+def _folder(address: Address) -> epath.Path:
     """Finds the folder of a dataset's version, the newest where none is asked for."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    data_dir = epath.Path(place.data_dir or default).expanduser()
-    root = data_dir / place.name
+    data_dir = epath.Path(address.data_dir or default).expanduser()
+    root = data_dir / address.name
     if not root.is_dir():
         names = [f.name for f in _folders(data_dir) if any(map(_versions, _tree(f)))]
         raise ValueError(
-            f"{place}: no dataset {place.name!r} in {data_dir}; there are {names}. "
+            f"{address}: no dataset {address.name!r} in {data_dir}; there are {names}. "
             "Check the name, data_dir=DIR and TFDS_DATA_DIR. Datasets are not "
             f"downloaded: make it with TFDS, file_format={FORMAT!r}."
         )
-    versions = _versions(root / place.config if place.config else root)
-    if not versions or place.version and place.version not in versions:
+    versions = _versions(root / address.config if address.config else root)
+    if not versions or address.version and address.version not in versions:
         inner = {
             "/".join(f.relative_to(data_dir).parts): _versions(f) for f in _tree(root)
         }
         known = [f"{name}:{v}" for name, found in inner.items() for v in found]
         raise ValueError(
-            f"{place}: no such config or version in {root}; expected one of {known}."
+            f"{address}: no such config or version in {root}; expected one of {known}."
         )
-    return root / place.config / (place.version or versions[-1])
+    return root / address.config / (address.version or versions[-1])
 
 
 def _folders(path: epath.Path) -> list[epath.Path]:

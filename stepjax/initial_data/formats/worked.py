@@ -41,8 +41,8 @@ def gsm8k_solution(
     r"""Makes a step-by-step solution (IFT) of {"question", "answer"}.
 
     One line of reasoning is one step. The calculator marks "<<48/2=24>>" and empty
-    lines go; the last step gets "The answer is \boxed{N}." at its end. The answer is N
-    without thousands commas.
+    lines are removed; the last step gets "The answer is \boxed{N}." at its end. The
+    answer is N without thousands commas.
     """
     problem, lines, answer = _gsm8k(row)
     steps = tuple(
@@ -60,7 +60,7 @@ def gsm8k_worked(row: dict[str, Any], name: str, templates: Templates) -> list[W
 def gsm8k_question(
     row: dict[str, Any], name: str, templates: Templates
 ) -> list[Question]:
-    """Makes a question; the answer is left behind."""
+    """Makes a question, without the answer."""
     return [Question(name, fields.text(row, "question"))]
 
 
@@ -75,7 +75,7 @@ def gsm8k_problem(
 
 
 def question(row: dict[str, Any], name: str, templates: Templates) -> list[Question]:
-    """Makes a question of {"problem"} and, if there, "id"; the rest is left behind."""
+    """Makes a question of {"problem"} and, if there, "id"; other fields are ignored."""
     return [Question(fields.identity(row, name), fields.text(row, "problem"))]
 
 
@@ -91,7 +91,7 @@ def worked(row: dict[str, Any], name: str, templates: Templates) -> list[Worked]
 
     The answer is the field "answer" or, where it is missing, what the last \boxed{} of
     the solution holds; "" without either, as in a proof. Further fields ("level",
-    "type", "source", "messages") are left behind.
+    "type", "source", "messages") are ignored.
     """
     solution = fields.text(row, "solution")
     if row.get("answer") is None:

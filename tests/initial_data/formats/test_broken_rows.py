@@ -144,13 +144,17 @@ OWN = {
 
 
 @functools.cache
+def good_lines(form, to):
+    """1,000 good rows, as lines."""
+    return [json.dumps(GOOD[form, to](n)).encode() for n in range(1000)]
+
+
+@functools.cache
 def all_good(form, to):
     """The records of 1,000 good rows, and how many each row makes."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "x.jsonl")
-        path.write_text(
-            "".join(json.dumps(GOOD[form, to](n)) + "\n" for n in range(1000))
-        )
+        path.write_bytes(b"\n".join(good_lines(form, to)))
         whole = sources.read(path, form, to, TEMPLATES)
     assert len(whole) in (1000, 2000)
     return whole, len(whole) // 1000
@@ -159,12 +163,9 @@ def all_good(form, to):
 @pytest.mark.parametrize("kind", [*BROKEN, "of this format"])
 @pytest.mark.parametrize(("form", "to"), GOOD)
 def test_a_broken_row_is_found_at_its_line(tmp_path, form, to, kind):
-    rows = [GOOD[form, to](n) for n in range(1000)]
-    lines = [json.dumps(row).encode() for row in rows]
+    lines, row = list(good_lines(form, to)), GOOD[form, to](617)
     own = OWN[form, to]
-    lines[617] = (
-        BROKEN[kind](rows[617]) if kind in BROKEN else changed(rows[617], **own)
-    )
+    lines[617] = BROKEN[kind](row) if kind in BROKEN else changed(row, **own)
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(ValueError) as caught:

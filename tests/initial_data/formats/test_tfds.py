@@ -100,6 +100,8 @@ def test_fields_of_any_dataset_are_mapped(tmp_path):
     path = f"?data_dir={tmp_path}&problem=question&answer=share"
     shares = tfds.read(f"tfds:math_words/train{path}", Problem)
     assert [row.answer for row in shares] == ["0.5", "1.5", "2.5", "3.5"]
+    with pytest.raises(ValueError, match="train:1: field 'problem' is 0.5; expected"):
+        tfds.read(f"tfds:math_words/train?data_dir={tmp_path}&problem=share", Question)
     path = f"?data_dir={tmp_path}&problem=question&steps=more/steps"
     solved = tfds.read(f"tfds:math_words:1.0.0/train[1:3]{path}", Solution)
     assert solved == [
@@ -133,9 +135,9 @@ def test_fields_of_any_dataset_are_mapped(tmp_path):
 
 def test_errors_say_what_is_there(tmp_path):
     def features(f):
-        return {"question": f.Text(), "solution": f.Text(), "score": np.float32}
+        return {"question": f.Text(), "solution": f.Text(), "score": np.bool_}
 
-    rows = [{"question": "q", "solution": "s", "score": 0.5}]
+    rows = [{"question": "q", "solution": "s", "score": True}]
     foreign(tmp_path, rows, features)
     for kind in ("main", "hard"):
         options = {"configs": ("main", "hard"), "config": kind, "version": "2.1.0"}
@@ -156,7 +158,7 @@ def test_errors_say_what_is_there(tmp_path):
         "tfds:math_words/train?problem=text&": r"no field 'text' for 'problem'",
         "tfds:math_words/train?question=problem&": r"question=problem names no field "
         r"of Question; expected one of \['id', 'problem'\]",
-        "tfds:math_words/train?problem=score&": "train:1: field 'problem' is 0.5; exp",
+        "tfds:math_words/train?problem=score&": "train:1: field 'problem' is True; exp",
     }.items():
         with pytest.raises(ValueError, match=words):
             tfds.read(f"{place}data_dir={tmp_path}", Question)
@@ -209,17 +211,17 @@ def test_a_dataset_in_parquet_is_refused(tmp_path):
     "text",
     ["tfds:", "tfds:a", "tfds:a/", "a/b", "tfds:/b", "tfds:hub:a/b", "tfds:a:1.0/b"],
 )
-def test_a_text_of_another_form_is_no_place(text):
+def test_a_text_of_another_form_is_no_address(text):
     with pytest.raises(
-        ValueError, match="is no place of TFDS; expected tfds:NAME/SPLIT"
+        ValueError, match="is no address of TFDS; expected tfds:NAME/SPLIT"
     ):
         tfds_files.parse(text)
 
 
-def test_a_place_is_taken_apart():
-    place = tfds_files.parse("tfds:a/b:1.2.3/train[10%:]?id=x&data_dir=/d/e=f?g+h")
-    assert place == ("a", "b", "1.2.3", "train[10%:]", {"id": "x"}, "/d/e=f?g+h")
-    assert str(place) == "tfds:a/b:1.2.3/train[10%:]"
+def test_an_address_is_taken_apart():
+    address = tfds_files.parse("tfds:a/b:1.2.3/train[10%:]?id=x&data_dir=/d/e=f?g+h")
+    assert address == ("a", "b", "1.2.3", "train[10%:]", {"id": "x"}, "/d/e=f?g+h")
+    assert str(address) == "tfds:a/b:1.2.3/train[10%:]"
     assert tfds_files.parse("tfds:a-b.c/test+train")[:4] == (
         "a-b.c",
         "",

@@ -131,7 +131,7 @@ def test_processes_killed_in_the_middle_of_an_epoch_miss_and_repeat_nothing(
     paths = [tmp_path / f"host{host}.json" for host in range(hosts)]
     options = [shared | {"host": host} for host in range(hosts)]
     pairs = list(zip(paths, options, strict=True))
-    running = [start(many, path, these, 1.0) for path, these in pairs]
+    running = [start(many, path, these, 0.4) for path, these in pairs]
     alive = dict(zip(paths, running, strict=True))
     try:
         deadline = time.monotonic() + 60
