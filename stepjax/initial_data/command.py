@@ -353,6 +353,10 @@ def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Temp
         _save(_rejects.value, rejects.rows)
     bad = len(rejects.rows)
     _print(f"read {rejects.read:,} rows: kept {rejects.kept:,}, rejected {bad:,}")
+    if form in sources.SOLUTIONS and to in ("question", "problem"):
+        _print(
+            f"they are solutions of {len(rows):,} problems, which become one row each"
+        )
     for reason, count in rejects.reasons.most_common(20):
         _print(f"  {count:,} rejected: {reason}")
     others = rejects.reasons.most_common()[20:]

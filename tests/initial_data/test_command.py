@@ -448,3 +448,11 @@ def test_a_flag_that_an_action_does_not_read_is_refused(
     status, _, err = init(action, *NO_TO, f"--config={CONFIG}", *own)
     assert status == 2 and words in err
     assert not (tmp_path / "y.jsonl").exists() and not (tmp_path / "run").exists()
+
+
+def test_solutions_of_one_problem_become_one_question(init):
+    records.write_jsonl("x.jsonl", [PRM800K] * 3)
+    arguments = ["--input=x.jsonl", "--format=prm800k", "--output=y.jsonl"]
+    status, out, _ = init("convert", *arguments, "--to=question")
+    assert status == 0 and "read 3 rows: kept 3" in out and "of 1 problems" in out
+    assert len(records.read_jsonl("y.jsonl", records.Question)) == 1

@@ -37,7 +37,7 @@ TYPES = {
     "preference": records.Preference,
 }
 # Formats whose rows are solutions. As questions, those of one problem are one.
-_SOLUTIONS = ("prm800k", "processbench")
+SOLUTIONS = ("prm800k", "processbench")
 _ASKED = (records.Question, records.Problem)
 
 
@@ -193,7 +193,7 @@ def read_with(
             continue
         places.update((record.id, str(place)) for record in new)
         made += new
-    if form in _SOLUTIONS and made and isinstance(made[0], _ASKED):
+    if form in SOLUTIONS and made and isinstance(made[0], _ASKED):
         asked: dict[str, Any] = {}
         for record in made:
             asked.setdefault(record.problem, record)

@@ -100,6 +100,8 @@ def test_fields_of_any_dataset_are_mapped(tmp_path):
     path = f"?data_dir={tmp_path}&problem=question&answer=share"
     shares = tfds.read(f"tfds:math_words/train{path}", Problem)
     assert [row.answer for row in shares] == ["0.5", "1.5", "2.5", "3.5"]
+    with pytest.raises(ValueError, match="train:1: field 'problem' is 0.5; expected"):
+        tfds.read(f"tfds:math_words/train?data_dir={tmp_path}&problem=share", Question)
     path = f"?data_dir={tmp_path}&problem=question&steps=more/steps"
     solved = tfds.read(f"tfds:math_words:1.0.0/train[1:3]{path}", Solution)
     assert solved == [
