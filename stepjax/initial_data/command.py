@@ -77,6 +77,16 @@ _processbench = flags.DEFINE_string(
 )
 _force = flags.DEFINE_bool("force", False, "init-data: replace output files.")
 
+# The flags that an action reads, beside --config and --workdir.
+_FILES = ("input", "format", "output", "rejects", "against", "force")
+_TAKEN = {
+    "convert": (*_FILES, "to", "neutral"),
+    "ift": (*_FILES, "cut"),
+    "eft": (*_FILES, "explanation"),
+    "prm": ("processbench",),
+    "mcts": (),
+}
+
 
 def usage(arguments: Sequence[str]) -> int | None:
     """Prints how the command is used, unless an action is named.
@@ -117,10 +127,6 @@ def prepare(
     Raises:
       flags.Error: a flag that the action needs is missing, or an output file is there.
     """
-    if _processbench.value and action != "prm":
-        raise flags.Error(
-            f"--processbench with init-data {action}; expected it with prm alone."
-        )
     of_run = action in ("prm", "mcts") or action == "eft" and not _input.value
     if of_run:
         if not flags.FLAGS.workdir:
@@ -128,6 +134,7 @@ def prepare(
             raise flags.Error(
                 f"--workdir is missing; expected the run directory{what}."
             )
+        _check_taken(action, () if action == "eft" else _TAKEN[action])
         if not config.data.make_eft:
             raise flags.Error(
                 f"data.make_eft is False in the settings of {flags.FLAGS.workdir}; "
@@ -135,6 +142,7 @@ def prepare(
                 "a config file for a new --workdir."
             )
         return functools.partial(_in_run, action, open_run)
+    _check_taken(action, _TAKEN[action])
     needed = {"input": _input, "format": _format, "output": _output}
     needed |= {"to": _to} if action == "convert" else {}
     missing = [f"--{name}" for name, flag in needed.items() if not flag.value]
@@ -142,6 +150,12 @@ def prepare(
         raise flags.Error(
             f"init-data {action} needs {' '.join(missing)}; expected all of "
             f"--{' --'.join(needed)}."
+        )
+    labels = (_format.value, _to.value) == ("prm800k", "labels")
+    if flags.FLAGS[_neutral.name].present and not labels:
+        raise flags.Error(
+            "--neutral is for --format=prm800k --to=labels; expected these, or no "
+            "--neutral."
         )
     _expand_home()
     written = [pathlib.Path(p) for p in (_output.value, _rejects.value) if p]
@@ -161,6 +175,21 @@ def prepare(
         )
     work = {"convert": _convert, "ift": _ift, "eft": _rated}[action]
     return functools.partial(work, config)
+
+
+def _check_taken(action: str, taken: Sequence[str]) -> None:
+    """Raises flags.Error for a flag that the action would pass over in silence."""
+    others = [
+        f"--{name}"
+        for name in dict.fromkeys(name for names in _TAKEN.values() for name in names)
+        if flags.FLAGS[name].present and name not in taken
+    ]
+    if others:
+        known = " ".join(f"--{name}" for name in (*taken, "config", "workdir"))
+        raise flags.Error(
+            f"{' '.join(others)} with init-data {action}, which does not read it; "
+            f"expected only {known}."
+        )
 
 
 def _expand_home() -> None:
@@ -318,12 +347,16 @@ def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Temp
             rows = sources.read_with(path, parse, form, texts, rejects, own=own)
     except ValueError:
         if rejects.rows:
-            rejects.write(_rejects.value)
+            _save(_rejects.value, rejects.rows)
         raise
     if _rejects.value:
-        rejects.write(_rejects.value)
+        _save(_rejects.value, rejects.rows)
     bad = len(rejects.rows)
     _print(f"read {rejects.read:,} rows: kept {rejects.kept:,}, rejected {bad:,}")
+    if form in sources.SOLUTIONS and to in ("question", "problem"):
+        _print(
+            f"they are solutions of {len(rows):,} problems, which become one row each"
+        )
     for reason, count in rejects.reasons.most_common(20):
         _print(f"  {count:,} rejected: {reason}")
     others = rejects.reasons.most_common()[20:]
@@ -363,14 +396,18 @@ def _write(rows: Sequence) -> None:
         raise ValueError(
             f"nothing is left to write to {_output.value}; expected at least one row."
         )
+    _save(_output.value, rows)
+    _print(f"wrote {len(rows):,} rows to {_output.value}")
+
+
+def _save(path: str, rows: Sequence) -> None:
     try:
-        records.write_jsonl(_output.value, rows)
+        records.write_jsonl(path, rows)
     except OSError as error:
         raise ValueError(
-            f"{_output.value}: cannot be written ({error.strerror}); expected a disk "
-            "with space for it, and permission. Nothing was written there."
+            f"{path}: cannot be written ({error.strerror}); expected a disk with space "
+            "for it, and permission. Nothing was written there."
         ) from error
-    _print(f"wrote {len(rows):,} rows to {_output.value}")
 
 
 def _say(text: str) -> None:

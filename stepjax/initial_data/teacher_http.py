@@ -28,6 +28,8 @@ _GRACE = 20.0  # seconds that a stopped run waits for the answers that are under
 _LONGEST_WAIT = 600.0  # seconds that a server may ask to wait
 _LONGEST_BACKOFF = 60.0  # times the first wait
 _CHAT_TOKENS = 64  # at most what a server's chat template adds to a prompt
+# Reasons to finish with a whole answer; earlier servers of Hugging Face say the others.
+_ENDED = ("stop", "eos_token", "stop_sequence")
 _SHOWN = 300  # characters of a server's message
 
 
@@ -321,7 +323,7 @@ class _Sender:
         try:
             choice = value["choices"][0]
             text = choice["message"]["content"]
-            finished = choice.get("finish_reason") == "stop"
+            finished = choice.get("finish_reason") in _ENDED
         except (TypeError, KeyError, IndexError, AttributeError):
             text = choice = None
         if text is None and isinstance(choice, dict):

@@ -173,6 +173,7 @@ def _from_files(
         "test": test[: data.test_count or None],
     }
     splits |= _made_from(settings, texts) if data.make_eft else _eft(data, kind, texts)
+    _warn_of_prm800k(settings)
     questions = _unused(
         "data.question_file",
         _questions("data.question_file", data.question_file, data, texts),
@@ -234,6 +235,17 @@ def _unused(
             "data.ift_count."
         )
     return left
+
+
+def _warn_of_prm800k(settings: Settings) -> None:
+    """Prints a warning where the run learns from PRM800K and is measured on MATH."""
+    from stepjax.initial_data import decontaminate
+
+    data, prm = settings.data, settings.prm
+    form = prm.labels_format if data.make_eft else data.eft_format
+    if not (data.make_eft and prm.labels == "rollouts"):
+        for warning in decontaminate.warnings(form, [data.test]):
+            print(f"stepjax: {warning}", flush=True)
 
 
 def _eft(data: Data, kind: Kind, texts: Templates) -> dict[str, list]:

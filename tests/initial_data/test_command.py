@@ -286,14 +286,15 @@ def test_pairs_of_no_run(init, tmp_path):
     assert status == 1 and "format 'pairs' gives 'preference'" in err
 
 
-GOOD = ["--input=x.jsonl", "--format=gsm8k", "--to=worked", "--output=y.jsonl"]
+NO_TO = ["--input=x.jsonl", "--format=gsm8k", "--output=y.jsonl"]
+GOOD = [*NO_TO, "--to=worked"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["convert"], "needs --input --format --output --to; expected all"),
-        (["convert", *GOOD[:3]], "init-data convert needs --output"),
+        (["convert", *NO_TO[:2], "--to=worked"], "init-data convert needs --output"),
         (["ift"], "needs --input --format --output; expected"),
         (["eft"], "--workdir is missing; expected the run directory (or --input"),
         (["prm"], "--workdir is missing; expected the run directory."),
@@ -305,8 +306,8 @@ GOOD = ["--input=x.jsonl", "--format=gsm8k", "--to=worked", "--output=y.jsonl"]
         (["convert", *GOOD, "--output=x.jsonl", "--force"], "x.jsonl is read and"),
         (["convert", *GOOD, "--rejects=y.jsonl"], "name the same file"),
         (["convert", *GOOD, "--rejects=x.jsonl"], "x.jsonl exists"),
-        (["ift", *GOOD, "--cut=teacher"], "a teacher needs --config"),
-        (["eft", *GOOD, "--explanation=teacher"], "a teacher needs --config"),
+        (["ift", *NO_TO, "--cut=teacher"], "a teacher needs --config"),
+        (["eft", *NO_TO, "--explanation=teacher"], "a teacher needs --config"),
     ],
 )
 def test_wrong_arguments(init, arguments, words):
@@ -321,7 +322,7 @@ def test_wrong_arguments(init, arguments, words):
     [
         (["convert", *GOOD, "--to=labels"], "format 'gsm8k' gives"),
         (["convert", *GOOD, "--input=no.jsonl"], "no.jsonl: cannot be read (No such"),
-        (["eft", *GOOD], "format 'gsm8k' gives"),
+        (["eft", *NO_TO], "format 'gsm8k' gives"),
     ],
 )
 def test_input_that_cannot_be_used(init, arguments, words):
@@ -423,3 +424,35 @@ def test_every_rejected_row_is_in_one_line_of_the_reasons(init):
     status, out, _ = init("convert", *arguments, "--to=problem", "--rejects=r.jsonl")
     assert status == 0 and "kept 30, rejected 30" in out
     assert "  30 rejected: an earlier row has the same id\n" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ift", "--to=worked"], "--to with init-data ift, which does not read it"),
+        (["convert", "--to=worked", "--cut=teacher"], "--cut with init-data convert"),
+        (["eft", "--cut=rules"], "--cut with init-data eft"),
+        (
+            ["convert", "--to=worked", "--neutral=-"],
+            "--neutral is for --format=prm800k",
+        ),
+        (["prm", "--workdir=run"], "--input --format --output with init-data prm"),
+        (["mcts", "--workdir=run"], "--input --format --output with init-data mcts"),
+    ],
+)
+def test_a_flag_that_an_action_does_not_read_is_refused(
+    init, tmp_path, arguments, words
+):
+    records.write_jsonl("x.jsonl", GSM8K)
+    action, *own = arguments
+    status, _, err = init(action, *NO_TO, f"--config={CONFIG}", *own)
+    assert status == 2 and words in err
+    assert not (tmp_path / "y.jsonl").exists() and not (tmp_path / "run").exists()
+
+
+def test_solutions_of_one_problem_become_one_question(init):
+    records.write_jsonl("x.jsonl", [PRM800K] * 3)
+    arguments = ["--input=x.jsonl", "--format=prm800k", "--output=y.jsonl"]
+    status, out, _ = init("convert", *arguments, "--to=question")
+    assert status == 0 and "read 3 rows: kept 3" in out and "of 1 problems" in out
+    assert len(records.read_jsonl("y.jsonl", records.Question)) == 1

@@ -109,6 +109,7 @@ def test_as_many_requests_as_stated_are_under_way(server, client):
     [
         (completion("cut", finish="length", total=9), Answer("cut", False, 9)),
         (completion("x", finish="content_filter"), Answer("x", False, 10)),
+        (completion("x", finish="eos_token"), Answer("x", True, 10)),
         (completion(None), Answer("", True, 10)),
         (completion("half \ud800"), Answer("half ?", True, 10)),
         # Without a count, as many tokens as there can be: 1 + 64 of the prompt, 3.

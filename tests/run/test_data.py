@@ -205,6 +205,22 @@ def test_gsm8k_files(tmp_path):
         data.make_data(from_config(c), TEXTS, tmp_path / "data")
 
 
+def test_prm800k_and_a_math_evaluation_give_a_warning(files, tmp_path, capsys):
+    c, rows = files
+    completions = [{"text": "a", "rating": 1}, {"text": "b", "rating": -1}]
+    step = {"completions": completions, "chosen_completion": 0}
+    row = {"question": {"problem": "Another?"}, "label": {"steps": [step]}}
+    (tmp_path / "prm.jsonl").write_text(json.dumps(row) + "\n")
+    c.data.eft, c.data.eft_format = str(tmp_path / "prm.jsonl"), "prm800k"
+    c.data.heldout_count = c.data.eft_count = 0
+    for name, count in (("other", 0), ("math500", 1)):
+        c.data.test = str(tmp_path / f"{name}.jsonl")
+        records.write_jsonl(c.data.test, rows["test"])
+        data.make_data(from_config(c), TEXTS, tmp_path / name)
+        said = capsys.readouterr().out
+        assert said.count("solutions of about 4,500 of the 5,000 problems") == count
+
+
 # Templates and tokenizer.
 
 

@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from stepjax import records
-
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 
 
@@ -102,10 +100,6 @@ class Rejects:
         self.reasons[_kind(reason)] += 1
         row = {"file": place.file, "line": place.line, "reason": reason, "row": text}
         self.rows.append(row)
-
-    def write(self, path: str | os.PathLike) -> None:
-        """Writes the listed rows as JSON lines, all of them or nothing."""
-        records.write_jsonl(path, self.rows)
 
 
 def _kind(reason: str) -> str:

@@ -36,6 +36,9 @@ TYPES = {
     "comparison": records.Comparison,
     "preference": records.Preference,
 }
+# Formats whose rows are solutions. As questions, those of one problem are one.
+SOLUTIONS = ("prm800k", "processbench")
+_ASKED = (records.Question, records.Problem)
 
 
 def _own(row: dict[str, Any], name: str, templates: Templates, to: str) -> list:
@@ -132,8 +135,10 @@ def read(
       rejects: where bad rows are listed; None stops at the first.
 
     Returns:
-      The records, in the order of the rows. An id that the source does not give holds
-      the format, the file's name and the row's index from 0: "gsm8k-train-17".
+      The records, in the order of the rows. A problem with several solutions in PRM800K
+      or ProcessBench is one question, that of its first row. An id that the source does
+      not give holds the format, the file's name and the row's index from 0:
+      "gsm8k-train-17".
 
     Raises:
       ValueError: "PATH:LINE: reason; expected ..." for a row that does not fit the
@@ -188,6 +193,11 @@ def read_with(
             continue
         places.update((record.id, str(place)) for record in new)
         made += new
+    if form in SOLUTIONS and made and isinstance(made[0], _ASKED):
+        asked: dict[str, Any] = {}
+        for record in made:
+            asked.setdefault(record.problem, record)
+        made = list(asked.values())
     if not rejects.kept:
         raise ValueError(
             f"{path}: all of the {rejects.read} rows are bad, the first because: "

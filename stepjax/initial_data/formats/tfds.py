@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from stepjax import records
-from stepjax.initial_data.formats import files
+from stepjax.initial_data.formats import fields, files
 from stepjax.initial_data.formats.tfds_files import (
     PREFIX,
     Address,
@@ -89,8 +89,9 @@ def read(text: str, record_type: type) -> list:
     Args:
       text: its address, see the head of this file.
       record_type: the dataclass of the rows. A dataset may have more fields; without a
-        field "id" the rows are named "NAME-SPLIT-INDEX", from 0. A whole number may
-        stand where the record has a text. A number that is NaN is read as None.
+        field "id" the rows are named "NAME-SPLIT-INDEX", from 0. A whole number
+        may stand where the record has a text, and any number where it has an answer. A
+        number that is NaN is read as None.
 
     Returns:
       The records, in the dataset's order.
@@ -209,7 +210,7 @@ class _Rows:
                 value = value[part]
             try:
                 value = _plain(value, self.features[theirs])
-                values[name] = _as_field(value, hints[name]) if hints else value
+                values[name] = _as_field(name, value, hints[name]) if hints else value
             except ValueError as error:
                 raise ValueError(f"field {theirs!r} {error}") from error
         return values
@@ -274,10 +275,10 @@ def _plain(value: Any, feature: Any) -> Any:
     return None if value != value else value
 
 
-def _as_field(value: Any, hint: Any) -> Any:
-    """Returns a JSON value as a record's field of this type takes it."""
-    if hint is str and type(value) is int:
-        return str(value)
+def _as_field(name: str, value: Any, hint: Any) -> Any:
+    """Returns a JSON value as a record's field of this name and type takes it."""
+    if hint is str and (type(value) is int or name == "answer"):
+        return fields.number_as_text(value)
     if is_text(hint) or hint in _AS_THEY_ARE:
         return value
     return [json.loads(item) for item in value]  # stored so by `tfds_builder`

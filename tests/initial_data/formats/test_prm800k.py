@@ -1,5 +1,7 @@
 """PRM800K in its original schema: comparisons, preferences and step labels."""
 
+import json
+
 import pytest
 
 from stepjax import prompts, records
@@ -211,3 +213,22 @@ def test_questions_and_problems(tmp_path):
     row["question"]["ground_truth_answer"] = None
     with pytest.raises(ValueError, match="field 'ground_truth_answer' is None"):
         prm800k.problem(row, "x", TEMPLATES)
+
+
+def test_the_solutions_of_one_problem_are_one_question(tmp_path):
+    row = {"question": {"problem": "p", "ground_truth_answer": "1"}}
+    row |= {"label": {"steps": []}}
+    other = json.loads(json.dumps(row))
+    other["question"]["problem"] = "q"
+    records.write_jsonl(tmp_path / "x.jsonl", [row, other, row, other, row])
+    for to in ("question", "problem"):
+        made = sources.read(tmp_path / "x.jsonl", "prm800k", to, TEMPLATES)
+        assert [(item.id, item.problem) for item in made] == [
+            ("prm800k-x-0", "p"),
+            ("prm800k-x-1", "q"),
+        ]
+    steps = [{"problem": "p", "steps": ["a"], "label": -1, "id": f"{n}"} for n in "ab"]
+    records.write_jsonl(tmp_path / "y.jsonl", steps)
+    for to, count in (("question", 1), ("labels", 2)):
+        made = sources.read(tmp_path / "y.jsonl", "processbench", to, TEMPLATES)
+        assert len(made) == count

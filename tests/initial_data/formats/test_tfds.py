@@ -73,6 +73,7 @@ def test_fields_of_any_dataset_are_mapped(tmp_path):
             "more": {"steps": [f"Step 1: \\boxed{{{n + 1}}}"], "note": "n"},
             "better": "AB"[n % 2],
             "marks": [1.0, float("nan")],
+            "share": n + 0.5,
             "grades": [["A"], []][n % 2],
         }
         for n in range(4)
@@ -85,6 +86,7 @@ def test_fields_of_any_dataset_are_mapped(tmp_path):
             "more": {"steps": f.Sequence(f.Text()), "note": f.Text()},
             "better": f.ClassLabel(names=["A", "B"]),
             "marks": f.Sequence(np.float32),
+            "share": f.Scalar(np.float64),
             "grades": f.Sequence(f.ClassLabel(names=["A", "B"])),
         }
 
@@ -95,6 +97,11 @@ def test_fields_of_any_dataset_are_mapped(tmp_path):
     assert asked == [
         Question(f"math_words-train-{n}", rows[n]["question"]) for n in range(4)
     ]
+    path = f"?data_dir={tmp_path}&problem=question&answer=share"
+    shares = tfds.read(f"tfds:math_words/train{path}", Problem)
+    assert [row.answer for row in shares] == ["0.5", "1.5", "2.5", "3.5"]
+    with pytest.raises(ValueError, match="train:1: field 'problem' is 0.5; expected"):
+        tfds.read(f"tfds:math_words/train?data_dir={tmp_path}&problem=share", Question)
     path = f"?data_dir={tmp_path}&problem=question&steps=more/steps"
     solved = tfds.read(f"tfds:math_words:1.0.0/train[1:3]{path}", Solution)
     assert solved == [
@@ -121,15 +128,16 @@ def test_fields_of_any_dataset_are_mapped(tmp_path):
         "more/steps": ["Step 1: \\boxed{1}"],
         "more/note": "n",
         "marks": [1.0, None],
+        "share": 0.5,
         "grades": ["A"],
     }
 
 
 def test_errors_say_what_is_there(tmp_path):
     def features(f):
-        return {"question": f.Text(), "solution": f.Text(), "score": np.float32}
+        return {"question": f.Text(), "solution": f.Text(), "score": np.bool_}
 
-    rows = [{"question": "q", "solution": "s", "score": 0.5}]
+    rows = [{"question": "q", "solution": "s", "score": True}]
     foreign(tmp_path, rows, features)
     for kind in ("main", "hard"):
         options = {"configs": ("main", "hard"), "config": kind, "version": "2.1.0"}
@@ -150,7 +158,7 @@ def test_errors_say_what_is_there(tmp_path):
         "tfds:math_words/train?problem=text&": r"no field 'text' for 'problem'",
         "tfds:math_words/train?question=problem&": r"question=problem names no field "
         r"of Question; expected one of \['id', 'problem'\]",
-        "tfds:math_words/train?problem=score&": "train:1: field 'problem' is 0.5; exp",
+        "tfds:math_words/train?problem=score&": "train:1: field 'problem' is True; exp",
     }.items():
         with pytest.raises(ValueError, match=words):
             tfds.read(f"{place}data_dir={tmp_path}", Question)

@@ -491,7 +491,7 @@ def test_init_data_prm_makes_the_prm_alone(tmp_path, capsys):
         (
             ("mcts", f"--config={EFT_CONFIG}", "--processbench=x"),
             2,
-            "--processbench with init-data mcts; expected it with prm alone",
+            "--processbench with init-data mcts, which does not read it",
         ),
         (
             ("prm", f"--config={EFT_CONFIG}", "--processbench=missing.jsonl"),

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from stepjax import records
 from stepjax.initial_data.formats import files
 
 ROWS = [{"id": f"r{n}", "text": "a\u2028b"} for n in range(5)]
@@ -128,7 +129,7 @@ def test_a_broken_line_among_a_thousand(tmp_path, kind):
     assert (row["file"], row["line"]) == (str(path), 618)
     assert reason in row["reason"]
     assert row["row"] == line.rstrip(b"\r").decode("utf-8", "backslashreplace")
-    rejects.write(tmp_path / "rejects.jsonl")
+    records.write_jsonl(tmp_path / "rejects.jsonl", rejects.rows)
     assert json.loads((tmp_path / "rejects.jsonl").read_text("utf-8")) == row
 
 
