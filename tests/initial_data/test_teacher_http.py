@@ -135,9 +135,9 @@ def test_without_a_key_none_is_sent_and_it_is_said(server, client, monkeypatch):
 
 def test_requests_keep_the_rate_also_when_they_are_repeated(server, client):
     server.faults["prompt 1"] = [(500, {}, b"")]
-    client(requests_per_minute=1200).ask(prompts(6))
+    client(requests_per_minute=600).ask(prompts(6))
     times = [seen.at for seen in server.seen]
-    assert len(times) == 7 and times[-1] - times[0] > 0.2  # about 6 * 0.05
+    assert len(times) == 7 and times[-1] - times[0] > 0.3  # about 6 * 0.1
 
 
 # Faults that pass.

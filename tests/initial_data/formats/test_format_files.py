@@ -82,7 +82,7 @@ def test_a_folder_stands_for_its_files_in_the_order_of_their_paths(tmp_path):
     for name, n in (("b/10.json", 2), ("b/2.json", 3), ("a/x/1.json", 0)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(json.dumps({"n": n}))
-    (tmp_path / "a" / "y.jsonl.gz").write_bytes(gzip.compress(b'{"n": 1}\n'))
+    (tmp_path / "a" / "y.jsonl.gz").write_bytes(gzip.compress(b'{"n": 1}\n', mtime=0))
     (tmp_path / ".hidden").mkdir()
     for name in ("README.md", ".x.json", ".hidden/x.json", "a/x.jsonl.tmp"):
         (tmp_path / name).write_text("no rows")
@@ -167,7 +167,11 @@ def test_a_bad_row_of_an_array_is_listed(tmp_path):
         ("x.jsonl", b"", r"x\.jsonl: no rows; expected"),
         ("x.jsonl.gz", b"", r"x\.jsonl\.gz: no rows; expected"),
         ("x.jsonl.gz", b'{"id": 0}\n', r"x\.jsonl\.gz: cannot be read \(Not a gzip"),
-        ("x.json.gz", gzip.compress(b'[{"id": 0}]')[:-9], "cannot be read .*ended"),
+        (
+            "x.json.gz",
+            gzip.compress(b'[{"id": 0}]', mtime=0)[:-9],
+            "cannot be read .*ended",
+        ),
         ("x.parquet", b"PAR1 not really PAR1", r"x\.parquet: cannot be read"),
         ("x.parquet", b"", r"x\.parquet: cannot be read"),
     ],
