@@ -9,7 +9,7 @@ so that every response begins right after a newline.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -220,6 +220,16 @@ def marker(t: Templates, n: int) -> str:
     if n < 1:
         raise ValueError(f"step number is {n}; expected 1 or more.")
     return t.step.replace("{n}", str(n))
+
+
+def numbered(t: Templates, texts: Iterable[str]) -> tuple[str, ...]:
+    """Puts the markers "Step 1: ", "Step 2: ", ... before the texts of steps.
+
+    Args:
+      t: the templates.
+      texts: of the steps, without markers.
+    """
+    return tuple(marker(t, n) + text for n, text in enumerate(texts, 1))
 
 
 def verdict(t: Templates, side: Literal["A", "B"]) -> str:

@@ -18,7 +18,7 @@ logic is tested without a model: `stepjax.propose` makes the one that proposes,
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from stepjax.judge import Judge, Request, comparisons
 from stepjax.records import Question
@@ -118,6 +118,19 @@ def transition(
     return State(state.question, steps, pair_from, expansions, status)
 
 
+def slots_to_refill(slots: int, active: Collection[int]) -> list[int]:
+    """Returns the free slots once a quarter of all slots is free, until then none.
+
+    So several problems begin together, and their prompts are computed together.
+
+    Args:
+      slots: how many there are.
+      active: those that hold a problem in flight.
+    """
+    free = [slot for slot in range(slots) if slot not in active]
+    return free if len(free) >= max(1, slots // 4) or not active else []
+
+
 def step_search(
     questions: Sequence[Question],
     propose: Callable[[Mapping[int, State]], dict[int, Proposal]],
@@ -160,15 +173,12 @@ def step_search(
     """
     queue = collections.deque(questions)
     active, closed = dict(active or {}), 0
-    refill_at = max(1, slots // 4)
     while queue or active:
         if on_pause and closed >= slots:
             on_pause(active)
             closed = 0
-        free = [s for s in range(slots) if s not in active]
-        if queue and (len(free) >= refill_at or not active):
-            for slot in free[: len(queue)]:
-                active[slot] = State(queue.popleft())
+        for slot in slots_to_refill(slots, active)[: len(queue)]:
+            active[slot] = State(queue.popleft())
         for slot, state in list(active.items()):
             if not fits(state):
                 del active[slot]

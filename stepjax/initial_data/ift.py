@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stepjax.initial_data.cutter import without_markers
-from stepjax.prompts import Templates, boxed, marker
+from stepjax.initial_data.formats.worked import closing
+from stepjax.prompts import Templates, boxed, marker, numbered
 from stepjax.records import Solution, Worked
 
 
@@ -163,20 +164,19 @@ def solutions(
     kept, rejected = [], []
     for row, pieces in zip(worked, cuts, strict=True):
         original, steps = row.solution, [" ".join(piece.split()) for piece in pieces]
-        closing = f"The answer is \\boxed{{{row.answer}}}."
+        sentence = closing(row.answer)
         if close and row.answer and boxed(original) is None and any(steps):
-            if boxed(closing) == row.answer:  # not so with braces that do not match
-                original = f"{original} {closing}"
-                steps[-1] = f"{steps[-1]} {closing}".strip()
+            if boxed(sentence) == row.answer:  # not so with braces that do not match
+                original = f"{original} {sentence}"
+                steps[-1] = f"{steps[-1]} {sentence}".strip()
         reason = check_cut(original, steps)
         if reason:
             rejected.append(Rejected(row.id, reason))
             continue
         texts = (without_markers(step).strip() for step in steps)
         texts = [text for text in texts if text]
-        numbered = tuple(marker(templates, n) + text for n, text in enumerate(texts, 1))
         answer = row.answer or boxed(texts[-1]).strip()
-        kept.append(Solution(row.id, row.problem, numbered, answer))
+        kept.append(Solution(row.id, row.problem, numbered(templates, texts), answer))
     return kept, rejected
 
 

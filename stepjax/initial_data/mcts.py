@@ -45,6 +45,7 @@ from stepjax.lm import draws
 from stepjax.lm.sampler import Sampler
 from stepjax.propose import Place, make_sampling
 from stepjax.records import Preference, Question
+from stepjax.search import slots_to_refill
 from stepjax.trajectory import Proposal, candidate_from, hash_id
 
 EXPANSION, SIMULATION = 1, 2  # purposes of draws, see `draws.node_path`
@@ -102,16 +103,13 @@ def tree_search(
     """
     queue = collections.deque(questions)
     active, closed = dict(active or {}), 0
-    refill_at = max(1, slots // 4)
     while queue or active:
         if on_pause and closed >= slots:
             on_pause(active)
             closed = 0
-        free = [slot for slot in range(slots) if slot not in active]
-        if queue and (len(free) >= refill_at or not active):
-            for slot in free[: len(queue)]:
-                on_free(slot)
-                active[slot] = new_tree(queue.popleft())
+        for slot in slots_to_refill(slots, active)[: len(queue)]:
+            on_free(slot)
+            active[slot] = new_tree(queue.popleft())
         iterations = {}
         for slot, tree in list(active.items()):
             leaf = _next_leaf(tree, options, fits)

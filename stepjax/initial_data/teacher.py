@@ -181,7 +181,7 @@ def _keeping(options: "Teacher", path, fetch: Callable, on_done: Callable) -> As
 
 
 # The least values of settings that are numbers; 0 of the two limits is no limit.
-_LEAST = {
+LEAST = {
     "temperature": 0,
     "max_tokens": 1,
     "concurrency": 1,
@@ -199,7 +199,7 @@ def _check(options: "Teacher") -> None:
             f"teacher.backend={options.backend!r}; expected 'http', 'local' or "
             "'replay'."
         )
-    for name, least in _LEAST.items():
+    for name, least in LEAST.items():
         value = getattr(options, name)
         if not (math.isfinite(value) and value >= least):
             raise ValueError(

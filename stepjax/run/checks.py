@@ -18,6 +18,7 @@ from stepjax.settings import (
     KINDS,
     RULES,
     WORLDS,
+    Search,
     Settings,
 )
 from stepjax.tournament import SCHEDULES
@@ -75,12 +76,7 @@ _LEAST = {
     "mcts.min_margin": 0,
     "mcts.pairs_per_layer": 1,
     "mcts.remember_tokens": 0,
-    "teacher.temperature": 0,
-    "teacher.max_tokens": 1,
-    "teacher.concurrency": 1,
-    "teacher.requests_per_minute": 0,
-    "teacher.token_budget": 0,
-    "teacher.retries": 0,
+    **{f"teacher.{name}": least for name, least in teacher.LEAST.items()},
 }
 
 
@@ -215,25 +211,19 @@ def check_initial_data(
       files: name → rows: "ift", "tree_questions", and "labels" unless rollouts make
         the labels.
     """
-    options, search = settings.prm, settings.search
+    options = settings.prm
     if settings.teacher.backend != "world":
         # It is not asked here; that needs a file for its answers, and a local model.
         teacher.make_teacher(settings.teacher, "answers.jsonl", generate=lambda p: ())
     if settings.teacher.backend == "local" and settings.teacher.model:
         hf_config.config_from_hf(settings.teacher.model.removeprefix("hf:"))
-    if options.prompt:
+    if options.prompt:  # `check_budgets` has checked that of the solver
         prompts.check_prompt("prm.prompt", options.prompt)
+        for row in files["tree_questions"]:
+            empty = prm.context(codec, prm.Solving(row.problem, ()), options.prompt)
+            row_name = f"tree_questions row {row.id!r}: the PRM's prompt"
+            _check_room_for_a_step(row_name, len(empty), settings.search)
     prm.label_ids(codec)
-    for row in files["tree_questions"]:
-        empty = prm.context(codec, prm.Solving(row.problem, ()), options.prompt)
-        need = len(empty) + search.max_step_tokens
-        if need > search.context_tokens:
-            raise ValueError(
-                f"tree_questions row {row.id!r}: the PRM's prompt and one step of "
-                f"search.max_step_tokens={search.max_step_tokens} need {need} tokens; "
-                f"expected at most search.context_tokens={search.context_tokens}. "
-                "Raise it or drop the problem."
-            )
     if options.labels == "rollouts":
         problems = len(files["ift"][: settings.rollouts.problems or None])
         if problems <= options.heldout_count:
@@ -312,18 +302,13 @@ def check_budgets(settings: Settings, codec: Codec, files: dict[str, list]) -> N
       codec: tokenizer and templates.
       files: name → rows with a `problem`: questions and test problems.
     """
-    search, judge = settings.search, settings.judge
+    judge = settings.judge
     context = choose(settings).judgments.context
     for name, rows in files.items():
         for row in rows:
-            need = len(codec.solve_prompt(row.problem)) + search.max_step_tokens
-            if need > search.context_tokens:
-                raise ValueError(
-                    f"{name} row {row.id!r}: its prompt and one step of "
-                    f"search.max_step_tokens={search.max_step_tokens} need {need} "
-                    f"tokens; expected at most search.context_tokens="
-                    f"{search.context_tokens}. Raise it or drop the problem."
-                )
+            tokens = len(codec.solve_prompt(row.problem))
+            row_name = f"{name} row {row.id!r}: its prompt"
+            _check_room_for_a_step(row_name, tokens, settings.search)
             need = len(context(codec, row.problem, ()))
             if need > judge.context_tokens:
                 raise ValueError(
@@ -336,4 +321,21 @@ def check_budgets(settings: Settings, codec: Codec, files: dict[str, list]) -> N
         raise ValueError(
             f"judge.max_tokens={judge.max_tokens}; expected at least the {response} "
             "tokens of a verdict."
+        )
+
+
+def _check_room_for_a_step(prompt: str, tokens: int, search: Search) -> None:
+    """Raises ValueError unless a prompt leaves room for a step in its context.
+
+    Args:
+      prompt: which one, for the message.
+      tokens: of the prompt.
+      search: budgets of a step and of a context.
+    """
+    need = tokens + search.max_step_tokens
+    if need > search.context_tokens:
+        raise ValueError(
+            f"{prompt} and one step of search.max_step_tokens={search.max_step_tokens} "
+            f"need {need} tokens; expected at most search.context_tokens="
+            f"{search.context_tokens}. Raise it or drop the problem."
         )

@@ -58,9 +58,7 @@ def solution(row: dict[str, Any], name: str, templates: Templates) -> list[Solut
     end = worked.closing(answer)
     lines[-1:] = [f"{lines[-1]}{about}. {end}" if lines else end]
     lines[:-1] = [f"{line}." for line in lines[:-1]]
-    steps = tuple(
-        prompts.marker(templates, number) + line for number, line in enumerate(lines, 1)
-    )
+    steps = prompts.numbered(templates, lines)
     return [Solution(fields.identity(row, name), problem, steps, answer)]
 
 

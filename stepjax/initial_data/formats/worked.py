@@ -45,10 +45,7 @@ def gsm8k_solution(
     answer is N without thousands commas.
     """
     problem, lines, answer = _gsm8k(row)
-    steps = tuple(
-        prompts.marker(templates, number) + line for number, line in enumerate(lines, 1)
-    )
-    return [Solution(name, problem, steps, answer)]
+    return [Solution(name, problem, prompts.numbered(templates, lines), answer)]
 
 
 def gsm8k_worked(row: dict[str, Any], name: str, templates: Templates) -> list[Worked]:
