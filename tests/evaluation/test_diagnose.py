@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import random_parameters
+from small_models import small_decoder
 
 from stepjax import dpo, forest, srlm
 from stepjax.evaluation import diagnose
@@ -92,16 +93,7 @@ def test_quality_of_pairs_by_hand():
 
 
 def test_drift_is_what_plain_forward_passes_say(one_device):
-    config = lm.ModelConfig(
-        vocab_size=64,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        intermediate_size=24,
-    )
-    model = lm.Decoder(config, one_device)
+    model = small_decoder(64, one_device)
     before, after = (
         random_parameters(lm.abstract_params(model), seed=seed, std=0.3)
         for seed in (3, 4)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from fakes import candidate, grown_tree, proposal, random_parameters
+from small_models import small_decoder
 
 from stepjax import propose
 from stepjax.codec import Codec
@@ -256,17 +257,8 @@ def test_each_layer_gives_the_pairs_of_its_most_visited_nodes():
 
 @functools.cache
 def models():
-    config = lm.ModelConfig(
-        vocab_size=136,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        intermediate_size=32,
-    )
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    model = lm.Decoder(config, mesh)
+    model = small_decoder(136, mesh, feed_forward=32)
     shapes = lm.abstract_params(model)
     return model, mesh, random_parameters(shapes, 1), random_parameters(shapes, 2)
 

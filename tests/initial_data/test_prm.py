@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from fakes import random_parameters
 from sklearn import metrics as sklearn
+from small_models import small_decoder
 
 from stepjax import forest
 from stepjax.initial_data import prm
@@ -56,17 +57,8 @@ def test_steps_after_the_last_label_and_labels_of_none_leave_no_trace(codec):
 
 
 def small_model(codec):
-    config = lm.ModelConfig(
-        vocab_size=136,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        intermediate_size=32,
-    )
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    model = lm.Decoder(config, mesh)
+    model = small_decoder(136, mesh, feed_forward=32)
     return model, random_parameters(lm.abstract_params(model)), mesh
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from fakes import FakeSampler, random_parameters
+from small_models import small_decoder
 
 from stepjax.initial_data import rollouts, step_values
 from stepjax.initial_data.rollouts import Attempts
@@ -279,17 +280,7 @@ def test_through_first_box():
 @pytest.fixture(scope="module")
 def policy(codec, quick_compiles):
     """A random model; stop ids and digits are often drawn."""
-    model = lm.Decoder(
-        lm.ModelConfig(
-            vocab_size=codec.tokenizer.vocab_size,
-            hidden_size=16,
-            num_layers=2,
-            num_heads=2,
-            num_kv_heads=1,
-            head_dim=8,
-            intermediate_size=24,
-        )
-    )
+    model = small_decoder(codec.tokenizer.vocab_size)
     return model, random_parameters(lm.abstract_params(model))
 
 

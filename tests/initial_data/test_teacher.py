@@ -5,6 +5,7 @@ import json
 
 import pytest
 from fakes import FakeSampler, random_parameters, teacher_options
+from small_models import small_decoder
 
 from stepjax.initial_data import teacher, teacher_local
 from stepjax.initial_data.teacher_answers import Answer, Kept, Request
@@ -318,16 +319,7 @@ def test_a_model_of_ours_answers_in_batches_until_it_stops(codec):
 def test_an_answer_does_not_depend_on_what_is_asked_beside_it(
     codec, one_device, quick_compiles, temperature
 ):
-    config = lm.ModelConfig(
-        vocab_size=codec.tokenizer.vocab_size,
-        hidden_size=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        intermediate_size=24,
-    )
-    model = lm.Decoder(config)
+    model = small_decoder(codec.tokenizer.vocab_size, layers=1)
     params = random_parameters(lm.abstract_params(model))
 
     def answers(slots, prompts):

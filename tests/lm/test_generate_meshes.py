@@ -1,56 +1,36 @@
 """Sampling and scoring on eight devices give what one device gives."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import random_parameters
+from small_models import FOUR_HEADS, SIX_TOKENS, some_ids
 
 from stepjax.lm import model as lm
 from stepjax.lm import sharding
-from stepjax.lm.generate import Decoding
 from stepjax.lm.sampler import Sampler
-
-NEW = 6
-MODEL = lm.Decoder(
-    lm.ModelConfig(
-        vocab_size=48,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        intermediate_size=48,
-    )
-)
-NO_STOPS = jnp.array([[0], [1]]) + jnp.zeros((2, 48), jnp.int32)
-DECODING = Decoding(0, 0.7, 0.95, NO_STOPS, vocab=48, budget=NEW)
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture(scope="session")
 def params():
-    return random_parameters(lm.abstract_params(MODEL))
-
-
-def some_ids(seed, count):
-    return np.random.default_rng(seed).integers(0, 48, count).tolist()
+    return random_parameters(lm.abstract_params(FOUR_HEADS))
 
 
 def search_like(mesh, params):
     """Two steps of eight problems, and judgments and scores behind them."""
-    sampler = Sampler(MODEL, params, mesh, 8, 60)
+    sampler = Sampler(FOUR_HEADS, params, mesh, 8, 60)
     contexts = {slot: some_ids(30 + slot, 3 + slot) for slot in range(8)}
     paths = np.stack(np.indices((8, 2)), -1).astype(np.uint32)
     made = []
     for number in range(2):
         sampler.hold({slot: ids[:-1] for slot, ids in contexts.items()})
         prompts = [[contexts[slot][-1:]] * 2 for slot in range(8)]
-        out = sampler.sample(prompts, paths, DECODING._replace(seed=number))
+        out = sampler.sample(prompts, paths, SIX_TOKENS._replace(seed=number))
         made.append(out)
         for slot, ids in contexts.items():
-            count = 1 + (slot + number) % NEW
+            count = 1 + (slot + number) % SIX_TOKENS.budget
             contexts[slot] = ids + out.tokens[slot, slot % 2, :count].tolist()
     sampler.hold({slot: ids[:-1] for slot, ids in contexts.items()})
     rows = [[some_ids(60 + g, n) for n in (2, 9)] for g in range(3)]
@@ -61,7 +41,7 @@ def search_like(mesh, params):
         sampler.sample(
             rows,
             np.stack(np.indices((3, 4)), -1).astype(np.uint32),
-            DECODING._replace(seed=5),
+            SIX_TOKENS._replace(seed=5),
             slots=[3, 0, 7],
             share=(4, 2),
         )
@@ -79,7 +59,7 @@ def on_one_device(params, one_device):
 def test_one_device_and_eight_give_the_same_tokens(params, on_one_device, shape, capfd):
     mesh = sharding.make_mesh(*shape)
     assert mesh.size == 8
-    shardings = sharding.param_shardings(mesh, lm.abstract_params(MODEL))
+    shardings = sharding.param_shardings(mesh, lm.abstract_params(FOUR_HEADS))
     eight, eight_scores = search_like(mesh, jax.device_put(params, shardings))
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
     one, one_scores = on_one_device

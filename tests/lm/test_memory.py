@@ -1,41 +1,22 @@
 """Contexts held again come back by a copy: counts, results, devices, shapes."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import random_parameters
+from small_models import FOUR_HEADS, SIX_TOKENS, some_ids
 
 from stepjax.lm import generate, memory, sharding
 from stepjax.lm import model as lm
-from stepjax.lm.generate import Decoding
 from stepjax.lm.memory import Tree
 from stepjax.lm.sampler import Sampler
-
-MODEL = lm.Decoder(
-    lm.ModelConfig(
-        vocab_size=48,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        intermediate_size=48,
-    )
-)
-NO_STOPS = jnp.array([[0], [1]]) + jnp.zeros((2, 48), jnp.int32)
-DECODING = Decoding(0, 0.7, 0.95, NO_STOPS, vocab=48, budget=6)
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture(scope="session")
 def params():
-    return random_parameters(lm.abstract_params(MODEL))
-
-
-def some_ids(seed, count):
-    return np.random.default_rng(seed).integers(0, 48, count).tolist()
+    return random_parameters(lm.abstract_params(FOUR_HEADS))
 
 
 ROOTS = [some_ids(slot, 10 + slot) for slot in range(8)]
@@ -50,7 +31,7 @@ def answers(sampler, slots):
     """Samples and scores behind what the slots hold."""
     prompts = [[some_ids(30, 1), some_ids(31, 1)] for _ in slots]
     paths = np.array([[(slot, 0), (slot, 1)] for slot in slots], np.uint32)
-    samples = sampler.sample(prompts, paths, DECODING, slots=slots)
+    samples = sampler.sample(prompts, paths, SIX_TOKENS, slots=slots)
     rows = [[some_ids(32, 3), some_ids(33, 6)] for _ in slots]
     scored = np.full((len(slots), 2), 2)
     return samples, sampler.score(rows, scored, vocab=48, slots=slots)
@@ -85,8 +66,8 @@ def test_full_tree_takes_what_there_is_room_for():
 
 
 def test_going_back_and_forth_computes_each_token_once(params, one_device):
-    sampler = Sampler(MODEL, params, one_device, 2, 60, remember=100)
-    plain = Sampler(MODEL, params, one_device, 2, 60)
+    sampler = Sampler(FOUR_HEADS, params, one_device, 2, 60, remember=100)
+    plain = Sampler(FOUR_HEADS, params, one_device, 2, 60)
     counts = []
     for steps in ([LEFT], [RIGHT], [LEFT, DEEP], [RIGHT], [], [LEFT, DEEP], [LEFT]):
         for each in (sampler, plain):
@@ -109,7 +90,7 @@ def test_going_back_and_forth_computes_each_token_once(params, one_device):
 
 
 def test_each_slot_goes_its_own_way_and_remembers_its_own(params, one_device):
-    sampler = Sampler(MODEL, params, one_device, 3, 60, remember=60)
+    sampler = Sampler(FOUR_HEADS, params, one_device, 3, 60, remember=60)
     sampler.hold({0: branch(0, LEFT), 2: branch(2, LEFT)})
     sampler.hold({0: branch(0, RIGHT)})
     sampler.hold({1: branch(0, LEFT)})  # another slot knows these ids, this one not
@@ -121,14 +102,14 @@ def test_each_slot_goes_its_own_way_and_remembers_its_own(params, one_device):
 def test_sampled_steps_are_appended_and_remembered_without_being_computed(
     params, one_device
 ):
-    sampler = Sampler(MODEL, params, one_device, 2, 60, remember=60)
+    sampler = Sampler(FOUR_HEADS, params, one_device, 2, 60, remember=60)
     paths = np.zeros((2, 3, 2), np.uint32)
     paths[..., 1] = range(3)
 
     def expand(contexts):
         sampler.hold(dict(enumerate(ids[:-1] for ids in contexts)))
         prompts = [[ids[-1:]] * 3 for ids in contexts]
-        return sampler.sample(prompts, paths, DECODING).tokens.tolist()
+        return sampler.sample(prompts, paths, SIX_TOKENS).tokens.tolist()
 
     first = expand(ROOTS[:2])
     assert (sampler.computed, sampler.fed_tokens, sampler.new_tokens) == (19, 6, 36)
@@ -150,14 +131,14 @@ def test_sampled_steps_are_appended_and_remembered_without_being_computed(
 def test_fed_tokens_count_what_is_shared_once_and_no_last_token_of_a_score(
     params, one_device
 ):
-    sampler = Sampler(MODEL, params, one_device, 2, 60)
+    sampler = Sampler(FOUR_HEADS, params, one_device, 2, 60)
     sampler.hold({0: ROOTS[0]})
     rows = [[[1, 2, 3, 4], [1, 2, 3, 5, 6], [7, 8], []]]
     paths = np.zeros((1, 4, 2), np.uint32)
-    sampler.sample(rows, paths, DECODING, slots=[0])
+    sampler.sample(rows, paths, SIX_TOKENS, slots=[0])
     assert sampler.fed_tokens == 4 + 5 + 2
-    sampler.sample(rows, paths, DECODING, slots=[0], share=(2,))
-    assert sampler.fed_tokens == 11 + (3 + 1 + 2) + (1 + 1)  # [7] is a lead, too
+    sampler.sample(rows, paths, SIX_TOKENS, slots=[0], share=(2,))
+    assert sampler.fed_tokens == 11 + (3 + 1 + 2) + (1 + 1)  # [7] is also a lead
     scored = np.array([[1, 1, 1, 0]])
     sampler.score(rows, scored, vocab=48, slots=[0])
     assert sampler.fed_tokens == 19 + 3 + 4 + 1
@@ -170,7 +151,7 @@ def test_fed_tokens_count_what_is_shared_once_and_no_last_token_of_a_score(
 @pytest.fixture(scope="module")
 def both_ways(params, one_device):
     """What follows two branches: computed, and after others copied back."""
-    sampler = Sampler(MODEL, params, one_device, 4, 60, remember=40)
+    sampler = Sampler(FOUR_HEADS, params, one_device, 4, 60, remember=40)
     steps = {0: (LEFT, DEEP), 1: (RIGHT, LEFT), 3: (DEEP,)}
     sampler.hold({slot: branch(slot, *steps[slot]) for slot in steps})
     before = answers(sampler, list(steps))
@@ -201,7 +182,7 @@ def test_results_after_a_restore_are_those_of_a_fresh_sampler(
     both_ways, params, one_device
 ):
     *_, after = both_ways
-    fresh = Sampler(MODEL, params, one_device, 4, 60)
+    fresh = Sampler(FOUR_HEADS, params, one_device, 4, 60)
     # In one piece, where the other sampler computed and copied step by step.
     fresh.hold({s: branch(s, *steps) for s, steps in ((0, (LEFT, DEEP)), (3, (DEEP,)))})
     fresh.hold({1: branch(1, RIGHT, LEFT)})
@@ -212,7 +193,7 @@ def test_results_after_a_restore_are_those_of_a_fresh_sampler(
 
 
 def test_full_memory_computes_the_rest_again_and_stays_right(params, one_device):
-    sampler = Sampler(MODEL, params, one_device, 2, 60, remember=20)
+    sampler = Sampler(FOUR_HEADS, params, one_device, 2, 60, remember=20)
     walk = ([LEFT], [RIGHT], [LEFT], [RIGHT, DEEP], [LEFT])
     counts = []
     for steps in walk:
@@ -223,7 +204,7 @@ def test_full_memory_computes_the_rest_again_and_stays_right(params, one_device)
     sampler.hold({0: branch(0, RIGHT, DEEP)})
     assert (sampler.computed, sampler.restored) == (33 + 2 + 9, 20)
     samples, scores = answers(sampler, [0])
-    fresh = Sampler(MODEL, params, one_device, 2, 60)
+    fresh = Sampler(FOUR_HEADS, params, one_device, 2, 60)
     fresh.hold({0: branch(0, RIGHT, DEEP)})
     expected, expected_scores = answers(fresh, [0])
     np.testing.assert_array_equal(samples.tokens, expected.tokens)
@@ -231,7 +212,7 @@ def test_full_memory_computes_the_rest_again_and_stays_right(params, one_device)
 
 
 def test_forgetting_a_slot_makes_room_for_another_problem(params, one_device):
-    sampler = Sampler(MODEL, params, one_device, 2, 60, remember=22)
+    sampler = Sampler(FOUR_HEADS, params, one_device, 2, 60, remember=22)
     sampler.hold({0: branch(0, LEFT, RIGHT), 1: branch(1, LEFT)})
     sampler.hold({0: branch(0), 1: branch(1)})
     computed = sampler.computed
@@ -247,7 +228,7 @@ def test_forgetting_a_slot_makes_room_for_another_problem(params, one_device):
     sampler.hold({0: other})
     assert (sampler.computed - computed, sampler.restored) == (19, 7 + 8)
     samples, _ = answers(sampler, [0])
-    fresh = Sampler(MODEL, params, one_device, 2, 60)
+    fresh = Sampler(FOUR_HEADS, params, one_device, 2, 60)
     fresh.hold({0: other})
     np.testing.assert_array_equal(samples.tokens, answers(fresh, [0])[0].tokens)
 
@@ -255,13 +236,13 @@ def test_forgetting_a_slot_makes_room_for_another_problem(params, one_device):
 def test_a_context_that_is_too_long_is_refused_before_anything_is_lost(
     params, one_device
 ):
-    sampler = Sampler(MODEL, params, one_device, 2, 60, remember=20)
+    sampler = Sampler(FOUR_HEADS, params, one_device, 2, 60, remember=20)
     sampler.hold({0: ROOTS[0]})
     with pytest.raises(ValueError, match="61 tokens; expected at most 60"):
         sampler.hold({0: ROOTS[1], 1: some_ids(1, 61)})
     assert sampler.held == [ROOTS[0], []]
     with pytest.raises(ValueError, match="remember=-1; expected 0 or more"):
-        Sampler(MODEL, params, one_device, 2, 60, remember=-1)
+        Sampler(FOUR_HEADS, params, one_device, 2, 60, remember=-1)
 
 
 # Devices and shapes.
@@ -269,7 +250,7 @@ def test_a_context_that_is_too_long_is_refused_before_anything_is_lost(
 
 def walk_of_eight(mesh, params):
     """Eight slots go apart and come back; what follows."""
-    sampler = Sampler(MODEL, params, mesh, 8, 60, remember=24)
+    sampler = Sampler(FOUR_HEADS, params, mesh, 8, 60, remember=24)
     for turn in range(3):
         sampler.hold(
             {
@@ -285,7 +266,7 @@ def walk_of_eight(mesh, params):
 def test_eight_devices_give_what_one_gives(params, one_device, shape, capfd):
     mesh = sharding.make_mesh(*shape)
     assert mesh.size == 8
-    shardings = sharding.param_shardings(mesh, lm.abstract_params(MODEL))
+    shardings = sharding.param_shardings(mesh, lm.abstract_params(FOUR_HEADS))
     eight, (samples, scores) = walk_of_eight(mesh, jax.device_put(params, shardings))
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
     one, (expected, expected_scores) = walk_of_eight(one_device, params)
@@ -301,7 +282,7 @@ def test_eight_devices_give_what_one_gives(params, one_device, shape, capfd):
 
 def test_a_copy_between_devices_needs_no_exchange(params):
     mesh = sharding.make_mesh(2, 2, 2)
-    sampler = Sampler(MODEL, params, mesh, 8, 60, remember=24)
+    sampler = Sampler(FOUR_HEADS, params, mesh, 8, 60, remember=24)
     pool, contexts = sampler._memory.pool, sampler.contexts
     numbers = jax.device_put(np.zeros((3, 8), np.int32), sharding.split_rows(mesh, 1))
     places = jax.device_put(np.zeros((8, 60), np.int32), sharding.split_rows(mesh))
@@ -322,7 +303,7 @@ def test_few_shapes_are_compiled_and_none_without_memory(params, one_device):
         return [program._cache_size() for program in programs]
 
     jax.clear_caches()
-    plain = Sampler(MODEL, params, one_device, 2, 200)
+    plain = Sampler(FOUR_HEADS, params, one_device, 2, 200)
     # 3 to 90 tokens, no two of them with the same first one.
     steps = [[seed, *some_ids(seed, 3 * seed - 1)] for seed in range(1, 31)]
     for step in steps:
@@ -330,7 +311,7 @@ def test_few_shapes_are_compiled_and_none_without_memory(params, one_device):
     assert compiled() == [0, 0] and plain._memory is None
     extended = generate.extend._cache_size()
 
-    sampler = Sampler(MODEL, params, one_device, 2, 200, remember=2000)
+    sampler = Sampler(FOUR_HEADS, params, one_device, 2, 200, remember=2000)
     for step in steps + steps[::-1]:
         sampler.hold({0: branch(0, step)})
     assert sampler.computed == 10 + sum(map(len, steps))

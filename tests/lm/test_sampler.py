@@ -4,23 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import small_decoder
 
 from stepjax.lm import generate, layout, sharding
 from stepjax.lm import model as lm
 from stepjax.lm.sampler import Sampler, make_decoding
 from stepjax.lm.stops import compile_stops
 
-MODEL = lm.Decoder(
-    lm.ModelConfig(
-        vocab_size=48,
-        hidden_size=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        intermediate_size=24,
-    )
-)
+MODEL = small_decoder(48, layers=1)
 
 
 @pytest.fixture(scope="module")

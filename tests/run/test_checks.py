@@ -18,6 +18,16 @@ from stepjax.settings import from_config, model_config
 # Settings.
 
 
+def assert_refused(c, words):
+    """The settings are refused with these words; "" says that they are accepted."""
+    if not words:
+        checks.check_settings(from_config(c))
+        return
+    with pytest.raises(ValueError) as error:
+        checks.check_settings(from_config(c))
+    assert words in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "good", "bad", "words"),
     [
@@ -79,12 +89,7 @@ RATED = {"judge.kind": "ratings"}
 def test_settings_of_controls_fit_together(changes, words):
     c = changed()
     c.update_from_flattened_dict(changes)
-    if not words:
-        checks.check_settings(from_config(c))
-        return
-    with pytest.raises(ValueError) as error:
-        checks.check_settings(from_config(c))
-    assert words in str(error.value)
+    assert_refused(c, words)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +125,7 @@ def test_settings_of_controls_fit_together(changes, words):
 def test_settings_of_a_run_that_makes_its_eft_rows(changes, words):
     c = tiny_eft_config.get_config()
     c.update_from_flattened_dict(changes)
-    if not words:
-        checks.check_settings(from_config(c))
-        return
-    with pytest.raises(ValueError) as error:
-        checks.check_settings(from_config(c))
-    assert words in str(error.value)
+    assert_refused(c, words)
     if "phase" not in words and "schedule" not in words:  # of no other run
         c.data.make_eft = False
         c.search.on_tie = "append"

@@ -6,30 +6,11 @@ import os
 import pathlib
 
 import pytest
+from data_rows import TEMPLATES, benchmark, problems, questions, solutions
 
 from stepjax import prompts, records
 from stepjax.initial_data.formats import files, sources
-from stepjax.prompts import Templates
 from stepjax.records import Solution
-
-TEMPLATES = Templates()
-
-
-def solutions(path):
-    return sources.read(path, "gsm8k", "solution", TEMPLATES)
-
-
-def questions(path):
-    return sources.read(path, "gsm8k", "question", TEMPLATES)
-
-
-def problems(path):
-    return sources.read(path, "gsm8k", "problem", TEMPLATES)
-
-
-def benchmark(path):
-    return sources.read(path, "benchmark", "problem", TEMPLATES)
-
 
 real_data = pytest.mark.skipif(
     "STEPJAX_DATA" not in os.environ,

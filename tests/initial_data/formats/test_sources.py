@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from data_rows import TEMPLATES, benchmark, problems, questions, solutions
 
 from stepjax import records
 from stepjax.initial_data.formats import files, sources
@@ -14,8 +15,6 @@ from stepjax.records import (
     StepLabels,
     Worked,
 )
-
-TEMPLATES = Templates()
 
 # Two rows of GSM8K (openai/grade-school-math, MIT) and two of our own in its schema.
 GSM8K = [
@@ -43,22 +42,6 @@ GSM8K = [
 def write(path, rows):
     records.write_jsonl(path, rows)
     return path
-
-
-def solutions(path):
-    return sources.read(path, "gsm8k", "solution", TEMPLATES)
-
-
-def questions(path):
-    return sources.read(path, "gsm8k", "question", TEMPLATES)
-
-
-def problems(path):
-    return sources.read(path, "gsm8k", "problem", TEMPLATES)
-
-
-def benchmark(path):
-    return sources.read(path, "benchmark", "problem", TEMPLATES)
 
 
 def test_gsm8k_solutions(tmp_path):

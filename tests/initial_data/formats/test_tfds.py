@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from data_rows import numbered_solutions
 
 from stepjax import config, records
 from stepjax.initial_data.formats import files, sources, tfds, tfds_builder, tfds_files
@@ -21,13 +22,6 @@ from stepjax.worlds import arithmetic
 pytest.importorskip("tensorflow_datasets")
 
 ROOT = pathlib.Path(records.__file__).parent.parent
-
-
-def solutions(count, prefix="s"):
-    return [
-        Solution(f"{prefix}{n}", f"{prefix} {n}?", (f"Step 1: \\boxed{{{n}}}",), str(n))
-        for n in range(count)
-    ]
 
 
 def foreign(folder, rows, features, name="math_words", **kinds):
@@ -240,7 +234,7 @@ def test_an_address_is_taken_apart():
 
 def test_a_run_takes_its_data_from_tfds(tmp_path, monkeypatch):
     texts = arithmetic.templates()
-    rows = solutions(6)
+    rows = numbered_solutions(6)
     eft = [
         Comparison(f"e{n}", f"e {n}?", (), "Step 1: a", "Step 1: b", "AB"[n % 2], "why")
         for n in range(4)

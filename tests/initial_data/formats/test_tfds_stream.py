@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from data_rows import numbered_solutions
 
 from stepjax import records
 from stepjax.initial_data.formats import tfds, tfds_builder
@@ -22,18 +23,13 @@ pytest.importorskip("tensorflow_datasets")
 ROOT = pathlib.Path(records.__file__).parent.parent
 
 
-def solutions(count, prefix="s"):
-    return [
-        Solution(f"{prefix}{n}", f"{prefix} {n}?", (f"Step 1: \\boxed{{{n}}}",), str(n))
-        for n in range(count)
-    ]
-
-
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """Place of 23 solutions s0, s1, ..."""
     folder = tmp_path_factory.mktemp("tfds")
-    tfds_builder.write({"train": solutions(23)}, "mine", folder, record_type=Solution)
+    tfds_builder.write(
+        {"train": numbered_solutions(23)}, "mine", folder, record_type=Solution
+    )
     return f"tfds:mine/train?data_dir={folder}"
 
 
@@ -43,7 +39,7 @@ def ids(stream):
 
 def test_a_stream_without_a_seed_has_the_order_of_the_dataset(many):
     rows = list(tfds.stream(many, Solution, epochs=2))
-    assert rows == 2 * solutions(23)
+    assert rows == 2 * numbered_solutions(23)
     batches = list(tfds.stream(many, Solution, epochs=2, batch_size=8))
     assert [len(batch) for batch in batches] == [8, 8, 8, 8, 8, 6]
     assert [row for batch in batches for row in batch] == rows
@@ -204,4 +200,4 @@ def test_moved_datasets_are_read_where_they_are(many, tmp_path):
     folder = pathlib.Path(many.partition("data_dir=")[2])
     shutil.copytree(folder / "mine", tmp_path / "renamed dir/mine")
     place = f"tfds:mine/train?data_dir={tmp_path}/renamed dir"
-    assert tfds.read(place, Solution) == solutions(23)
+    assert tfds.read(place, Solution) == numbered_solutions(23)
