@@ -26,7 +26,7 @@ def get_config():
         "policy",
         eft=0.0,
         epochs=0,
-        steps=200,  # a beginner makes mistakes of all kinds
+        steps=200,  # so few that it still gets steps wrong that it could know
         optimizer=config.optimizer(4e-3, "cosine", **rate),
     )
     c.prm.labels_count = 8000

@@ -1,4 +1,4 @@
-"""A real HTTP server that stands in for a teacher, with faults on demand."""
+"""A real HTTP server that answers like a teacher, and fails where a test says so."""
 
 import collections
 import contextlib

@@ -28,7 +28,7 @@ def get_config():
     c.mcts.max_steps = 3
     c.mcts.remember_tokens = 128
     c.teacher.backend = "world"
-    c.teacher.undecided_margin = 1.0  # keeps pairs of two wrong steps, too
+    c.teacher.undecided_margin = 1.0  # also keeps pairs of two wrong steps
     return c
 
 

@@ -92,7 +92,7 @@ def keep(
 
     A pair is undecided if the teacher says "A" in both orders, because it finds neither
     step better, and the PRM sees hardly a difference. With `undecided_margin`, such
-    pairs are kept, too. From them a model learns to say "A" in both orders where
+    pairs are also kept. From them a model learns to say "A" in both orders where
     neither step is better; these two verdicts cancel out in the scores of a search.
     Without them it never sees such a pair, and prefers one of two wrong steps.
 

@@ -69,7 +69,7 @@ def label_ids(codec: Codec) -> tuple[Ids, Ids]:
     if good[:short] == bad[:short]:
         raise ValueError(
             f"the tokenizer writes {GOOD!r} as {good} and {BAD!r} as {bad}; expected "
-            "ids that differ from the first one that is not in both. Use another "
+            "ids that differ, so that neither text begins with the other. Use another "
             "tokenizer."
         )
     return good, bad

@@ -31,7 +31,7 @@ class Options(NamedTuple):
 
 @dataclasses.dataclass
 class Node:
-    """A step in a tree; the root stands for the problem alone.
+    """A step in a tree; the root is the problem before its first step.
 
     Attributes:
       parent: index of the node before it, or None for the root.

@@ -1,8 +1,8 @@
 """The answers of a teacher, and the file that keeps them.
 
 The file has JSON lines, one per answer, with the fields key, model, prompt, text,
-finished and tokens. Each answer is written to the disk as it arrives, so
-a run that is killed asks again only for the answers that were on their way.
+finished and tokens. Each answer is written to the disk as it arrives, so a run that is
+killed asks again only for the answers that were on their way.
 """
 
 import errno

@@ -28,7 +28,8 @@ _GRACE = 20.0  # seconds that a stopped run waits for the answers that are under
 _LONGEST_WAIT = 600.0  # seconds that a server may ask to wait
 _LONGEST_BACKOFF = 60.0  # times the first wait
 _CHAT_TOKENS = 64  # at most what a server's chat template adds to a prompt
-# Reasons to finish with a whole answer; earlier servers of Hugging Face say the others.
+# Values of finish_reason that say that an answer is whole; the last two are those of
+# older versions of Hugging Face's server.
 _ENDED = ("stop", "eos_token", "stop_sequence")
 _SHOWN = 300  # characters of a server's message
 
@@ -341,7 +342,7 @@ class _Sender:
         return Answer(text, finished, tokens)
 
     def _refused(self, status: int, value: Any, response) -> Exception:
-        """Returns the failure that a status other than 200 stands for."""
+        """Returns the exception for a response whose status is not 200."""
         message = value.get("error", value) if isinstance(value, dict) else value
         if isinstance(message, dict):
             message = message.get("message", message)

@@ -34,7 +34,8 @@ def remember(pool, contexts, start, place, counts, *, length: int):
       pool: keys and values [L, P, K, M, D]; donated.
       contexts: caches [L, P, K, C, D].
       start: index in the context of each slot's first token to copy, [P] int32.
-      place: place of that token in the pool; the others follow it, [P] int32.
+      place: place of that token in the pool, [P] int32; the next tokens get the next
+        places.
       counts: tokens to copy, [P] int32; 0 leaves a slot's row as it is.
       length: T, at least every count.
 

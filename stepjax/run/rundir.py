@@ -130,8 +130,8 @@ class RunDirectory:
     def adopt_m1(self, other: pathlib.Path) -> None:
         """Takes M1, and what was measured of M0 and M1, from a run on the same data.
 
-        A run that makes its EFT rows gives these, too, with what they were made of
-        (DIR/init) but for the parameters of policy and PRM, which M1 does not need.
+        If that run made its EFT rows itself, they are copied with DIR/init, without the
+        parameters of policy and PRM, which M1 does not need.
         Whether the other data are the same is checked when M1 is used: its manifest
         holds their digests.
 

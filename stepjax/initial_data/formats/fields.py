@@ -67,7 +67,7 @@ def number_as_text(value: Any) -> Any:
 
 
 def answer(row: Any, name: str = "answer") -> str:
-    """Takes the answer row[name], a text or a number; "" is one, too.
+    """Takes the answer row[name]: a number, or a text, which may be empty.
 
     Raises:
       ValueError: as `field`.

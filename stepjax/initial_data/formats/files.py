@@ -119,9 +119,10 @@ def rows(
     lines, where only "\n" ends a line. With `.gz` behind it, it is unpacked first. A
     byte order mark at the start of a file is passed over.
 
-    A folder stands for its files with one of the endings `SUFFIXES`, also in folders
-    within it and behind links, in the order of their paths. Hidden files and folders
-    are passed over. So are files with other endings, and `rejects` says how many.
+    Of a folder, all files with one of the endings `SUFFIXES` are read, also those in
+    folders within it and behind links, in the order of their paths. Hidden files and
+    folders are passed over. So are files with other endings, and `rejects` says how
+    many.
 
     Args:
       path: the file or folder.

@@ -170,7 +170,7 @@ def cut_prompt(templates: Templates, text: str) -> tuple[str, tuple[str, ...]]:
         try:
             steps = prompts.split_steps(templates, rest) if rest else []
         except ValueError:
-            at = text.find(after, at + 1)  # the problem holds these words, too
+            at = text.find(after, at + 1)  # those words were the problem's own
         else:
             return text[len(before) : at], tuple(steps)
     return text.strip(), ()

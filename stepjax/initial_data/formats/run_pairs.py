@@ -19,7 +19,7 @@ def read(
     """Reads the pairs of a run, and the run's templates.
 
     A row has the steps so far as token ids only, so the run's tokenizer and settings
-    are read, too.
+    are also read.
 
     Args:
       path: DIR/M1/pairs.jsonl, where DIR is the run's directory.

@@ -48,8 +48,8 @@ def math_shepherd(
     Calculator marks ("<<3+5=8>>") are removed, as from GSM8K's solutions.
 
     Raises:
-      ValueError: when the two texts differ beyond the tags, when a tag stands for
-        neither "+" nor "-", or when a step does not begin with its marker.
+      ValueError: when the two texts differ beyond the tags, when the label has neither
+        "+" nor "-" in place of a tag, or when a step does not begin with its marker.
     """
     *pieces, end = fields.text(row, "input").split(TAG)
     label = fields.text(row, "label")
