@@ -64,23 +64,18 @@ class Codec:
             self._check_replies()
 
     def _check_replies(self) -> None:
-        """Refuses a chat template behind which replies do not begin like lines."""
-        after = self._chat.after
+        """Refuses a chat template behind which a step does not begin like a line."""
+        after, step = self._chat.after, prompts.marker(self.templates, 1)
         prompt = self.tokenizer.encode_prompt(f"a{after}", bos=False)
-        for reply in (
-            prompts.marker(self.templates, 1),
-            prompts.verdict(self.templates, "A"),
-        ):
-            joint = self.tokenizer.encode_prompt(f"a{after}{reply}", bos=False)
-            line = list(self.line(reply))
-            if joint != prompt + line:
-                raise ValueError(
-                    f"behind the chat template's last text {after[-40:]!r}, the "
-                    f"tokenizer writes {reply!r} as {joint[len(prompt) :]}; expected "
-                    f"{line}, as at the start of a line. Set prompts.chat='none', and "
-                    "write the markup into prompts.solve and prompts.judge, with a "
-                    "newline at the end."
-                )
+        joint = self.tokenizer.encode_prompt(f"a{after}{step}", bos=False)
+        line = list(self.line(step))
+        if joint != prompt + line:
+            raise ValueError(
+                f"behind the chat template's last text {after[-40:]!r}, the tokenizer "
+                f"writes {step!r} as {joint[len(prompt) :]}; expected {line}, as at "
+                "the start of a line. Set prompts.chat='none', and write the markup "
+                "into prompts.solve and prompts.judge, with a newline at the end."
+            )
 
     def _fixed(self, text: str) -> tuple[int, ...]:
         """Returns the ids of a part of a template that begins a line."""

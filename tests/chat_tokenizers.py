@@ -65,7 +65,11 @@ def _trained(specials, pre_tokenizer, normalizer=None, decoder=None, fallback=Fa
         special_tokens=[*specials, *fallbacks],
         show_progress=False,
     )
-    model.train_from_iterator(WORDS * 4, trainer)
+    # The newline is no piece of sentencepiece vocabularies: it falls back to its byte.
+    lines = (
+        [line for text in WORDS for line in text.splitlines()] if fallback else WORDS
+    )
+    model.train_from_iterator(lines * 4, trainer)
     if not fallback:
         return model
     # Trained bytes are special tokens; those of real tokenizers are ordinary pieces.

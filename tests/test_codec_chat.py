@@ -19,7 +19,7 @@ PROBLEM = "Ann has 12 apples and eats 3.\nHow many are left?"
 STEPS = ("Step 1: Ann has 12 apples.", "Step 2: So 12 - 3 = \\boxed{9}.")
 WRONG = "Step 2: So 12 - 3 = 8."
 ENDS = {"smollm": "<|im_end|>", "qwen": "<|im_end|>", "llama3": "<|eot_id|>"}
-ENDS |= dict.fromkeys(("metaspace", "unigram"), "</s>")
+ENDS |= dict.fromkeys(("metaspace", "prepend", "unigram"), "</s>")
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,13 @@ def test_short_solver_prompts_are_those_of_transformers(
 def test_judge_prompts_are_those_of_transformers(chat_codec, expected, count):
     head, before_a, between, tail = prompts.judge_pieces(CHAT, PROBLEM)
     steps = "".join(step + "\n" for step in STEPS[:count])
-    text = f"{head}{steps}{before_a}{STEPS[count]}\n{between}{WRONG}\n{tail}"
+    # A final step is encoded without its newline, as it is sampled; see `Codec.step`.
+    right = STEPS[0] if count == 0 else "Step 2: So 12 - 3 = 9."
+    text = f"{head}{steps}{before_a}{right}\n{between}{WRONG}\n{tail}"
     context = chat_codec.judge_context(
         PROBLEM, list(map(chat_codec.step, STEPS[:count]))
     )
-    question = chat_codec.judge_question(
-        chat_codec.step(STEPS[count]), chat_codec.step(WRONG)
-    )
+    question = chat_codec.judge_question(chat_codec.step(right), chat_codec.step(WRONG))
     assert list(context + question) == expected(text)
     whole = chat_codec.judge_context(PROBLEM, list(map(chat_codec.step, STEPS)))
     assert whole[: len(context)] == context  # caches can be extended
@@ -120,7 +120,7 @@ def test_end_of_turn_ends_responses_and_samples(folders, family, chat_codec):
     made = parser.proposal(2, [steps[-1]], [True], np.zeros((1, 99)))
     assert made.candidates[0].ids == steps[-1] and made.candidates[0].finished
     assert prompt == chat_codec.solve_prompt(PROBLEM)
-    assert end in prompt or family == "unigram" or family == "metaspace"
+    assert end in prompt  # each template also ends the user's turn with it
 
 
 def test_prompts_of_labels_and_ratings_go_through_the_template(chat_codec, expected):
@@ -145,7 +145,7 @@ def test_prompts_of_labels_and_ratings_go_through_the_template(chat_codec, expec
 
 def test_sft_trains_on_steps_and_the_end_of_turn(chat_codec):
     tree = sft.solution_tree(chat_codec, Solution("s", PROBLEM, STEPS, "9"))
-    trained = [token for token, w in zip(tree.tokens, tree.weights, strict=True) if w]
+    trained = tree.tokens[tree.scored[tree.weight > 0]].tolist()
     assert chat_codec.tokenizer.decode(trained) == "\n".join(STEPS)
     assert trained[-1] == chat_codec.tokenizer.eos_id
 
@@ -173,11 +173,23 @@ def test_chat_templates_that_cannot_be_used_are_refused(tmp_path):
     refused(folder, "{{ nothing.at.all }}", "fails (")
     changed = content.replace("m['content']", "m['content'].replace(' ', '_')")
     refused(folder, changed + "<|im_end|>", "or without the whitespace at its ends")
-    # Llama 2 in the old way: a reply behind " [/INST]" is no line of its own.
+    # Behind a special token, this kind of tokenizer puts a space in front of "Step".
     folder = chat_tokenizers.write("prepend", tmp_path / "prepend", template="")
-    refused(
-        folder, chat_tokenizers.LLAMA2 + "{{ bos_token }}", "at the start of a line"
-    )
+    bare = chat_tokenizers.LLAMA2 + "{{ bos_token }}"
+    refused(folder, bare, "at the start of a line. Set prompts.chat='none', and write")
+
+
+@pytest.mark.parametrize("name", ["metaspace", "prepend", "unigram"])
+def test_replies_may_begin_behind_the_template_without_a_newline(tmp_path, name):
+    folder = chat_tokenizers.write(name, tmp_path, template=chat_tokenizers.LLAMA2)
+    codec = Codec(tokenizer.load(folder), CHAT)
+    prompt, steps = codec.solution(Solution("s", f" {PROBLEM}", STEPS, "9"))
+    auto = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    message = {"role": "user", "content": prompts.solve_prompt(CHAT, f" {PROBLEM}")}
+    made = auto.apply_chat_template([message], add_generation_prompt=True)
+    assert list(prompt) == made["input_ids"] and prompt.count(1) == 1
+    text = codec.tokenizer.decode(prompt + sum(steps, ()))
+    assert text.endswith("Solution: [/INST]" + "\n".join(STEPS))
 
 
 def test_unknown_settings_are_refused():

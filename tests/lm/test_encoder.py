@@ -98,7 +98,7 @@ def test_added_words_that_are_not_special_stay_words(loaded):
 
 
 @pytest.mark.parametrize("chat", ["none", "template"])
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "prepend"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_rows_with_names_of_special_tokens_train_on_text(loaded, family, chat):
     known, _ = loaded[family]
     codec = Codec(known, Templates(chat=chat))
