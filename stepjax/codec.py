@@ -55,6 +55,7 @@ class Codec:
         line = tokenizer.encode_line("a")
         self.newline = tokenizer.encode_line("a\n")[len(line) :]
         self._lines = functools.lru_cache(maxsize=65536)(self._encode_line)
+        self._fixed = functools.lru_cache(maxsize=64)(self._encode_fixed)
         # "{problem}" stays in the head: each problem's text is put in later.
         self._judge_head = prompts.judge_pieces(templates, "{problem}").head
         _, before_a, between, tail = prompts.judge_pieces(templates, "")
@@ -77,7 +78,7 @@ class Codec:
                 "into prompts.solve and prompts.judge, with a newline at the end."
             )
 
-    def _fixed(self, text: str) -> tuple[int, ...]:
+    def _encode_fixed(self, text: str) -> tuple[int, ...]:
         """Returns the ids of a part of a template that begins a line."""
         return tuple(self.tokenizer.encode_line(text, markup=True))
 

@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from stepjax import prompts, sft, srlm
+from stepjax import config, prompts, settings, sft, srlm
 from stepjax.codec import Codec
 from stepjax.initial_data import prm
 from stepjax.lm import tokenizer
 from stepjax.lm.stops import compile_stops
 from stepjax.prompts import Templates
 from stepjax.propose import CandidateParser
-from stepjax.records import Comparison, Solution, StepLabels
+from stepjax.records import Comparison, Problem, Solution, StepLabels
+from stepjax.run import checks
 
 CHAT = Templates(chat="template")
 PROBLEM = "Ann has 12 apples and eats 3.\nHow many are left?"
@@ -143,6 +144,33 @@ def test_prompts_of_labels_and_ratings_go_through_the_template(chat_codec, expec
     )
 
 
+def test_budgets_count_the_template(chat_codec):
+    rows = {"test": [Problem("long", PROBLEM, "9")]}
+    solve = len(chat_codec.solve_prompt(PROBLEM))
+    judged = len(chat_codec.judge_context(PROBLEM, ()))
+    c = config.default()
+    c.search.max_step_tokens = 5
+    c.search.context_tokens, c.judge.context_tokens = solve + 5, judged
+    checks.check_budgets(settings.from_config(c), chat_codec, rows)
+    c.search.context_tokens -= 1
+    with pytest.raises(ValueError, match=f"need {solve + 5} tokens; expected at most"):
+        checks.check_budgets(settings.from_config(c), chat_codec, rows)
+    c.search.context_tokens, c.judge.context_tokens = solve + 5, judged - 1
+    with pytest.raises(ValueError, match=f"the judge's prompt has {judged} tokens"):
+        checks.check_budgets(settings.from_config(c), chat_codec, rows)
+
+
+def test_settings_of_a_run_reach_the_codec():
+    c = config.default()
+    texts = settings.templates(settings.from_config(c).texts, Templates())
+    assert texts == Templates() and texts.chat == "none"
+    c.prompts.chat = "template"
+    assert settings.templates(settings.from_config(c).texts, Templates()) == CHAT
+    c.prompts.chat = "chatml"
+    with pytest.raises(ValueError, match="prompts.chat='chatml'; expected one of"):
+        settings.templates(settings.from_config(c).texts, Templates())
+
+
 def test_sft_trains_on_steps_and_the_end_of_turn(chat_codec):
     tree = sft.solution_tree(chat_codec, Solution("s", PROBLEM, STEPS, "9"))
     trained = tree.tokens[tree.scored[tree.weight > 0]].tolist()
@@ -190,11 +218,6 @@ def test_replies_may_begin_behind_the_template_without_a_newline(tmp_path, name)
     assert list(prompt) == made["input_ids"] and prompt.count(1) == 1
     text = codec.tokenizer.decode(prompt + sum(steps, ()))
     assert text.endswith("Solution: [/INST]" + "\n".join(STEPS))
-
-
-def test_unknown_settings_are_refused():
-    with pytest.raises(ValueError, match="prompts.chat='chatml'; expected one of"):
-        prompts.check_templates(Templates(chat="chatml"))
 
 
 def test_templates_with_the_date_do_not_change_overnight(tmp_path):
