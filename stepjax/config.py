@@ -64,7 +64,7 @@ def default() -> ml_collections.ConfigDict:
     data.test_count = 0  # test problems, 0 all
     data.equations = ""  # word_problems: file of {"problem", "answer", "equation"}
     data.explanations = "short"  # word_problems: of EFT rows, "short" or "none"
-    # In a world, with `data.make_eft`: EFT problems (two rows each) with a corrupted step
+    # In a world, with `data.make_eft`: comparisons (two rows each) with a corrupted step
     # that are added to what the teacher's filter keeps.
     data.corrupted_count = 0
     # Instead of a file, "tfds:NAME/SPLIT" takes rows of tensorflow-datasets;
@@ -132,8 +132,9 @@ def default() -> ml_collections.ConfigDict:
     mcts.min_margin = 0.0  # least difference of a pair's two PRM probabilities
     mcts.pairs_per_layer = 1  # pairs from the most visited nodes of each layer
     mcts.pairs_per_node = 1  # most pairs of one node (paper: best and worst)
-    # Share of the pairs that hold two steps of the same, lowest probability, for a
-    # teacher that may say that neither is better (`teacher.undecided_margin`); paper: 0.
+    # Share of the pairs that hold two steps with the same probability, the lowest of
+    # their node. The teacher may say that neither is better, see
+    # `teacher.undecided_margin`. Paper: none.
     mcts.undecided_share = 0.0
     mcts.remember_tokens = 4096  # keys and values kept per problem in flight
 
