@@ -64,7 +64,7 @@ def default() -> ml_collections.ConfigDict:
     data.test_count = 0  # test problems, 0 all
     data.equations = ""  # word_problems: file of {"problem", "answer", "equation"}
     data.explanations = "short"  # word_problems: of EFT rows, "short" or "none"
-    # In a world, with `data.make_eft`: comparisons (two rows each) with a corrupted step
+    # In a world, with `data.make_eft`: comparisons (two rows each) with corrupted steps
     # that are added to what the teacher's filter keeps.
     data.corrupted_count = 0
     # Instead of a file, "tfds:NAME/SPLIT" takes rows of tensorflow-datasets;

@@ -7,8 +7,9 @@ A run has them if `data.make_eft` is set. Each is a stage with a manifest, like 
     DIR/init/values.jsonl   with prm.labels="rollouts": what the policy's steps are
                           worth; DIR/data/labels.jsonl, labels_heldout.jsonl: the
                           labels that follow from it
-    DIR/init/prm/         not with prm.labels="gold": M0 (or the policy) after SFT on step labels, and how good it
-                          is on others
+    DIR/init/prm/         M0 (or the policy) after SFT on step labels, and how good it
+                          is on others; not with prm.labels="gold", where the gold
+                          of a world takes its place
     DIR/init/trees.jsonl, pairs.jsonl   what policy and PRM find together
     DIR/data/eft.jsonl    the rows that M1 learns to judge from (`eft_stage`)
 """

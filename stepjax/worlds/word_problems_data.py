@@ -117,8 +117,8 @@ def dataset(
     found = {name: len(drawn.get(name, ())) for name in counts}
     if found != counts | ({} if ift else {"ift": found["ift"]}) or not found["ift"]:
         raise ValueError(
-            f"data.equations has problems for {found}; expected {counts} (ift: at least "
-            "1). Lower these counts, or add problems."
+            f"data.equations has problems for {found}; expected {counts} (ift: at "
+            "least 1). Lower these counts, or add problems."
         )
     say(f"word problems: {found}, {left} left over.")
     solutions = _solutions(drawn["ift"], templates)
@@ -169,10 +169,10 @@ def _groups(
         seen.add(row.problem)
     together = sum(len(group) for group in groups.values() if len(group) > 1)
     say(
-        f"word problems: {len(equations)} read. Left out: {left_out['test']} that differ "
-        f"from a test problem only in numbers, {left_out['decimals']} with more than "
-        f"{_MOST_DECIMALS} decimals, {left_out['repeated']} repeated. {together} that "
-        "differ from another one only in numbers stay in the same split as that one."
+        f"word problems: {len(equations)} read. Left out: {left_out['test']} that "
+        f"differ from a test problem only in numbers, {left_out['decimals']} with more "
+        f"than {_MOST_DECIMALS} decimals, {left_out['repeated']} repeated. {together} "
+        "that differ from another one only in numbers stay in the same split as it."
     )
     result = list(groups.values())
     random.Random(f"word problems, splits, seed {seed}").shuffle(result)

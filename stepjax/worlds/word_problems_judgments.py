@@ -64,8 +64,8 @@ def corrupt(
     move = world.next_move(row, steps)
     if move is None:
         raise ValueError(
-            f"problem {row.id!r} has no calculation after {list(steps)}; expected fewer "
-            "steps than operations, all of them right."
+            f"problem {row.id!r} has no calculation after {list(steps)}; expected "
+            "fewer steps than operations, all of them right."
         )
     kinds = list(SHARES)
     while kinds:
