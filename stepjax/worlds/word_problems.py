@@ -60,6 +60,7 @@ MISTAKES = (
 _PLACES = 2  # fewest decimals of a result that is rounded
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-"})  # noqa: RUF001
 _PLAIN = r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?"
+_FRACTION = re.compile(r"(-?[0-9]{1,40}(\.[0-9]{1,40})?)(?:/([0-9]{1,40}))?")
 _OPERAND = rf"(?:\({_PLAIN}(?:/[0-9]{{1,40}})?\)|{_PLAIN})"
 _RESULT = rf"{_PLAIN}(?:/[0-9]{{1,40}})?"
 _CALCULATION = re.compile(
@@ -251,7 +252,18 @@ def _combined(symbol: str, one: tuple, two: tuple) -> tuple[Operation, bool] | N
     if first != second:
         symbol = {"+": "-", "*": "/"}[symbol]
     value = apply(symbol, left, right)
-    return None if value is None else (Operation(symbol, left, right, value), first)
+    if value is None or first != second and first and not _sensible(symbol, value):
+        return None
+    return Operation(symbol, left, right, value), first
+
+
+def _sensible(symbol: str, value: Fraction) -> bool:
+    """Whether people subtract, or divide by, this difference or quotient.
+
+    Of 12 - 10 + 3 they take 10 - 3 and subtract it from 12, but not 3 - 10. Of
+    12 / 6 * 2 they take 6 / 2 and divide 12 by it, but not 2 / 6.
+    """
+    return value > (0 if symbol == "-" else 1)
 
 
 # Steps.
@@ -267,7 +279,7 @@ def read_step(text: str) -> Step:
         return Step(None, boxed)
     before, after = plain[: found[0].start()], plain[found[0].end() :]
     joined = before.rstrip()[-1:], after.lstrip()[:1]
-    if joined[0] in tuple("+-*/=()") or joined[1] in tuple("+-*/="):
+    if joined[0] in tuple("+-*/=()0123456789") or joined[1] in tuple("+-*/="):
         return Step(None, boxed)  # a part of something longer
     left, symbol, right, result, about = found[0].groups()
     numbers = [read_number(part) for part in (left, right, result)]
@@ -280,11 +292,10 @@ def read_step(text: str) -> Step:
 def read_number(text: str) -> Number | None:
     """Reads a number as steps write it; None for another text, or a division by 0."""
     plain = text.strip().strip("()").replace("$", "").replace(",", "")
-    try:
-        value = Fraction(plain)
-    except (ValueError, ZeroDivisionError):
+    found = _FRACTION.fullmatch(plain)
+    if found is None or found[3] and not int(found[3]):
         return None
-    return Number(value, len(plain.partition(".")[2]))
+    return Number(Fraction(found[1]) / int(found[3] or 1), len(found[2] or ".") - 1)
 
 
 def agrees(stated: Number, value: Fraction) -> bool:

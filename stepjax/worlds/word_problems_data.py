@@ -155,23 +155,23 @@ def _groups(
     tested = {without_numbers(row.problem) for row in test}
     groups: dict[str, list[Equation]] = collections.defaultdict(list)
     seen: set[str] = set()
-    left_out = collections.Counter(decimals=0, test=0, repeated=0)
+    left_out = collections.Counter(test=0, unusual=0, repeated=0)
     for row in equations:
         name = without_numbers(row.problem)
         if row.problem in seen:
             left_out["repeated"] += 1
         elif name in tested:
             left_out["test"] += 1
-        elif not _short(row):
-            left_out["decimals"] += 1
+        elif not _short(row) or not _consistent(row):
+            left_out["unusual"] += 1
         else:
             groups[name].append(row)
         seen.add(row.problem)
     together = sum(len(group) for group in groups.values() if len(group) > 1)
     say(
         f"word problems: {len(equations)} read. Left out: {left_out['test']} that "
-        f"differ from a test problem only in numbers, {left_out['decimals']} with more "
-        f"than {_MOST_DECIMALS} decimals, {left_out['repeated']} repeated. {together} "
+        f"differ from a test problem only in numbers, {left_out['unusual']} with more "
+        f"than {_MOST_DECIMALS} decimals or an unusual equation, {left_out['repeated']} repeated. {together} "
         "that differ from another one only in numbers stay in the same split as it."
     )
     result = list(groups.values())
@@ -206,6 +206,16 @@ def _short(row: Equation) -> bool:
     return not any("/" in text for text in texts) and all(
         len(part) <= _MOST_DECIMALS for part in decimals
     )
+
+
+def _consistent(row: Equation) -> bool:
+    """Whether the gold calls the solution by rule right.
+
+    It does not where an equation subtracts a negative difference, for example.
+    """
+    (solution,) = _solutions([row], Templates())
+    steps = solution.steps
+    return all(world.is_right(row, steps[:n], text) for n, text in enumerate(steps))
 
 
 def _solutions(rows: Sequence[Equation], templates: Templates) -> list[Solution]:

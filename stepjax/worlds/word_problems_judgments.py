@@ -300,11 +300,13 @@ def _said(
             return f"{name} calculates {form.expression(*move.operation[:3])} wrongly."
         return f"{name} gets {stated}, not {form.written(move.operation.value)}."
     if kind == world.BOX:
-        return f"{name} answers {read.boxed}."
+        number = world.read_number(read.boxed)
+        answer = "no number" if number is None else form.written(number.value)
+        return f"{name} answers {answer}."
     return {
         world.ENDS_EARLY: f"{name} ends too early.",
         world.GOES_ON: f"{name} does not end.",
-        world.FORM: f"{name} has no calculation.",
+        world.FORM: f"{name} has no clear calculation.",
     }[kind]
 
 
