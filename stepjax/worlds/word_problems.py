@@ -261,7 +261,7 @@ def _sensible(symbol: str, value: Fraction) -> bool:
     """Whether people subtract, or divide by, this difference or quotient.
 
     Of 12 - 10 + 3 they take 10 - 3 and subtract it from 12, but not 3 - 10. Of
-    12 / 6 * 2 they take 6 / 2 and divide 12 by it, but not 2 / 6.
+    12 / 6 * 2 they take 6 / 2 and divide 12 by it, but not 6 / 12.
     """
     return value > (0 if symbol == "-" else 1)
 

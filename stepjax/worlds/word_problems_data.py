@@ -171,8 +171,9 @@ def _groups(
     say(
         f"word problems: {len(equations)} read. Left out: {left_out['test']} that "
         f"differ from a test problem only in numbers, {left_out['unusual']} with more "
-        f"than {_MOST_DECIMALS} decimals or an unusual equation, {left_out['repeated']} repeated. {together} "
-        "that differ from another one only in numbers stay in the same split as it."
+        f"than {_MOST_DECIMALS} decimals or an unusual equation, "
+        f"{left_out['repeated']} repeated. {together} that differ from another one "
+        "only in numbers stay in the same split as it."
     )
     result = list(groups.values())
     random.Random(f"word problems, splits, seed {seed}").shuffle(result)

@@ -73,7 +73,7 @@ def test_a_sum_or_product_may_be_worked_off_in_any_order(equation, answer, steps
         ("- 76 25", "51", r"25 + 76 = 101. \boxed{101}", "operation"),
         ("- 4 3", "1", r"3 - 4 = 1. \boxed{1}", "order"),
         ("- + 8 3 2", "9", "2 - 8 = -6.", "order"),
-        ("* / 12 6 2", "4", "2 / 6 = 1/3.", "order"),
+        ("* / 12 6 2", "4", "6 / 12 = 0.5.", "order"),
         ("/ 8 2", "4", r"2 / 8 = 0.25. \boxed{0.25}", "order"),
         ("- 76 25", "51", r"76 - 26 = 50. \boxed{50}", "operands"),
         ("- 76 25", "51", r"76 - 25 = 41. \boxed{41}", "arithmetic"),
