@@ -16,7 +16,7 @@ from stepjax import dpo, forest, prompts, sft
 from stepjax.lm import hf_config, train
 from stepjax.lm import model as lm
 
-WORLDS = ("", "arithmetic")  # data.world
+WORLDS = ("", "arithmetic", "word_problems")  # data.world
 IMPROVE_BY = ("dpo", "sft")  # improve_by
 KINDS = ("comparisons", "ratings")  # judge.kind
 RULES = ("uct", "puct")  # mcts.rule
@@ -47,6 +47,9 @@ class Data:
     eft_count: int
     heldout_count: int
     test_count: int
+    equations: str
+    explanations: str
+    corrupted_count: int
     ift: str
     ift_format: str
     eft: str
@@ -70,6 +73,16 @@ class Prm:
     language_weight: float
     from_policy: bool
     phase: sft.Phase
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is a PRM; with "gold" the gold takes its place."""
+        return self.labels != "gold"
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether step labels come from a file or from a world."""
+        return self.labels not in ("gold", "rollouts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +116,8 @@ class Mcts:
     exploration: float
     min_margin: float
     pairs_per_layer: int
+    pairs_per_node: int
+    undecided_share: float
     remember_tokens: int
 
 
