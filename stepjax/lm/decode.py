@@ -82,8 +82,8 @@ def forward(
     position = before[..., None] + jnp.maximum(index - start[..., None], 0)
     real = index >= start[..., None]  # [G, W, T]
     causal = real[:, :, None, :] & (index[:, None] >= index)
-    dtype = shared[0].cache.key.dtype
-    valid = [_keys(level.cache) < level.length[..., None] for level in shared]
+    dtype = _layer(shared[0].cache, 0).key.dtype
+    valid = [_keys(_layer(level.cache, 0)) < level.length[..., None] for level in shared]
 
     def attend(number, caches, query, key, value):
         """Attends to caches of a layer and to the new tokens; keeps the latter."""
@@ -108,15 +108,15 @@ def forward(
         attend_here = functools.partial(attend, number, caches)
         return block.apply({"params": params}, hidden, sin, cos, attend_here)
 
-    caches = [level.cache for level in shared]
     if isinstance(params["layers"], tuple):
         every = []
         for number, of_layer in enumerate(params["layers"]):
-            own = jax.tree.map(operator.itemgetter(number), caches)
+            own = [_layer(level.cache, number) for level in shared]
             hidden, new = layer(hidden, (of_layer, number, own))
             every.append(new)
         new = jax.tree.map(lambda *layers: jnp.stack(layers), *every)
     else:
+        caches = [level.cache for level in shared]
         inputs = params["layers"], jnp.arange(config.num_layers), caches
         hidden, new = jax.lax.scan(layer, hidden, inputs, unroll=lm.unroll(config))
     norm = lm.RMSNorm(config.rms_norm_eps)
@@ -137,6 +137,22 @@ def by_layer(params: Any) -> Any:
         return jax.tree.map(operator.itemgetter(number), params["layers"])
 
     return {**params, "layers": tuple(map(layer, range(count)))}
+
+
+def split_layers(level: Shared) -> Shared:
+    """Returns the level with a tuple of layers as its cache, for parameters `by_layer`.
+
+    A loop that decodes reads these arrays in place.
+    """
+    count = len(level.cache.key)
+    return level._replace(cache=tuple(_layer(level.cache, n) for n in range(count)))
+
+
+def _layer(cache, number: int) -> lm.KeyValues:
+    """Returns the keys and values of one layer."""
+    if not isinstance(cache, lm.KeyValues):
+        return cache[number]
+    return jax.tree.map(operator.itemgetter(number), cache)
 
 
 def _keys(cache: lm.KeyValues) -> jax.Array:

@@ -296,6 +296,8 @@ def sample(
     groups, width, length = rows.prompts.shape
     config, stops = model.config, decoding.stops
     shared = _shared(config, params, prefix, bucket)
+    if isinstance(params["layers"], tuple):
+        shared = tuple(map(decode.split_layers, shared))
     keys = draws.row_keys(decoding.seed, rows.paths)
     allowed = jnp.arange(config.vocab_size) < decoding.vocab
     last_stop = stops.shape[0] - 1
