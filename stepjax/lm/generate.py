@@ -135,8 +135,17 @@ class Addition(NamedTuple):
     counts: jax.Array
 
 
-def empty_contexts(config: lm.ModelConfig, slots: int, capacity: int) -> lm.KeyValues:
-    """Returns zeroed context caches, [L, P, K, C, D] each, in the compute dtype."""
+def empty_contexts(
+    config: lm.ModelConfig, slots: int, capacity: int, dtype: str | None = None
+) -> lm.KeyValues:
+    """Returns zeroed context caches, [L, P, K, C, D] each.
+
+    Args:
+      config: of the decoder.
+      slots: P.
+      capacity: C.
+      dtype: type of keys and values; None takes the compute type.
+    """
     shape = (
         config.num_layers,
         slots,
@@ -144,13 +153,14 @@ def empty_contexts(config: lm.ModelConfig, slots: int, capacity: int) -> lm.KeyV
         capacity,
         config.head_dim,
     )
-    zeros = jnp.zeros(shape, config.dtype)
+    zeros = jnp.zeros(shape, dtype or config.dtype)
     return lm.KeyValues(zeros, jnp.zeros_like(zeros))
 
 
-def _empty_suffix(config: lm.ModelConfig, groups: int, width: int, capacity: int):
-    shape = (config.num_layers, groups, config.num_kv_heads, width, capacity)
-    zeros = jnp.zeros((*shape, config.head_dim), config.dtype)
+def _empty_suffix(new: lm.KeyValues, capacity: int) -> decode.Suffix:
+    """Returns room for `capacity` tokens of each row, in the type of `new`."""
+    *shape, _, size = new.key.shape
+    zeros = jnp.zeros((*shape, capacity, size), new.key.dtype)
     cache = lm.KeyValues(zeros, jnp.zeros_like(zeros))
     return decode.Suffix(cache, jnp.zeros((), jnp.int32))
 
@@ -286,6 +296,8 @@ def sample(
     groups, width, length = rows.prompts.shape
     config, stops = model.config, decoding.stops
     shared = _shared(config, params, prefix, bucket)
+    if isinstance(params["layers"], tuple):
+        shared = tuple(map(decode.split_layers, shared))
     keys = draws.row_keys(decoding.seed, rows.paths)
     allowed = jnp.arange(config.vocab_size) < decoding.vocab
     last_stop = stops.shape[0] - 1
@@ -333,7 +345,7 @@ def sample(
         jnp.zeros((groups, width, capacity), jnp.float32),
     )
     hidden, new = feed(rows.prompts)
-    suffix = _empty_suffix(config, groups, width, length + capacity)
+    suffix = _empty_suffix(new, length + capacity)
     suffix = decode.write(suffix, new)
     state = pick(_State(0, blank, suffix, blank, ~rows.active, nothing), hidden)
     for reach in reaches(capacity):

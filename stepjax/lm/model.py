@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from stepjax.lm import attention, embedding, forest_kernel, sharding
+from stepjax.lm import attention, embedding, forest_kernel, products, sharding
 
 # remat of `ModelConfig` → what the backward pass keeps of a block; None is everything.
 REMAT = {
@@ -228,7 +228,7 @@ def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Leading axes are merged first: XLA for CPU runs the gradient of a product with
     batch axes at half the speed.
     """
-    flat = x.reshape(-1, x.shape[-1]) @ kernel
+    flat = products.matmul(x.reshape(-1, x.shape[-1]), kernel)
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
