@@ -18,8 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stepjax import forest
-from stepjax.lm import sharding
 from stepjax.lm import model as lm
+from stepjax.lm import sharding
 
 _BUCKET = 64  # tokens copied at once are compiled in multiples of it
 
