@@ -83,7 +83,9 @@ def forward(
     real = index >= start[..., None]  # [G, W, T]
     causal = real[:, :, None, :] & (index[:, None] >= index)
     dtype = _layer(shared[0].cache, 0).key.dtype
-    valid = [_keys(_layer(level.cache, 0)) < level.length[..., None] for level in shared]
+    valid = [
+        _keys(_layer(level.cache, 0)) < level.length[..., None] for level in shared
+    ]
 
     def attend(number, caches, query, key, value):
         """Attends to caches of a layer and to the new tokens; keeps the latter."""
@@ -101,6 +103,7 @@ def forward(
             own.insert(0, attention.Level(*cache, mask[:, :, None]))
         return attention.cached_attention(query, levels, own), new
 
+    one_by_one = isinstance(params["layers"], tuple)
     block, (sin, cos) = lm.Block(config), lm.rotations(config, position)
 
     def layer(hidden, inputs):
@@ -108,7 +111,7 @@ def forward(
         attend_here = functools.partial(attend, number, caches)
         return block.apply({"params": params}, hidden, sin, cos, attend_here)
 
-    if isinstance(params["layers"], tuple):
+    if one_by_one:
         every = []
         for number, of_layer in enumerate(params["layers"]):
             own = [_layer(level.cache, number) for level in shared]
@@ -123,24 +126,8 @@ def forward(
     return norm.apply({"params": params["final_norm"]}, hidden), new
 
 
-def by_layer(params: Any) -> Any:
-    """Returns parameters with a tuple of layers instead of arrays of all layers.
-
-    `forward` then runs the layers one after the other instead of in a scan. A scan
-    copies the parameters of each layer out of the arrays of all layers before it
-    multiplies with them, once per decoding step. On a CPU that takes a third of the
-    time of a step. The price is a program that takes longer to compile.
-    """
-    count = len(jax.tree.leaves(params["layers"])[0])
-
-    def layer(number):
-        return jax.tree.map(operator.itemgetter(number), params["layers"])
-
-    return {**params, "layers": tuple(map(layer, range(count)))}
-
-
 def split_layers(level: Shared) -> Shared:
-    """Returns the level with a tuple of layers as its cache, for parameters `by_layer`.
+    """Returns the level with a tuple of layers as its cache, for `lm.by_layer`.
 
     A loop that decodes reads these arrays in place.
     """

@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stepjax import forest
-from stepjax.lm import decode, draws, generate, layout, sharding, stops
+from stepjax.lm import draws, generate, layout, sharding, stops
+from stepjax.lm import model as lm
 from stepjax.lm.generate import Decoding, Prefix, Rows, Samples
 from stepjax.lm.layout import Ids
 from stepjax.lm.memory import Memory
@@ -101,9 +102,9 @@ class Sampler:
         """
         self.model, self.capacity = model, capacity
         on_cpu = mesh.devices.flat[0].platform == "cpu"
-        self.params = decode.by_layer(params) if on_cpu else params
-        # XLA for CPU converts keys and values to float32 before each product.
-        self._cache_type = "float32" if on_cpu else model.config.dtype
+        self.params = lm.by_layer(params) if on_cpu else params
+        # XLA for CPU converts keys and values to float32 before it multiplies them.
+        cache_type = "float32" if on_cpu else model.config.dtype
         self._split = sharding.split_rows(mesh)
         self._multiple = sharding.row_multiple(mesh)
         if slots % self._multiple:
@@ -119,9 +120,7 @@ class Sampler:
 
         @jax.jit  # without out_shardings: XLA names the split as it does for `extend`
         def allocate():
-            empty = generate.empty_contexts(
-                model.config, slots, capacity, self._cache_type
-            )
+            empty = generate.empty_contexts(model.config, slots, capacity, cache_type)
             return jax.lax.with_sharding_constraint(empty, shardings)
 
         self.contexts = allocate()
@@ -130,7 +129,7 @@ class Sampler:
         self.new_tokens = self.row_steps = 0
         self._memory = None
         if remember:
-            self._memory = Memory(self.contexts, mesh, slots, remember)
+            self._memory = Memory(self.contexts, mesh, remember)
         self._last: _LastSamples | None = None
 
     def hold(self, wanted: dict[int, Ids]) -> None:
