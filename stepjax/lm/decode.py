@@ -130,7 +130,7 @@ def forward(
 
 
 def unstack(cache: Cache) -> Cache:
-    """Returns a cache as a tuple of layers, which a loop that decodes reads in place."""
+    """Returns a cache as a tuple of layers, which loops read in place."""
     if isinstance(cache, tuple) and not isinstance(cache, lm.KeyValues):
         return cache
     return tuple(_layer(cache, number) for number in range(len(cache.key)))
