@@ -38,12 +38,21 @@ def rows(count: int, seed: int = 0) -> list[dict]:
 
 def make(folder: pathlib.Path):
     """Writes data and tokenizer into a folder; returns the settings of a tiny run."""
+    write(folder)
+    return settings(folder)
+
+
+def write(folder: pathlib.Path) -> None:
+    """Writes problems, test problems and a tokenizer into a folder."""
     made = rows(134)
     for name, part in (("problems", made[:122]), ("test", made[122:])):
         lines = "".join(json.dumps(row) + "\n" for row in part)
         (folder / f"{name}.jsonl").write_text(lines)
     _train_tokenizer(folder / "tokenizer", made)
 
+
+def settings(folder: pathlib.Path):
+    """Returns the settings of a tiny run with the data of a folder."""
     c = config.default()
     c.iterations = 1
     c.tokenizer = str(folder / "tokenizer")

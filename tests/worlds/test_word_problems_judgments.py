@@ -36,7 +36,7 @@ def test_the_kinds_of_mistakes_have_their_shares():
     for kind, share in possible.items():
         expected = share / sum(possible.values())
         assert abs(kinds[kind] / len(made) - expected) < 0.05, kind
-    # The first of two operations, which any two of the three numbers may have: it cannot
+    # The first of two operations, which any two of the numbers may have: it cannot
     # go on, and neither operands nor their order can be wrong.
     _, kinds = corrupted(TWO, [])
     missing = {world.GOES_ON, world.ORDER, world.OPERANDS}
