@@ -381,7 +381,7 @@ def mistake(row: Equation, steps: Sequence[str], candidate: str) -> str | None:
     if node is None:
         return CONTEXT
     if stated is None:
-        if step.boxed is None:
+        if step.boxed is None or "=" in candidate:
             return FORM
         if isinstance(node, Group):
             return ENDS_EARLY

@@ -87,6 +87,7 @@ def test_a_sum_or_product_may_be_worked_off_in_any_order(equation, answer, steps
         ("- + 8 3 2", "9", "8 + 3 = 11 - 2.", "form"),
         ("- + 8 3 2", "9", "8 + 3 = 11. 11 - 2 = 9.", "form"),
         ("- + 8 3 2", "9", "8 + 3 =", "form"),
+        ("/ 36 4", "9", r"36 / 4 = 18 / 2. \boxed{9}", "form"),
         ("* 2 2", "4", r"2 + 2 = 4. \boxed{4}", "operation"),  # the right number
         ("* + 8 3 2", "22", "8 * 2 = 16.", "operands"),  # multiplied out
     ],

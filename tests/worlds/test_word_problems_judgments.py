@@ -135,6 +135,38 @@ def test_explanations_by_hand(row, steps, a, b, expected):
     assert judgments.explanation(row, steps, a, b) == expected
 
 
+@pytest.mark.parametrize(
+    ("calculation", "expected"),
+    [
+        (("-", 76, 25), "76 - 25. 76 - 20 = 56, 56 - 5 = 51"),
+        (("+", 34, 109), "34 + 109. 34 + 100 = 134, 134 + 9 = 143"),
+        (("*", 56, 9), "56 * 9. 9 * 50 = 450, 9 * 6 = 54, 450 + 54 = 504"),
+        (("*", 27, 16), "27 * 16. 27 * 10 = 270, 27 * 6 = 162, 270 + 162 = 432"),
+        (("/", 504, 9), "504 / 9. 9 * 56 = 504, so 56"),
+        (("+", 8, 3), ""),
+        (("+", 76, 5), ""),
+        (("*", 30, 4), ""),
+        (("-", 25, 76), ""),
+        (("/", 10, 4), ""),
+    ],
+)
+def test_calculations_are_worked_off_digit_by_digit(calculation, expected):
+    symbol, left, right = calculation
+    left, right = Fraction(left), Fraction(right)
+    value = world.apply(symbol, left, right)
+    assert judgments.worked(world.Operation(symbol, left, right, value)) == expected
+
+
+def test_a_worked_explanation_replaces_the_calculation():
+    found = judgments.explanation(ONE, [], "Step 1: 76 + 25 = 101.", RIGHT, "worked")
+    assert found == (
+        "The last calculation is 76 - 25. 76 - 20 = 56, 56 - 5 = 51. "
+        "A calculates 76 + 25. B is right. "
+    )
+    small = judgments.explanation(TWO, [], FIRST, "Step 1: 8 * 3 = 24.", "worked")
+    assert small.startswith("The next calculation is 8 + 3 = 11. A is right. ")
+
+
 def test_comparisons_show_one_right_step_in_both_orders():
     rng = random.Random(1)
     places = set()
