@@ -9,6 +9,7 @@ import tokenizers
 from stepjax import config
 from stepjax.initial_data.formats import word_problems as form
 from stepjax.prompts import Templates
+from stepjax.worlds import equations
 from stepjax.worlds import word_problems as world
 
 _TEXTS = (
@@ -30,7 +31,7 @@ def rows(count: int, seed: int = 0) -> list[dict]:
         a, b = rng.randrange(3, 10), rng.randrange(1, 4)
         problem = text.format(name=name, thing=thing, a=a, b=b)
         equation = equation.replace("a", str(a)).replace("b", str(b))
-        value = world.read_equation(equation)[1][-1].value
+        value = equations.read_equation(equation)[1][-1].value
         row = {"id": f"made-{number}", "problem": problem, "answer": str(value)}
         made.append(row | {"equation": equation})
     return made

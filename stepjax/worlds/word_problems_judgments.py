@@ -21,8 +21,9 @@ from stepjax.initial_data import eft
 from stepjax.initial_data.formats import word_problems as form
 from stepjax.prompts import Templates
 from stepjax.records import Comparison, Preference
+from stepjax.worlds import equations
 from stepjax.worlds import word_problems as world
-from stepjax.worlds.word_problems import Equation, Operation
+from stepjax.worlds.equations import Equation, Operation
 
 EXPLANATIONS = ("short", "worked", "none")  # data.explanations
 
@@ -137,7 +138,7 @@ _WRONG = {
 
 def _worked(
     calculations: list[tuple[str, Fraction, Fraction]],
-    move: world.Move,
+    move: equations.Move,
     rng: random.Random,
 ) -> list[tuple[Operation, bool]]:
     """Returns calculations with their results in random order, plain results first.
@@ -146,7 +147,7 @@ def _worked(
     results of word problems.
     """
     rng.shuffle(calculations)
-    made = [(*item, world.apply(*item)) for item in calculations]
+    made = [(*item, equations.apply(*item)) for item in calculations]
     done = [Operation(*item) for item in made if item[3] is not None]
     done.sort(key=lambda item: item.value < 0 or (item.value * 100).denominator > 1)
     return [(operation, move.last) for operation in done]
@@ -155,7 +156,7 @@ def _worked(
 def _numbers(row: Equation, steps: Sequence[str]) -> set[Fraction]:
     """Returns the numbers that a wrong operand can be."""
     numbers = {Fraction(text.replace(",", "")) for text in _NUMBER.findall(row.problem)}
-    for operation in world.read_equation(row.equation)[1]:
+    for operation in equations.read_equation(row.equation)[1]:
         numbers |= {operation.left, operation.right} & {
             Fraction(symbol)
             for symbol in row.equation.split()
@@ -214,7 +215,7 @@ def comparisons(
     Returns:
       Two rows, one per order; none for an equation without an operation.
     """
-    length = len(world.read_equation(row.equation)[1])
+    length = len(equations.read_equation(row.equation)[1])
     if not length:
         return []
     steps: list[str] = []
@@ -321,7 +322,7 @@ def worked(operation: Operation) -> str:
     if symbol in "+-":
         at = left
         for part in parts:
-            result = world.apply(symbol, at, part)
+            result = equations.apply(symbol, at, part)
             lines.append(form.calculation(symbol, at, part, result))
             at = result
     else:
@@ -341,7 +342,11 @@ def _places(number: Fraction) -> list[Fraction]:
 
 
 def _said(
-    row: Equation, steps: Sequence[str], name: str, text: str, due: world.Move | None
+    row: Equation,
+    steps: Sequence[str],
+    name: str,
+    text: str,
+    due: equations.Move | None,
 ) -> str:
     """Returns the sentence about a candidate."""
     kind, read = world.mistake(row, steps, text), world.read_step(text)

@@ -10,9 +10,10 @@ from stepjax import prompts
 from stepjax.initial_data import eft
 from stepjax.prompts import Templates
 from stepjax.records import Preference
+from stepjax.worlds import equations
 from stepjax.worlds import word_problems as world
 from stepjax.worlds import word_problems_judgments as judgments
-from stepjax.worlds.word_problems import Equation
+from stepjax.worlds.equations import Equation
 
 ONE = Equation("one", "Ann had 76 pens in 3 bags and lost 25.", "51", "- 76 25")
 TWO = Equation("two", "Bob has 8 cups, gets 3, and 2 break.", "9", "- + 8 3 2")
@@ -48,7 +49,7 @@ def test_the_calculation_of_a_wrong_choice_is_true():
     kept = 0
     for text in made:
         kind, stated = world.mistake(ONE, [], text), world.read_step(text).calculation
-        value = world.apply(stated.symbol, stated.left.value, stated.right.value)
+        value = equations.apply(stated.symbol, stated.left.value, stated.right.value)
         true = world.agrees(stated.result, value)
         if kind == world.ORDER:
             kept += not true
@@ -153,8 +154,8 @@ def test_explanations_by_hand(row, steps, a, b, expected):
 def test_calculations_are_worked_off_digit_by_digit(calculation, expected):
     symbol, left, right = calculation
     left, right = Fraction(left), Fraction(right)
-    value = world.apply(symbol, left, right)
-    assert judgments.worked(world.Operation(symbol, left, right, value)) == expected
+    value = equations.apply(symbol, left, right)
+    assert judgments.worked(equations.Operation(symbol, left, right, value)) == expected
 
 
 def test_a_worked_explanation_replaces_the_calculation():
