@@ -31,6 +31,7 @@ class Texts:
     judge: str
     step: str
     verdict: str
+    chat: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,6 +365,7 @@ def templates(texts: Texts, base: prompts.Templates) -> prompts.Templates:
         judge=texts.judge or base.judge,
         step=texts.step,
         verdict=texts.verdict,
+        chat=texts.chat,
     )
     prompts.check_templates(result)
     return result
