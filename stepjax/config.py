@@ -66,7 +66,7 @@ def default() -> ml_collections.ConfigDict:
     data.heldout_count = 0  # EFT problems kept to measure the judge (paper: 500 rows)
     data.test_count = 0  # test problems, 0 all
     data.equations = ""  # word_problems: file of {"problem", "answer", "equation"}
-    data.explanations = "short"  # word_problems: of EFT rows, "short" or "none"
+    data.explanations = "short"  # word_problems: of EFT rows: "short", "worked", "none"
     # In a world, with `data.make_eft`: comparisons (two rows each) with corrupted steps
     # that are added to what the teacher's filter keeps.
     data.corrupted_count = 0
