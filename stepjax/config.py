@@ -66,7 +66,7 @@ def default() -> ml_collections.ConfigDict:
     data.heldout_count = 0  # EFT problems kept to measure the judge (paper: 500 rows)
     data.test_count = 0  # test problems, 0 all
     data.equations = ""  # word_problems: file of {"problem", "answer", "equation"}
-    data.explanations = "short"  # word_problems: of EFT rows, "short" or "none"
+    data.explanations = "short"  # word_problems: of EFT rows: "short", "worked", "none"
     # In a world, with `data.make_eft`: comparisons (two rows each) with corrupted steps
     # that are added to what the teacher's filter keeps.
     data.corrupted_count = 0
@@ -174,6 +174,9 @@ def default() -> ml_collections.ConfigDict:
     c.sft = sft = ml_collections.ConfigDict()
     sft.phases = (phase(),)  # paper: one phase, IFT and EFT mixed
     sft.verdict_weight = 1.0  # loss weight of the verdict's tokens
+    # True: the judgments of a problem are trained together, as branches of one tree
+    # that computes the problem once; a batch then counts them as one sequence.
+    sft.share_problems = False
 
     c.search = search = ml_collections.ConfigDict()
     search.width = 6  # candidates per step, w (paper)

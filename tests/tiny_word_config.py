@@ -9,6 +9,7 @@ import tokenizers
 from stepjax import config
 from stepjax.initial_data.formats import word_problems as form
 from stepjax.prompts import Templates
+from stepjax.worlds import equations
 from stepjax.worlds import word_problems as world
 
 _TEXTS = (
@@ -30,7 +31,7 @@ def rows(count: int, seed: int = 0) -> list[dict]:
         a, b = rng.randrange(3, 10), rng.randrange(1, 4)
         problem = text.format(name=name, thing=thing, a=a, b=b)
         equation = equation.replace("a", str(a)).replace("b", str(b))
-        value = world.read_equation(equation)[1][-1].value
+        value = equations.read_equation(equation)[1][-1].value
         row = {"id": f"made-{number}", "problem": problem, "answer": str(value)}
         made.append(row | {"equation": equation})
     return made
@@ -38,12 +39,21 @@ def rows(count: int, seed: int = 0) -> list[dict]:
 
 def make(folder: pathlib.Path):
     """Writes data and tokenizer into a folder; returns the settings of a tiny run."""
+    write(folder)
+    return settings(folder)
+
+
+def write(folder: pathlib.Path) -> None:
+    """Writes problems, test problems and a tokenizer into a folder."""
     made = rows(134)
     for name, part in (("problems", made[:122]), ("test", made[122:])):
         lines = "".join(json.dumps(row) + "\n" for row in part)
         (folder / f"{name}.jsonl").write_text(lines)
     _train_tokenizer(folder / "tokenizer", made)
 
+
+def settings(folder: pathlib.Path):
+    """Returns the settings of a tiny run with the data of a folder."""
     c = config.default()
     c.iterations = 1
     c.tokenizer = str(folder / "tokenizer")

@@ -19,6 +19,9 @@ import jax.numpy as jnp
 from stepjax.lm import attention, embedding
 from stepjax.lm import model as lm
 
+# Keys and values of all layers: arrays with an axis of layers, or a tuple of layers.
+Cache = lm.KeyValues | tuple[lm.KeyValues, ...]
+
 
 class Shared(NamedTuple):
     """Caches that several rows of a group read: a context, or `generate.Leads`.
@@ -28,7 +31,7 @@ class Shared(NamedTuple):
       length: valid keys of each, [G, N] int32.
     """
 
-    cache: lm.KeyValues
+    cache: Cache
     length: jax.Array
 
 
@@ -40,7 +43,7 @@ class Suffix(NamedTuple):
       length: tokens written so far, the same for all rows; scalar int32.
     """
 
-    cache: lm.KeyValues
+    cache: Cache
     length: jax.Array
 
 
@@ -53,12 +56,12 @@ def forward(
     *,
     suffix: Suffix | None = None,
     reach: int | None = None,
-) -> tuple[jax.Array, lm.KeyValues]:
+) -> tuple[jax.Array, Cache]:
     """Runs the decoder on tokens behind cached ones.
 
     Args:
       config: of the decoder.
-      params: its parameters.
+      params: its parameters; those of `lm.by_layer` are computed without a scan.
       tokens: [G, W, T] int32.
       start: index of the first real token of each row, counted from the beginning of
         its suffix, [G, W] int32; what comes before is padding.
@@ -70,7 +73,7 @@ def forward(
 
     Returns:
       Hidden states after the last norm, [G, W, T, E], and the keys and values of these
-      tokens, [L, G, K, W, T, D] each.
+      tokens, [L, G, K, W, T, D] each; a tuple of layers for parameters `lm.by_layer`.
     """
     hidden = embedding.embed(params["embedding"], tokens, config.dtype, None)
     offset = jnp.zeros((), jnp.int32) if suffix is None else suffix.length
@@ -117,7 +120,7 @@ def forward(
             own = [_layer(level.cache, number) for level in shared]
             hidden, new = layer(hidden, (of_layer, number, own))
             every.append(new)
-        new = jax.tree.map(lambda *layers: jnp.stack(layers), *every)
+        new = tuple(every)
     else:
         caches = [level.cache for level in shared]
         inputs = params["layers"], jnp.arange(config.num_layers), caches
@@ -126,16 +129,21 @@ def forward(
     return norm.apply({"params": params["final_norm"]}, hidden), new
 
 
-def split_layers(level: Shared) -> Shared:
-    """Returns the level with a tuple of layers as its cache, for `lm.by_layer`.
-
-    A loop that decodes reads these arrays in place.
-    """
-    count = len(level.cache.key)
-    return level._replace(cache=tuple(_layer(level.cache, n) for n in range(count)))
+def unstack(cache: Cache) -> Cache:
+    """Returns a cache as a tuple of layers, which loops read in place."""
+    if isinstance(cache, tuple) and not isinstance(cache, lm.KeyValues):
+        return cache
+    return tuple(_layer(cache, number) for number in range(len(cache.key)))
 
 
-def _layer(cache, number: int) -> lm.KeyValues:
+def stack(cache: Cache) -> lm.KeyValues:
+    """Returns a cache as arrays of all layers."""
+    if isinstance(cache, lm.KeyValues):
+        return cache
+    return jax.tree.map(lambda *layers: jnp.stack(layers), *cache)
+
+
+def _layer(cache: Cache, number: int) -> lm.KeyValues:
     """Returns the keys and values of one layer."""
     if not isinstance(cache, lm.KeyValues):
         return cache[number]
@@ -146,11 +154,13 @@ def _keys(cache: lm.KeyValues) -> jax.Array:
     return jnp.arange(cache.key.shape[-2])
 
 
-def _of_layer(cache: lm.KeyValues, number, reach: int | None) -> lm.KeyValues:
+def _of_layer(cache: Cache, number, reach: int | None) -> lm.KeyValues:
     """Returns the first `reach` keys of one layer, [G, K, W, reach, D].
 
     One slice cuts both the layer and its first keys: with two, XLA copies the layer.
     """
+    if not isinstance(cache, lm.KeyValues):
+        return jax.tree.map(lambda x: x[..., :reach, :], cache[number])
 
     def cut(x):
         size = (1, *x.shape[1:4], reach or x.shape[4], x.shape[5])
@@ -159,17 +169,25 @@ def _of_layer(cache: lm.KeyValues, number, reach: int | None) -> lm.KeyValues:
     return jax.tree.map(cut, cache)
 
 
-def write(suffix: Suffix, new: lm.KeyValues) -> Suffix:
+def empty_suffix(new: Cache, capacity: int) -> Suffix:
+    """Returns room for `capacity` tokens of each row, in the form and type of `new`."""
+
+    def empty(x):
+        return jnp.zeros((*x.shape[:-2], capacity, x.shape[-1]), x.dtype)
+
+    return Suffix(jax.tree.map(empty, new), jnp.zeros((), jnp.int32))
+
+
+def write(suffix: Suffix, new: Cache) -> Suffix:
     """Returns the suffixes with the keys and values of new tokens after the old ones.
 
     Args:
       suffix: with room for them.
-      new: from `forward`, [L, G, K, W, T, D] each.
+      new: from `forward`.
     """
-    at = (0, 0, 0, 0, suffix.length, 0)
-    cache = jax.tree.map(
-        lambda cache, new: jax.lax.dynamic_update_slice(cache, new, at),
-        suffix.cache,
-        new,
-    )
-    return Suffix(cache, suffix.length + new.key.shape[-2])
+
+    def into(cache, new):
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, suffix.length, -2)
+
+    count = jax.tree.leaves(new)[0].shape[-2]
+    return Suffix(jax.tree.map(into, suffix.cache, new), suffix.length + count)

@@ -157,14 +157,6 @@ def empty_contexts(
     return lm.KeyValues(zeros, jnp.zeros_like(zeros))
 
 
-def _empty_suffix(new: lm.KeyValues, capacity: int) -> decode.Suffix:
-    """Returns room for `capacity` tokens of each row, in the type of `new`."""
-    *shape, _, size = new.key.shape
-    zeros = jnp.zeros((*shape, capacity, size), new.key.dtype)
-    cache = lm.KeyValues(zeros, jnp.zeros_like(zeros))
-    return decode.Suffix(cache, jnp.zeros((), jnp.int32))
-
-
 def _contexts(contexts: lm.KeyValues, slots, lengths, bucket: int) -> decode.Shared:
     """Returns the first `bucket` keys of the given slots ([G], or None for all)."""
     cut = jax.tree.map(lambda x: x[:, :, :, :bucket], contexts)
@@ -215,7 +207,7 @@ def extend(model, params, contexts, addition: Addition, *, bucket: int):
         merged = jnp.where(fresh[None, :, None, :, None], new, cache[:, slots])
         return cache.at[:, slots].set(merged, mode="drop")
 
-    return jax.tree.map(write, contexts, new)
+    return jax.tree.map(write, contexts, decode.stack(new))
 
 
 @functools.partial(jax.jit, donate_argnames=("contexts",))
@@ -297,7 +289,7 @@ def sample(
     config, stops = model.config, decoding.stops
     shared = _shared(config, params, prefix, bucket)
     if isinstance(params["layers"], tuple):
-        shared = tuple(map(decode.split_layers, shared))
+        shared = [level._replace(cache=decode.unstack(level.cache)) for level in shared]
     keys = draws.row_keys(decoding.seed, rows.paths)
     allowed = jnp.arange(config.vocab_size) < decoding.vocab
     last_stop = stops.shape[0] - 1
@@ -345,7 +337,7 @@ def sample(
         jnp.zeros((groups, width, capacity), jnp.float32),
     )
     hidden, new = feed(rows.prompts)
-    suffix = _empty_suffix(new, length + capacity)
+    suffix = decode.empty_suffix(new, length + capacity)
     suffix = decode.write(suffix, new)
     state = pick(_State(0, blank, suffix, blank, ~rows.active, nothing), hidden)
     for reach in reaches(capacity):
@@ -355,7 +347,7 @@ def sample(
             functools.partial(decode_step, reach),
             state,
         )
-    return state.samples, state.suffix.cache if keep else None
+    return state.samples, decode.stack(state.suffix.cache) if keep else None
 
 
 def reaches(capacity: int) -> list[int]:

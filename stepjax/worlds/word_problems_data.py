@@ -15,7 +15,7 @@ from stepjax.prompts import Templates
 from stepjax.records import Comparison, Preference, Problem, Question, Solution
 from stepjax.worlds import word_problems as world
 from stepjax.worlds import word_problems_judgments as judgments
-from stepjax.worlds.word_problems import Equation
+from stepjax.worlds.equations import Equation, read_equation
 
 UNDECIDED = 0.3  # share of the comparisons to learn from that hold two wrong steps
 _MOST_DECIMALS = 4  # of any number of a solution; longer ones come from floating point
@@ -200,7 +200,7 @@ def _draw(groups: list[list[Equation]], count: int) -> list[Equation]:
 
 def _short(row: Equation) -> bool:
     """Whether no number of a solution has a fraction or many decimals."""
-    node, operations = world.read_equation(row.equation)
+    node, operations = read_equation(row.equation)
     values = [value for operation in operations for value in operation[1:]]
     texts = [row.answer, *map(form.written, values or [node])]
     decimals = (text.partition(".")[2] for text in texts)

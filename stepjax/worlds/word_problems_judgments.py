@@ -3,6 +3,11 @@
 An explanation redoes the calculation that is due, then checks both candidates:
 
     The last calculation is 76 - 25 = 51. A calculates 76 / 25. B is right. [[B]]
+
+With the style "worked" it also does the calculation digit by digit, as small models
+often get a sum of two-digit numbers wrong:
+
+    The last calculation is 76 - 25. 76 - 20 = 56, 56 - 5 = 51. A calculates …
 """
 
 import random
@@ -16,17 +21,19 @@ from stepjax.initial_data import eft
 from stepjax.initial_data.formats import word_problems as form
 from stepjax.prompts import Templates
 from stepjax.records import Comparison, Preference
+from stepjax.worlds import equations
 from stepjax.worlds import word_problems as world
-from stepjax.worlds.word_problems import Equation, Operation
+from stepjax.worlds.equations import Equation, Operation
 
-EXPLANATIONS = ("short", "none")  # data.explanations
+EXPLANATIONS = ("short", "worked", "none")  # data.explanations
 
-# How often a corrupted step has each mistake, if the problem allows it.
+# How often a corrupted step has each mistake, if the problem allows it. SmolLM2-135M
+# makes these mistakes about as often after SFT on 700 solutions.
 SHARES = {
-    world.OPERATION: 0.35,
-    world.OPERANDS: 0.2,
-    world.ORDER: 0.1,
-    world.ARITHMETIC: 0.2,
+    world.OPERATION: 0.3,
+    world.OPERANDS: 0.15,
+    world.ORDER: 0.05,
+    world.ARITHMETIC: 0.35,
     world.ENDS_EARLY: 0.075,
     world.GOES_ON: 0.075,
 }
@@ -131,7 +138,7 @@ _WRONG = {
 
 def _worked(
     calculations: list[tuple[str, Fraction, Fraction]],
-    move: world.Move,
+    move: equations.Move,
     rng: random.Random,
 ) -> list[tuple[Operation, bool]]:
     """Returns calculations with their results in random order, plain results first.
@@ -140,7 +147,7 @@ def _worked(
     results of word problems.
     """
     rng.shuffle(calculations)
-    made = [(*item, world.apply(*item)) for item in calculations]
+    made = [(*item, equations.apply(*item)) for item in calculations]
     done = [Operation(*item) for item in made if item[3] is not None]
     done.sort(key=lambda item: item.value < 0 or (item.value * 100).denominator > 1)
     return [(operation, move.last) for operation in done]
@@ -149,7 +156,7 @@ def _worked(
 def _numbers(row: Equation, steps: Sequence[str]) -> set[Fraction]:
     """Returns the numbers that a wrong operand can be."""
     numbers = {Fraction(text.replace(",", "")) for text in _NUMBER.findall(row.problem)}
-    for operation in world.read_equation(row.equation)[1]:
+    for operation in equations.read_equation(row.equation)[1]:
         numbers |= {operation.left, operation.right} & {
             Fraction(symbol)
             for symbol in row.equation.split()
@@ -208,7 +215,7 @@ def comparisons(
     Returns:
       Two rows, one per order; none for an equation without an operation.
     """
-    length = len(world.read_equation(row.equation)[1])
+    length = len(equations.read_equation(row.equation)[1])
     if not length:
         return []
     steps: list[str] = []
@@ -257,18 +264,27 @@ def comparison_from(
     for order, a, b in (("ab", one, other), ("ba", other, one)):
         kinds = [world.mistake(row, steps, text) for text in (a, b)]
         verdict = "B" if kinds[0] is not None and kinds[1] is None else "A"
-        text = explanation(row, steps, a, b) if style == "short" else ""
+        text = "" if style == "none" else explanation(row, steps, a, b, style)
         rows.append(
             Comparison(f"{id}-{order}", row.problem, tuple(steps), a, b, verdict, text)
         )
     return rows
 
 
-def explanation(row: Equation, steps: Sequence[str], a: str, b: str) -> str:
+def explanation(
+    row: Equation, steps: Sequence[str], a: str, b: str, style: str = "short"
+) -> str:
     """Explains a judgment: the due calculation, then a sentence about each candidate.
 
     It ends with a space, after which the verdict follows at once. Where several
     operations are due, it names that of a right candidate, if there is one.
+
+    Args:
+      row: the problem.
+      steps: the steps so far, all right.
+      a: the next step that is shown first.
+      b: the next step that is shown second.
+      style: "short" or "worked".
     """
     due = world.next_move(row, steps)
     for text in (b, a):
@@ -278,13 +294,59 @@ def explanation(row: Equation, steps: Sequence[str], a: str, b: str) -> str:
         start = "All calculations are done. "
     else:
         which = "last" if due.last else "next"
-        start = f"The {which} calculation is {form.calculation(*due.operation)}. "
+        done = worked(due.operation) if style == "worked" else ""
+        done = done or form.calculation(*due.operation)
+        start = f"The {which} calculation is {done}. "
     said = (_said(row, steps, *side, due) for side in (("A", a), ("B", b)))
     return start + "".join(f"{text} " for text in said)
 
 
+def worked(operation: Operation) -> str:
+    """Writes a calculation in easier ones: "76 - 25. 76 - 20 = 56, 56 - 5 = 51".
+
+    Sums, differences and products are worked off digit by digit, a quotient is checked
+    by the product. The result is the last number. "" where that makes nothing easier:
+    for small numbers, for decimals and below 0.
+    """
+    symbol, left, right, value = operation
+    if any(n.denominator > 1 or n < 0 for n in operation[1:]) or max(left, right) < 10:
+        return ""
+    start = form.expression(symbol, left, right)
+    if symbol == "/":
+        return f"{start}. {form.calculation('*', right, value, left)}, so {value}"
+    parts, lines = _places(right), []
+    if symbol == "*" and len(parts) == 1:
+        left, right, parts = right, left, _places(left)
+    if len(parts) < 2:
+        return ""
+    if symbol in "+-":
+        at = left
+        for part in parts:
+            result = equations.apply(symbol, at, part)
+            lines.append(form.calculation(symbol, at, part, result))
+            at = result
+    else:
+        lines += [form.calculation("*", left, part, left * part) for part in parts]
+        at = left * parts[0]
+        for part in parts[1:]:
+            lines.append(form.calculation("+", at, left * part, at + left * part))
+            at += left * part
+    return f"{start}. {', '.join(lines)}"
+
+
+def _places(number: Fraction) -> list[Fraction]:
+    """Returns the values of the digits of a whole number that are not 0."""
+    digits = str(number)
+    values = [int(d) * 10 ** (len(digits) - n - 1) for n, d in enumerate(digits)]
+    return [Fraction(value) for value in values if value]
+
+
 def _said(
-    row: Equation, steps: Sequence[str], name: str, text: str, due: world.Move | None
+    row: Equation,
+    steps: Sequence[str],
+    name: str,
+    text: str,
+    due: equations.Move | None,
 ) -> str:
     """Returns the sentence about a candidate."""
     kind, read = world.mistake(row, steps, text), world.read_step(text)

@@ -9,9 +9,10 @@ import tiny_word_config
 from stepjax import records
 from stepjax.prompts import Templates
 from stepjax.records import Problem
+from stepjax.worlds import equations
 from stepjax.worlds import word_problems as world
 from stepjax.worlds import word_problems_data as data
-from stepjax.worlds.word_problems import Equation
+from stepjax.worlds.equations import Equation
 
 
 def made(count=100):
@@ -35,7 +36,7 @@ def renumbered(row, name, by=1):
         )
 
     equation = changed(row.equation)
-    value = world.read_equation(equation)[1][-1].value
+    value = equations.read_equation(equation)[1][-1].value
     problem = changed(row.problem.upper()).replace(" ", "  ")
     return Equation(name, problem, str(value), equation)
 

@@ -10,9 +10,10 @@ from stepjax import prompts
 from stepjax.initial_data import eft
 from stepjax.prompts import Templates
 from stepjax.records import Preference
+from stepjax.worlds import equations
 from stepjax.worlds import word_problems as world
 from stepjax.worlds import word_problems_judgments as judgments
-from stepjax.worlds.word_problems import Equation
+from stepjax.worlds.equations import Equation
 
 ONE = Equation("one", "Ann had 76 pens in 3 bags and lost 25.", "51", "- 76 25")
 TWO = Equation("two", "Bob has 8 cups, gets 3, and 2 break.", "9", "- + 8 3 2")
@@ -36,7 +37,7 @@ def test_the_kinds_of_mistakes_have_their_shares():
     for kind, share in possible.items():
         expected = share / sum(possible.values())
         assert abs(kinds[kind] / len(made) - expected) < 0.05, kind
-    # The first of two operations, which any two of the three numbers may have: it cannot
+    # The first of two operations, which any two of the numbers may have: it cannot
     # go on, and neither operands nor their order can be wrong.
     _, kinds = corrupted(TWO, [])
     missing = {world.GOES_ON, world.ORDER, world.OPERANDS}
@@ -48,7 +49,7 @@ def test_the_calculation_of_a_wrong_choice_is_true():
     kept = 0
     for text in made:
         kind, stated = world.mistake(ONE, [], text), world.read_step(text).calculation
-        value = world.apply(stated.symbol, stated.left.value, stated.right.value)
+        value = equations.apply(stated.symbol, stated.left.value, stated.right.value)
         true = world.agrees(stated.result, value)
         if kind == world.ORDER:
             kept += not true
@@ -133,6 +134,38 @@ def test_a_corruption_needs_a_due_calculation():
 )
 def test_explanations_by_hand(row, steps, a, b, expected):
     assert judgments.explanation(row, steps, a, b) == expected
+
+
+@pytest.mark.parametrize(
+    ("calculation", "expected"),
+    [
+        (("-", 76, 25), "76 - 25. 76 - 20 = 56, 56 - 5 = 51"),
+        (("+", 34, 109), "34 + 109. 34 + 100 = 134, 134 + 9 = 143"),
+        (("*", 56, 9), "56 * 9. 9 * 50 = 450, 9 * 6 = 54, 450 + 54 = 504"),
+        (("*", 27, 16), "27 * 16. 27 * 10 = 270, 27 * 6 = 162, 270 + 162 = 432"),
+        (("/", 504, 9), "504 / 9. 9 * 56 = 504, so 56"),
+        (("+", 8, 3), ""),
+        (("+", 76, 5), ""),
+        (("*", 30, 4), ""),
+        (("-", 25, 76), ""),
+        (("/", 10, 4), ""),
+    ],
+)
+def test_calculations_are_worked_off_digit_by_digit(calculation, expected):
+    symbol, left, right = calculation
+    left, right = Fraction(left), Fraction(right)
+    value = equations.apply(symbol, left, right)
+    assert judgments.worked(equations.Operation(symbol, left, right, value)) == expected
+
+
+def test_a_worked_explanation_replaces_the_calculation():
+    found = judgments.explanation(ONE, [], "Step 1: 76 + 25 = 101.", RIGHT, "worked")
+    assert found == (
+        "The last calculation is 76 - 25. 76 - 20 = 56, 56 - 5 = 51. "
+        "A calculates 76 + 25. B is right. "
+    )
+    small = judgments.explanation(TWO, [], FIRST, "Step 1: 8 * 3 = 24.", "worked")
+    assert small.startswith("The next calculation is 8 + 3 = 11. A is right. ")
 
 
 def test_comparisons_show_one_right_step_in_both_orders():
