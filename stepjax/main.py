@@ -245,7 +245,10 @@ def _export(run: "Run", number: int) -> None:
     )
     verified = ""
     if _verify.value:
-        verified = export.verify_hf(params, shape, _out.value, **same)
+        shardings = run.shardings()
+        verified = export.verify_hf(
+            params, shape, _out.value, shardings=shardings, **same
+        )
     if hosts.first():
         _say(f"M{number} is written to {_out.value} in {_dtype.value}")
         if verified:

@@ -152,6 +152,7 @@ def verify_hf(
     *,
     stop_ids: Sequence[int] = (),
     dtype: str = "float32",
+    shardings: Any = None,
 ) -> str:
     """Reads an exported directory again and compares everything with the model.
 
@@ -163,6 +164,7 @@ def verify_hf(
       directory: what `save_hf` wrote.
       stop_ids: as `save_hf` was given them.
       dtype: as `save_hf` was given it; the parameters are rounded to it first.
+      shardings: of the parameters, as in `weights.load_hf`; None for numpy arrays.
 
     Returns:
       One sentence that says what was compared.
@@ -178,9 +180,6 @@ def verify_hf(
                 f"{directory}: config.json gives {name}={getattr(found, name)!r}; "
                 f"expected {value!r}. {_AGAIN}"
             )
-    arrays = jax.tree.leaves(params)
-    sharded = isinstance(arrays[0], jax.Array)
-    shardings = jax.tree.map(lambda x: x.sharding, params) if sharded else None
     again = traverse_util.flatten_dict(load_hf(directory, found, shardings), sep="/")
     for path, array in traverse_util.flatten_dict(params, sep="/").items():
         different = int(_different(array, again[path], _SAVED[dtype]))
@@ -196,9 +195,10 @@ def verify_hf(
             f"eos_token_id={settings.get('eos_token_id')}; expected {list(stop_ids)}. "
             f"{_AGAIN}"
         )
+    numbers = sum(array.size for array in jax.tree.leaves(params))
     return (
         f"read again: {len(tensor_names(config))} tensors with "
-        f"{sum(array.size for array in arrays):,} numbers equal the model's, rounded "
+        f"{numbers:,} numbers equal the model's, rounded "
         f"to {dtype}; config.json and the stop ids {list(stop_ids)} are the model's"
     )
 

@@ -131,6 +131,10 @@ class Run:
         ids = [row.id for row in rows]
         return sft.fitting_trees(trees, ids, self.settings.train.row_length, "ift")[0]
 
+    def shardings(self) -> Any:
+        """Returns where each parameter lies on the devices of training."""
+        return sharding.param_shardings(self.mesh, lm.abstract_params(self.model))
+
     def params(self, number: int) -> Any:
         """Returns the parameters of M`number`, in their shardings.
 
@@ -158,7 +162,7 @@ class Run:
         like = jax.tree.map(
             lambda x, own: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own),
             lm.unboxed(shapes),
-            sharding.param_shardings(self.mesh, shapes),
+            self.shardings(),
         )
         digests = files.read_json(path)["arrays"]
         with self.monitor.during(f"loading {folder.name}"):
@@ -168,8 +172,7 @@ class Run:
         init = self.settings.init
         if init == "random":
             return train.init_params(self.model, self.mesh, self.settings.seed)
-        shapes = lm.abstract_params(self.model)
-        shardings = sharding.param_shardings(self.mesh, shapes)
+        shardings = self.shardings()
         source, config = self._initial_weights(), self.model.config
         if init.startswith("gguf:"):
             return gguf_files.load_gguf(gguf_files.GgufFile(source), config, shardings)
