@@ -214,7 +214,8 @@ def _different(one, other, dtype: np.dtype):
     def count(a, b):
         return jnp.sum(a.astype(dtype).astype(jnp.float32) != b)
 
-    return jax.jit(count)(one, other)
+    whole = jax.sharding.NamedSharding(other.sharding.mesh, PartitionSpec())
+    return jax.jit(count, out_shardings=whole)(one, other)  # on every host
 
 
 def _checked(params, config) -> dict[str, Any]:

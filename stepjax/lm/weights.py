@@ -263,15 +263,19 @@ def check_finite(params: Any, config: ModelConfig, origin: Any, remedy: str) -> 
 def _not_finite(array, stacked: bool) -> np.ndarray:
     """Counts the numbers that are not finite: of each layer, or of the array."""
     if isinstance(array, jax.Array):
-        return np.asarray(_count_not_finite(array, stacked))
+        mesh = getattr(array.sharding, "mesh", None)
+        whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        return np.asarray(_count_not_finite(array, stacked, whole))
     layers = array if stacked else array[None]
     return np.array([layer.size - np.isfinite(layer).sum() for layer in layers])
 
 
-@functools.partial(jax.jit, static_argnames="stacked")
-def _count_not_finite(array, stacked):
-    axes = tuple(range(int(stacked), array.ndim))
-    return jnp.sum(~jnp.isfinite(array), axes)
+@functools.partial(jax.jit, static_argnames=("stacked", "whole"))
+def _count_not_finite(array, stacked, whole):
+    counts = jnp.sum(~jnp.isfinite(array), tuple(range(int(stacked), array.ndim)))
+    if whole is None:
+        return counts
+    return jax.lax.with_sharding_constraint(counts, whole)  # on every host
 
 
 def _check_tensor(stored: Stored, name: str, expected, directory) -> None:
@@ -281,9 +285,12 @@ def _check_tensor(stored: Stored, name: str, expected, directory) -> None:
             f"{stored.shape}. Take the config.json that belongs to the weights."
         )
     if stored.kind not in KINDS:
+        remedy = "Use a checkpoint that is not quantised."
+        if stored.kind == "F64":
+            remedy = "Save it again in float32, e.g. with transformers."
         raise ValueError(
             f"{directory}: tensor {name} is {stored.kind}; expected one of "
-            f"{tuple(KINDS)}. Use a checkpoint that is not quantised."
+            f"{tuple(KINDS)}. {remedy}"
         )
 
 

@@ -15,7 +15,7 @@ from etils import epath
 
 from stepjax import prompts, records
 from stepjax.initial_data.formats import sources
-from stepjax.lm import gguf_files, gguf_tokenizer, hosts, tokenizer
+from stepjax.lm import gguf_files, gguf_tokenizer, hf_config, hosts, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks
 from stepjax.run.kind import Kind, choose
@@ -320,6 +320,7 @@ def make_tokenizer(settings: Settings, directory: pathlib.Path) -> tokenizer.Tok
     opened = gguf_files.GgufFile(source) if kind == "gguf" else None
     with tempfile.TemporaryDirectory() as folder:
         if kind == "hf":
+            hf_config.config_from_hf(source)  # refuses it before anything is written
             path = path or source
         elif opened and not path:
             path = _gguf_tokenizer(opened, folder)

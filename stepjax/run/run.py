@@ -186,7 +186,8 @@ class Run:
         together with the weights.
         """
         kept = files.read_json(self.dir.path / "data" / "manifest.json")
-        places = [kept["initial_weights"], data.initial_weights(self.settings)]
+        here = data.initial_weights(self.settings)
+        places = [kept.get("initial_weights", here), here]
         for place in places:
             if epath.Path(place).exists():
                 return place

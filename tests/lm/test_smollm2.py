@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from stepjax.lm import export, gguf_files, gguf_tokenizer, sharding, tokenizer
+from stepjax.lm import export, gguf_files, gguf_tokenizer, tokenizer
 from stepjax.lm import model as lm
 from stepjax.lm.sampler import Sampler, make_decoding
 
@@ -60,7 +60,7 @@ def theirs(torch):
 
 
 @pytest.fixture(scope="module")
-def answers(ours):
+def answers(ours, one_device):
     """Greedy answers of stepjax: (ids of the prompt, ids of the answer)."""
     config, params, ids, _ = ours
     prompts = [
@@ -69,9 +69,8 @@ def answers(ours):
         )
         for text in PROBLEMS
     ]
-    mesh = sharding.make_mesh(1, 1, 1)
-    model = lm.Decoder(config, mesh)
-    sampler = Sampler(model, lm.frozen(params, "float32"), mesh, 16, 128)
+    model = lm.Decoder(config, one_device)
+    sampler = Sampler(model, lm.frozen(params, "float32"), one_device, 16, 128)
     decoding = make_decoding(
         ids, (), seed=0, temperature=0.0, top_p=1.0, max_tokens=NEW
     )
