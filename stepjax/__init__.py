@@ -73,7 +73,8 @@ The language model; it imports nothing of the above but forest and losses:
                     memory.py      contexts held earlier: kept, and copied back
                     draws.py       random keys, one token from the nucleus
                     stops.py       stop strings as an automaton over token ids
-                    tokenizer.py   text to ids and back
+                    tokenizer.py   text to ids and back; encoder.py: names of special
+                                   tokens in data stay text; chat.py: chat templates
                     weights.py     Hugging Face directories in; hf_config.py,
                                    tensor_files.py; export.py writes them
                     gguf_files.py  GGUF files in; gguf_tokenizer.py: their tokenizers

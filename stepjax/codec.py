@@ -5,12 +5,20 @@ then one piece per step, and for the judge the parts of its template between the
 piece is encoded as it continues after a newline. So the ids of a sequence grow without
 ever changing, caches can be extended, and a sampled step's own ids can take the place
 of its text. EOS ends a final step and a verdict, nothing else.
+
+Names of special tokens ("<|im_end|>") become control ids in templates only. In a
+problem, a step, an explanation or a candidate they are plain text.
+
+With `Templates.chat` = "template", the texts of the tokenizer's chat template belong to
+the first piece and to the last piece of a prompt, and EOS is the model's end of turn.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
 from stepjax import prompts
+from stepjax.lm.chat import Chat
 from stepjax.lm.tokenizer import Tokenizer
 from stepjax.prompts import Templates
 from stepjax.records import Comparison, Solution
@@ -20,7 +28,8 @@ class Codec:
     """A tokenizer with the templates of a run.
 
     Attributes:
-      tokenizer: the tokenizer.
+      tokenizer: the tokenizer; with a chat template, its `eos_id` is the id that ends
+        a turn, which also comes first in its `stop_ids`.
       templates: the prompt texts.
       newline: ids of a newline at the end of a line.
       stop_ids: ids that end a sequence.
@@ -30,19 +39,48 @@ class Codec:
         """Checks the templates and prepares the fixed pieces.
 
         Raises:
-          ValueError: for bad templates, or pieces that the tokenizer cannot encode
-            line by line.
+          ValueError: for bad templates, pieces that the tokenizer cannot encode line by
+            line, or a chat template that is missing or cannot be used.
         """
         prompts.check_templates(templates)
+        self._chat, self._bos = Chat(), True
+        if templates.chat == "template":
+            # The template says whether a prompt begins with BOS.
+            self._chat, self._bos = tokenizer.chat(), False
+            end = self._chat.end_id
+            stops = tuple(dict.fromkeys((end, *tokenizer.stop_ids)))
+            tokenizer = dataclasses.replace(tokenizer, eos_id=end, stop_ids=stops)
         self.tokenizer, self.templates = tokenizer, templates
         self.stop_ids = frozenset(tokenizer.stop_ids)
         line = tokenizer.encode_line("a")
         self.newline = tokenizer.encode_line("a\n")[len(line) :]
         self._lines = functools.lru_cache(maxsize=65536)(self._encode_line)
+        self._fixed = functools.lru_cache(maxsize=64)(self._encode_fixed)
         # "{problem}" stays in the head: each problem's text is put in later.
         self._judge_head = prompts.judge_pieces(templates, "{problem}").head
-        _, *fixed = prompts.judge_pieces(templates, "")
-        self._before_a, self._between, self._tail = map(self.line, fixed)
+        _, before_a, between, tail = prompts.judge_pieces(templates, "")
+        self._before_a, self._between = map(self._fixed, (before_a, between))
+        self._tail = self.closing(tail)
+        if templates.chat == "template":
+            self._check_replies()
+
+    def _check_replies(self) -> None:
+        """Refuses a chat template behind which a step does not begin like a line."""
+        after, step = self._chat.after, prompts.marker(self.templates, 1)
+        prompt = self.tokenizer.encode_prompt(f"a{after}", bos=False)
+        joint = self.tokenizer.encode_prompt(f"a{after}{step}", bos=False)
+        line = list(self.line(step))
+        if joint != prompt + line:
+            raise ValueError(
+                f"behind the chat template's last text {after[-40:]!r}, the tokenizer "
+                f"writes {step!r} as {joint[len(prompt) :]}; expected {line}, as at "
+                "the start of a line. Set prompts.chat='none', and write the markup "
+                "into prompts.solve and prompts.judge, with a newline at the end."
+            )
+
+    def _encode_fixed(self, text: str) -> tuple[int, ...]:
+        """Returns the ids of a part of a template that begins a line."""
+        return tuple(self.tokenizer.encode_line(text, markup=True))
 
     def _encode_line(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode_line(text)) if text else ()
@@ -51,10 +89,56 @@ class Codec:
         """Returns the ids of a text that begins at the start of a line."""
         return self._lines(text)
 
+    def opening(self, text: str, problem: str) -> tuple[int, ...]:
+        """Returns the ids of the first piece of a prompt that has several.
+
+        Args:
+          text: the part of a template that holds "{problem}"; ends with a newline.
+          problem: text of the problem.
+        """
+        return self._prompt(text.lstrip() if self._chat.trims else text, problem)
+
+    def closing(self, text: str) -> tuple[int, ...]:
+        """Returns the ids of the last piece of such a prompt; the response follows.
+
+        Args:
+          text: the last part of a template, which begins a line; may be empty.
+        """
+        text = text.rstrip() if self._chat.trims else text
+        return self._fixed(text + self._chat.after)
+
+    def prompt(self, text: str, problem: str) -> tuple[int, ...]:
+        """Returns the ids of a prompt of one piece; the response follows.
+
+        Args:
+          text: a template with "{problem}"; ends with a newline.
+          problem: text of the problem.
+        """
+        text = text.strip() if self._chat.trims else text
+        return self._prompt(text, problem, self._chat.after)
+
+    def _prompt(self, text: str, problem: str, after: str = "") -> tuple[int, ...]:
+        if self._chat.trims:  # the text is trimmed, but it may begin with the problem
+            problem = problem.lstrip() if text.startswith("{problem}") else problem
+            problem = problem.rstrip() if text.endswith("{problem}") else problem
+        text, texts = self._chat.before + text + after, {"{problem}": problem}
+        return tuple(self.tokenizer.encode_prompt(text, texts, bos=self._bos))
+
+    def message(self, text: str) -> tuple[int, ...]:
+        """Returns the ids of a prompt whose texts are put in already, for a teacher.
+
+        Names of special tokens in it are plain text. Only when the judge's template
+        has some itself, which cannot be told from the others any more, and no chat
+        template is used, do all of them become control ids.
+        """
+        if self.templates.chat == "none":
+            if self.tokenizer.has_markup(self.templates.judge):
+                return tuple(self.tokenizer.encode_prompt(text))
+        return self.prompt("{problem}", text)
+
     def solve_prompt(self, problem: str) -> tuple[int, ...]:
         """Returns the ids that the solution of a problem follows."""
-        text = prompts.solve_prompt(self.templates, problem)
-        return tuple(self.tokenizer.encode_prompt(text))
+        return self.prompt(self.templates.solve, problem)
 
     def step(self, text: str) -> tuple[int, ...]:
         """Returns the ids of a step: with its newline, or bare when it is final."""
@@ -72,8 +156,7 @@ class Codec:
         self, problem: str, steps: Sequence[Sequence[int]]
     ) -> tuple[int, ...]:
         """Returns the ids shared by all judgments of a step; grows with the steps."""
-        head = self._judge_head.replace("{problem}", problem)
-        ids = list(self.tokenizer.encode_prompt(head))
+        ids = list(self.opening(self._judge_head, problem))
         for step in steps:
             ids.extend(self.as_line(step))
         return tuple(ids)

@@ -50,6 +50,9 @@ def default() -> ml_collections.ConfigDict:
     text.judge = ""  # template with {problem}, {steps}, {a}, {b}
     text.step = "Step {n}: "  # marker of a step (paper, appendix)
     text.verdict = "[[{side}]]"  # (paper, appendix)
+    # "template" puts the tokenizer's own chat template around all prompts, and the
+    # model's own end of turn ends every response; "none" does neither.
+    text.chat = "none"
 
     c.data = data = ml_collections.ConfigDict()
     data.world = ""  # "arithmetic": made on the spot; "": the files below

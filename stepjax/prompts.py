@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+CHATS = ("none", "template")  # what goes around a prompt: see `Templates.chat`
+
 SOLVE = r"""Solve the mathematics problem below, one logical step at a time.
 Begin each step on a new line with "Step n: ", where n counts up from 1. Do only one
 thing in a step, and say why it holds. Close the last step with the final answer in
@@ -67,12 +69,15 @@ class Templates:
         explanation and the verdict follow.
       step: marker that begins step number n; holds "{n}".
       verdict: form of the verdict; holds "{side}", for which "A" or "B" is put in.
+      chat: what goes around the prompts: "none", or "template" for the tokenizer's own
+        chat template, whose user message each prompt then is.
     """
 
     solve: str = SOLVE
     judge: str = JUDGE
     step: str = "Step {n}: "
     verdict: str = "[[{side}]]"
+    chat: str = "none"
 
 
 class JudgePieces(NamedTuple):
@@ -101,8 +106,8 @@ def check_templates(t: Templates) -> None:
       t: the templates.
 
     Raises:
-      ValueError: a prompt breaks a rule of `check_prompt`; or `step` or `verdict`
-        cannot tell where a step begins or which side won.
+      ValueError: a prompt breaks a rule of `check_prompt`; `step` or `verdict`
+        cannot tell where a step begins or which side won; or `chat` is unknown.
     """
     check_prompt("solve", t.solve)
     check_prompt("judge", t.judge, ("{steps}", "{a}", "{b}"))
@@ -127,6 +132,8 @@ def check_templates(t: Templates) -> None:
             f"template 'verdict' is {t.verdict!r}; expected one {{side}}, as in "
             "'[[{side}]]'."
         )
+    if t.chat not in CHATS:
+        raise ValueError(f"prompts.chat={t.chat!r}; expected one of {CHATS}.")
 
 
 def check_prompt(name: str, text: str, placeholders: Sequence[str] = ()) -> None:

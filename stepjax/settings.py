@@ -32,6 +32,7 @@ class Texts:
     judge: str
     step: str
     verdict: str
+    chat: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,6 +351,7 @@ def templates(texts: Texts, base: prompts.Templates) -> prompts.Templates:
         judge=texts.judge or base.judge,
         step=texts.step,
         verdict=texts.verdict,
+        chat=texts.chat,
     )
     prompts.check_templates(result)
     return result

@@ -153,10 +153,10 @@ def ratings(texts: Texts) -> Judgments:
         codec: Codec, problem: str, steps: Sequence[Sequence[int]]
     ) -> tuple[int, ...]:
         del steps  # a solution follows the problem alone
-        return tuple(codec.tokenizer.encode_prompt(head.replace("{problem}", problem)))
+        return codec.opening(head, problem)
 
     def rate(codec: Codec, solution: Sequence[int]) -> tuple[int, ...]:
-        return codec.as_line(solution) + codec.line(tail)
+        return codec.as_line(solution) + codec.closing(tail)
 
     def question(codec: Codec, request: Request, call: Call) -> tuple[int, ...]:
         return rate(codec, request.candidates[call[0]])

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from stepjax import records
+from stepjax.codec import Codec
 from stepjax.initial_data import eft, mcts, teacher, teacher_local
 from stepjax.lm import hf_config, hosts, sharding, tokenizer, weights
 from stepjax.lm import model as lm
@@ -124,10 +125,10 @@ def _local(run: Run) -> teacher.Generate:
 
     All hosts call this together, because all of them load M0; the first one asks.
     """
-    options, ids, model = run.settings.teacher, run.codec.tokenizer, run.local_model
+    options, codec, model = run.settings.teacher, run.codec, run.local_model
     if options.model:
         folder = options.model.removeprefix("hf:")
-        ids = tokenizer.load(folder)
+        codec = Codec(tokenizer.load(folder), codec.templates)
         numerics = {
             name: getattr(model.config, name)
             for name in ("dtype", "remat", "attention")
@@ -143,9 +144,10 @@ def _local(run: Run) -> teacher.Generate:
     verdict = run.codec.templates.verdict
     return teacher_local.sampled(
         sampler,
-        ids,
+        codec.tokenizer,
         ends=[verdict.replace("{side}", side) for side in "AB"],
         temperature=options.temperature,
         max_tokens=options.max_tokens,
         seed=run.settings.seed,
+        encode=codec.message,
     )

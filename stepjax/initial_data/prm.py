@@ -48,14 +48,7 @@ def context(codec: Codec, solving: Solving, prompt: str = "") -> Ids:
       prompt: template with {problem}, ends with a newline; "" takes the solver's.
     """
     lines = (codec.as_line(step) for step in solving.steps)
-    return sum(lines, _prompt(codec, solving.problem, prompt))
-
-
-def _prompt(codec: Codec, problem: str, prompt: str) -> Ids:
-    if not prompt:
-        return codec.solve_prompt(problem)
-    text = prompt.replace("{problem}", problem)
-    return tuple(codec.tokenizer.encode_prompt(text))
+    return sum(lines, codec.prompt(prompt or codec.templates.solve, solving.problem))
 
 
 def label_ids(codec: Codec) -> tuple[Ids, Ids]:
@@ -112,7 +105,7 @@ def tree(
             weights.extend([weight] * len(ids))
         return path
 
-    trunk = list(lay(_prompt(codec, row.problem, prompt), -1))
+    trunk = list(lay(context(codec, Solving(row.problem, ()), prompt), -1))
     last = max(n for n, label in enumerate(row.labels) if label is not None)
     for text, label in zip(row.steps[: last + 1], row.labels, strict=False):
         step = codec.as_line(codec.step(text))

@@ -1,6 +1,6 @@
 """A model of our own as the teacher: it writes on from each prompt."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from stepjax.initial_data.teacher import Generate
 from stepjax.initial_data.teacher_answers import Answer
@@ -19,6 +19,7 @@ def sampled(
     top_p: float = 1.0,
     max_tokens: int,
     seed: int = 0,
+    encode: Callable[[str], Sequence[int]] | None = None,
 ) -> Generate:
     """Returns a model that writes the answers of the teacher "local".
 
@@ -33,6 +34,7 @@ def sampled(
       top_p: share of the probability that is sampled from.
       max_tokens: most tokens of an answer; a longer one is cut off.
       seed: of the draws.
+      encode: prompt → ids; None takes `tokenizer.encode_prompt`.
 
     Returns:
       ``generate(prompts)``: yields (index of a prompt, its answer), in any order.
@@ -47,6 +49,7 @@ def sampled(
         max_tokens=max_tokens,
     )
     slots = len(sampler.held)
+    encode = encode or tokenizer.encode_prompt
 
     def generate(prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
         # A slot gets neighbours one after another. They often begin alike (the two
@@ -54,7 +57,7 @@ def sampled(
         rounds = -(-len(prompts) // slots)
         for turn in range(rounds):
             batch = list(range(turn, len(prompts), rounds))
-            ids = [tokenizer.encode_prompt(prompts[index]) for index in batch]
+            ids = [list(encode(prompts[index])) for index in batch]
             names = [hash_id(prompts[index]) for index in batch]
             paths = [[draws.candidate_path(0, name, 0, 0, 0)] for name in names]
             rows = sample_behind(

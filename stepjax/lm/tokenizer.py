@@ -2,18 +2,21 @@
 
 Token ids are the truth in this library, so this module decides in one place each: when
 a BOS token is added (``encode_prompt``), how text that continues after a newline is
-encoded (``encode_line``), and which bytes a token stands for (``token_bytes``).
+encoded (``encode_line``), which text may become control ids (templates may, data may
+not), and which bytes a token stands for (``token_bytes``).
 """
 
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from stepjax.lm import chat, encoder
 
 _END_OF_SEQUENCE = ("</s>", "<|im_end|>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
 FILES = (  # what a tokenizer may consist of
@@ -63,26 +66,36 @@ class Tokenizer:
     token_bytes: tuple[bytes, ...] = field(repr=False)
     _backend: PreTrainedTokenizerFast = field(repr=False)
     _bare: bool = field(repr=False)
+    _control: Mapping[str, int] = field(repr=False)  # special tokens: name → id
+    _encoder: encoder.Encoder = field(repr=False)
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(
+        self, text: str, texts: Mapping[str, str] | None = None, *, bos: bool = True
+    ) -> list[int]:
         """Encodes the text that a sequence begins with.
 
         The only place that adds a BOS token: once, if this tokenizer's own default
-        adds one and the text does not begin with it already. Texts of special tokens
-        (``<|im_start|>``) become their ids.
+        adds one and the text does not begin with it already. Names of special tokens
+        in the text (``<|im_start|>``) become their ids, those in `texts` do not.
 
         Args:
-          text: the whole prompt, chat markup included.
+          text: the whole prompt or its template, chat markup included.
+          texts: placeholder in `text` → what is put in for it, as plain text.
+          bos: False adds no BOS token.
 
         Returns:
           Token ids.
         """
-        ids = _encode(self._backend, text)
-        if self.bos_id is None or ids[:1] == [self.bos_id]:
+        text = self._encoder.mark(text)
+        if texts:
+            places = "|".join(map(re.escape, texts))
+            text = re.sub(places, lambda place: texts[place[0]], text)
+        ids = self._encoder.encode(text)
+        if not bos or self.bos_id is None or ids[:1] == [self.bos_id]:
             return ids
         return [self.bos_id, *ids]
 
-    def encode_line(self, text: str) -> list[int]:
+    def encode_line(self, text: str, *, markup: bool = False) -> list[int]:
         r"""Encodes text as it continues after a newline.
 
         The ids are those that follow when the text is encoded together with a newline
@@ -90,6 +103,8 @@ class Tokenizer:
 
         Args:
           text: what comes after the newline; "" gives [].
+          markup: True turns names of special tokens in the text into their ids, as
+            templates need it. Otherwise they are plain text.
 
         Returns:
           Token ids, without BOS.
@@ -98,8 +113,9 @@ class Tokenizer:
           ValueError: if the newline and the text do not come apart, as with text that
             begins with a newline of its own.
         """
-        newline = _encode(self._backend, "\n")
-        joint = _encode(self._backend, "\n" + text)
+        marked = self._encoder.mark(text) if markup else text
+        newline = self._encoder.encode("\n")
+        joint = self._encoder.encode("\n" + marked)
         if joint[: len(newline)] != newline:
             raise ValueError(
                 f"text {text[:40]!r} fuses with the newline before it into the ids "
@@ -107,6 +123,18 @@ class Tokenizer:
                 f"{newline} first. Begin the text with a letter or a digit."
             )
         return joint[len(newline) :]
+
+    def has_markup(self, text: str) -> bool:
+        """Returns whether a text holds the name of a special token."""
+        return self._encoder.mark(text) != text
+
+    def chat(self) -> chat.Chat:
+        """Returns what this tokenizer's chat template writes around a message.
+
+        Raises:
+          ValueError: when there is no template, or it cannot be used.
+        """
+        return chat.read(self._backend, self._control)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids by joining their bytes.
@@ -209,6 +237,7 @@ def load(path: str | Path) -> Tokenizer:
 
     eos_id = _eos_id(backend, path)
     token_bytes = _token_bytes(backend, path)
+    control = _control(backend, [eos_id, *stops])
     return Tokenizer(
         directory=file.parent,
         vocab_size=len(token_bytes),
@@ -219,6 +248,8 @@ def load(path: str | Path) -> Tokenizer:
         token_bytes=token_bytes,
         _backend=backend,
         _bare=bare,
+        _control=control,
+        _encoder=encoder.make(backend.backend_tokenizer, control),
     )
 
 
@@ -295,6 +326,16 @@ def _generation_settings(directory: Path) -> tuple[Path, dict]:
             settings = {key: settings[key] for key in _GENERATION if key in settings}
         return file, settings
     return directory / "generation_config.json", {}
+
+
+def _control(backend: PreTrainedTokenizerFast, stops: Sequence[int]) -> dict[str, int]:
+    """Name → id of the added tokens that are special or end a generation.
+
+    Further added tokens (``<think>``) are words, as other words are.
+    """
+    ids = {*backend.all_special_ids, *stops}
+    added = backend.backend_tokenizer.get_added_tokens_decoder()
+    return {t.content: id for id, t in added.items() if t.special or id in ids}
 
 
 def _generation_stops(directory: Path) -> list[int]:

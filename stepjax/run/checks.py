@@ -7,7 +7,7 @@ from stepjax.codec import Codec
 from stepjax.controls import JUDGES
 from stepjax.initial_data import prm, teacher
 from stepjax.judge import SCORES
-from stepjax.lm import hf_config, hosts, sharding, train
+from stepjax.lm import hf_config, hosts, sharding, tokenizer, train
 from stepjax.lm import model as lm
 from stepjax.run.kind import choose
 from stepjax.search import ON_TIE
@@ -216,7 +216,9 @@ def check_initial_data(
         # It is not asked here; that needs a file for its answers, and a local model.
         teacher.make_teacher(settings.teacher, "answers.jsonl", generate=lambda p: ())
     if settings.teacher.backend == "local" and settings.teacher.model:
-        hf_config.config_from_hf(settings.teacher.model.removeprefix("hf:"))
+        folder = settings.teacher.model.removeprefix("hf:")
+        hf_config.config_from_hf(folder)
+        Codec(tokenizer.load(folder), codec.templates)
     if options.prompt:  # `check_budgets` has checked that of the solver
         prompts.check_prompt("prm.prompt", options.prompt)
         for row in files["tree_questions"]:

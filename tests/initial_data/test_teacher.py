@@ -315,6 +315,24 @@ def test_a_model_of_ours_answers_in_batches_until_it_stops(codec):
     ]
 
 
+def test_prompts_of_a_model_of_ours_are_encoded_as_asked(codec):
+    asked = []
+
+    def encode(prompt):
+        asked.append(prompt)
+        return codec.line("5*3+1\n")
+
+    sampler = FakeSampler(codec, 1, lambda *_: (codec.tokenizer.eos_id,))
+    generate = teacher_local.sampled(
+        sampler, codec.tokenizer, max_tokens=4, encode=encode
+    )
+    assert [answer.text for _, answer in generate(["a</s>", "b"])] == ["", ""]
+    assert asked == ["a</s>", "b"]
+    assert [row.context + row.prompt for row in sampler.asked] == ["5*3+1\n"] * 2
+    # The codec of a run encodes the names of special tokens as text.
+    assert codec.tokenizer.eos_id not in codec.message("a</s>")
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_answer_does_not_depend_on_what_is_asked_beside_it(
     codec, one_device, quick_compiles, temperature

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-from stepjax import config, records, settings
-from stepjax.initial_data.formats import files, preferences, sources
+from stepjax import config, prompts, records, settings
+from stepjax.codec import Codec
+from stepjax.initial_data.formats import files, sources
 from stepjax.lm import files as lm_files
 from stepjax.lm import tokenizer
 from stepjax.pairs import Pair
@@ -44,7 +45,7 @@ def read(
         ) from error
     try:
         made = settings.from_config(config.from_dict(values))
-        decode = tokenizer.load(folder / "tokenizer").decode
+        ids = tokenizer.load(folder / "tokenizer")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{folder}: its config.json or its tokenizer is none of a run of stepjax "
@@ -52,17 +53,21 @@ def read(
             "run, as in DIR/M1/pairs.jsonl."
         ) from error
     texts = settings.templates(made.texts, data.world_templates(made.data.world))
+    codec = Codec(ids, texts)
 
     def parse(row: dict, name: str, templates: Templates) -> list[Preference]:
         del name  # a pair has an id
         pair = records.from_object(row, Pair)
-        context = decode(pair.context_ids)
-        problem, steps = preferences.cut_prompt(templates, context)
-        if problem != pair.problem:
+        prompt = codec.solve_prompt(pair.problem)
+        begins, rest = pair.context_ids[: len(prompt)], pair.context_ids[len(prompt) :]
+        if tuple(begins) != prompt:
             raise ValueError(
-                f"the ids of the context say {context[:60]!r}; expected the prompt of "
-                "the problem and its steps. Is the tokenizer the run's own?"
+                f"the ids of the context say {ids.decode(begins)[:60]!r}; expected the "
+                "prompt of the problem and its steps. Is the tokenizer the run's own?"
             )
-        return [Preference(pair.id, problem, steps, pair.chosen, pair.rejected)]
+        steps = prompts.split_steps(templates, codec.text(rest)) if rest else ()
+        return [
+            Preference(pair.id, pair.problem, tuple(steps), pair.chosen, pair.rejected)
+        ]
 
     return sources.read_with(path, parse, "pairs", texts, rejects), texts
