@@ -161,6 +161,9 @@ def default() -> ml_collections.ConfigDict:
     c.sft = sft = ml_collections.ConfigDict()
     sft.phases = (phase(),)  # paper: one phase, IFT and EFT mixed
     sft.verdict_weight = 1.0  # loss weight of the verdict's tokens
+    # True: the judgments of a problem are trained together, as branches of one tree
+    # that computes the problem once; a batch then counts them as one sequence.
+    sft.share_problems = False
 
     c.search = search = ml_collections.ConfigDict()
     search.width = 6  # candidates per step, w (paper)

@@ -150,6 +150,7 @@ class Sft:
 
     phases: tuple[sft.Phase, ...]
     verdict_weight: float
+    share_problems: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +312,7 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
         teacher=Teacher(**config.teacher),
         mesh=MeshShape(**config.mesh),
         train=Train(**config.train),
-        sft=Sft(tuple(map(_phase, config.sft.phases)), config.sft.verdict_weight),
+        sft=Sft(**{**config.sft, "phases": tuple(map(_phase, config.sft.phases))}),
         search=Search(**config.search),
         judge=Judge(**config.judge),
         srlm=Srlm(**config.srlm),

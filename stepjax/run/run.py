@@ -121,6 +121,7 @@ class Run:
             example=self.kind.judgments.example,
             row_length=self.settings.train.row_length,
             verdict_weight=self.settings.sft.verdict_weight,
+            share=self.settings.sft.share_problems,
         )
 
     @functools.cached_property
