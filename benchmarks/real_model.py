@@ -2,7 +2,8 @@
 
     python benchmarks/real_model.py --model=DIR --torch=PYTHON
 
-DIR is a Hugging Face folder of a model that stepjax reads, for example SmolLM2-135M.
+DIR is a Hugging Face folder of a model that stepjax reads, for example SmolLM2-135M;
+--model=gguf:FILE takes a GGUF file, which is first written to such a folder.
 PYTHON is an interpreter in which torch and transformers are installed; without it the
 peers are skipped. Both programs compute in float32 and in bfloat16. The shapes are in
 real_work.py; README.md says what is compared, and has the last results.
@@ -114,14 +115,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", choices=tuple(TITLES), action="append")
     options = parser.parse_args()
-    if not pathlib.Path(options.model, "config.json").exists():
+    file = options.model.removeprefix("gguf:")
+    is_gguf = file != options.model
+    if not pathlib.Path(file if is_gguf else f"{file}/config.json").is_file():
         parser.error(
-            f"--model={options.model} has no config.json; expected the folder of a "
-            "Hugging Face model"
+            f"--model={options.model}; expected the folder of a Hugging Face model, "
+            "with its config.json, or gguf: and the path of a GGUF file"
         )
     print(f"instructions for bfloat16 products on this CPU: {fast_types()}", flush=True)
     differing = []
     with tempfile.TemporaryDirectory() as folder:
+        if is_gguf:
+            to, script = f"{folder}/model", "real_model_stepjax.py"
+            convert = compare.Program("convert", sys.executable, script, to)
+            compare.ask(convert, options.model, pathlib.Path(folder))
+            options.model = to
         for name in options.work or TITLES:
             differing += measure(name, options, pathlib.Path(folder))
     if differing:

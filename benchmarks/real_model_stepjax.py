@@ -3,6 +3,8 @@
 MODEL is a Hugging Face directory. LAYOUT is a name of `real_work.TOKENS` and a type,
 for example "score, bfloat16". Trained weights, their gradients and AdamW's moments are
 float32 with both types.
+
+With gguf:FILE as MODEL, LAYOUT is a directory to which the weights are written.
 """
 
 import dataclasses
@@ -17,10 +19,19 @@ import real_work as shapes
 import work
 
 from stepjax import forest, sft
-from stepjax.lm import hf_config, sharding, train, weights
+from stepjax.lm import export, gguf_files, hf_config, sharding, train, weights
 from stepjax.lm import model as lm
 from stepjax.lm.generate import Decoding
 from stepjax.lm.sampler import Sampler
+
+
+def convert(file: str, directory: str) -> None:
+    """Writes the weights of a GGUF file to a Hugging Face directory, in float32."""
+    opened = gguf_files.GgufFile(file)
+    config = gguf_files.config_from_gguf(opened)
+    turns = work.Turns()
+    export.save_hf(gguf_files.load_gguf(opened, config), config, directory)
+    turns.say(written=True)
 
 
 def load(directory: str, mesh, dtype: str, remat: str = "none"):
@@ -135,10 +146,12 @@ def decoding(name: str, directory: str, dtype: str):
 
 
 def main(directory: str, layout: str) -> None:
-    """Prepares the work and serves it."""
+    """Prepares the work and serves it, or converts a model."""
+    if directory.startswith("gguf:"):
+        return convert(directory.removeprefix("gguf:"), layout)
     name, dtype = layout.split(", ")
     prepare = training if name in ("gradient", "update") else decoding
-    work.serve(prepare(name, directory, dtype))
+    return work.serve(prepare(name, directory, dtype))
 
 
 if __name__ == "__main__":

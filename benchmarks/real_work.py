@@ -4,12 +4,7 @@ Token ids are random, because speed does not depend on them: the programs differ
 what they compute, and not in what the text says.
 """
 
-import json
-import pathlib
-
 import numpy as np
-
-Ids = tuple[int, ...]
 
 SPECIAL = 32  # the first ids are kept for padding, end of sequence and the like
 SEQUENCES, SEQUENCE, SCORED = 8, 120, 60  # of a training step; the last 60 are learnt
@@ -27,11 +22,6 @@ TOKENS = {
     "sample": CONTEXTS * CANDIDATES * NEW,
     "judge": PROBLEMS * STEPS * (STEPS - 1) * EXPLANATION,
 }
-
-
-def vocabulary(directory: str) -> int:
-    """Returns the number of ids of the model in a Hugging Face directory."""
-    return json.loads(pathlib.Path(directory, "config.json").read_text())["vocab_size"]
 
 
 def _draw(rng: np.random.Generator, vocab: int, *shape: int) -> np.ndarray:

@@ -79,6 +79,7 @@ The language model; it imports nothing of the above but forest and losses:
                                    tokens in data stay text; chat.py: chat templates
                     weights.py     Hugging Face directories in; hf_config.py,
                                    tensor_files.py; export.py writes them
+                    gguf_files.py  GGUF files in; gguf_tokenizer.py: their tokenizers
                     sharding.py    meshes, logical axes
                     hosts.py       several hosts: waiting, agreeing, sharing work
                     train.py       train state and training step

@@ -102,7 +102,8 @@ class Sampler:
         """
         self.model, self.capacity = model, capacity
         on_cpu = mesh.devices.flat[0].platform == "cpu"
-        self.params = lm.by_layer(params) if on_cpu else params
+        scanned = lm.unroll(model.config) < model.config.num_layers
+        self.params = lm.by_layer(params) if on_cpu and scanned else params
         # XLA for CPU converts keys and values to float32 before it multiplies them.
         cache_type = "float32" if on_cpu else model.config.dtype
         self._split = sharding.split_rows(mesh)
