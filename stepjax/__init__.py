@@ -68,6 +68,7 @@ The language model; it imports nothing of the above but forest and losses:
                     forest_kernel.py  the same as a TPU kernel, which skips what no
                                    token sees
                     embedding.py   token look-up and scoring on a mesh
+                    products.py    bfloat16 products that are fast on a CPU
                     decode.py      the decoder behind cached contexts
                     generate.py    sample, score: behind shared contexts, on the device
                     sampler.py     Sampler: the same for lists of token ids; start here
