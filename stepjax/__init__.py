@@ -43,8 +43,10 @@ Beside the method; of the files above only main, iterate and ablate import these
                     word_problems.py, prm800k.py, step_labels.py, preferences.py,
                     run_pairs.py: one or two formats each; tfds.py, tfds_files.py,
                     tfds_builder.py: tensorflow-datasets
-    worlds/         built-in worlds of made-up data: arithmetic.py, arithmetic_data.py,
-                    arithmetic_srlm.py, arithmetic_teacher.py
+    worlds/         built-in worlds, whose gold is known: arithmetic.py,
+                    arithmetic_data.py, arithmetic_srlm.py, arithmetic_teacher.py: made
+                    up; word_problems.py, equations.py, word_problems_judgments.py,
+                    word_problems_data.py: problems with an equation
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
                     their manifests; data.py, checks.py: its data, early errors;
                     kind.py: the paper's judging or SRLM's, chosen in one place;

@@ -55,15 +55,22 @@ def default() -> ml_collections.ConfigDict:
     text.chat = "none"
 
     c.data = data = ml_collections.ConfigDict()
-    data.world = ""  # "arithmetic": made on the spot; "": the files below
+    # "arithmetic": made on the spot; "word_problems": made of `data.equations` and
+    # `data.test`; "": the files below.
+    data.world = ""
     data.questions = (400, 800, 1200)  # new questions per iteration (paper)
     data.operations = 3  # arithmetic: steps of a problem
     data.guessed_share = 0.0  # arithmetic: share of the steps that IFT solutions guess
     data.unseen_blocks = 0  # arithmetic: blocks (of 24) that only "unseen" tests hold
     data.ift_count = 0  # IFT rows, 0 all; arithmetic: how many to make
-    data.eft_count = 0  # EFT problems (two rows each), 0 all; arithmetic: to make
+    data.eft_count = 0  # EFT problems (two rows each), 0 all; in a world: to make
     data.heldout_count = 0  # EFT problems kept to measure the judge (paper: 500 rows)
     data.test_count = 0  # test problems, 0 all
+    data.equations = ""  # word_problems: file of {"problem", "answer", "equation"}
+    data.explanations = "short"  # word_problems: of EFT rows: "short", "worked", "none"
+    # In a world, with `data.make_eft`: comparisons (two rows each) with corrupted steps
+    # that are added to what the teacher's filter keeps.
+    data.corrupted_count = 0
     # Instead of a file, "tfds:NAME/SPLIT" takes rows of tensorflow-datasets;
     # "tfds:NAME/SPLIT?problem=question&data_dir=DIR" says which field is which.
     data.ift = ""  # file of IFT rows
@@ -87,7 +94,9 @@ def default() -> ml_collections.ConfigDict:
 
     # The initial data; read with `data.make_eft`, and by `stepjax init-data`.
     c.prm = prm = ml_collections.ConfigDict()  # the process reward model
-    prm.labels = ""  # file of step labels; "rollouts": labelled by `rollouts`
+    # File of step labels; "rollouts": labelled by `rollouts`; "gold": there is no PRM,
+    # and the world says which steps are right (probability 1 or 0).
+    prm.labels = ""
     # "jsonl" (records.StepLabels), "prm800k", "math_shepherd", "processbench" or
     # "stepwise" (TRL)
     prm.labels_format = "jsonl"
@@ -126,11 +135,16 @@ def default() -> ml_collections.ConfigDict:
     mcts.exploration = 1.0  # constant of the rule
     mcts.min_margin = 0.0  # least difference of a pair's two PRM probabilities
     mcts.pairs_per_layer = 1  # pairs from the most visited nodes of each layer
+    mcts.pairs_per_node = 1  # most pairs of one node (paper: best and worst)
+    # Share of the pairs that hold two steps with the same probability, the lowest of
+    # their node. The teacher may say that neither is better, see
+    # `teacher.undecided_margin`. Paper: none.
+    mcts.undecided_share = 0.0
     mcts.remember_tokens = 4096  # keys and values kept per problem in flight
 
     c.teacher = teacher = ml_collections.ConfigDict()  # judges pairs, cuts solutions
     # "http" (an OpenAI-compatible server), "local" (a model of the run: M0, or that of
-    # `teacher.model`), "replay" (a file of answers), "world" (the arithmetic world).
+    # `teacher.model`), "replay" (a file of answers), "world" (that of `data.world`).
     teacher.backend = "http"
     teacher.url = ""  # "http", e.g. "http://localhost:8000/v1"
     teacher.model = ""  # "http": its name; "local": "" for M0, or "hf:DIR"

@@ -8,8 +8,9 @@ from stepjax.codec import Codec
 from stepjax.judge import Judge, Request, all_calls, comparisons
 from stepjax.trajectory import Verdict
 
-# The gold: (problem, texts of the steps so far, text of a candidate) → right or not.
-IsRight = Callable[[str, Sequence[str], str], bool]
+# The gold: (problem, texts of the steps so far, text of a candidate) → right or not, or
+# None for a problem that it does not know.
+IsRight = Callable[[str, Sequence[str], str], bool | None]
 JUDGES = ("self", "random", "oracle")  # the model itself, and the two of this file
 
 

@@ -17,7 +17,7 @@ from stepjax import dpo, forest, prompts, sft
 from stepjax.lm import gguf_files, hf_config, train
 from stepjax.lm import model as lm
 
-WORLDS = ("", "arithmetic")  # data.world
+WORLDS = ("", "arithmetic", "word_problems")  # data.world
 IMPROVE_BY = ("dpo", "sft")  # improve_by
 KINDS = ("comparisons", "ratings")  # judge.kind
 RULES = ("uct", "puct")  # mcts.rule
@@ -48,6 +48,9 @@ class Data:
     eft_count: int
     heldout_count: int
     test_count: int
+    equations: str
+    explanations: str
+    corrupted_count: int
     ift: str
     ift_format: str
     eft: str
@@ -71,6 +74,16 @@ class Prm:
     language_weight: float
     from_policy: bool
     phase: sft.Phase
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is a PRM; with "gold" the gold takes its place."""
+        return self.labels != "gold"
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether step labels come from a file or from a world."""
+        return self.labels not in ("gold", "rollouts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +117,8 @@ class Mcts:
     exploration: float
     min_margin: float
     pairs_per_layer: int
+    pairs_per_node: int
+    undecided_share: float
     remember_tokens: int
 
 

@@ -3,7 +3,8 @@
 Gold knowledge is used for reporting only; nothing here reaches a training stage.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +17,11 @@ from stepjax.controls import IsRight
 from stepjax.lm import model as lm
 from stepjax.lm import train
 from stepjax.pairs import Pair
-from stepjax.trajectory import State, Verdict
+from stepjax.trajectory import Expansion, State, Verdict
 
 Graded = Callable[[Sequence[Verdict], Sequence[bool]], list[bool]]
+# (problem, steps so far, wrong candidate) → kind of its mistake.
+Mistake = Callable[[str, Sequence[str], str], str | None]
 
 COLLAPSE = 0.5  # nats per token that chosen steps may lose before we warn
 RUNAWAY = 1.5  # times that steps may grow in one iteration before we warn
@@ -53,35 +56,107 @@ def pair_quality(
 
 
 def sampled_judgments(
-    states: Sequence[State], is_right: IsRight, graded: Graded = judge.graded
+    states: Sequence[State],
+    is_right: IsRight,
+    graded: Graded = judge.graded,
+    mistake: Mistake | None = None,
 ) -> dict[str, float]:
     """Returns how often the judge is right about the model's own samples.
 
     With comparisons, every call with one right and one wrong candidate counts, so both
-    orders count where both were asked. An unparsed verdict is wrong.
+    orders count where both were asked. An unparsed verdict is wrong. Problems that the
+    gold does not know are passed over.
 
     Args:
       states: closed searches.
       is_right: gold.
       graded: says which verdicts are right, see `judge.Judgments`.
+      mistake: names the mistake of a wrong candidate; None gives no shares by mistake.
 
     Returns:
       "judge_sampled", the share that is right, and "judge_sampled_count", the number
-      of calls that were graded.
+      of calls that were graded. With `mistake`, the same for the calls whose wrong
+      candidate has a mistake KIND, as "judge_sampled_KIND" and
+      "judge_sampled_KIND_count", and "sampled_KIND", the number of samples with it.
     """
     results: list[bool] = []
+    by_kind: dict[str, list[bool]] = collections.defaultdict(list)
+    samples: collections.Counter[str] = collections.Counter()
+    for state, expansion, kept, right in _graded_expansions(states, is_right):
+        results += graded(expansion.verdicts, right)
+        if mistake is None:
+            continue
+        for number, candidate in enumerate(expansion.candidates):
+            if right[number]:
+                samples["right"] += candidate.count
+                continue
+            kind = mistake(state.question.problem, kept, candidate.text)
+            kind = str(kind).replace(" ", "_")
+            own = [v for v in expansion.verdicts if number in (v.a, v.b)]
+            by_kind[kind] += graded(own, right)
+            samples[kind] += candidate.count
+    found = {"judge_sampled": results}
+    found |= {f"judge_sampled_{kind}": by_kind[kind] for kind in sorted(by_kind)}
+    metrics: dict[str, float] = {}
+    for name, own in found.items():
+        if own or name == "judge_sampled":
+            metrics[name] = sum(own) / max(len(own), 1)
+            metrics[f"{name}_count"] = len(own)
+    return metrics | {f"sampled_{kind}": samples[kind] for kind in sorted(samples)}
+
+
+def expansions(states: Sequence[State], is_right: IsRight) -> dict[str, float]:
+    """Returns how often a search had something to choose.
+
+    Problems that the gold does not know are passed over.
+
+    Args:
+      states: closed searches.
+      is_right: gold.
+
+    Returns:
+      Shares of the expansions: "expansions_right" (with a right candidate),
+      "expansions_informative" (with a right and a wrong one). Shares of the problems:
+      "problems_right_first" (the first expansion has a right candidate),
+      "problems_right_last" (an expansion has a right candidate that ends the solution).
+    """
+    some, both = [], []
+    first: dict[str, bool] = {}
+    last: dict[str, bool] = {}
+    for state, expansion, _, right in _graded_expansions(states, is_right):
+        name = state.question.id
+        some.append(any(right))
+        both.append(any(right) and not all(right))
+        first.setdefault(name, any(right))
+        ends = zip(expansion.candidates, right, strict=True)
+        ended = any(good and candidate.finished for candidate, good in ends)
+        last[name] = last.get(name, False) or ended
+    return {
+        "expansions_right": sum(some) / max(len(some), 1),
+        "expansions_informative": sum(both) / max(len(both), 1),
+        "problems_right_first": sum(first.values()) / max(len(first), 1),
+        "problems_right_last": sum(last.values()) / max(len(last), 1),
+    }
+
+
+def _graded_expansions(
+    states: Sequence[State], is_right: IsRight
+) -> Iterator[tuple[State, Expansion, list[str], list[bool]]]:
+    """Yields each expansion of known problems, with the steps before it, and its gold.
+
+    The last item says whether each candidate is right.
+    """
     for state in states:
         kept: list[str] = []
         for expansion in state.expansions:
             texts = [c.text for c in expansion.candidates]
             right = [is_right(state.question.problem, kept, text) for text in texts]
-            results += graded(expansion.verdicts, right)
+            if None not in right:
+                yield state, expansion, kept, right
             if expansion.action in ("pair", "append"):
                 kept.append(texts[expansion.best])
             elif expansion.action == "back":
                 kept.pop()
-    share = sum(results) / len(results) if results else 0.0
-    return {"judge_sampled": share, "judge_sampled_count": len(results)}
 
 
 def drift(

@@ -4,6 +4,7 @@ These stages, data preparation and the oracle judge are all that reads gold answ
 Each stage writes ``eval/MODEL_BENCHMARK_MODE.json`` with its metrics and items.
 """
 
+import collections
 import functools
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -117,7 +118,24 @@ def _judge(run: Run, number: int, params, file: pathlib.Path) -> dict:
         )
     items = _merged(run, items, name)
     metrics = grading.judge_metrics(items) | {"left_out": left_out}
+    if run.kind.mistake:
+        metrics |= _by_mistake(run, rows, items)
     return {"metrics": metrics, "items": items}
+
+
+def _by_mistake(run: Run, rows: Sequence, items: Sequence[dict]) -> dict[str, float]:
+    """Returns the judge's accuracy on held-out comparisons by the mistake of a step."""
+    by_kind: dict[str, list[dict]] = collections.defaultdict(list)
+    for row, item in zip(rows, items, strict=True):
+        wrong = row.b if row.verdict == "A" else row.a
+        kind = run.kind.mistake(row.problem, row.steps, wrong)
+        by_kind[str(kind).replace(" ", "_")].append(item)
+    return {
+        f"{name}_{kind}": value
+        for kind in sorted(by_kind)
+        for name, value in grading.accuracy(by_kind[kind]).items()
+        if name in ("accuracy", "count")
+    }
 
 
 def _search(run: Run, number: int, params, file: pathlib.Path) -> dict:
@@ -166,8 +184,11 @@ def _training(run: Run, number: int, params, file: pathlib.Path) -> dict:
 
 def _sampled_judgments(run: Run, states: Sequence[trajectory.State]) -> dict:
     """Returns how often the judge is right about the model's own samples."""
-    graded = run.kind.judgments.graded
-    return diagnose.sampled_judgments(states, run.kind.is_right, graded)
+    kind = run.kind
+    judged = diagnose.sampled_judgments(
+        states, kind.is_right, kind.judgments.graded, kind.mistake
+    )
+    return judged | diagnose.expansions(states, kind.is_right)
 
 
 def _step_lengths(run: Run, number: int) -> tuple[float, float]:

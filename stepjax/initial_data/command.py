@@ -230,6 +230,11 @@ def _check_output(path: pathlib.Path, read: Sequence[pathlib.Path]) -> None:
 def _in_run(action: str, open_run: Callable[[], "Run"]) -> None:
     """Makes the initial data of a run up to this action, and says what came out."""
     run = open_run()
+    if action == "prm" and not run.settings.prm.learns:
+        raise ValueError(
+            "prm.labels='gold' in the settings of the run, which has no PRM; expected "
+            "`stepjax init-data mcts`, which is scored by the gold."
+        )
     from stepjax.initial_data import prm, stages
     from stepjax.lm import hosts
     from stepjax.lm.files import read_json

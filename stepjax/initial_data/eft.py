@@ -83,6 +83,7 @@ def keep(
     truth: str = "the PRM",
     undecided_margin: float = 0.0,
     margins: Sequence[float] | None = None,
+    explained: bool = True,
 ) -> Kept:
     """Keeps the pairs on which the teacher agrees with itself and with the truth.
 
@@ -105,6 +106,7 @@ def keep(
         none, as in the paper.
       margins: PRM probability of the chosen step minus that of the rejected one, for
         each pair; only needed with `undecided_margin`.
+      explained: whether answers without an explanation are dropped.
 
     Returns:
       The rows, the table of reasons, and what was dropped. Row ids are the pair's id
@@ -152,7 +154,7 @@ def keep(
             reason = CONTRADICTION
         elif verdicts == ("B", "A"):
             reason = disagrees
-        elif not all(text.strip() for text in explanations):
+        elif explained and not all(text.strip() for text in explanations):
             reason = EMPTY
         else:
             reason = UNDECIDED if undecided else KEPT

@@ -2,13 +2,15 @@
 
     DIR/init/teacher.jsonl  the teacher's answers
     DIR/init/dropped.jsonl  the pairs that were not kept, and why
-    DIR/data/eft.jsonl      the rows that M1 learns to judge from
+    DIR/data/eft.jsonl      the rows that M1 learns to judge from, with those of
+                            data.corrupted_count in a world
     DIR/data/heldout.jsonl  rows kept to measure the judge, in a run from files
 
 A run in a built-in world has held-out rows of its own (`stepjax.run.data`).
 """
 
 import dataclasses
+import random
 from collections.abc import Callable, Sequence
 
 from stepjax import records
@@ -19,8 +21,8 @@ from stepjax.lm import model as lm
 from stepjax.lm.sampler import Sampler
 from stepjax.run import data, rundir
 from stepjax.run.run import Run
-from stepjax.worlds import arithmetic_teacher
 
+_UNDECIDED = 0.3  # share of the comparisons with a corrupted step: both are wrong
 # The longest time that the other hosts wait for the first one, which asks the teacher.
 _TEACHER_SECONDS = 7 * 24 * 3600.0
 
@@ -34,6 +36,8 @@ def make_eft(run: Run) -> None:
     """
     folder, settings = run.dir.path / "init", run.settings
     inputs = {"pairs": rundir.file_digest(folder / "pairs.jsonl")}
+    if settings.data.corrupted_count:
+        inputs |= run.dir.data("tree_questions") | run.dir.data("ift")
     stage = run.dir.stage("eft", folder / "eft.json", inputs)
     if stage.done:
         return
@@ -51,6 +55,7 @@ def make_eft(run: Run) -> None:
             run.codec.templates,
             undecided_margin=settings.teacher.undecided_margin,
             margins=[best - worst for _, (best, worst) in pairs],
+            explained=settings.data.explanations != "none",
         )
         for line in eft.table(kept.reasons).rstrip().split("\n"):
             run.monitor.say(line)
@@ -99,8 +104,29 @@ def _write(run: Run, kept: eft.Kept) -> dict[str, int]:
     problems = list(dict.fromkeys(row.problem for row in rows))
     wanted = set(problems[: options.eft_count or None])
     rows = [row for row in rows if row.problem in wanted]
-    records.write_jsonl(folder / "data" / "eft.jsonl", rows)
-    return {"eft": len(rows)}
+    corrupted = _corrupted(run)
+    records.write_jsonl(folder / "data" / "eft.jsonl", rows + corrupted)
+    return {"eft": len(rows), "corrupted": len(corrupted)}
+
+
+def _corrupted(run: Run) -> list[records.Comparison]:
+    """Makes the rows of `data.corrupted_count`, of problems that M1 learns from anyway.
+
+    These are the questions of the tree search, then those of the IFT rows, then the
+    first ones again with other mistakes.
+    """
+    count, seed = run.settings.data.corrupted_count, run.settings.seed
+    if not count:
+        return []
+    pool = run.dir.read("tree_questions", records.Question)
+    pool += run.dir.read("ift", records.Solution)
+    rng = random.Random(f"corrupted steps, seed {seed}")
+    rows = []
+    for number in range(count):
+        row = pool[number % len(pool)]
+        name = f"corrupted-{number}-{row.id}"
+        rows += run.kind.world_rows(name, row.problem, rng, _UNDECIDED)
+    return rows
 
 
 def _teacher(
@@ -112,7 +138,7 @@ def _teacher(
     """Returns the teacher of the settings."""
     options, cache = run.settings.teacher, run.dir.path / "init" / "teacher.jsonl"
     if options.backend == "world":
-        rows = arithmetic_teacher.answers(pairs, run.codec.templates)
+        rows = run.kind.teach(pairs, run.codec.templates)
         records.write_jsonl(cache, rows)
         return teacher.replay(cache, on_done=advance)
     return teacher.make_teacher(

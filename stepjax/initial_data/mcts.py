@@ -265,35 +265,72 @@ class Pair(NamedTuple):
     probabilities: tuple[float, float]
 
 
-def pairs(tree: Tree, *, per_layer: int, min_margin: float) -> list[Pair]:
+def pairs(
+    tree: Tree, *, per_layer: int, min_margin: float, per_node: int = 1
+) -> list[Pair]:
     """Returns the pairs of a tree: per layer, those of its most visited nodes.
 
     Args:
       tree: a finished search.
-      per_layer: most pairs of the steps with the same number.
+      per_layer: most nodes with pairs among those with the same number of steps.
       min_margin: least difference of the two probabilities; equal ones make no pair.
+      per_node: most pairs of one node, those with the largest differences first.
     """
-    layers: dict[int, list[Pair]] = collections.defaultdict(list)
+    layers: dict[int, list[list[Pair]]] = collections.defaultdict(list)
     order = sorted(range(len(tree.nodes)), key=lambda n: (-tree.nodes[n].visits, n))
     for index in order:
         node, made = tree.nodes[index], layers[tree.nodes[index].number]
         if len(node.children) < 2 or len(made) >= per_layer:
             continue
         children = [tree.nodes[n] for n in node.children]
-        best = max(children, key=lambda c: (c.probability, c.step.count))
-        worst = min(children, key=lambda c: (c.probability, -c.step.count))
-        margin = best.probability - worst.probability
-        if margin <= 0 or margin < min_margin:
-            continue
-        preference = Preference(
-            f"{tree.question.id}/{index}",
-            tree.question.problem,
-            tuple(tree.nodes[n].step.text for n in path(tree, index)),
-            best.step.text,
-            worst.step.text,
-        )
-        made.append(Pair(preference, (best.probability, worst.probability)))
-    return [pair for number in sorted(layers) for pair in layers[number]]
+        best = sorted(children, key=lambda c: (-c.probability, -c.step.count))
+        worst = sorted(children, key=lambda c: (c.probability, -c.step.count))
+        drawn = [(one, other) for one in best for other in worst]
+        drawn = [(a, b) for a, b in drawn if _margin(a, b) >= min_margin]
+        drawn = [(a, b) for a, b in drawn if _margin(a, b) > 0]
+        drawn.sort(key=lambda sides: -_margin(*sides))
+        found = drawn[:per_node]
+        if found:
+            made.append(
+                [_pair(tree, index, n, *sides) for n, sides in enumerate(found)]
+            )
+    return [p for number in sorted(layers) for own in layers[number] for p in own]
+
+
+def undecided_pairs(tree: Tree) -> list[Pair]:
+    """Returns pairs of steps that the PRM does not tell apart.
+
+    Each is of the two most frequent children of a node that share its lowest
+    probability.
+
+    Args:
+      tree: a finished search.
+    """
+    made = []
+    for index, node in enumerate(tree.nodes):
+        children = [tree.nodes[n] for n in node.children]
+        lowest = min((child.probability for child in children), default=None)
+        equal = [child for child in children if child.probability == lowest]
+        if len(equal) > 1:
+            one, other, *_ = sorted(equal, key=lambda child: -child.step.count)
+            made.append(_pair(tree, index, "undecided", one, other))
+    return made
+
+
+def _margin(one: Node, other: Node) -> float:
+    return one.probability - other.probability
+
+
+def _pair(tree: Tree, node: int, name: int | str, chosen: Node, rejected: Node) -> Pair:
+    """Returns a pair of children of a node; the first pair has the node's own id."""
+    preference = Preference(
+        f"{tree.question.id}/{node}" + (f"/{name}" if name else ""),
+        tree.question.problem,
+        tuple(tree.nodes[n].step.text for n in path(tree, node)),
+        chosen.step.text,
+        rejected.step.text,
+    )
+    return Pair(preference, (chosen.probability, rejected.probability))
 
 
 def summary(trees: Sequence[Tree]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from scipy import stats
 
 from stepjax import forest
 from stepjax.codec import Codec
+from stepjax.controls import IsRight
 from stepjax.lm.sampler import Sampler
 from stepjax.records import StepLabels
 
@@ -166,6 +167,21 @@ def make_scorer(
             slot: probabilities[group, : len(candidates[slot])]
             for group, slot in enumerate(slots)
         }
+
+    return score
+
+
+def gold_scorer(is_right: IsRight, codec: Codec) -> Scorer:
+    """Returns the gold in place of a PRM: 1 after a right step, 0 after a wrong one."""
+
+    def score(solving, candidates):
+        result = {}
+        for slot, own in candidates.items():
+            problem, so_far = solving[slot]
+            steps = [codec.text(ids) for ids in so_far]
+            right = [is_right(problem, steps, codec.text(ids)) for ids in own]
+            result[slot] = np.array(right, bool).astype(np.float64)
+        return result
 
     return score
 

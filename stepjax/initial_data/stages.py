@@ -8,13 +8,15 @@ A run has them if `data.make_eft` is set. Each is a stage with a manifest, like 
                           worth; DIR/data/labels.jsonl, labels_heldout.jsonl: the
                           labels that follow from it
     DIR/init/prm/         M0 (or the policy) after SFT on step labels, and how good it
-                          is on others
+                          is on others; not with prm.labels="gold", where the gold
+                          of a world takes its place
     DIR/init/trees.jsonl, pairs.jsonl   what policy and PRM find together
     DIR/data/eft.jsonl    the rows that M1 learns to judge from (`eft_stage`)
 """
 
 import collections
 import pathlib
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,9 +128,14 @@ def _estimate_values(
 
 
 def make_prm(run: Run) -> None:
-    """Makes the PRM by SFT on step labels, and measures it on held-out ones."""
-    inputs = run.dir.data("labels") | run.dir.data("labels_heldout")
+    """Makes the PRM by SFT on step labels, and measures it on held-out ones.
+
+    Nothing happens where the gold takes its place.
+    """
     options = run.settings.prm
+    if not options.learns:
+        return
+    inputs = run.dir.data("labels") | run.dir.data("labels_heldout")
     if options.from_policy:
         inputs |= _digests(run, "policy")
     stage = _model_stage(run, "prm", inputs)
@@ -206,7 +213,8 @@ def read_steps(
 def make_pairs(run: Run) -> None:
     """Searches the tree questions with policy and PRM, and keeps pairs of steps."""
     folder, options = run.dir.path / "init", run.settings.mcts
-    inputs = run.dir.data("tree_questions") | _digests(run, "policy", "prm")
+    models = ("policy", "prm") if run.settings.prm.learns else ("policy",)
+    inputs = run.dir.data("tree_questions") | _digests(run, *models)
     stage = run.dir.stage("mcts", folder / "mcts.json", inputs, "trees.partial*")
     if stage.done:
         return
@@ -219,7 +227,11 @@ def make_pairs(run: Run) -> None:
     )
     tokens = _search(run, questions, journal)
     trees = [journal.closed[question.id] for question in questions]
-    kept = {"per_layer": options.pairs_per_layer, "min_margin": options.min_margin}
+    kept = {
+        "per_layer": options.pairs_per_layer,
+        "min_margin": options.min_margin,
+        "per_node": options.pairs_per_node,
+    }
     pairs = [pair for tree in trees for pair in mcts.pairs(tree, **kept)]
     if not pairs:
         raise ValueError(
@@ -228,6 +240,11 @@ def make_pairs(run: Run) -> None:
             "expected at least one. Raise mcts.temperature, or train policy and PRM "
             "longer."
         )
+    share = options.undecided_share
+    undecided = [pair for tree in trees for pair in mcts.undecided_pairs(tree)]
+    count = min(len(undecided), round(share / (1 - share) * len(pairs)))
+    rng = random.Random(f"undecided pairs, seed {run.settings.seed}")
+    pairs += rng.sample(undecided, count)
     if hosts.first():
         records.write_jsonl(folder / "trees.jsonl", map(mcts.to_row, trees))
         write_pairs(run, pairs)
@@ -249,15 +266,16 @@ def _search(
     settings, codec = run.settings, run.codec
     options, capacity = settings.mcts, settings.search.context_tokens
     prompt, most = settings.prm.prompt, settings.search.max_step_tokens
-    writer, reader = (
+    learns, is_right = settings.prm.learns, run.kind.is_right
+    writer, *reader = samplers = [
         rollout.open_sampler(
             run,
             run.for_sampling(run.load(run.dir.path / "init" / name)),
             capacity,
             remember=options.remember_tokens,
         )
-        for name in ("policy", "prm")
-    )
+        for name in (("policy", "prm") if learns else ("policy",))
+    ]
     propose = mcts.make_policy(
         writer,
         codec,
@@ -266,24 +284,31 @@ def _search(
         top_p=options.top_p,
         max_tokens=most,
     )
-    score = prm.make_scorer(reader, codec, width=options.width, prompt=prompt)
+    if learns:
+        score = prm.make_scorer(*reader, codec, width=options.width, prompt=prompt)
+    else:
+        score = prm.gold_scorer(is_right, codec)
     propose, score, tokens = _counted(run, propose, score)
 
     def fits(solving: prm.Solving) -> bool:
+        if not learns and solving.steps:  # nothing right follows a wrong step
+            *steps, last = map(codec.text, solving.steps)
+            if not is_right(solving.problem, steps, last):
+                return False
         written = sum(solving.steps, codec.solve_prompt(solving.problem))
         read = prm.context(codec, solving, prompt)
         return max(len(written), len(read)) + most <= capacity
 
     def free(slot: int) -> None:
-        writer.forget(slot)
-        reader.forget(slot)
+        for sampler in samplers:
+            sampler.forget(slot)
 
     closed: list[mcts.Tree] = []
 
     def pause(in_flight) -> None:
         # A run that goes on from here begins with empty caches. This run empties its
         # caches, so that both compute the same bits.
-        for sampler in (writer, reader):
+        for sampler in samplers:
             sampler.hold({slot: () for slot in range(run.slots)})
         for slot in range(run.slots):
             free(slot)
@@ -315,7 +340,7 @@ def _search(
             closed.append(tree)
             advance(1)
     journal.finish(closed)
-    computed = sum(s.computed + s.fed_tokens + s.new_tokens for s in (writer, reader))
+    computed = sum(s.computed + s.fed_tokens + s.new_tokens for s in samplers)
     sampled = {name: count + writer.new_tokens for name, count in tokens.items()}
     return {"tokens": computed} | sampled
 
@@ -349,7 +374,8 @@ def _counted(
             tokens["tokens_by_expansion"] += context + steps
         return score(solving, candidates)
 
-    return counted_propose, counted_score, tokens
+    read = counted_score if run.settings.prm.learns else score
+    return counted_propose, read, tokens
 
 
 def in_words(metrics: dict[str, Any]) -> str:

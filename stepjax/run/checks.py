@@ -22,6 +22,7 @@ from stepjax.settings import (
     Settings,
 )
 from stepjax.tournament import SCHEDULES
+from stepjax.worlds.word_problems_judgments import EXPLANATIONS
 
 _CHOICES = {
     "data.world": WORLDS,
@@ -34,6 +35,7 @@ _CHOICES = {
     "judge.schedule": tuple(SCHEDULES),
     "mcts.rule": RULES,
     "teacher.backend": BACKENDS,
+    "data.explanations": EXPLANATIONS,
 }
 _LEAST = {
     "seed": 0,
@@ -42,6 +44,7 @@ _LEAST = {
     "data.eft_count": 0,
     "data.heldout_count": 0,
     "data.test_count": 0,
+    "data.corrupted_count": 0,
     "train.checkpoint_every": 0,
     "train.row_length": 1,
     "train.micro_batches": 1,
@@ -75,6 +78,8 @@ _LEAST = {
     "mcts.exploration": 0,
     "mcts.min_margin": 0,
     "mcts.pairs_per_layer": 1,
+    "mcts.pairs_per_node": 1,
+    "mcts.undecided_share": 0,
     "mcts.remember_tokens": 0,
     **{f"teacher.{name}": least for name, least in teacher.LEAST.items()},
 }
@@ -141,10 +146,18 @@ def _rules_of_controls(settings: Settings) -> list[tuple]:
         (
             "judge.by",
             judge.by,
-            "'self', or 'random', or 'oracle' in the arithmetic world",
-            judge.by != "oracle" or settings.data.world == "arithmetic",
+            "'self', or 'random', or 'oracle' in a world (data.world)",
+            judge.by != "oracle" or settings.data.world != "",
         ),
     ]
+    rules.append(
+        (
+            "judge.kind",
+            judge.kind,
+            "'comparisons' with data.world='word_problems', which makes no ratings",
+            judge.kind == "comparisons" or settings.data.world != "word_problems",
+        )
+    )
     if judge.kind == "ratings":
         rules += srlm.rules(
             by=judge.by,
@@ -170,8 +183,28 @@ def _rules_of_initial_data(settings: Settings) -> list[tuple]:
         (
             "teacher.backend",
             backend,
-            "'http', 'local' or 'replay', because only the arithmetic world teaches",
-            backend != "world" or world == "arithmetic",
+            "'http', 'local' or 'replay', because only a world (data.world) teaches",
+            backend != "world" or world != "",
+        ),
+        (
+            "prm.labels",
+            settings.prm.labels,
+            "a file or 'rollouts', because only a world (data.world) knows the gold",
+            settings.prm.learns or world != "",
+        ),
+        (
+            "data.corrupted_count",
+            settings.data.corrupted_count,
+            "0, because only a world (data.world) corrupts steps",
+            not settings.data.corrupted_count or world != "",
+        ),
+        (
+            "mcts.undecided_share",
+            settings.mcts.undecided_share,
+            "below 1, and 0 unless teacher.undecided_margin is above 0",
+            not settings.mcts.undecided_share
+            or settings.mcts.undecided_share < 1
+            and settings.teacher.undecided_margin > 0,
         ),
         (
             "teacher.model",
@@ -225,6 +258,8 @@ def check_initial_data(
             empty = prm.context(codec, prm.Solving(row.problem, ()), options.prompt)
             row_name = f"tree_questions row {row.id!r}: the PRM's prompt"
             _check_room_for_a_step(row_name, len(empty), settings.search)
+    if not options.learns:
+        return
     prm.label_ids(codec)
     if options.labels == "rollouts":
         problems = len(files["ift"][: settings.rollouts.problems or None])

@@ -1,7 +1,8 @@
 """The first stage of a run: its data files and its tokenizer.
 
 Writes ``DIR/data/{ift,eft,heldout,questions_1..n,test}.jsonl`` and ``DIR/tokenizer``.
-Question files hold no answers.
+Question files hold no answers. With word problems, ``DIR/data/equations.jsonl`` holds
+the equations of all problems, for whatever may use the gold.
 """
 
 import functools
@@ -21,7 +22,12 @@ from stepjax.run import checks
 from stepjax.run.kind import Kind, choose
 from stepjax.run.rundir import RunDirectory
 from stepjax.settings import Data, Settings
-from stepjax.worlds import arithmetic, arithmetic_data
+from stepjax.worlds import (
+    arithmetic,
+    arithmetic_data,
+    word_problems,
+    word_problems_data,
+)
 
 
 def _cut_by_rules(path: str, texts: Templates, form: str) -> list[records.Solution]:
@@ -58,7 +64,9 @@ READERS: dict[str, dict[str, sources.Reader]] = {
 
 def world_templates(world: str) -> Templates:
     """Returns the templates of a world, or those of `stepjax.prompts` for ""."""
-    return arithmetic.templates() if world == "arithmetic" else Templates()
+    if world == "arithmetic":
+        return arithmetic.templates()
+    return word_problems.templates() if world == "word_problems" else Templates()
 
 
 def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> None:
@@ -113,10 +121,13 @@ def make_data(
         )
     if data.world == "arithmetic":
         splits = _from_world(settings, kind, wanted)
+    elif data.world == "word_problems":
+        splits = _word_problems(settings, texts, wanted)
     else:
         splits = _from_files(settings, kind, texts, wanted)
     questions = splits.pop("questions")
     splits |= {f"questions_{n}": rows for n, rows in enumerate(questions, 1)}
+    equations = splits.pop("equations", None)
     checks.check_disjoint(splits)
     for row in splits["ift"]:
         try:
@@ -124,6 +135,8 @@ def make_data(
         except ValueError as error:
             raise ValueError(f"IFT row {row.id!r}: {error}") from error
     directory.mkdir(parents=True, exist_ok=True)
+    if equations is not None:
+        splits["equations"] = equations
     for name, rows in splits.items():
         records.write_jsonl(directory / f"{name}.jsonl", rows)
     return {name: len(rows) for name, rows in splits.items()}
@@ -149,17 +162,45 @@ def _from_world(
     absent = [] if splits["unseen"] else ["unseen"]
     if data.make_eft:
         absent.append("eft")  # is made later
-    if not data.make_eft or settings.prm.labels == "rollouts":
+    if not data.make_eft or not settings.prm.reads_labels:
         absent += ["labels", "labels_heldout"]
     if not data.make_eft:
         absent.append("tree_questions")
     return {name: rows for name, rows in splits.items() if name not in absent}
 
 
+def _word_problems(
+    settings: Settings, texts: Templates, wanted: Sequence[int]
+) -> dict[str, Any]:
+    """Splits the problems of `data.equations`; the test has a file of its own."""
+    data = settings.data
+    if not data.equations:
+        raise ValueError(
+            "data.equations is empty; expected the path of a file of word problems "
+            "with their equations."
+        )
+    test = _read("data.test", data.test, data.test_format, READERS["test"], texts)
+    test = test[: data.test_count or None]
+    splits = word_problems_data.dataset(
+        word_problems_data.read_equations(data.equations),
+        test,
+        seed=settings.seed,
+        ift=data.ift_count,
+        eft=0 if data.make_eft else data.eft_count,
+        heldout=data.heldout_count,
+        questions=wanted,
+        tree_questions=settings.mcts.questions if data.make_eft else 0,
+        templates=texts,
+        style=data.explanations,
+    )._asdict()
+    del splits["eft" if data.make_eft else "tree_questions"]
+    return splits | {"test": test}
+
+
 def _initial_counts(settings: Settings) -> dict[str, int]:
     """Returns how many rows a run needs that makes its EFT rows."""
     counts = {"tree_questions": settings.mcts.questions}
-    if settings.prm.labels != "rollouts":
+    if settings.prm.reads_labels:
         counts["labels"] = settings.prm.labels_count
         counts["labels_heldout"] = settings.prm.heldout_count
     return counts
@@ -246,7 +287,7 @@ def _warn_of_prm800k(settings: Settings) -> None:
 
     data, prm = settings.data, settings.prm
     form = prm.labels_format if data.make_eft else data.eft_format
-    if not (data.make_eft and prm.labels == "rollouts"):
+    if prm.reads_labels or not data.make_eft:
         for warning in decontaminate.warnings(form, [data.test]):
             print(f"stepjax: {warning}", flush=True)
 
@@ -265,7 +306,7 @@ def _eft(data: Data, kind: Kind, texts: Templates) -> dict[str, list]:
 def _made_from(settings: Settings, texts: Templates) -> dict[str, list]:
     """Reads the step labels that a PRM learns from, unless rollouts make them."""
     prm = settings.prm
-    if prm.labels == "rollouts":
+    if not prm.reads_labels:
         return {}
     readers = sources.readers("labels")
     rows = _read("prm.labels", prm.labels, prm.labels_format, readers, texts)

@@ -5,8 +5,9 @@ arXiv 2401.10020: it rates whole solutions one by one, see `stepjax.srlm`. Other
 ask `choose`, or take what differs between the two as arguments.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from stepjax import records, srlm
 from stepjax.controls import IsRight
@@ -15,7 +16,13 @@ from stepjax.judge import Judgments, comparisons
 from stepjax.prompts import Templates
 from stepjax.propose import STEP, Unit
 from stepjax.settings import KINDS, Settings
-from stepjax.worlds import arithmetic, arithmetic_data, arithmetic_srlm
+from stepjax.worlds import (
+    arithmetic,
+    arithmetic_data,
+    arithmetic_srlm,
+    arithmetic_teacher,
+    word_problems_data,
+)
 
 
 class Kind(NamedTuple):
@@ -28,10 +35,14 @@ class Kind(NamedTuple):
       candidate_tokens: most tokens of a candidate.
       judgment_tokens: most tokens of a judgment.
       readers: format of a file of EFT rows → its reader.
-      world_rows: makes the rows of one problem to judge in the arithmetic world, see
-        `arithmetic_data.dataset`.
+      world_rows: (id, problem, rng, share of undecided rows) → rows of a problem of the
+        world to judge; None without a world.
       is_right: whether a candidate is right, or None where the data cannot tell. Gold
-        knowledge, for evaluation and for the oracle judge only.
+        knowledge, for making EFT rows, for evaluation and for the oracle judge only.
+      mistake: (problem, steps, wrong candidate) → kind of its mistake; None where the
+        data cannot tell. Gold knowledge.
+      teach: (pairs, templates) → the world's answers to the prompts of a teacher; None
+        without a world.
     """
 
     name: str
@@ -40,12 +51,19 @@ class Kind(NamedTuple):
     candidate_tokens: int
     judgment_tokens: int
     readers: dict[str, sources.Reader]
-    world_rows: Callable[..., list]
+    world_rows: Callable[..., list] | None
     is_right: IsRight | None
+    mistake: Callable[[str, Sequence[str], str], str | None] | None = None
+    teach: Callable[..., list[dict[str, Any]]] | None = None
 
 
-def choose(settings: Settings) -> Kind:
+def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
     """Returns the kind that `judge.kind` names.
+
+    Args:
+      settings: of the run.
+      data: folder of the run's data, which holds the equations of word problems. They
+        are read when they are needed; without the folder nothing knows them.
 
     Raises:
       ValueError: for an unknown kind or reading, or for templates of ratings that
@@ -67,6 +85,19 @@ def choose(settings: Settings) -> Kind:
             is_right=arithmetic_srlm.is_right if in_world else None,
         )
     if settings.judge.kind == "comparisons":
+        world: dict[str, Any] = {"world_rows": None, "is_right": None}
+        if in_world:
+            world["world_rows"] = arithmetic_data.comparisons
+            world["is_right"] = arithmetic.is_right
+            world["teach"] = arithmetic_teacher.answers
+        elif settings.data.world == "word_problems" and data is not None:
+            known = word_problems_data.Known(
+                data / "equations.jsonl",
+                settings.data.explanations,
+                settings.texts.step,
+            )
+            world["world_rows"], world["is_right"] = known.comparisons, known.is_right
+            world["mistake"], world["teach"] = known.mistake, known.answers
         return Kind(
             name="comparisons",
             unit=STEP,
@@ -74,8 +105,7 @@ def choose(settings: Settings) -> Kind:
             candidate_tokens=settings.search.max_step_tokens,
             judgment_tokens=settings.judge.max_tokens,
             readers=sources.readers("comparison"),
-            world_rows=arithmetic_data.comparisons,
-            is_right=arithmetic.is_right if in_world else None,
+            **world,
         )
     raise ValueError(f"judge.kind={settings.judge.kind!r}; expected one of {KINDS}.")
 

@@ -69,7 +69,7 @@ class Run:
         self.monitor = Monitor(self.dir.path, quiet=not hosts.first())
         self.mesh = sharding.make_mesh(**settings.mesh._asdict())
         checks.check_settings(settings)
-        self.kind = kind.choose(settings)
+        self.kind = kind.choose(settings, self.dir.path / "data")
         texts = templates(settings.texts, data.world_templates(settings.data.world))
         with self.monitor.during("making the data and the tokenizer"):
             data.prepare(settings, texts, self.dir)
@@ -102,7 +102,7 @@ class Run:
                 "ift": self.dir.read("ift", records.Solution),
                 "tree_questions": asked["tree_questions"],
             }
-            if settings.prm.labels != "rollouts":
+            if settings.prm.reads_labels:
                 rows["labels"] = self.dir.read("labels", records.StepLabels)
             checks.check_initial_data(settings, self.codec, rows)
             sft.phase_steps(settings.mcts.phase, {"ift": len(self.ift_trees), "eft": 0})

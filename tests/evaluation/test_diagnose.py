@@ -61,6 +61,62 @@ def test_judgments_of_right_and_wrong_candidates_are_counted_by_hand():
     assert diagnose.sampled_judgments([], is_right) == nothing
 
 
+def letter(problem, steps, step):
+    """The kind of a wrong step: "is x" for a step that begins with x."""
+    return f"is {step[0]}"
+
+
+def test_judgments_are_counted_by_the_mistake_of_the_wrong_candidate():
+    first = expansion(1, "0xy", "01A 10A 02- 20B 12A 21B", "pair")
+    second = expansion(2, "1x", "01B 10B", "append")
+    found = diagnose.sampled_judgments(
+        [state(first, second, steps=("0", "1"))], is_right, mistake=letter
+    )
+    # x: A right, A wrong, B wrong, B right; y: unparsed, B right.
+    assert found == {
+        "judge_sampled": 3 / 6,
+        "judge_sampled_count": 6,
+        "judge_sampled_is_x": 2 / 4,
+        "judge_sampled_is_x_count": 4,
+        "judge_sampled_is_y": 1 / 2,
+        "judge_sampled_is_y_count": 2,
+        "sampled_is_x": 2,
+        "sampled_is_y": 1,
+        "sampled_right": 2,
+    }
+
+
+def test_problems_that_the_gold_does_not_know_are_passed_over():
+    def unknown(problem, steps, step):
+        return None
+
+    states = [state(expansion(1, "0x", "01A", "pair"), steps=("0",))]
+    assert diagnose.sampled_judgments(states, unknown, mistake=letter) == {
+        "judge_sampled": 0.0,
+        "judge_sampled_count": 0,
+    }
+    assert set(diagnose.expansions(states, unknown).values()) == {0.0}
+
+
+def test_what_the_searches_could_choose_from_by_hand():
+    made = [
+        expansion(1, "0xy", "", "pair"),
+        expansion(2, "zx", "", "append"),
+        expansion(3, "2", "", "append"),
+    ]
+    last = dataclasses.replace(candidate("2"), finished=True)
+    ended = dataclasses.replace(made[2], candidates=(last,))
+    question = Question("other", "count")
+    none = State(question, (), (), (expansion(1, "xy", "", "append"),), "complete")
+    found = diagnose.expansions([state(*made[:2], ended), none], is_right)
+    assert found == {
+        "expansions_right": 2 / 4,
+        "expansions_informative": 1 / 4,
+        "problems_right_first": 1 / 2,
+        "problems_right_last": 1 / 2,
+    }
+
+
 def test_ratings_are_right_when_the_right_solution_has_the_higher():
     rated = expansion(1, "0x0y", "003 112 22- 334", "pair")
     found = diagnose.sampled_judgments(

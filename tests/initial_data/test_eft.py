@@ -165,6 +165,12 @@ def test_white_space_alone_is_no_explanation():
     assert rows == [] and only(reasons) == {"empty explanation": 2}
 
 
+def test_explanations_may_be_missing_where_nobody_explains():
+    assert only(keep("[[A]]", "[[B]]").reasons) == {eft.EMPTY: 1}
+    kept = keep("[[A]]", "[[B]]", explained=False)
+    assert [row.explanation for row in kept.rows] == ["", ""]
+
+
 def test_other_verdicts_are_read_as_the_templates_say():
     templates = Templates(verdict="<better>{side}</better>")
     answers = [Answer("[[B]] x <better>A</better>"), Answer("y <better>B</better>")]

@@ -235,6 +235,33 @@ def test_a_pair_is_the_best_and_the_worst_child_of_one_node():
     assert mcts.pairs(grown_tree(0.5), per_layer=1, min_margin=0) == []
 
 
+def test_a_node_can_give_several_pairs_those_with_the_largest_margins_first():
+    tree = grown_tree(1.0, 0.0, 0.0, 1.0, counts=[1, 1, 3, 2])  # a b c d
+    made = mcts.pairs(tree, per_layer=1, min_margin=0, per_node=3)
+    found = [tuple(vars(pair.preference).values()) for pair in made]
+    assert found == [
+        ("q/0", "a problem", (), "d", "c"),
+        ("q/0/1", "a problem", (), "d", "b"),
+        ("q/0/2", "a problem", (), "a", "c"),
+    ]
+    assert len(mcts.pairs(tree, per_layer=1, min_margin=0, per_node=9)) == 4
+    tree = grown_tree(0.9, 0.5, 0.1)
+    made = mcts.pairs(tree, per_layer=1, min_margin=0.4, per_node=9)
+    assert [pair.probabilities for pair in made] == [(0.9, 0.1), (0.9, 0.5), (0.5, 0.1)]
+
+
+def test_undecided_pairs_are_the_most_frequent_of_the_lowest():
+    tree = grown_tree(0.0, 1.0, 0.0, 0.0, counts=[1, 9, 2, 3])
+    (pair,) = mcts.undecided_pairs(tree)
+    assert pair == Pair(
+        Preference("q/0/undecided", "a problem", (), "d", "c"), (0.0, 0.0)
+    )
+    step_tree.expand(tree, 2, proposal("x", "y"), (1.0, 1.0))
+    last = mcts.undecided_pairs(tree)[1].preference
+    assert (last.id, last.steps) == ("q/2/undecided", ("b",))
+    assert mcts.undecided_pairs(grown_tree(0.1, 0.2, 0.2)) == []
+
+
 def test_each_layer_gives_the_pairs_of_its_most_visited_nodes():
     tree = grown_tree(0.9, 0.8, 0.1)
     for child in (1, 2, 3):

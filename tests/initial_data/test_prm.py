@@ -13,6 +13,7 @@ from stepjax.lm import model as lm
 from stepjax.lm import sharding, train
 from stepjax.lm.sampler import Sampler
 from stepjax.records import StepLabels
+from stepjax.worlds import arithmetic
 
 ROW = StepLabels(
     "one",
@@ -86,6 +87,17 @@ def test_reading_behind_a_cache_is_the_probability_that_training_changes(codec, 
     )
     np.testing.assert_allclose(both[2][1], read[1], rtol=2e-5)
     assert [len(both[0]), len(both[2])] == [1, 2] and both[2][0] != both[2][1]
+
+
+def test_the_gold_is_a_scorer_of_ones_and_zeros(codec):
+    score = prm.gold_scorer(arithmetic.is_right, codec)
+    solve = prm.Solving
+    steps = ("Step 1: 8*7+4=0", "Step 2: 0*4+2=2; \\boxed{2}", "Step 2: 0*4+2=3")
+    first, right, wrong = map(codec.step, steps)
+    solving = {0: solve("8*7+4*4+2", (first,)), 3: solve("8*7+4*4+2", ())}
+    found = score(solving, {0: [wrong, right], 3: [first]})
+    assert {slot: list(own) for slot, own in found.items()} == {0: [0, 1], 3: [1]}
+    assert found[0].dtype == np.float64
 
 
 def test_labels_that_begin_alike_are_refused(codec, monkeypatch):

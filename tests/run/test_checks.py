@@ -34,7 +34,12 @@ def assert_refused(c, words):
         ("search.on_tie", "append", "Append", "one of ('back', 'append')"),
         ("judge.mode", "logprob", "", "one of ('generate', 'logprob')"),
         ("dpo.reference", "live", "dead", "one of ('precomputed', 'live')"),
-        ("data.world", "arithmetic", "chess", "one of ('', 'arithmetic')"),
+        (
+            "data.world",
+            "arithmetic",
+            "chess",
+            "one of ('', 'arithmetic', 'word_problems')",
+        ),
         ("judge.score", "sum", "wins", f"one of {judge.SCORES}"),
         ("seed", 2**32 - 1, 2**32, "below 2**32"),
         ("seed", 0, -1, "at least 0"),
@@ -80,7 +85,13 @@ RATED = {"judge.kind": "ratings"}
         ({"dpo.updates": (3, 0)}, "dpo.updates=(3, 0); expected one number above 0"),
         ({"judge.score": "rating"}, "expected one of ('sum', 'consistent', 'single')"),
         (RATED | {"judge.schedule": "swiss"}, "'swiss'; expected 'full' with judge.k"),
-        ({"judge.by": "oracle", "data.world": ""}, "'oracle' in the arithmetic world"),
+        (
+            {"judge.by": "oracle", "data.world": ""},
+            "or 'oracle' in a world (data.world)",
+        ),
+        ({"judge.by": "oracle", "data.world": "word_problems"}, ""),
+        (RATED | {"data.world": "word_problems"}, "'ratings'; expected 'comparisons'"),
+        ({"data.explanations": "long"}, "='long'; expected one of ('short', 'worked',"),
         (RATED | {"judge.by": "random"}, "judge.by='random'; expected 'self' with jud"),
         (RATED | {"judge.mode": "logprob"}, "judge.mode='logprob'; expected 'generate"),
         (RATED | {"pairs.best_beats_all": True}, "='ratings': ratings compare nothing"),
@@ -120,6 +131,21 @@ def test_settings_of_controls_fit_together(changes, words):
         ({"mcts.phase.batch_size": 0}, "batch_size of sft phase 'policy'=0; expected"),
         ({"prm.phase.ift": 0.5}, "shares of prm.phase=(0.5, 1.0); expected ift 0 and"),
         ({"prm.phase.optimizer.schedule": "step"}, "schedule='step'; expected"),
+        ({"prm.labels": "gold", "data.corrupted_count": 5}, ""),
+        (
+            {"prm.labels": "gold", "teacher.backend": "local", "data.world": ""},
+            "prm.labels='gold'; expected a file or 'rollouts', because only a world",
+        ),
+        (
+            {"data.corrupted_count": 5, "teacher.backend": "local", "data.world": ""},
+            "data.corrupted_count=5; expected 0, because only a world",
+        ),
+        ({"mcts.undecided_share": 0.5}, ""),
+        (
+            {"mcts.undecided_share": 0.5, "teacher.undecided_margin": 0.0},
+            "mcts.undecided_share=0.5; expected below 1, and 0 unless teacher.undec",
+        ),
+        ({"mcts.undecided_share": 1.0}, "mcts.undecided_share=1.0; expected below 1"),
     ],
 )
 def test_settings_of_a_run_that_makes_its_eft_rows(changes, words):

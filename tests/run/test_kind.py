@@ -1,9 +1,11 @@
 """What `judge.kind` decides, chosen in one place."""
 
+import random
+
 import pytest
 from tiny_config import changed
 
-from stepjax import propose, records, srlm
+from stepjax import prompts, propose, records, srlm
 from stepjax.run import kind
 from stepjax.settings import from_config
 from stepjax.worlds import arithmetic, arithmetic_srlm
@@ -24,6 +26,23 @@ def test_comparisons_are_of_steps():
     assert len(found.judgments.calls(3, (0,))) == 6
     single = chosen(judge__score="single")
     assert len(single.judgments.calls(3, (0,))) == 3
+
+
+def test_word_problems_know_their_gold_from_the_folder_of_the_run(tmp_path):
+    c = from_config(changed(data__world="word_problems"))
+    found = kind.choose(c)
+    assert found.is_right is found.world_rows is found.teach is found.mistake is None
+    rows = [{"id": "r", "problem": "How many?", "answer": "5", "equation": "+ 2 3"}]
+    records.write_jsonl(tmp_path / "equations.jsonl", rows)
+    found = kind.choose(c, tmp_path)
+    right, wrong = (f"Step 1: 2 + 3 = {n}. \\boxed{{{n}}}" for n in (5, 6))
+    assert found.is_right("How many?", [], right)
+    assert not found.is_right("How many?", [], wrong)
+    assert found.mistake("How many?", [], wrong) == "arithmetic"
+    pair = records.Preference("p", "How many?", (), right, wrong)
+    text = found.teach([pair], prompts.Templates())[0]["text"]
+    assert text.endswith("A is right. B gets 6, not 5. [[A]]")
+    assert len(found.world_rows("c", "How many?", random.Random(0), 0.0)) == 2
 
 
 def test_ratings_are_of_solutions():

@@ -15,8 +15,8 @@ from stepjax.initial_data.formats import fields, worked
 from stepjax.prompts import Templates
 from stepjax.records import Solution
 
-_NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?")
-_MOST_SYMBOLS = 99  # of an equation; a longer one is no word problem
+NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?")
+MOST_SYMBOLS = 99  # of an equation; a longer one is no word problem
 _TOLERANCE = Fraction(1, 1000)  # answers are rounded: 10 / 3 has the answer 3.33333
 
 
@@ -37,16 +37,16 @@ def solution(row: dict[str, Any], name: str, templates: Templates) -> list[Solut
     """
     problem, answer = fields.text(row, "problem"), fields.answer(row).strip()
     equation = fields.text(row, "equation")
-    if not _NUMBER.fullmatch(answer):
+    if not NUMBER.fullmatch(answer):
         raise ValueError(f"field 'answer' is {answer[:40]!r}; expected a number.")
     symbols = equation.split()
     lines: list[str] = []
-    rest = iter(symbols if len(symbols) <= _MOST_SYMBOLS else ())
+    rest = iter(symbols if len(symbols) <= MOST_SYMBOLS else ())
     value = _evaluate(rest, lines)
     if value is None or next(rest, None) is not None:
         raise ValueError(
             f"the equation is {equation[:60]!r}; expected + - * / before their two "
-            f"numbers, as in '- + 8 3 2', and at most {_MOST_SYMBOLS} of them in all."
+            f"numbers, as in '- + 8 3 2', and at most {MOST_SYMBOLS} of them in all."
         )
     exact = Fraction(answer)
     if abs(value - exact) > max(_TOLERANCE, abs(exact) / 10**9):
@@ -84,7 +84,7 @@ def _evaluate(symbols: Iterator[str], lines: list[str]) -> Fraction | None:
     Returns its value, or None when the symbols are no expression.
     """
     symbol = next(symbols, "")
-    if _NUMBER.fullmatch(symbol):
+    if NUMBER.fullmatch(symbol):
         return Fraction(symbol)
     if symbol not in ("+", "-", "*", "/"):
         return None
@@ -100,10 +100,18 @@ def _evaluate(symbols: Iterator[str], lines: list[str]) -> Fraction | None:
         "*": left * right,
         "/": left / right if right else None,
     }[symbol]
-    lines.append(
-        f"{_operand(left)} {symbol} {_operand(right, second=True)} = {written(value)}"
-    )
+    lines.append(calculation(symbol, left, right, value))
     return value
+
+
+def calculation(symbol: str, left: Fraction, right: Fraction, result: Fraction) -> str:
+    """Writes a calculation: "10 / 4 = 2.5"."""
+    return f"{expression(symbol, left, right)} = {written(result)}"
+
+
+def expression(symbol: str, left: Fraction, right: Fraction) -> str:
+    """Writes an operation without its result: "10 / 4"."""
+    return f"{_operand(left)} {symbol} {_operand(right, second=True)}"
 
 
 def _operand(value: Fraction, second: bool = False) -> str:
