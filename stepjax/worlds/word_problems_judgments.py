@@ -30,10 +30,10 @@ EXPLANATIONS = ("short", "worked", "none")  # data.explanations
 # How often a corrupted step has each mistake, if the problem allows it. SmolLM2-135M
 # makes these mistakes about as often after SFT on 700 solutions.
 SHARES = {
-    world.OPERATION: 0.3,
+    world.OPERATION: 0.25,
     world.OPERANDS: 0.15,
     world.ORDER: 0.05,
-    world.ARITHMETIC: 0.35,
+    world.ARITHMETIC: 0.4,
     world.ENDS_EARLY: 0.075,
     world.GOES_ON: 0.075,
 }

@@ -25,12 +25,14 @@ def made(quick_runs):
     def make(folder: pathlib.Path):
         folder.mkdir()
         iterate.run(tiny_word_config.make(folder), folder / "run")
+        for name in ("problems", "test"):
+            (folder / f"{name}.jsonl").unlink()  # the run has copies
 
     return runs.made_once("word_run", make)
 
 
 def opened(folder):
-    """The finished run, after its data files were deleted."""
+    """The finished run, whose data files are no longer there."""
     c = tiny_word_config.settings(folder)
     return Run(c, folder / "run")
 

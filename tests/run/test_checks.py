@@ -34,7 +34,12 @@ def assert_refused(c, words):
         ("search.on_tie", "append", "Append", "one of ('back', 'append')"),
         ("judge.mode", "logprob", "", "one of ('generate', 'logprob')"),
         ("dpo.reference", "live", "dead", "one of ('precomputed', 'live')"),
-        ("data.world", "arithmetic", "chess", "one of ('', 'arithmetic')"),
+        (
+            "data.world",
+            "arithmetic",
+            "chess",
+            "one of ('', 'arithmetic', 'word_problems')",
+        ),
         ("judge.score", "sum", "wins", f"one of {judge.SCORES}"),
         ("seed", 2**32 - 1, 2**32, "below 2**32"),
         ("seed", 0, -1, "at least 0"),
