@@ -75,9 +75,10 @@ def sampled_judgments(
 
     Returns:
       "judge_sampled", the share that is right, and "judge_sampled_count", the number
-      of calls that were graded; the share is absent where the number is 0. With `mistake`, the same for the calls whose wrong
-      candidate has a mistake KIND, as "judge_sampled_KIND" and
-      "judge_sampled_KIND_count", and "sampled_KIND", the number of samples with it.
+      of calls that were graded; the share is absent where the number is 0. With
+      `mistake`, the same for the calls whose wrong candidate has a mistake KIND, as
+      "judge_sampled_KIND" and "judge_sampled_KIND_count", and "sampled_KIND", the
+      number of samples with it.
     """
     results: list[bool] = []
     by_kind: dict[str, list[bool]] = collections.defaultdict(list)
