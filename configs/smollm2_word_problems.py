@@ -19,11 +19,12 @@ def get_config(data: str = "data"):
     c = config.default()
     c.iterations = 2
     c.model.init = "gguf:SmolLM2-135M-Instruct.Q4_1.gguf"
+    c.model.dtype = "bfloat16"  # on a CPU without it, float32 is faster
+    c.model.remat = "full"  # on a CPU, computing again is faster than keeping
     c.data.world = "word_problems"
     c.data.equations = f"{data}/word_problems/mawps_asdiv_train.jsonl"
     c.data.test = f"{data}/word_problems/svamp_test.jsonl"
     c.data.test_format = "word_problems"
-    c.data.test_count = 300
     c.data.ift_count = 700
     c.data.heldout_count = 118
     c.data.questions = (450, 450)
@@ -38,7 +39,7 @@ def get_config(data: str = "data"):
     c.mcts.width = 6
     c.mcts.temperature = 1.0
     c.mcts.top_p = 1.0
-    c.mcts.iterations = 4
+    c.mcts.iterations = 2
     c.mcts.depth = 0
     c.mcts.exploration = 0.1
     c.mcts.max_steps = 4
@@ -49,30 +50,31 @@ def get_config(data: str = "data"):
     c.mcts.phase = config.phase(
         "policy",
         eft=0.0,
-        epochs=1,
+        epochs=2,
         batch_size=16,
-        optimizer=config.optimizer(1e-4, "cosine", **rate),
+        optimizer=config.optimizer(3e-4, "cosine", **rate),
     )
 
-    c.train.row_length = 256
+    c.train.row_length = 512
     c.train.checkpoint_every = 50
     c.sft.verdict_weight = 3.0
+    c.sft.share_problems = True
     c.sft.phases = (
         config.phase(
             "judge",
             ift=0.0,
             epochs=1,
-            batch_size=16,
-            optimizer=config.optimizer(1e-4, "cosine", **rate),
+            batch_size=6,
+            optimizer=config.optimizer(3e-4, "cosine", **rate),
         ),
         config.phase(
             "mixed",
-            ift=0.6,
-            eft=0.4,
+            ift=0.8,
+            eft=0.2,
             epochs=0,
-            steps=100,
-            batch_size=16,
-            optimizer=config.optimizer(1e-4, "cosine", **rate),
+            steps=88,
+            batch_size=20,
+            optimizer=config.optimizer(2e-4, "cosine", **rate),
         ),
     )
 
@@ -83,7 +85,7 @@ def get_config(data: str = "data"):
     c.search.max_expansions = 6
     c.search.max_step_tokens = 48
     c.search.context_tokens = 320
-    c.search.slots = 16
+    c.search.slots = 32
     c.judge.score = "consistent"
     c.judge.max_tokens = 64
     c.judge.context_tokens = 320
@@ -95,6 +97,6 @@ def get_config(data: str = "data"):
     c.dpo.batch_size = 16
     c.dpo.optimizer = config.optimizer(2e-5, warmup_steps=5, b2=0.98)
 
-    c.eval.max_tokens = 128
+    c.eval.max_tokens = 80
     c.eval.search_count = 100
     return c

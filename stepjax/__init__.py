@@ -68,6 +68,7 @@ The language model; it imports nothing of the above but forest and losses:
                     forest_kernel.py  the same as a TPU kernel, which skips what no
                                    token sees
                     embedding.py   token look-up and scoring on a mesh
+                    products.py    bfloat16 products that are fast on a CPU
                     decode.py      the decoder behind cached contexts
                     generate.py    sample, score: behind shared contexts, on the device
                     sampler.py     Sampler: the same for lists of token ids; start here
@@ -79,6 +80,7 @@ The language model; it imports nothing of the above but forest and losses:
                                    tokens in data stay text; chat.py: chat templates
                     weights.py     Hugging Face directories in; hf_config.py,
                                    tensor_files.py; export.py writes them
+                    gguf_files.py  GGUF files in; gguf_tokenizer.py: their tokenizers
                     sharding.py    meshes, logical axes
                     hosts.py       several hosts: waiting, agreeing, sharing work
                     train.py       train state and training step

@@ -18,7 +18,8 @@ def default() -> ml_collections.ConfigDict:
     c.improve_by = "dpo"  # Mi → M(i+1): "dpo" (paper), or "sft": more SFT (a control)
 
     c.model = model = ml_collections.ConfigDict()
-    model.init = "random"  # "random", or "hf:DIR" for a Hugging Face directory
+    # "random", "hf:DIR" for a Hugging Face directory, or "gguf:FILE" for a GGUF file.
+    model.init = "random"
     model.dtype = "float32"  # compute type; "bfloat16" on accelerators
     # What the backward pass computes again: "none", "full", "attention" (everything but
     # the output of attention), "dots" (everything but matrix products).
@@ -26,7 +27,7 @@ def default() -> ml_collections.ConfigDict:
     # How forest rows attend: "chunks", "kernel" (TPU), "cudnn" (GPU); "auto" takes the
     # kernel on TPU and chunks elsewhere.
     model.attention = "auto"
-    # Shape of a random model; an hf: directory brings its own.
+    # Shape of a random model; an hf: directory and a gguf: file bring their own.
     model.vocab_size = 0  # 0: the tokenizer's, rounded up to a multiple of 8
     model.hidden_size = 64
     model.num_layers = 2
@@ -41,7 +42,7 @@ def default() -> ml_collections.ConfigDict:
     model.embedding_std = 0.02  # of a random embedding
     model.init_std = 0.02  # of every other random matrix
 
-    # Folder or tokenizer.json; "" takes that of the hf: directory or of the world.
+    # Folder or tokenizer.json; "" takes that of model.init or of the world.
     c.tokenizer = ""
 
     c.prompts = text = ml_collections.ConfigDict()
@@ -174,6 +175,9 @@ def default() -> ml_collections.ConfigDict:
     c.sft = sft = ml_collections.ConfigDict()
     sft.phases = (phase(),)  # paper: one phase, IFT and EFT mixed
     sft.verdict_weight = 1.0  # loss weight of the verdict's tokens
+    # True: the judgments of a problem are trained together, as branches of one tree
+    # that computes the problem once; a batch then counts them as one sequence.
+    sft.share_problems = False
 
     c.search = search = ml_collections.ConfigDict()
     search.width = 6  # candidates per step, w (paper)

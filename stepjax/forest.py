@@ -185,6 +185,71 @@ def trajectory_tree(pairs: Sequence[IdPair], first_segment: int = 0) -> Tree:
     )
 
 
+def merge(paths: Sequence[Tree]) -> Tree:
+    """Returns paths as one tree in which they share every token that they begin with.
+
+    The sums of weighted log-probabilities are those of the paths laid out one by one,
+    and what they begin with is computed once. A token that several paths score has the
+    sum of their weights.
+
+    Args:
+      paths: from `path_tree`, at least one, all of one segment and with equal first
+        tokens.
+
+    Raises:
+      ValueError: for no path, or paths that begin with different tokens.
+    """
+    if not paths or len({int(path.tokens[0]) for path in paths}) > 1:
+        raise ValueError(
+            f"{len(paths)} paths that begin with the tokens "
+            f"{sorted({int(path.tokens[0]) for path in paths})}; expected one or more "
+            "paths that all begin with the same token."
+        )
+    children: list[dict[int, int]] = []  # of each node: token → node
+    tokens: list[int] = []
+    weights: list[float] = []
+    for path in paths:
+        weight = np.zeros(len(path.tokens), np.float32)
+        weight[path.scored] = path.weight
+        siblings: dict[int, int] = {} if not children else {int(path.tokens[0]): 0}
+        for token, own in zip(path.tokens.tolist(), weight.tolist(), strict=True):
+            node = siblings.get(token)
+            if node is None:
+                node = siblings[token] = len(tokens)
+                tokens.append(token)
+                weights.append(0.0)
+                children.append({})
+            weights[node] += own
+            siblings = children[node]
+    order: list[int] = []  # depth first
+    parent, position, end = [], [], [0] * len(tokens)
+    stack: list[tuple[int, int, int]] = [(0, -1, 0)]  # node, place of parent, depth
+    while stack:
+        node, above, depth = stack.pop()
+        place = len(order)
+        order.append(node)
+        parent.append(above)
+        position.append(depth)
+        below = [(child, place, depth + 1) for child in children[node].values()]
+        stack.extend(reversed(below))
+    for place in reversed(range(len(order))):
+        end[place] = max(end[place], place + 1)
+        if parent[place] >= 0:
+            end[parent[place]] = max(end[parent[place]], end[place])
+    weight = np.asarray(weights, np.float32)[order]
+    scored = np.flatnonzero(weight).astype(np.int32)
+    segment = paths[0].segment[0] if len(paths[0].segment) else 0
+    return Tree(
+        np.asarray(tokens, np.int32)[order],
+        np.asarray(parent, np.int32),
+        np.asarray(position, np.int32),
+        np.asarray(end, np.int32),
+        scored,
+        np.full(len(scored), segment, np.int32),
+        weight[scored],
+    )
+
+
 def group_by_trunk(pairs: Sequence[IdPair], row_length: int) -> list[list[int]]:
     """Groups pairs that can share one tree of at most `row_length` tokens.
 

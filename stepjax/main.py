@@ -24,7 +24,8 @@ _USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VA
   dpo      --model → the next one
   eval     measures --model; --mode=greedy|unseen|judge|search|training|all,
            --benchmark=FILE
-  export   writes --model to --out as a Hugging Face directory
+  export   writes --model to --out as a Hugging Face directory;
+           --dtype=float32|bfloat16, --verify reads it again and compares
   ablate   the loop with its controls: one table and a figure;
            --seeds=0,1,2 --arms=self,random,oracle,sft,srlm
   init-data  data for M1 from public data sets; `stepjax init-data` says more
@@ -62,6 +63,12 @@ _suggest = flags.DEFINE_bool(
     "suggest", True, "plan: find the smallest slice that fits."
 )
 _out = flags.DEFINE_string("out", None, "Where to export to.")
+_dtype = flags.DEFINE_enum(
+    "dtype", "float32", ("float32", "bfloat16"), "export: type of the saved weights."
+)
+_verify = flags.DEFINE_bool(
+    "verify", False, "export: read the written directory again and compare it."
+)
 
 
 def entry() -> None:
@@ -185,7 +192,6 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
     _say(_devices())
     from stepjax import iterate
     from stepjax.evaluation import stages
-    from stepjax.lm import export
     from stepjax.run.run import Run
 
     if command == "run":
@@ -213,17 +219,40 @@ def _run(command: str, config: ml_collections.ConfigDict) -> None:
         for mode, metrics in measured.items() if hosts.first() else ():
             print(mode, {k: round(v, 4) for k, v in metrics.items()})
     else:
-        tokenizer = run.codec.tokenizer
-        export.save_hf(
-            run.params(number),
-            run.model.config,
-            _out.value,
-            tokenizer_directory=tokenizer.directory,
-            stop_ids=tokenizer.stop_ids,
-            bos_id=tokenizer.bos_id,
+        _export(run, number)
+
+
+def _export(run: "Run", number: int) -> None:
+    from stepjax.lm import export, hosts
+
+    settings, tokenizer = run.settings, run.codec.tokenizer
+    shape, params = run.model.config, run.params(number)
+    lengths = (
+        settings.train.row_length,
+        settings.search.context_tokens,
+        settings.judge.context_tokens,
+    )
+    same = {"stop_ids": tokenizer.stop_ids, "dtype": _dtype.value}
+    export.save_hf(
+        params,
+        shape,
+        _out.value,
+        tokenizer_directory=tokenizer.directory,
+        bos_id=tokenizer.bos_id,
+        pad_id=tokenizer.pad_id,
+        context_length=max(lengths),  # of a random M0; a pretrained one has its own
+        **same,
+    )
+    verified = ""
+    if _verify.value:
+        shardings = run.shardings()
+        verified = export.verify_hf(
+            params, shape, _out.value, shardings=shardings, **same
         )
-        if hosts.first():
-            _say(f"M{number} is written to {_out.value}")
+    if hosts.first():
+        _say(f"M{number} is written to {_out.value} in {_dtype.value}")
+        if verified:
+            _say(verified)
 
 
 def _plan(config: ml_collections.ConfigDict) -> None:

@@ -7,13 +7,14 @@ source in the paper.
 """
 
 import dataclasses
+import os
 from typing import NamedTuple
 
 import ml_collections
 from jax.sharding import Mesh
 
 from stepjax import dpo, forest, prompts, sft
-from stepjax.lm import hf_config, train
+from stepjax.lm import gguf_files, hf_config, train
 from stepjax.lm import model as lm
 
 WORLDS = ("", "arithmetic", "word_problems")  # data.world
@@ -164,6 +165,7 @@ class Sft:
 
     phases: tuple[sft.Phase, ...]
     verdict_weight: float
+    share_problems: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +255,7 @@ class Settings:
       seed: every draw of the run is folded from it.
       iterations: rounds of search and step-DPO.
       improve_by: one of `IMPROVE_BY`.
-      init: where M0 comes from: "random", or "hf:DIR".
+      init: where M0 comes from: "random", "hf:DIR" or "gguf:FILE".
       shape: the decoder of the settings; see `model_config`.
       tokenizer: its folder or file, or "".
       texts: templates of the prompts.
@@ -325,7 +327,7 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
         teacher=Teacher(**config.teacher),
         mesh=MeshShape(**config.mesh),
         train=Train(**config.train),
-        sft=Sft(tuple(map(_phase, config.sft.phases)), config.sft.verdict_weight),
+        sft=Sft(**{**config.sft, "phases": tuple(map(_phase, config.sft.phases))}),
         search=Search(**config.search),
         judge=Judge(**config.judge),
         srlm=Srlm(**config.srlm),
@@ -371,20 +373,28 @@ def templates(texts: Texts, base: prompts.Templates) -> prompts.Templates:
     return result
 
 
-def model_config(settings: Settings, vocab_size: int) -> lm.ModelConfig:
+def model_config(
+    settings: Settings, vocab_size: int, kept: str | os.PathLike | None = None
+) -> lm.ModelConfig:
     """Returns the decoder's configuration.
 
     Args:
       settings: of the run.
       vocab_size: ids of the tokenizer.
+      kept: folder with the config.json that a run keeps of a pretrained M0; None reads
+        the config where M0 itself is.
 
     Raises:
       ValueError: when the tokenizer has more ids than the model's vocabulary, or for
         an unknown `init`.
     """
     shape, init = settings.shape, settings.init
-    if init.startswith("hf:"):
-        stored = hf_config.config_from_hf(init.removeprefix("hf:"))
+    kind, _, source = init.partition(":")
+    if kind in ("hf", "gguf") and source:
+        if kind == "hf" or kept is not None:
+            stored = hf_config.config_from_hf(source if kept is None else kept)
+        else:
+            stored = gguf_files.config_from_gguf(gguf_files.GgufFile(source))
         numerics = {
             name: getattr(shape, name) for name in ("dtype", "remat", "attention")
         }
@@ -394,7 +404,9 @@ def model_config(settings: Settings, vocab_size: int) -> lm.ModelConfig:
         size = shape.vocab_size or multiple_of_8
         shape = dataclasses.replace(shape, vocab_size=size)
     else:
-        raise ValueError(f"model.init={init!r}; expected 'random' or 'hf:DIR'.")
+        raise ValueError(
+            f"model.init={init!r}; expected 'random', 'hf:DIR' or 'gguf:FILE'."
+        )
     if vocab_size > shape.vocab_size:
         raise ValueError(
             f"the tokenizer has {vocab_size} ids and the model's vocabulary "

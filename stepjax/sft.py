@@ -36,7 +36,8 @@ class Phase:
         together, so that the sizes of the data decide the mixture; 0 with `steps`.
       steps: number of updates, each with a batch mixed by the shares; 0 with `epochs`.
       stop_loss: the phase ends when the mean loss of a log period is below it.
-      batch_size: sequences per update.
+      batch_size: sequences per update; with `sft.share_problems`, all judgments of a
+        problem count as one.
       optimizer: learning rate and schedule.
     """
 
@@ -110,6 +111,35 @@ def fitting_trees(
     return kept, dropped
 
 
+def share_problems(
+    trees: Sequence[forest.Tree], problems: Sequence[str], row_length: int
+) -> list[forest.Tree]:
+    """Returns trees with one tree for all rows of a problem, where they fit.
+
+    What the rows begin with, the instructions and the problem, is then computed once.
+    The loss and its gradient are the same as those of the rows in one batch.
+
+    Args:
+      trees: paths, one per row.
+      problems: problem of each row.
+      row_length: most tokens of a tree; more rows of a problem begin another tree.
+    """
+    merged: dict[str, list[forest.Tree]] = {}
+    for tree, problem in zip(trees, problems, strict=True):
+        own = merged.setdefault(problem, [])
+        own.append(tree)
+    result = []
+    for paths in merged.values():
+        group = [paths[0]]
+        for path in paths[1:]:
+            if len(forest.merge([*group, path]).tokens) > row_length:
+                result.append(forest.merge(group))
+                group = []
+            group.append(path)
+        result.append(forest.merge(group))
+    return result
+
+
 class Examples(NamedTuple):
     """What SFT trains on.
 
@@ -135,6 +165,7 @@ def examples(
     example: Callable[[Codec, Any], Example],
     row_length: int,
     verdict_weight: float,
+    share: bool = False,
 ) -> Examples:
     """Returns IFT and EFT rows as trees, without the rows that are too long.
 
@@ -145,6 +176,7 @@ def examples(
       example: what a judgment teaches, see `judge.Judgments`.
       row_length: most tokens of an example.
       verdict_weight: see `judgment_tree`.
+      share: one tree for all judgments of a problem, see `share_problems`.
 
     Raises:
       ValueError: when all rows of one kind are too long.
@@ -158,6 +190,9 @@ def examples(
         ids = [row.id for row in rows]
         kept[name], too_long = fitting_trees(every[name], ids, row_length, name)
         dropped += too_long
+    if share:
+        left = [row.problem for row in eft if row.id not in set(dropped)]
+        kept["eft"] = share_problems(kept["eft"], left, row_length)
     return Examples(kept, dropped)
 
 

@@ -358,3 +358,29 @@ def test_buckets():
     assert [forest.bucket(n, 4) for n in (1, 4, 5, 9, 17, 33)] == [4, 4, 8, 12, 24, 48]
     for size in range(1, 3000):
         assert 0 <= forest.bucket(size) - size <= forest.bucket(size) / 3
+
+
+def test_merged_paths_share_what_they_begin_with():
+    one = forest.path_tree([7, 1, 2, 3], [0, 0, 1, 2])
+    two = forest.path_tree([7, 1, 4], [0, 0, 3])
+    three = forest.path_tree([7, 1, 2, 5], [0, 0, 0.5, 1])
+    tree = forest.merge([one, two, three])
+    assert tree.tokens.tolist() == [7, 1, 2, 3, 5, 4]
+    assert tree.parent.tolist() == [-1, 0, 1, 2, 2, 1]
+    assert tree.position.tolist() == [0, 1, 2, 3, 3, 2]
+    assert tree.subtree_end.tolist() == [6, 6, 5, 4, 5, 6]
+    assert tree.scored.tolist() == [2, 3, 4, 5]
+    assert tree.weight.tolist() == [1.5, 2, 1, 3]
+
+
+def test_a_path_merged_with_itself_has_twice_its_weights():
+    path = forest.path_tree([7, 1, 2], [0, 0, 1])
+    tree = forest.merge([path, path])
+    assert tree.tokens.tolist() == [7, 1, 2]
+    assert tree.weight.tolist() == [2]
+
+
+@pytest.mark.parametrize("paths", [[], [[7, 1], [8, 1]]])
+def test_paths_without_a_common_first_token_are_not_merged(paths):
+    with pytest.raises(ValueError, match="begin with the same token"):
+        forest.merge([forest.path_tree(ids, [0, 1]) for ids in paths])

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import runpy
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from stepjax.initial_data import command as init_data
 from stepjax.initial_data.formats import sources
 from stepjax.run import data
 from stepjax.settings import from_config
-from stepjax.worlds import arithmetic
+from stepjax.worlds import arithmetic, word_problems_data
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -197,6 +198,49 @@ def test_the_row_of_the_design_page_is_what_a_search_becomes():
         row = re.search(rf"^ +{name} ((?: +[■.])+)", page, re.MULTILINE)[1].split()
         sees = [j <= i < tree.subtree_end[j] for j in range(len(names))]
         assert [mark == "■" for mark in row] == sees
+
+
+def test_the_script_of_the_real_model_page_writes_what_a_run_reads(tmp_path):
+    rows = (
+        ("number0 books on number1 shelves , how many ?", "56.0 9.0", "*", "504.0"),
+        ("He had $ number0 and lost $ number1 .", "10.50 3.00", "-", "7.5"),
+        ("HE HAD $ number0 and lost $ number1 .", "10.50 3.00", "-", "7.5"),  # repeated
+        ("number0 pens and number1 pens .", "4.0 5.0", "+", "10.0"),  # it is 9
+    )
+    table = "".join(
+        f'"{text}",{numbers},{symbol} number0 number1,{answer}\n'
+        for text, numbers, symbol, answer in rows
+    )
+    train = tmp_path / "SVAMP" / "data" / "mawps-asdiv-a_svamp" / "train.csv"
+    train.parent.mkdir(parents=True)
+    train.write_text(f"Question,Numbers,Equation,Answer\n{table}", "utf-8")
+    tests = [
+        {
+            "ID": "chal-1",
+            "Body": "It costs $ 4",
+            "Question": "How much?",
+            "Answer": 4.0,
+        },
+        {"ID": "chal-2", "Body": "Why?", "Question": "How many?", "Answer": 2.5},
+    ]
+    (tmp_path / "SVAMP" / "SVAMP.json").write_text(json.dumps(tests), "utf-8")
+
+    script = runpy.run_path(str(ROOT / "docs" / "word_problems.py"))
+    script["main"](str(tmp_path / "SVAMP"), str(tmp_path / "data"))
+
+    made = tmp_path / "data" / "word_problems"
+    equations = word_problems_data.read_equations(made / "mawps_asdiv_train.jsonl")
+    assert [(row.problem, row.answer, row.equation) for row in equations] == [
+        ("56 books on 9 shelves, how many?", "504", "* 56 9"),
+        ("He had $10.5 and lost $3.", "7.5", "- 10.5 3"),
+    ]
+    tested = data.READERS["test"]["word_problems"](
+        made / "svamp_test.jsonl", prompts.Templates()
+    )
+    assert [(row.id, row.problem, row.answer) for row in tested] == [
+        ("chal-1", "It costs $4. How much?", "4"),
+        ("chal-2", "Why? How many?", "2.5"),
+    ]
 
 
 def test_every_command_of_the_pages_exists():

@@ -73,13 +73,11 @@ def test_vocabulary_of_the_model(tmp_path):
     with pytest.raises(ValueError, match=words) as error:
         model_config(settings(model__vocab_size=200), 201)
     assert "raise model.vocab_size" in str(error.value)
-    values = hf_config.config_to_hf(
-        shape, stop_ids=(1,), bos_id=None, dtype="float32", beside=None
-    )
+    values = hf_config.config_to_hf(shape, stop_ids=(1,), bos_id=None, dtype="float32")
     (tmp_path / "config.json").write_text(json.dumps(values))
     c = changed(model__init=f"hf:{tmp_path}", model__hidden_size=99)
     assert model_config(from_config(c), 200).hidden_size == 16  # its own shape
     with pytest.raises(ValueError, match="201 ids and the model's vocabulary 200"):
         model_config(from_config(c), 201)
-    with pytest.raises(ValueError, match="'zeros'; expected 'random' or 'hf:DIR'"):
+    with pytest.raises(ValueError, match="'zeros'; expected 'random', 'hf:DIR' or"):
         model_config(settings(model__init="zeros"), 128)

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import Table
+from fakes import Table, random_parameters
 from runs import one_device_mesh
+from small_models import small_decoder
 
 from stepjax import forest, sft
 from stepjax.codec import Codec
 from stepjax.judge import comparisons
+from stepjax.lm import model as lm
 from stepjax.lm import sharding, train
 from stepjax.worlds import arithmetic, arithmetic_data
 
@@ -135,6 +137,38 @@ def test_the_loss_and_its_gradient_are_those_of_the_response_tokens(codec):
     # Prompts, the last token of a sequence and padding have no gradient at all.
     assert (got[~before_response] == 0).all()
     assert before_response.sum() == sum(len(tree.scored) for tree in trees)
+
+
+def test_judgments_that_share_a_problem_have_the_loss_of_separate_ones(codec):
+    problems = arithmetic.problems(3, seed=4)
+    rows = [
+        row
+        for number, problem in enumerate(problems)
+        for seed in (1, 2)
+        for row in arithmetic_data.comparisons(
+            f"{number}-{seed}", problem, random.Random(seed)
+        )
+    ]
+    paths = [sft.judgment_tree(codec, example(codec, row), 3.0) for row in rows]
+    shared = sft.share_problems(paths, [row.problem for row in rows], 300)
+    assert len(shared) == 3
+    assert sum(len(tree.tokens) for tree in shared) < sum(
+        len(path.tokens) for path in paths
+    )
+    model = small_decoder(codec.tokenizer.vocab_size)
+    params = random_parameters(lm.abstract_params(model))
+    loss = jax.jit(functools.partial(sft.loss, params, None, model=model))
+    apart, (weights, _) = loss(forest.pack(paths, 120))
+    together, (same_weights, _) = loss(forest.pack(shared, 300))
+    assert weights == same_weights == sum(path.weight.sum() for path in paths)
+    np.testing.assert_allclose(together, apart, rtol=1e-5)
+
+
+def test_a_tree_of_judgments_is_at_most_one_row_long():
+    paths = [forest.path_tree([9, 1, n], [0, 0, 1]) for n in (2, 3, 4)]
+    other = forest.path_tree([9, 5], [0, 1])
+    trees = sft.share_problems([*paths, other], ["p", "p", "p", "q"], 4)
+    assert [tree.tokens.tolist() for tree in trees] == [[9, 1, 2, 3], [9, 1, 4], [9, 5]]
 
 
 # Which rows.

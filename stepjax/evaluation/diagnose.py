@@ -52,7 +52,7 @@ def pair_quality(
         steps = [s.text for s in states[pair.problem_id].steps[: pair.step - 1]]
         sides = (is_right(pair.problem, steps, x) for x in (pair.chosen, pair.rejected))
         counts[names[tuple(sides)]] += 1
-    return {name: count / max(len(pairs), 1) for name, count in counts.items()}
+    return {name: count / len(pairs) for name, count in counts.items() if pairs}
 
 
 def sampled_judgments(
@@ -75,7 +75,7 @@ def sampled_judgments(
 
     Returns:
       "judge_sampled", the share that is right, and "judge_sampled_count", the number
-      of calls that were graded. With `mistake`, the same for the calls whose wrong
+      of calls that were graded; the share is absent where the number is 0. With `mistake`, the same for the calls whose wrong
       candidate has a mistake KIND, as "judge_sampled_KIND" and
       "judge_sampled_KIND_count", and "sampled_KIND", the number of samples with it.
     """
@@ -99,8 +99,9 @@ def sampled_judgments(
     found |= {f"judge_sampled_{kind}": by_kind[kind] for kind in sorted(by_kind)}
     metrics: dict[str, float] = {}
     for name, own in found.items():
+        if own:
+            metrics[name] = sum(own) / len(own)
         if own or name == "judge_sampled":
-            metrics[name] = sum(own) / max(len(own), 1)
             metrics[f"{name}_count"] = len(own)
     return metrics | {f"sampled_{kind}": samples[kind] for kind in sorted(samples)}
 
@@ -119,6 +120,7 @@ def expansions(states: Sequence[State], is_right: IsRight) -> dict[str, float]:
       "expansions_informative" (with a right and a wrong one). Shares of the problems:
       "problems_right_first" (the first expansion has a right candidate),
       "problems_right_last" (an expansion has a right candidate that ends the solution).
+      Nothing where the gold knows none of the problems.
     """
     some, both = [], []
     first: dict[str, bool] = {}
@@ -131,11 +133,13 @@ def expansions(states: Sequence[State], is_right: IsRight) -> dict[str, float]:
         ends = zip(expansion.candidates, right, strict=True)
         ended = any(good and candidate.finished for candidate, good in ends)
         last[name] = last.get(name, False) or ended
+    if not some:
+        return {}
     return {
-        "expansions_right": sum(some) / max(len(some), 1),
-        "expansions_informative": sum(both) / max(len(both), 1),
-        "problems_right_first": sum(first.values()) / max(len(first), 1),
-        "problems_right_last": sum(last.values()) / max(len(last), 1),
+        "expansions_right": sum(some) / len(some),
+        "expansions_informative": sum(both) / len(both),
+        "problems_right_first": sum(first.values()) / len(first),
+        "problems_right_last": sum(last.values()) / len(last),
     }
 
 

@@ -9,6 +9,7 @@ S keys of a cache, D head size, E hidden states.
 """
 
 import functools
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ import jax.numpy as jnp
 
 from stepjax.lm import attention, embedding
 from stepjax.lm import model as lm
+
+# Keys and values of all layers: arrays with an axis of layers, or a tuple of layers.
+Cache = lm.KeyValues | tuple[lm.KeyValues, ...]
 
 
 class Shared(NamedTuple):
@@ -27,7 +31,7 @@ class Shared(NamedTuple):
       length: valid keys of each, [G, N] int32.
     """
 
-    cache: lm.KeyValues
+    cache: Cache
     length: jax.Array
 
 
@@ -39,7 +43,7 @@ class Suffix(NamedTuple):
       length: tokens written so far, the same for all rows; scalar int32.
     """
 
-    cache: lm.KeyValues
+    cache: Cache
     length: jax.Array
 
 
@@ -52,12 +56,12 @@ def forward(
     *,
     suffix: Suffix | None = None,
     reach: int | None = None,
-) -> tuple[jax.Array, lm.KeyValues]:
+) -> tuple[jax.Array, Cache]:
     """Runs the decoder on tokens behind cached ones.
 
     Args:
       config: of the decoder.
-      params: its parameters.
+      params: its parameters; those of `lm.by_layer` are computed without a scan.
       tokens: [G, W, T] int32.
       start: index of the first real token of each row, counted from the beginning of
         its suffix, [G, W] int32; what comes before is padding.
@@ -69,7 +73,7 @@ def forward(
 
     Returns:
       Hidden states after the last norm, [G, W, T, E], and the keys and values of these
-      tokens, [L, G, K, W, T, D] each.
+      tokens, [L, G, K, W, T, D] each; a tuple of layers for parameters `lm.by_layer`.
     """
     hidden = embedding.embed(params["embedding"], tokens, config.dtype, None)
     offset = jnp.zeros((), jnp.int32) if suffix is None else suffix.length
@@ -81,7 +85,10 @@ def forward(
     position = before[..., None] + jnp.maximum(index - start[..., None], 0)
     real = index >= start[..., None]  # [G, W, T]
     causal = real[:, :, None, :] & (index[:, None] >= index)
-    valid = [_keys(level.cache) < level.length[..., None] for level in shared]
+    dtype = _layer(shared[0].cache, 0).key.dtype
+    valid = [
+        _keys(_layer(level.cache, 0)) < level.length[..., None] for level in shared
+    ]
 
     def attend(number, caches, query, key, value):
         """Attends to caches of a layer and to the new tokens; keeps the latter."""
@@ -90,6 +97,7 @@ def forward(
             for cache, mask in zip(caches, valid, strict=True)
         ]
         new = lm.KeyValues(*(x.transpose(0, 3, 1, 2, 4) for x in (key, value)))
+        new = jax.tree.map(lambda x: x.astype(dtype), new)
         own = [attention.Level(*new, causal)]
         if suffix is not None:
             cache = _of_layer(suffix.cache, number, reach)
@@ -98,6 +106,7 @@ def forward(
             own.insert(0, attention.Level(*cache, mask[:, :, None]))
         return attention.cached_attention(query, levels, own), new
 
+    one_by_one = isinstance(params["layers"], tuple)
     block, (sin, cos) = lm.Block(config), lm.rotations(config, position)
 
     def layer(hidden, inputs):
@@ -105,22 +114,53 @@ def forward(
         attend_here = functools.partial(attend, number, caches)
         return block.apply({"params": params}, hidden, sin, cos, attend_here)
 
-    numbers = jnp.arange(config.num_layers)
-    inputs = params["layers"], numbers, [level.cache for level in shared]
-    hidden, new = jax.lax.scan(layer, hidden, inputs, unroll=lm.unroll(config))
+    if one_by_one:
+        every = []
+        for number, of_layer in enumerate(params["layers"]):
+            own = [_layer(level.cache, number) for level in shared]
+            hidden, new = layer(hidden, (of_layer, number, own))
+            every.append(new)
+        new = tuple(every)
+    else:
+        caches = [level.cache for level in shared]
+        inputs = params["layers"], jnp.arange(config.num_layers), caches
+        hidden, new = jax.lax.scan(layer, hidden, inputs, unroll=lm.unroll(config))
     norm = lm.RMSNorm(config.rms_norm_eps)
     return norm.apply({"params": params["final_norm"]}, hidden), new
+
+
+def unstack(cache: Cache) -> Cache:
+    """Returns a cache as a tuple of layers, which loops read in place."""
+    if isinstance(cache, tuple) and not isinstance(cache, lm.KeyValues):
+        return cache
+    return tuple(_layer(cache, number) for number in range(len(cache.key)))
+
+
+def stack(cache: Cache) -> lm.KeyValues:
+    """Returns a cache as arrays of all layers."""
+    if isinstance(cache, lm.KeyValues):
+        return cache
+    return jax.tree.map(lambda *layers: jnp.stack(layers), *cache)
+
+
+def _layer(cache: Cache, number: int) -> lm.KeyValues:
+    """Returns the keys and values of one layer."""
+    if not isinstance(cache, lm.KeyValues):
+        return cache[number]
+    return jax.tree.map(operator.itemgetter(number), cache)
 
 
 def _keys(cache: lm.KeyValues) -> jax.Array:
     return jnp.arange(cache.key.shape[-2])
 
 
-def _of_layer(cache: lm.KeyValues, number, reach: int | None) -> lm.KeyValues:
+def _of_layer(cache: Cache, number, reach: int | None) -> lm.KeyValues:
     """Returns the first `reach` keys of one layer, [G, K, W, reach, D].
 
     One slice cuts both the layer and its first keys: with two, XLA copies the layer.
     """
+    if not isinstance(cache, lm.KeyValues):
+        return jax.tree.map(lambda x: x[..., :reach, :], cache[number])
 
     def cut(x):
         size = (1, *x.shape[1:4], reach or x.shape[4], x.shape[5])
@@ -129,17 +169,25 @@ def _of_layer(cache: lm.KeyValues, number, reach: int | None) -> lm.KeyValues:
     return jax.tree.map(cut, cache)
 
 
-def write(suffix: Suffix, new: lm.KeyValues) -> Suffix:
+def empty_suffix(new: Cache, capacity: int) -> Suffix:
+    """Returns room for `capacity` tokens of each row, in the form and type of `new`."""
+
+    def empty(x):
+        return jnp.zeros((*x.shape[:-2], capacity, x.shape[-1]), x.dtype)
+
+    return Suffix(jax.tree.map(empty, new), jnp.zeros((), jnp.int32))
+
+
+def write(suffix: Suffix, new: Cache) -> Suffix:
     """Returns the suffixes with the keys and values of new tokens after the old ones.
 
     Args:
       suffix: with room for them.
-      new: from `forward`, [L, G, K, W, T, D] each.
+      new: from `forward`.
     """
-    at = (0, 0, 0, 0, suffix.length, 0)
-    cache = jax.tree.map(
-        lambda cache, new: jax.lax.dynamic_update_slice(cache, new, at),
-        suffix.cache,
-        new,
-    )
-    return Suffix(cache, suffix.length + new.key.shape[-2])
+
+    def into(cache, new):
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, suffix.length, -2)
+
+    count = jax.tree.leaves(new)[0].shape[-2]
+    return Suffix(jax.tree.map(into, suffix.cache, new), suffix.length + count)

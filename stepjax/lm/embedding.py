@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from stepjax import losses
-from stepjax.lm import sharding
+from stepjax.lm import products, sharding
 
 _LOGITS = 2**26  # most logits on a device at once: 256 MiB of float32
 _MATRIX = PartitionSpec("tensor", "fsdp")
@@ -75,6 +75,7 @@ def token_logps(
             hidden.reshape(-1, hidden.shape[-1]),
             unembedding.astype(hidden.dtype),
             targets.reshape(-1),
+            product=products.logits,
         )
         return flat.reshape(targets.shape)
     split = jax.shard_map(

@@ -4,6 +4,7 @@ Tensors are gathered one at a time and each host writes its own weight files, so
 no host ever holds the model. The directory may be local or on object storage (gs://).
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from etils import epath
@@ -21,10 +23,15 @@ from safetensors import numpy as safetensors_numpy
 from safetensors.numpy import save_file
 
 from stepjax.lm import hosts
-from stepjax.lm.hf_config import config_to_hf, fitting_model_type
+from stepjax.lm.hf_config import (
+    config_from_hf,
+    config_to_hf,
+    fitting_model_type,
+    read_json,
+)
 from stepjax.lm.model import ModelConfig
 from stepjax.lm.tokenizer import FILES
-from stepjax.lm.weights import parameter_tensors, tensor_names
+from stepjax.lm.weights import load_hf, parameter_tensors, tensor_names
 
 _SHARD_BYTES = 5 * 10**9  # of the largest weight file, unless one tensor is larger
 _SAVED = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -39,6 +46,8 @@ def save_hf(
     model_type: str | None = None,
     stop_ids: Sequence[int] = (),
     bos_id: int | None = None,
+    pad_id: int | None = None,
+    context_length: int | None = None,
     dtype: str = "float32",
 ) -> None:
     """Writes a Hugging Face directory that transformers and vLLM load.
@@ -46,19 +55,25 @@ def save_hf(
     A local directory appears whole or not at all: it is written under a temporary name
     beside the target and renamed. On object storage config.json is written last, so a
     directory without one is incomplete. On several hosts all of them call this, and
-    all must see the directory. The decoder does not need ``max_position_embeddings``:
-    it is taken from the config.json beside the tokenizer files when there is one, else
-    from the scaling of Llama 3, else left to transformers' default.
+    all must see the directory.
+
+    What the decoder does not need (context length, bos and pad ids, settings of
+    sampling, chat template) comes from the config.json, the generation_config.json and
+    the further files in `tokenizer_directory`. A run keeps those of its M0 there.
 
     Args:
       params: the decoder's parameters, numpy or jax arrays.
       config: their config.
       directory: target; must not exist, or be an empty directory.
-      tokenizer_directory: where to copy tokenizer files from; None copies none.
+      tokenizer_directory: where to copy tokenizer files from, and the rest of what
+        the model's earlier files say; None copies nothing.
       model_type: "qwen2" (with qkv_bias) or "llama" (without); None takes the one
         that fits.
       stop_ids: token ids that end a generation, the end-of-sequence id first.
-      bos_id: beginning-of-sequence id, None when there is none.
+      bos_id: beginning-of-sequence id; None takes that of the earlier files.
+      pad_id: padding id, if the earlier files have none.
+      context_length: ``max_position_embeddings``, if the earlier files have none. None
+        takes it from the scaling of Llama 3, else leaves it to transformers' default.
       dtype: "float32" (exact) or "bfloat16" (rounded to nearest even).
 
     Raises:
@@ -85,8 +100,8 @@ def save_hf(
             f"model_type={model_type!r} with qkv_bias={config.qkv_bias}; expected "
             f"{fitting!r}. Leave model_type out."
         )
-    for token in (*stop_ids, *(() if bos_id is None else (bos_id,))):
-        if not 0 <= token < config.vocab_size:
+    for token in (*stop_ids, bos_id, pad_id):
+        if token is not None and not 0 <= token < config.vocab_size:
             raise ValueError(
                 f"token id {token} is outside the vocabulary; expected 0 to "
                 f"{config.vocab_size - 1}. Use the tokenizer of this model."
@@ -97,10 +112,12 @@ def save_hf(
         config,
         stop_ids=stop_ids,
         bos_id=bos_id,
+        pad_id=pad_id,
         dtype=dtype,
-        beside=tokenizer_directory,
+        context_length=context_length,
+        earlier=_earlier(tokenizer_directory, "config.json"),
     )
-    generation = {"bos_token_id": bos_id, "eos_token_id": list(stop_ids) or None}
+    generation = _generation(tokenizer_directory, data, stop_ids)
     temporary = directory if remote else directory.parent / f".{directory.name}.tmp"
     if hosts.first():
         if not remote and temporary.exists():
@@ -126,6 +143,79 @@ def save_hf(
             temporary.rmtree(missing_ok=True)
         raise
     _sync(directory.parent)
+
+
+def verify_hf(
+    params: Any,
+    config: ModelConfig,
+    directory: str | os.PathLike,
+    *,
+    stop_ids: Sequence[int] = (),
+    dtype: str = "float32",
+    shardings: Any = None,
+) -> str:
+    """Reads an exported directory again and compares everything with the model.
+
+    On several hosts all of them call this.
+
+    Args:
+      params: the decoder's parameters, as `save_hf` was given them.
+      config: their config.
+      directory: what `save_hf` wrote.
+      stop_ids: as `save_hf` was given them.
+      dtype: as `save_hf` was given it; the parameters are rounded to it first.
+      shardings: of the parameters, as in `weights.load_hf`; None for numpy arrays.
+
+    Returns:
+      One sentence that says what was compared.
+
+    Raises:
+      ValueError: for files that cannot be read, and for any difference.
+    """
+    found = config_from_hf(directory)
+    for name, value in dataclasses.asdict(config).items():
+        numerics = ("dtype", "remat", "attention", "embedding_std")
+        if name not in numerics and getattr(found, name) != value:
+            raise ValueError(
+                f"{directory}: config.json gives {name}={getattr(found, name)!r}; "
+                f"expected {value!r}. {_AGAIN}"
+            )
+    again = traverse_util.flatten_dict(load_hf(directory, found, shardings), sep="/")
+    for path, array in traverse_util.flatten_dict(params, sep="/").items():
+        different = int(_different(array, again[path], _SAVED[dtype]))
+        if different:
+            raise ValueError(
+                f"{directory}: {different} numbers of the parameter {path} differ from "
+                f"the model's; expected none after rounding to {dtype}. {_AGAIN}"
+            )
+    settings = read_json(epath.Path(directory) / "generation_config.json")
+    if (settings.get("eos_token_id") or []) != list(stop_ids):
+        raise ValueError(
+            f"{directory}: generation_config.json has "
+            f"eos_token_id={settings.get('eos_token_id')}; expected {list(stop_ids)}. "
+            f"{_AGAIN}"
+        )
+    numbers = sum(array.size for array in jax.tree.leaves(params))
+    return (
+        f"read again: {len(tensor_names(config))} tensors with "
+        f"{numbers:,} numbers equal the model's, rounded "
+        f"to {dtype}; config.json and the stop ids {list(stop_ids)} are the model's"
+    )
+
+
+_AGAIN = "Remove the directory and export again."
+
+
+def _different(one, other, dtype: np.dtype):
+    """Counts the numbers of `other` that are not those of `one`, rounded."""
+    if isinstance(other, np.ndarray):
+        return (np.asarray(one).astype(dtype).astype(np.float32) != other).sum()
+
+    def count(a, b):
+        return jnp.sum(a.astype(dtype).astype(jnp.float32) != b)
+
+    whole = jax.sharding.NamedSharding(other.sharding.mesh, PartitionSpec())
+    return jax.jit(count, out_shardings=whole)(one, other)  # on every host
 
 
 def _checked(params, config) -> dict[str, Any]:
@@ -160,6 +250,23 @@ def _tokenizer_files(directory) -> list[epath.Path]:
             "expected a directory with tokenizer files."
         )
     return files
+
+
+def _earlier(directory, name: str) -> dict[str, Any]:
+    """Returns what an earlier JSON file of the model holds, {} without one."""
+    file = None if directory is None else epath.Path(directory) / name
+    return read_json(file) if file is not None and file.exists() else {}
+
+
+def _generation(directory, data: dict, stop_ids: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the generation_config.json: the earlier one with the ids of `data`."""
+    earlier = _earlier(directory, "generation_config.json")
+    for key in ("transformers_version", "_from_model_config"):
+        earlier.pop(key, None)
+    ids = {"bos_token_id": data["bos_token_id"], "eos_token_id": list(stop_ids) or None}
+    pad = earlier.get("pad_token_id")
+    ids["pad_token_id"] = data["pad_token_id"] if pad is None else pad
+    return earlier | ids
 
 
 def _write_json(path: epath.Path, data: dict) -> None:

@@ -135,8 +135,17 @@ class Addition(NamedTuple):
     counts: jax.Array
 
 
-def empty_contexts(config: lm.ModelConfig, slots: int, capacity: int) -> lm.KeyValues:
-    """Returns zeroed context caches, [L, P, K, C, D] each, in the compute dtype."""
+def empty_contexts(
+    config: lm.ModelConfig, slots: int, capacity: int, dtype: str | None = None
+) -> lm.KeyValues:
+    """Returns zeroed context caches, [L, P, K, C, D] each.
+
+    Args:
+      config: of the decoder.
+      slots: P.
+      capacity: C.
+      dtype: type of keys and values; None takes the compute type.
+    """
     shape = (
         config.num_layers,
         slots,
@@ -144,15 +153,8 @@ def empty_contexts(config: lm.ModelConfig, slots: int, capacity: int) -> lm.KeyV
         capacity,
         config.head_dim,
     )
-    zeros = jnp.zeros(shape, config.dtype)
+    zeros = jnp.zeros(shape, dtype or config.dtype)
     return lm.KeyValues(zeros, jnp.zeros_like(zeros))
-
-
-def _empty_suffix(config: lm.ModelConfig, groups: int, width: int, capacity: int):
-    shape = (config.num_layers, groups, config.num_kv_heads, width, capacity)
-    zeros = jnp.zeros((*shape, config.head_dim), config.dtype)
-    cache = lm.KeyValues(zeros, jnp.zeros_like(zeros))
-    return decode.Suffix(cache, jnp.zeros((), jnp.int32))
 
 
 def _contexts(contexts: lm.KeyValues, slots, lengths, bucket: int) -> decode.Shared:
@@ -205,7 +207,7 @@ def extend(model, params, contexts, addition: Addition, *, bucket: int):
         merged = jnp.where(fresh[None, :, None, :, None], new, cache[:, slots])
         return cache.at[:, slots].set(merged, mode="drop")
 
-    return jax.tree.map(write, contexts, new)
+    return jax.tree.map(write, contexts, decode.stack(new))
 
 
 @functools.partial(jax.jit, donate_argnames=("contexts",))
@@ -286,6 +288,8 @@ def sample(
     groups, width, length = rows.prompts.shape
     config, stops = model.config, decoding.stops
     shared = _shared(config, params, prefix, bucket)
+    if isinstance(params["layers"], tuple):
+        shared = [level._replace(cache=decode.unstack(level.cache)) for level in shared]
     keys = draws.row_keys(decoding.seed, rows.paths)
     allowed = jnp.arange(config.vocab_size) < decoding.vocab
     last_stop = stops.shape[0] - 1
@@ -333,7 +337,7 @@ def sample(
         jnp.zeros((groups, width, capacity), jnp.float32),
     )
     hidden, new = feed(rows.prompts)
-    suffix = _empty_suffix(config, groups, width, length + capacity)
+    suffix = decode.empty_suffix(new, length + capacity)
     suffix = decode.write(suffix, new)
     state = pick(_State(0, blank, suffix, blank, ~rows.active, nothing), hidden)
     for reach in reaches(capacity):
@@ -343,7 +347,7 @@ def sample(
             functools.partial(decode_step, reach),
             state,
         )
-    return state.samples, state.suffix.cache if keep else None
+    return state.samples, decode.stack(state.suffix.cache) if keep else None
 
 
 def reaches(capacity: int) -> list[int]:

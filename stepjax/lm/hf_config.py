@@ -5,8 +5,9 @@ decoder does not compute is refused, never guessed.
 """
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -14,6 +15,14 @@ from etils import epath
 from stepjax.lm.model import ModelConfig
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+# Keys of an earlier config.json that say nothing about the model that is written.
+_NOT_CARRIED = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "auto_map",
+    "quantization_config",
+)
 _LLAMA3_KEYS = (
     "factor",
     "high_freq_factor",
@@ -132,7 +141,8 @@ def _positive(path, data, key, default=None, kind=int):
     value = data.get(key)
     value = default if value is None else value
     allowed = (int, float) if kind is float else int
-    if isinstance(value, bool) or not isinstance(value, allowed) or value <= 0:
+    number = isinstance(value, allowed) and not isinstance(value, bool)
+    if not (number and 0 < value < math.inf):
         word = "number" if kind is float else "integer"
         raise ValueError(
             f"{path}: {key}={value!r}; expected a positive {word}. Take the "
@@ -167,23 +177,37 @@ def config_to_hf(
     stop_ids: Sequence[int],
     bos_id: int | None,
     dtype: str,
-    beside: str | os.PathLike | None,
+    pad_id: int | None = None,
+    context_length: int | None = None,
+    earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the config.json of a model, in keys that every transformers reads.
 
-    The decoder does not need ``max_position_embeddings``: it is taken from `beside`,
-    else from the scaling of Llama 3, else left to transformers' default.
+    What the decoder does not need is taken from an earlier config.json of the same
+    model: its context length, its bos and pad ids, and every further key. Rotary
+    positions are written as ``rope_theta`` and ``rope_scaling``, and as
+    ``rope_parameters``, too, if the earlier file has them.
 
     Args:
       config: the decoder's config.
-      stop_ids: token ids that end a generation, the end-of-sequence id first.
-      bos_id: beginning-of-sequence id or None.
+      stop_ids: token ids that end a generation, the end-of-sequence id first; several
+        are written as a list.
+      bos_id: beginning-of-sequence id; None takes that of `earlier`.
       dtype: type of the saved weights, a name of torch.
-      beside: directory that may hold an earlier config.json of the same model.
+      pad_id: padding id if `earlier` has none.
+      context_length: ``max_position_embeddings`` if `earlier` has none; None takes it
+        from the scaling of Llama 3, else leaves it to transformers' default.
+      earlier: what the model's earlier config.json holds; None for a new model.
     """
+    earlier = dict(earlier or {})
+    for key in _NOT_CARRIED:
+        earlier.pop(key, None)
     family = fitting_model_type(config)
     scaling = dict(config.rope_scaling) if config.rope_scaling else None
-    data = {
+    stops = list(stop_ids)
+    bos_id = earlier.get("bos_token_id") if bos_id is None else bos_id
+    pad_id = pad_id if earlier.get("pad_token_id") is None else earlier["pad_token_id"]
+    data = earlier | {
         "architectures": [ARCHITECTURES[family]],
         "model_type": family,
         "vocab_size": config.vocab_size,
@@ -200,17 +224,24 @@ def config_to_hf(
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.init_std,
         "bos_token_id": bos_id,
-        "eos_token_id": stop_ids[0] if stop_ids else None,
+        "eos_token_id": stops if len(stops) > 1 else stops[0] if stops else None,
+        "pad_token_id": pad_id,
         "torch_dtype": dtype,
     }
     if family == "llama":
         data |= {"attention_bias": False, "mlp_bias": False}
     else:
         data["use_sliding_window"] = False
-    source = None if beside is None else epath.Path(beside) / "config.json"
+    if "rope_parameters" in earlier:
+        default = {"rope_type": "default"}
+        theta = {"rope_theta": config.rope_theta}
+        data["rope_parameters"] = (scaling or default) | theta
     key = "max_position_embeddings"
-    if source is not None and source.is_file():
-        data[key] = _positive(source, read_json(source), key)
+    if data.get(key) is not None:
+        return data | {key: _positive("config.json", data, key)}
+    data.pop(key, None)
+    if context_length is not None:
+        data[key] = context_length
     elif scaling and "factor" in scaling:
         data[key] = int(scaling["factor"] * scaling[f"original_{key}"])
     return data

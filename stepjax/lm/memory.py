@@ -18,8 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stepjax import forest
-from stepjax.lm import generate, sharding
 from stepjax.lm import model as lm
+from stepjax.lm import sharding
 
 _BUCKET = 64  # tokens copied at once are compiled in multiples of it
 
@@ -141,20 +141,21 @@ class Memory:
       trees: of each slot.
     """
 
-    def __init__(self, config: lm.ModelConfig, mesh: Mesh, slots: int, tokens: int):
+    def __init__(self, contexts: lm.KeyValues, mesh: Mesh, tokens: int):
         """Allocates an empty pool.
 
         Args:
-          config: of the decoder.
+          contexts: caches [L, P, K, C, D]; the pool has their type.
           mesh: from `sharding.make_mesh`.
-          slots: P, a multiple of the data-parallel devices.
           tokens: M, most tokens remembered per slot.
         """
         shardings = sharding.split_caches(mesh)
+        layers, slots, heads, _, size = contexts.key.shape
 
         @jax.jit
         def allocate():
-            empty = generate.empty_contexts(config, slots, tokens)
+            zeros = jnp.zeros((layers, slots, heads, tokens, size), contexts.key.dtype)
+            empty = lm.KeyValues(zeros, jnp.zeros_like(zeros))
             return jax.lax.with_sharding_constraint(empty, shardings)
 
         self.pool = allocate()

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from stepjax import forest
 from stepjax.lm import draws, generate, layout, sharding, stops
+from stepjax.lm import model as lm
 from stepjax.lm.generate import Decoding, Prefix, Rows, Samples
 from stepjax.lm.layout import Ids
 from stepjax.lm.memory import Memory
@@ -99,7 +100,12 @@ class Sampler:
           ValueError: when the slots do not divide over the devices, or `remember` is
             negative.
         """
-        self.model, self.params, self.capacity = model, params, capacity
+        self.model, self.capacity = model, capacity
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        scanned = lm.unroll(model.config) < model.config.num_layers
+        self.params = lm.by_layer(params) if on_cpu and scanned else params
+        # XLA for CPU converts keys and values to float32 before it multiplies them.
+        cache_type = "float32" if on_cpu else model.config.dtype
         self._split = sharding.split_rows(mesh)
         self._multiple = sharding.row_multiple(mesh)
         if slots % self._multiple:
@@ -115,7 +121,7 @@ class Sampler:
 
         @jax.jit  # without out_shardings: XLA names the split as it does for `extend`
         def allocate():
-            empty = generate.empty_contexts(model.config, slots, capacity)
+            empty = generate.empty_contexts(model.config, slots, capacity, cache_type)
             return jax.lax.with_sharding_constraint(empty, shardings)
 
         self.contexts = allocate()
@@ -124,7 +130,7 @@ class Sampler:
         self.new_tokens = self.row_steps = 0
         self._memory = None
         if remember:
-            self._memory = Memory(model.config, mesh, slots, remember)
+            self._memory = Memory(self.contexts, mesh, remember)
         self._last: _LastSamples | None = None
 
     def hold(self, wanted: dict[int, Ids]) -> None:

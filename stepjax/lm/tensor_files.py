@@ -29,6 +29,24 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     start: int
 
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """Returns the rows first..last (not included), [last - first, ...].
+
+        Raises:
+          ValueError: when the file has become shorter.
+        """
+        row = math.prod(self.shape[1:]) * _size(self.kind)
+        with self.file.open("rb") as opened:
+            opened.seek(self.start + first * row)
+            data = opened.read((last - first) * row)
+        if len(data) != (last - first) * row:
+            raise ValueError(
+                f"{self.file}: damaged, it ends inside a tensor; expected a whole "
+                "safetensors file. Download it again."
+            )
+        array = np.frombuffer(data, KINDS[self.kind])
+        return array.reshape(last - first, *self.shape[1:])
+
 
 def stored_tensors(file: epath.Path) -> dict[str, Stored]:
     """Returns name → place of every tensor of a file.
@@ -60,25 +78,6 @@ def stored_tensors(file: epath.Path) -> dict[str, Stored]:
             "Download it again."
         ) from error
     return tensors
-
-
-def read_rows(stored: Stored, first: int, last: int) -> np.ndarray:
-    """Returns the rows first..last (not included) of a tensor, [last - first, ...].
-
-    Raises:
-      ValueError: when the file has become shorter.
-    """
-    row = math.prod(stored.shape[1:]) * _size(stored.kind)
-    with stored.file.open("rb") as opened:
-        opened.seek(stored.start + first * row)
-        data = opened.read((last - first) * row)
-    if len(data) != (last - first) * row:
-        raise ValueError(
-            f"{stored.file}: damaged, it ends inside a tensor; expected a whole "
-            "safetensors file. Download it again."
-        )
-    array = np.frombuffer(data, KINDS[stored.kind])
-    return array.reshape(last - first, *stored.shape[1:])
 
 
 def _size(kind: str) -> int:

@@ -31,6 +31,12 @@ FILES = (  # what a tokenizer may consist of
     "chat_template.json",
 )
 _FILES = (*FILES, "generation_config.json")
+# Settings of generation that transformers takes from config.json when there is no
+# generation_config.json.
+_GENERATION = (
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty"),
+)
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -44,7 +50,8 @@ class Tokenizer:
       eos_id: id that ends a final answer.
       bos_id: id that begins every prompt, or None when this tokenizer adds none.
       stop_ids: ids that end a generation: eos_id, then the further ones of the
-        generation_config.json in the folder.
+        generation_config.json in the folder, or of its config.json when it has no
+        generation_config.json.
       pad_id: some valid id to fill rows with; masks never depend on it.
       token_bytes: the exact bytes of each id, ``len(token_bytes) == vocab_size``.
         Special tokens and unused ids stand for no bytes.
@@ -154,6 +161,9 @@ class Tokenizer:
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files to a folder that ``load`` reads back.
 
+        The settings of generation go with them. If they are in a config.json only, a
+        generation_config.json is made of them.
+
         Args:
           directory: target folder, made if missing; files there are overwritten.
         """
@@ -165,6 +175,10 @@ class Tokenizer:
             source = self.directory / name
             if source.is_file() and source.resolve() != (target / name).resolve():
                 shutil.copyfile(source, target / name)
+        file, settings = _generation_settings(self.directory)
+        if settings and file.name == "config.json":
+            text = json.dumps(settings, indent=2) + "\n"
+            (target / "generation_config.json").write_text(text, "utf-8")
 
 
 def fetch(path: str | Path, folder: str | Path) -> Path:
@@ -176,7 +190,7 @@ def fetch(path: str | Path, folder: str | Path) -> Path:
     """
     if "://" not in str(path):
         return Path(path)
-    for name in _FILES:
+    for name in (*_FILES, "config.json"):
         source = epath.Path(path) / name
         if source.exists():
             (Path(folder) / name).write_bytes(source.read_bytes())
@@ -203,6 +217,7 @@ def load(path: str | Path) -> Tokenizer:
     config = path / "tokenizer_config.json"
     file = path if path.is_file() else path / "tokenizer.json"
     bare = file.is_file() and not config.is_file()
+    stops = _generation_stops(file.parent)
     if bare:
         backend = _read(PreTrainedTokenizerFast, file, tokenizer_file=str(file))
     elif config.is_file() and (file.is_file() or (path / "tokenizer.model").is_file()):
@@ -222,14 +237,13 @@ def load(path: str | Path) -> Tokenizer:
 
     eos_id = _eos_id(backend, path)
     token_bytes = _token_bytes(backend, path)
-    stops = [eos_id, *_generation_stops(file.parent)]
-    control = _control(backend, stops)
+    control = _control(backend, [eos_id, *stops])
     return Tokenizer(
         directory=file.parent,
         vocab_size=len(token_bytes),
         eos_id=eos_id,
         bos_id=_bos_id(backend, path),
-        stop_ids=tuple(dict.fromkeys(stops)),
+        stop_ids=tuple(dict.fromkeys([eos_id, *stops])),
         pad_id=eos_id if backend.pad_token_id is None else backend.pad_token_id,
         token_bytes=token_bytes,
         _backend=backend,
@@ -292,6 +306,28 @@ def _eos_id(backend: PreTrainedTokenizerFast, path: Path) -> int:
     )
 
 
+def _generation_settings(directory: Path) -> tuple[Path, dict]:
+    """Returns a folder's settings of generation, and the file that holds them.
+
+    They are read as transformers reads them: from generation_config.json, else from
+    config.json, else there are none.
+    """
+    for name in ("generation_config.json", "config.json"):
+        file = directory / name
+        if not file.is_file():
+            continue
+        try:
+            settings = json.loads(file.read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}: {error}; expected a JSON object.") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{file}: {settings!r}; expected a JSON object.")
+        if name == "config.json":
+            settings = {key: settings[key] for key in _GENERATION if key in settings}
+        return file, settings
+    return directory / "generation_config.json", {}
+
+
 def _control(backend: PreTrainedTokenizerFast, stops: Sequence[int]) -> dict[str, int]:
     """Name → id of the added tokens that are special or end a generation.
 
@@ -303,14 +339,9 @@ def _control(backend: PreTrainedTokenizerFast, stops: Sequence[int]) -> dict[str
 
 
 def _generation_stops(directory: Path) -> list[int]:
-    """The eos ids of generation_config.json, [] without that file."""
-    file = directory / "generation_config.json"
-    if not file.is_file():
-        return []
-    try:
-        ids = json.loads(file.read_text("utf-8")).get("eos_token_id")
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"{file}: {error}; expected a JSON object.") from error
+    """Returns the ids that end a generation by the settings of generation."""
+    file, settings = _generation_settings(directory)
+    ids = settings.get("eos_token_id")
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
     if not all(type(token) is int for token in ids):
         raise ValueError(f"{file}: eos_token_id is {ids}; expected integers.")

@@ -8,8 +8,10 @@ Directories may be local or on object storage (gs://...), through `etils.epath`.
 """
 
 import functools
+import math
 import os
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from stepjax.lm.hf_config import read_json
 from stepjax.lm.model import ModelConfig
-from stepjax.lm.tensor_files import KINDS, Stored, read_rows, stored_tensors
+from stepjax.lm.tensor_files import KINDS, Stored, stored_tensors
 
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -49,6 +51,25 @@ class Tensor(NamedTuple):
     def transposed(self) -> bool:
         """Whether its matrices are the other way round in the files."""
         return self.stacked and len(self.stored) == 2
+
+
+class Source(Protocol):
+    """Where a tensor is read from: a safetensors file or a GGUF file.
+
+    Attributes:
+      file: path of the file.
+      shape: as in the file.
+    """
+
+    @property
+    def file(self) -> Any: ...  # noqa: D102
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """Returns the rows first..last (not included) of the tensor."""
+        ...
 
 
 def parameter_tensors(config: ModelConfig) -> list[Tensor]:
@@ -171,29 +192,90 @@ def load_hf(
         )
     for name, (tensor, _) in names.items():
         _check_tensor(located[name], name, tensor.stored, directory)
+    params = place(located, config, shardings)
+    if copied:
+        table = names[_EMBEDDING][0]
+        _check_tensor(located[head], head, table.stored, directory)
+        again = _read(located[head], table, (shardings or {}).get("embedding"))
+        if not bool(_equal(again, params["embedding"])):
+            raise ValueError(
+                f"{directory}: {head} differs from model.embed_tokens.weight though "
+                "config.json says tie_word_embeddings=true; expected equal tensors. "
+                "Set tie_word_embeddings=false if the model really has both."
+            )
+    check_finite(params, config, directory, "Download the weights again.")
+    return params
+
+
+def place(
+    sources: Mapping[str, Source], config: ModelConfig, shardings: Any = None
+) -> dict[str, Any]:
+    """Reads every tensor of a decoder from its source into the tree of parameters.
+
+    Args:
+      sources: name in `tensor_names` → where the tensor is read from; of the shape
+        that `Tensor.stored` says.
+      config: of the decoder.
+      shardings: as in `load_hf`.
+
+    Returns:
+      The parameters, see `load_hf`.
+    """
+    names = tensor_names(config)
     splits = traverse_util.flatten_dict(shardings or {}, sep="/")
     flat = {}
     for tensor in parameter_tensors(config):
         leading = (config.num_layers,) if tensor.stacked else ()
         shape, split = leading + tensor.shape, splits.get(tensor.path)
         flat[tensor.path] = _empty(shape, split)
-    by_file = sorted(names, key=lambda name: (str(located[name].file), name))
+    by_file = sorted(names, key=lambda name: (str(sources[name].file), name))
     for name in by_file:
         tensor, layer = names[name]
         split = splits.get(tensor.path)
-        rows = _read(located[name], tensor, split)
+        rows = _read(sources[name], tensor, split)
         flat[tensor.path] = _put(flat[tensor.path], rows, layer, tensor, split)
-    if copied:
-        _check_tensor(located[head], head, names[_EMBEDDING][0].stored, directory)
-        table = names[_EMBEDDING][0]
-        again = _read(located[head], table, splits.get("embedding"))
-        if not bool(_equal(again, flat["embedding"])):
-            raise ValueError(
-                f"{directory}: {head} differs from model.embed_tokens.weight though "
-                "config.json says tie_word_embeddings=true; expected equal tensors. "
-                "Set tie_word_embeddings=false if the model really has both."
-            )
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def check_finite(params: Any, config: ModelConfig, origin: Any, remedy: str) -> None:
+    """Raises ValueError when a parameter holds numbers that are not finite.
+
+    A model with such a parameter would write the same token for ever.
+
+    Args:
+      params: the decoder's parameters, numpy or jax arrays.
+      config: of the decoder.
+      origin: where they come from, for people.
+      remedy: a sentence that says what to do.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for tensor in parameter_tensors(config):
+        counts = np.atleast_1d(_not_finite(flat[tensor.path], tensor.stacked))
+        layer = int(np.argmax(counts > 0))
+        if counts[layer]:
+            raise ValueError(
+                f"{origin}: {counts[layer]} of the {math.prod(tensor.shape)} numbers "
+                f"of {tensor.name.format(layer=layer)} are NaN or infinite; expected "
+                f"finite numbers only. {remedy}"
+            )
+
+
+def _not_finite(array, stacked: bool) -> np.ndarray:
+    """Counts the numbers that are not finite: of each layer, or of the array."""
+    if isinstance(array, jax.Array):
+        mesh = getattr(array.sharding, "mesh", None)
+        whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        return np.asarray(_count_not_finite(array, stacked, whole))
+    layers = array if stacked else array[None]
+    return np.array([layer.size - np.isfinite(layer).sum() for layer in layers])
+
+
+@functools.partial(jax.jit, static_argnames=("stacked", "whole"))
+def _count_not_finite(array, stacked, whole):
+    counts = jnp.sum(~jnp.isfinite(array), tuple(range(int(stacked), array.ndim)))
+    if whole is None:
+        return counts
+    return jax.lax.with_sharding_constraint(counts, whole)  # on every host
 
 
 def _check_tensor(stored: Stored, name: str, expected, directory) -> None:
@@ -203,9 +285,12 @@ def _check_tensor(stored: Stored, name: str, expected, directory) -> None:
             f"{stored.shape}. Take the config.json that belongs to the weights."
         )
     if stored.kind not in KINDS:
+        remedy = "Use a checkpoint that is not quantised."
+        if stored.kind == "F64":
+            remedy = "Save it again in float32, e.g. with transformers."
         raise ValueError(
             f"{directory}: tensor {name} is {stored.kind}; expected one of "
-            f"{tuple(KINDS)}. Use a checkpoint that is not quantised."
+            f"{tuple(KINDS)}. {remedy}"
         )
 
 
@@ -233,28 +318,28 @@ def _dividing(axes: list[str], mesh: jax.sharding.Mesh, count: int) -> Partition
     return PartitionSpec(tuple(taken))
 
 
-def _read(stored: Stored, tensor: Tensor, split: NamedSharding | None):
+def _read(source: Source, tensor: Tensor, split: NamedSharding | None):
     """Reads a tensor in the shape of its file, with its rows split over the devices.
 
     The mesh axis that splits the rows in the parameter too comes first in the split, so
     that `_insert` exchanges only what the other mesh axes split.
     """
-    count = stored.shape[0]
+    count = source.shape[0]
     if split is None:
-        return read_rows(stored, 0, count)
+        return source.rows(0, count)
     axes = _stored_axes(tensor, split)
     axes = [*axes, "data"] if axes else []
 
     @functools.cache  # devices that hold the same rows read them once
     def rows(first, last):
-        return read_rows(stored, first, last)
+        return source.rows(first, last)
 
     def part(index):
         first, last, _ = index[0].indices(count)
         return rows(first, last)
 
     by_rows = NamedSharding(split.mesh, _dividing(axes, split.mesh, count))
-    return jax.make_array_from_callback(stored.shape, by_rows, part)
+    return jax.make_array_from_callback(source.shape, by_rows, part)
 
 
 def _put(into, rows, layer: int | None, tensor: Tensor, split: NamedSharding | None):

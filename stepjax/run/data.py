@@ -6,14 +6,17 @@ the equations of all problems, for whatever may use the gold.
 """
 
 import functools
+import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epath
+
 from stepjax import prompts, records
 from stepjax.initial_data.formats import sources
-from stepjax.lm import hosts, tokenizer
+from stepjax.lm import gguf_files, gguf_tokenizer, hf_config, hosts, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks
 from stepjax.run.kind import Kind, choose
@@ -88,7 +91,7 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> No
         written = [f"{name}.jsonl" for name in counts]
         ids = sorted((directory.path / "tokenizer").iterdir())
         written += [f"../tokenizer/{path.name}" for path in ids]
-    stage.commit(written, counts=counts)
+    stage.commit(written, counts=counts, initial_weights=initial_weights(settings))
 
 
 def make_data(
@@ -348,20 +351,65 @@ def hold_out(
 def make_tokenizer(settings: Settings, directory: pathlib.Path) -> tokenizer.Tokenizer:
     """Writes the run's tokenizer into its directory and returns it.
 
+    Beside it go the config.json and the generation_config.json of a pretrained M0, so
+    that the run needs nothing but the weights from where M0 was.
+
     Raises:
       ValueError: when none is named, or its files cannot be read.
     """
-    path = settings.tokenizer
-    if not path and settings.init.startswith("hf:"):
-        path = settings.init.removeprefix("hf:")
-    if path:
-        with tempfile.TemporaryDirectory() as folder:
+    path, (kind, _, source) = settings.tokenizer, settings.init.partition(":")
+    opened = gguf_files.GgufFile(source) if kind == "gguf" else None
+    with tempfile.TemporaryDirectory() as folder:
+        if kind == "hf":
+            hf_config.config_from_hf(source)  # refuses it before anything is written
+            path = path or source
+        elif opened and not path:
+            path = _gguf_tokenizer(opened, folder)
+        if path:
             tokenizer.load(tokenizer.fetch(path, folder)).save(directory)
-    elif settings.data.world == "arithmetic":
-        arithmetic.train_tokenizer(directory)
-    else:
-        raise ValueError(
-            "config.tokenizer is empty; expected a folder or a tokenizer.json file "
-            "(or model.init=hf:DIR, or a data.world)."
-        )
+        elif settings.data.world == "arithmetic":
+            arithmetic.train_tokenizer(directory)
+        else:
+            raise ValueError(
+                "config.tokenizer is empty; expected a folder or a tokenizer.json file "
+                "(or model.init=hf:DIR or gguf:FILE, or a data.world)."
+            )
+    if kind == "hf":
+        _keep(epath.Path(source), directory)
+    elif opened:
+        gguf_tokenizer.save_configs(opened, directory)
     return tokenizer.load(directory)
+
+
+def _gguf_tokenizer(file: gguf_files.GgufFile, folder: str) -> str:
+    """Returns a folder with the tokenizer of a GGUF file.
+
+    It is made of the file, or is the one beside the file when that cannot be done.
+    """
+    try:
+        gguf_tokenizer.save_tokenizer(file, folder)
+    except ValueError:
+        beside = pathlib.Path(file.path).parent
+        if not (beside / "tokenizer.json").is_file():
+            raise
+        return str(beside)
+    return folder
+
+
+def _keep(source: epath.Path, directory: pathlib.Path) -> None:
+    """Copies what a Hugging Face directory says of its model.
+
+    A generation_config.json that came with the tokenizer stays.
+    """
+    for name in ("config.json", "generation_config.json"):
+        kept = directory / name
+        if (source / name).exists() and (name == "config.json" or not kept.exists()):
+            kept.write_bytes((source / name).read_bytes())
+
+
+def initial_weights(settings: Settings) -> str:
+    """Returns the path of a pretrained M0, whole, or "" for a random one."""
+    kind, _, source = settings.init.partition(":")
+    if kind not in ("hf", "gguf") or "://" in source:
+        return source
+    return os.path.abspath(source)

@@ -13,10 +13,20 @@ from typing import Any
 
 import jax
 import ml_collections
+from etils import epath
 
 from stepjax import forest, records, sft
 from stepjax.codec import Codec
-from stepjax.lm import checkpoint, files, hosts, sharding, tokenizer, train, weights
+from stepjax.lm import (
+    checkpoint,
+    files,
+    gguf_files,
+    hosts,
+    sharding,
+    tokenizer,
+    train,
+    weights,
+)
 from stepjax.lm import model as lm
 from stepjax.run import checks, data, kind, rundir
 from stepjax.run.monitor import Monitor
@@ -65,7 +75,7 @@ class Run:
             data.prepare(settings, texts, self.dir)
         ids = tokenizer.load(self.dir.path / "tokenizer")
         self.codec = Codec(ids, texts)
-        shape = model_config(settings, ids.vocab_size)
+        shape = model_config(settings, ids.vocab_size, self.dir.path / "tokenizer")
         self.model = lm.Decoder(shape, self.mesh)
         local_mesh = sharding.host_mesh(settings.sampling_tensor)
         self.local_model = lm.Decoder(shape, local_mesh)
@@ -111,6 +121,7 @@ class Run:
             example=self.kind.judgments.example,
             row_length=self.settings.train.row_length,
             verdict_weight=self.settings.sft.verdict_weight,
+            share=self.settings.sft.share_problems,
         )
 
     @functools.cached_property
@@ -120,6 +131,10 @@ class Run:
         trees = [sft.solution_tree(self.codec, row) for row in rows]
         ids = [row.id for row in rows]
         return sft.fitting_trees(trees, ids, self.settings.train.row_length, "ift")[0]
+
+    def shardings(self) -> Any:
+        """Returns where each parameter lies on the devices of training."""
+        return sharding.param_shardings(self.mesh, lm.abstract_params(self.model))
 
     def params(self, number: int) -> Any:
         """Returns the parameters of M`number`, in their shardings.
@@ -148,7 +163,7 @@ class Run:
         like = jax.tree.map(
             lambda x, own: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own),
             lm.unboxed(shapes),
-            sharding.param_shardings(self.mesh, shapes),
+            self.shardings(),
         )
         digests = files.read_json(path)["arrays"]
         with self.monitor.during(f"loading {folder.name}"):
@@ -158,18 +173,44 @@ class Run:
         init = self.settings.init
         if init == "random":
             return train.init_params(self.model, self.mesh, self.settings.seed)
-        shapes = lm.abstract_params(self.model)
-        shardings = sharding.param_shardings(self.mesh, shapes)
-        folder = init.removeprefix("hf:")
-        return weights.load_hf(folder, self.model.config, shardings)
+        shardings = self.shardings()
+        source, config = self._initial_weights(), self.model.config
+        if init.startswith("gguf:"):
+            return gguf_files.load_gguf(gguf_files.GgufFile(source), config, shardings)
+        return weights.load_hf(source, config, shardings)
+
+    def _initial_weights(self) -> str:
+        """Returns where the weights of a pretrained M0 are.
+
+        The run was perhaps begun in another working directory, so the whole path that
+        it kept comes first. The path of the settings serves a run that was moved
+        together with the weights.
+        """
+        kept = files.read_json(self.dir.path / "data" / "manifest.json")
+        here = data.initial_weights(self.settings)
+        places = [kept.get("initial_weights", here), here]
+        for place in places:
+            if epath.Path(place).exists():
+                return place
+        raise ValueError(
+            f"{' and '.join(dict.fromkeys(places))}: no such file or folder; expected "
+            f"the weights of M0 (model.init={self.settings.init!r}). Put them back. "
+            "M1 and later models are in the run directory and need no M0."
+        )
 
     def sampling_params(self, number: int) -> Any:
         """Returns M`number` in the compute type, on this host's devices."""
         return self.for_sampling(self.params(number))
 
     def for_sampling(self, params: Any) -> Any:
-        """Returns parameters in the compute type, on this host's devices."""
+        """Returns parameters in the compute type, on this host's devices.
+
+        Raises:
+          ValueError: when they are not finite.
+        """
         model = self.local_model
+        remedy = "Its training has diverged, so lower the learning rate and repeat it."
+        weights.check_finite(params, model.config, "the model", remedy)
         shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
         return sharding.on_this_host(lm.frozen(params, model.config.dtype), shardings)
 

@@ -119,7 +119,8 @@ def test_mistakes_are_measured_by_kind(made):
     samples = sum(v for k, v in trained.items() if k.startswith("sampled_"))
     assert samples >= 4 * 16 / 2
     searched = metrics(made, "M1_test_search")  # no equations of the test are known
-    assert searched["judge_sampled_count"] == searched["expansions_right"] == 0
+    assert searched["judge_sampled_count"] == 0
+    assert not {"judge_sampled", "expansions_right"} & set(searched)
 
 
 def test_the_gold_scores_the_steps_of_the_arithmetic_world(tmp_path):

@@ -1,5 +1,6 @@
 """Shared contexts against a plain forward pass over the whole sequence."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from fakes import random_parameters
 
-from stepjax.lm import generate
+from stepjax.lm import decode, generate
 from stepjax.lm import model as lm
 from stepjax.lm.sampler import Sampler
+from stepjax.lm.sharding import make_mesh
 
 PADDED, VOCAB = 48, 45  # rows of the embedding, and ids that exist
 NEW = 6
@@ -301,3 +303,49 @@ def test_rows_that_begin_alike_share_a_lead(params, one_device, plain, share):
                 places = np.arange(len(ids) - count, len(ids))
                 expected = table[places - 1, np.array(ids)[places]].sum()
                 assert logps[g, w] == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_run_one_by_one_as_in_a_scan(dtype):
+    """A model of 6 layers is scanned; on a CPU, a sampler runs its layers in turn."""
+    config = dataclasses.replace(CONFIG, num_layers=6, dtype=dtype)
+    model = lm.Decoder(config)
+    params = random_parameters(lm.abstract_params(model))
+    one_by_one = lm.by_layer(params)
+    assert len(one_by_one["layers"]) == 6
+    ids = [3, 14, 15, 9, 26, 5, 35, 8]
+    prompt, later = jnp.asarray([[ids[:5]]]), jnp.asarray([[ids[5:]]])
+    start = jnp.zeros((1, 1), jnp.int32)
+
+    @jax.jit
+    def both_parts(params):
+        contexts = generate.empty_contexts(config, 1, 8, "float32")
+        nothing = jnp.zeros(1, jnp.int32)
+        shared = (generate._contexts(contexts, None, nothing, 8),)
+        first, new = decode.forward(config, params, prompt, start, shared)
+        suffix = decode.write(decode.empty_suffix(new, 8), new)
+        second, _ = decode.forward(config, params, later, start, shared, suffix=suffix)
+        return jnp.concatenate([first, second], 2)
+
+    tolerance = {"float32": 1e-5, "bfloat16": 0.05}[dtype]
+    np.testing.assert_allclose(
+        np.asarray(both_parts(one_by_one), np.float32),
+        np.asarray(both_parts(params), np.float32),
+        atol=tolerance,
+        rtol=tolerance,
+    )
+
+
+def test_a_sampler_on_a_cpu_scores_a_deep_model_like_a_forward_pass():
+    model = lm.Decoder(dataclasses.replace(CONFIG, num_layers=6))
+    params = random_parameters(lm.abstract_params(model))
+    sampler = Sampler(model, params, make_mesh(devices=jax.devices()[:1]), 1, 64)
+    assert len(sampler.params["layers"]) == 6
+    ids = [3, 14, 15, 9, 26, 5, 35, 8]
+    sampler.hold({0: ids[:4]})
+    scores = sampler.score([[ids[4:]]], np.array([[3]]), vocab=VOCAB, slots=[0])
+    index = jnp.arange(len(ids))[None]
+    hidden = model.apply({"params": params}, jnp.asarray([ids]), index, 0 * index + 8)
+    logps = log_softmax(lm.logits(params, hidden)[0, :, :VOCAB])
+    expected = sum(logps[i - 1, ids[i]] for i in (5, 6, 7))
+    np.testing.assert_allclose(scores, [[expected]], rtol=1e-5)

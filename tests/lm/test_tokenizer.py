@@ -274,6 +274,28 @@ def test_stop_ids_join_the_generation_config(byte_level, byte_fallback):
     assert byte_fallback.pad_id == 2  # has no padding token of its own
 
 
+def test_stop_ids_come_from_config_json_without_a_generation_config(tmp_path):
+    directory = save(sentencepiece_model(), tmp_path / "model", eos_token="</s>")
+    values = {"eos_token_id": [2, 7, 9], "pad_token_id": 3, "top_p": 0.5}
+    (directory / "config.json").write_text(json.dumps(values | {"hidden_size": 8}))
+    loaded = tokenizer.load(directory)
+    assert loaded.stop_ids == (2, 7, 9)
+    # A copy keeps them, also without the config.json.
+    loaded.save(tmp_path / "copy")
+    generation = tmp_path / "copy" / "generation_config.json"
+    assert json.loads(generation.read_text()) == values
+    assert not (tmp_path / "copy" / "config.json").exists()
+    assert tokenizer.load(tmp_path / "copy").stop_ids == (2, 7, 9)
+    # generation_config.json is asked alone when it is there.
+    (directory / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert tokenizer.load(directory).stop_ids == (2, 5)
+    (directory / "generation_config.json").unlink()
+    for content in ("[]", "{", '{"eos_token_id": "</s>"}', "[" * 100_000):
+        (directory / "config.json").write_text(content)
+        with pytest.raises(ValueError, match="/config.json: "):
+            tokenizer.load(directory)
+
+
 @pytest.mark.parametrize("name", ["byte_level", "byte_fallback"])
 @pytest.mark.parametrize("text", TEXTS)
 def test_token_bytes_spell_the_text(request, name, text):

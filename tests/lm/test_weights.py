@@ -249,10 +249,11 @@ def test_the_other_files_of_an_export(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
     assert (tmp_path / "out" / "tokenizer_config.json").read_text() == '{"a": 1}'
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert generation == {"bos_token_id": 1, "eos_token_id": [7, 3]}
+    ids = {"bos_token_id": 1, "eos_token_id": [7, 3], "pad_token_id": None}
+    assert generation == ids
     data = json.loads((tmp_path / "out" / "config.json").read_text())
     assert data["architectures"] == ["LlamaForCausalLM"]
-    assert data["eos_token_id"] == 7
+    assert data["eos_token_id"] == [7, 3]
     assert data["max_position_embeddings"] == 256  # 4 * 64
     (source / "config.json").write_text('{"max_position_embeddings": 200}')
     export.save_hf(params, config, tmp_path / "second", **arguments)

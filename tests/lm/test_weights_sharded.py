@@ -43,9 +43,10 @@ def test_every_row_is_read_once(monkeypatch):
 
     def counting(stored, first, last):
         read.append((str(stored.file), stored.start, first, last, stored.shape))
-        return tensor_files.read_rows(stored, first, last)
+        return rows(stored, first, last)
 
-    monkeypatch.setattr(weights, "read_rows", counting)
+    rows = tensor_files.Stored.rows
+    monkeypatch.setattr(tensor_files.Stored, "rows", counting)
     splits = shardings(config, sharding.make_mesh(1, 4, 2))
     weights.load_hf(GOLDEN / "qwen2", config, splits)
     by_tensor = {}

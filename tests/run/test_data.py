@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+from golden_models import copy_golden
 from tiny_config import changed
 
 from stepjax import prompts, records
@@ -255,15 +256,19 @@ def test_tokenizers(codec, tmp_path):
     assert copied.encode_line("Step 1: 8*7+4=0") == codec.tokenizer.encode_line(
         "Step 1: 8*7+4=0"
     )
-    c = changed(
-        data__world="", tokenizer="", model__init=f"hf:{codec.tokenizer.directory}"
-    )
+    folder = copy_golden("llama", tmp_path / "model")
+    codec.tokenizer.save(folder)
+    c = changed(data__world="", tokenizer="", model__init=f"hf:{folder}")
     assert data.make_tokenizer(from_config(c), tmp_path / "hf").vocab_size == 131
+    kept = (tmp_path / "hf" / "config.json").read_bytes()
+    assert kept == (folder / "config.json").read_bytes()
     with pytest.raises(
         ValueError, match="config.tokenizer is empty; expected a folder"
     ):
         data.make_tokenizer(typed(data__world=""), tmp_path / "none")
     with pytest.raises(ValueError, match="nowhere: no tokenizer here; expected"):
         data.make_tokenizer(typed(tokenizer="nowhere"), tmp_path / "none")
-    with pytest.raises(ValueError, match="nowhere: no tokenizer here; expected"):
+    with pytest.raises(ValueError, match="nowhere/config.json: No such file.*; exp"):
         data.make_tokenizer(typed(model__init="hf:nowhere"), tmp_path / "none")
+    with pytest.raises(ValueError, match="nowhere: no such file; expected a GGUF"):
+        data.make_tokenizer(typed(model__init="gguf:nowhere"), tmp_path / "none")

@@ -1,0 +1,357 @@
+"""Reads GGUF files of Llama and Qwen2 models: the config and the weights.
+
+A GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) holds metadata,
+the tokenizer (`stepjax.lm.gguf_tokenizer`) and the tensors of a model, which are
+usually quantised. The `gguf` package reads the file and dequantises its tensors to
+float32, some rows at a time. Nothing here needs torch.
+"""
+
+import functools
+import math
+import os
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stepjax.lm import weights
+from stepjax.lm.model import ModelConfig
+
+ARCHITECTURES = ("llama", "qwen2")
+# Name in the file, without ".weight" or ".bias" → name in Hugging Face files.
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_ROPE_TABLE = "rope_freqs.weight"
+# Scale factors of the Llama 3 models; the file holds only the table made from them.
+_LLAMA3_FACTORS = (8.0, 32.0)
+_LLAMA3 = {
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+class GgufFile:
+    """An open GGUF file: its metadata and the places of its tensors.
+
+    Attributes:
+      path: of the file.
+      metadata: key → value; numbers, texts, truth values, or lists of them.
+      tensors: name → the `gguf.ReaderTensor` of a tensor; its data are mapped from the
+        file and not in memory.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Opens a file and reads everything but its tensors.
+
+        Raises:
+          ValueError: when the `gguf` package is missing, and for a file that is
+            missing, damaged or no GGUF file.
+        """
+        try:
+            import gguf
+        except ImportError as error:
+            raise ValueError(
+                f"{path}: the Python package gguf is not installed; expected it, "
+                'because it reads GGUF files. Run: pip install -e ".[gguf]"'
+            ) from error
+        self.path = os.fspath(path)
+        if "://" in self.path:
+            raise ValueError(
+                f"{self.path} is not on a disk of this machine; expected a local "
+                "file, because GGUF files are mapped into memory. Copy it here first."
+            )
+        if not os.path.isfile(self.path):
+            raise ValueError(
+                f"{self.path}: no such file; expected a GGUF file. Check the path of "
+                "model.init=gguf:FILE."
+            )
+        try:
+            reader = gguf.GGUFReader(self.path)
+            self.metadata = {
+                name: field.contents() for name, field in reader.fields.items()
+            }
+        except Exception as error:  # the package raises whatever it stumbles over
+            raise ValueError(
+                f"{self.path}: damaged or not a GGUF file ({error}); expected a whole "
+                "GGUF file of version 2 or 3. Download it again."
+            ) from error
+        if reader.byte_order != "I":
+            raise ValueError(
+                f"{self.path} has the byte order of another kind of machine; expected "
+                "this machine's. Convert it with gguf's gguf-convert-endian."
+            )
+        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        """Returns a value of the metadata.
+
+        Args:
+          key: its name.
+          kind: int, float, str, bool or list; whole numbers are floats, too.
+          default: what a missing key stands for; None makes the key necessary.
+
+        Raises:
+          ValueError: for a key that is missing or has a value of another kind.
+        """
+        value = self.metadata.get(key, default)
+        allowed = (int, float) if kind is float else kind
+        if not isinstance(value, allowed) or (kind is not bool and value is True):
+            found = "none" if value is None else repr(value)[:80]
+            raise ValueError(
+                f"{self.path}: metadata {key} has the value {found}; expected one of "
+                f"type {kind.__name__}. Convert the model again with llama.cpp's "
+                "convert_hf_to_gguf.py, or use its Hugging Face directory."
+            )
+        return kind(value)
+
+    def positive(self, key: str, kind: type = int, default: Any = None) -> Any:
+        """Returns a positive finite number of the metadata; see `get`."""
+        value = self.get(key, kind, default)
+        if not (0 < value < math.inf):
+            raise self.unsupported(key, value, "a number above 0")
+        return value
+
+    def unsupported(self, key: str, value: Any, expected: str) -> ValueError:
+        """Returns the error for a value that the decoder does not compute."""
+        return ValueError(
+            f"{self.path}: metadata {key}={value!r} is not supported; expected "
+            f"{expected}. Use a Llama or Qwen2 model that has it."
+        )
+
+
+def config_from_gguf(file: GgufFile) -> ModelConfig:
+    """Returns the config of the model in a GGUF file.
+
+    Every value comes from the file. Three keys may be missing, and then have the
+    meaning that the format gives them: as many key/value heads as heads, heads of size
+    embedding_length / head_count, and for Llama a RoPE base of 10000. The vocabulary
+    has as many ids as the embedding has rows. Embeddings are tied when there is no
+    tensor ``output.weight``. Biases are there when the file has them.
+
+    Raises:
+      ValueError: for another architecture, a missing or mistyped value, and for
+        anything that the decoder does not compute.
+    """
+    family = file.get("general.architecture", str)
+    if family not in ARCHITECTURES:
+        raise file.unsupported("general.architecture", family, "'llama' or 'qwen2'")
+    key = f"{family}.{{}}".format
+    for name in ("expert_count", "attention.sliding_window"):
+        if file.metadata.get(key(name)):
+            raise file.unsupported(key(name), file.metadata[key(name)], "none")
+    width = file.positive(key("embedding_length"))
+    heads = file.positive(key("attention.head_count"))
+    if key("attention.key_length") not in file.metadata and width % heads:
+        raise file.unsupported(
+            key("embedding_length"), width, f"a multiple of head_count={heads}"
+        )
+    head_dim = file.positive(key("attention.key_length"), default=width // heads)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        size = file.positive(key(name), default=head_dim)
+        if size != head_dim:
+            raise file.unsupported(key(name), size, f"the head size, {head_dim}")
+    table = file.tensors.get("token_embd.weight")
+    if table is None or len(table.shape) != 2:
+        raise ValueError(
+            f"{file.path}: tensor token_embd.weight is missing or no matrix; expected "
+            "the embedding of a model. Use a file that holds a language model."
+        )
+    theta = 10000.0 if family == "llama" else None
+    return ModelConfig(
+        vocab_size=int(table.shape[1]),
+        hidden_size=width,
+        num_layers=file.positive(key("block_count")),
+        num_heads=heads,
+        num_kv_heads=file.positive(key("attention.head_count_kv"), default=heads),
+        head_dim=head_dim,
+        intermediate_size=file.positive(key("feed_forward_length")),
+        rope_theta=float(file.positive(key("rope.freq_base"), float, theta)),
+        rope_scaling=_rope_scaling(file, family, head_dim, theta),
+        rms_norm_eps=float(
+            file.positive(key("attention.layer_norm_rms_epsilon"), float)
+        ),
+        qkv_bias="blk.0.attn_q.bias" in file.tensors,
+        tie_embeddings="output.weight" not in file.tensors,
+    )
+
+
+def _rope_scaling(file: GgufFile, family: str, head_dim: int, theta: float | None):
+    """Returns the items of rope_scaling, None for plain positions.
+
+    For Llama 3.1 and later, the file holds only the table of what divides each
+    frequency. The settings that make exactly this table are found by trying those of
+    the published models.
+    """
+    kind = file.metadata.get(f"{family}.rope.scaling.type", "none")
+    if kind != "none":
+        raise file.unsupported(f"{family}.rope.scaling.type", kind, "'none'")
+    linear = file.metadata.get(f"{family}.rope.scale_linear", 1.0)
+    if linear != 1.0:
+        raise file.unsupported(f"{family}.rope.scale_linear", linear, "1.0")
+    if _ROPE_TABLE not in file.tensors:
+        return None
+    base = file.positive(f"{family}.rope.freq_base", float, theta)
+    table = _Tensor(file.path, file.tensors[_ROPE_TABLE]).rows(0, head_dim // 2)
+    for factor in _LLAMA3_FACTORS:
+        expected = _llama3_table(factor, base, head_dim)
+        if table.shape == expected.shape and np.allclose(table, expected, rtol=1e-5):
+            items = {**_LLAMA3, "factor": factor, "rope_type": "llama3"}
+            return tuple(sorted(items.items()))
+    raise ValueError(
+        f"{file.path}: tensor {_ROPE_TABLE} scales the positions in a way that is not "
+        f"known; expected the table of a Llama 3 model with factor {_LLAMA3_FACTORS}, "
+        "or no such tensor. Use the model's Hugging Face directory: model.init=hf:DIR."
+    )
+
+
+def _llama3_table(factor: float, base: float, head_dim: int) -> np.ndarray:
+    """Returns what Llama 3 divides each frequency by, [head_dim / 2]."""
+    low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+    length = 2 * np.pi * base ** (np.arange(0, head_dim, 2) / head_dim)
+    turns = _LLAMA3["original_max_position_embeddings"] / length
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return 1.0 / ((1.0 - smooth) / factor + smooth)
+
+
+def hugging_face_name(name: str) -> str | None:
+    """Returns a tensor's name in Hugging Face files; None when it has none there."""
+    layer = _LAYER.fullmatch(name)
+    stem, _, ending = (layer[2] if layer else name).rpartition(".")
+    if stem not in _NAMES or ending not in ("weight", "bias"):
+        return None
+    prefix = f"model.layers.{layer[1]}." if layer else ""
+    return f"{prefix}{_NAMES[stem]}.{ending}"
+
+
+class _Tensor(NamedTuple):
+    """A tensor of a GGUF file, as `weights.place` reads it.
+
+    Attributes:
+      file: path of the file.
+      tensor: the `gguf.ReaderTensor`.
+      pairs: heads whose rows are written pair by pair; 0 for rows in usual order.
+        The converter of Llama models writes the rows 0, D/2, 1, D/2 + 1, ... of each
+        head of queries and keys, so that the two numbers that RoPE rotates together
+        are neighbours.
+    """
+
+    file: str
+    tensor: Any
+    pairs: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dequantised tensor; the file names the last axis first."""
+        return tuple(int(size) for size in self.tensor.shape[::-1])
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """Returns the rows first..last (not included), float32."""
+        if not self.pairs:
+            return self._stored(first, last)
+        size = self.shape[0] // self.pairs
+        head, within = np.divmod(np.arange(first, last), size)
+        half, pair = np.divmod(within, size // 2)
+        order = head * size + 2 * pair + half
+        low = order.min()
+        return self._stored(low, order.max() + 1)[order - low]
+
+    def _stored(self, first: int, last: int) -> np.ndarray:
+        """Returns some rows in the order of the file."""
+        import gguf
+
+        data, kind = self.tensor.data, self.tensor.tensor_type
+        if len(self.shape) == 1:  # may be quantised in blocks, so it is read whole
+            return gguf.quants.dequantize(np.array(data), kind)[first:last]
+        values = gguf.quants.dequantize(np.array(data[first:last]), kind)
+        return values.reshape(last - first, *self.shape[1:])
+
+
+def load_gguf(
+    file: GgufFile, config: ModelConfig, shardings: Any = None
+) -> dict[str, Any]:
+    """Reads the weights of a GGUF file, tensor by tensor.
+
+    Args:
+      file: from `GgufFile`.
+      config: from `config_from_gguf`.
+      shardings: as in `weights.load_hf`.
+
+    Returns:
+      The decoder's parameters, as `weights.load_hf` returns them.
+
+    Raises:
+      ValueError: for a tensor that is missing, extra, of a wrong shape or of a type
+        that the `gguf` package does not dequantise, and for numbers that are not
+        finite.
+    """
+    wanted = weights.tensor_names(config)
+    family = file.get("general.architecture", str)
+    sources, spelled = {}, {}
+    for name, tensor in file.tensors.items():
+        if name == _ROPE_TABLE:
+            continue
+        theirs = hugging_face_name(name)
+        if theirs not in wanted:
+            raise ValueError(
+                f"{file.path}: tensor {name} is extra; expected none, because the "
+                f"decoder of {family} models has no place for it. Use another file."
+            )
+        _check_kind(file, tensor)
+        pairs = 0
+        if family == "llama" and ".q_proj." in theirs:
+            pairs = config.num_heads
+        elif family == "llama" and ".k_proj." in theirs:
+            pairs = config.num_kv_heads
+        sources[theirs], spelled[theirs] = _Tensor(file.path, tensor, pairs), name
+    for theirs in sorted(wanted.keys() - sources.keys()):
+        raise ValueError(
+            f"{file.path}: the tensor for {theirs} is missing; expected shape "
+            f"{wanted[theirs][0].stored}. Download the file again."
+        )
+    for theirs, (tensor, _) in wanted.items():
+        if sources[theirs].shape != tensor.stored:
+            raise ValueError(
+                f"{file.path}: tensor {spelled[theirs]} has a wrong shape; expected "
+                f"{tensor.stored} by the metadata, found {sources[theirs].shape}. "
+                "Download the file again."
+            )
+    params = weights.place(sources, config, shardings)
+    weights.check_finite(params, config, file.path, "Download the file again.")
+    return params
+
+
+@functools.cache
+def _readable(kind) -> bool:
+    """Whether the `gguf` package turns tensors of a type into float32."""
+    import gguf
+
+    block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+    try:
+        gguf.quants.dequantize(block, kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _check_kind(file: GgufFile, tensor) -> None:
+    if not _readable(tensor.tensor_type):
+        raise ValueError(
+            f"{file.path}: tensor {tensor.name} has the type "
+            f"{tensor.tensor_type.name}; expected one that the gguf package "
+            "dequantises, such as F32, F16, BF16, Q8_0, Q6_K, Q4_K or Q4_1. Quantise "
+            "the model to one of these."
+        )
