@@ -86,7 +86,7 @@ def settings(folder: pathlib.Path):
     }
     c.mcts.phase = config.phase("policy", eft=0.0, steps=150, **sizes)
     c.mcts.questions = 40
-    c.mcts.width = 6
+    c.mcts.width = 4
     c.mcts.temperature = 1.0
     c.mcts.top_p = 1.0
     c.mcts.iterations = 3
@@ -95,9 +95,9 @@ def settings(folder: pathlib.Path):
     c.mcts.max_steps = 3
     c.mcts.pairs_per_node = 2
     c.mcts.undecided_share = 0.3
-    c.mcts.remember_tokens = 192
+    c.mcts.remember_tokens = 0
     c.sft.phases = (config.phase("mixed", steps=100, **sizes),)
-    c.search.width = 3
+    c.search.width = 4
     c.search.temperature = 1.0
     c.search.max_expansions = 4
     c.search.max_step_tokens = 32
@@ -105,7 +105,7 @@ def settings(folder: pathlib.Path):
     c.search.slots = 8
     c.judge.max_tokens = 48
     c.judge.context_tokens = 160
-    c.judge.rows = 2
+    c.judge.rows = 4
     c.dpo.batch_size = 8
     c.dpo.optimizer = config.optimizer(1e-3)
     c.eval.max_tokens = 64
