@@ -152,12 +152,12 @@ def _graded_expansions(
     The last item says whether each candidate is right.
     """
     for state in states:
-        kept: list[str] = []
+        problem, kept = state.question.problem, []
+        if is_right(problem, kept, "") is None:  # the gold does not know this problem
+            continue
         for expansion in state.expansions:
             texts = [c.text for c in expansion.candidates]
-            right = [is_right(state.question.problem, kept, text) for text in texts]
-            if None not in right:
-                yield state, expansion, kept, right
+            yield state, expansion, kept, [is_right(problem, kept, x) for x in texts]
             if expansion.action in ("pair", "append"):
                 kept.append(texts[expansion.best])
             elif expansion.action == "back":
