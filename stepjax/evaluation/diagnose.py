@@ -74,9 +74,9 @@ def sampled_judgments(
       mistake: names the mistake of a wrong candidate; None gives no shares by mistake.
 
     Returns:
-      "judge_sampled", the share that is right, and "judge_sampled_count", the number
-      of calls that were graded; the share is absent where the number is 0. With
-      `mistake`, the same for the calls whose wrong candidate has a mistake KIND, as
+      "judge_sampled", the share that is right, which is absent where no call was
+      graded, and "judge_sampled_count", the number of calls that were. With `mistake`,
+      the same for the calls whose wrong candidate has a mistake KIND, as
       "judge_sampled_KIND" and "judge_sampled_KIND_count", and "sampled_KIND", the
       number of samples with it.
     """
@@ -153,11 +153,12 @@ def _graded_expansions(
     """
     for state in states:
         problem, kept = state.question.problem, []
-        if is_right(problem, kept, "") is None:  # the gold does not know this problem
+        if is_right(problem, (), "") is None:  # the gold does not know the problem
             continue
         for expansion in state.expansions:
             texts = [c.text for c in expansion.candidates]
-            yield state, expansion, kept, [is_right(problem, kept, x) for x in texts]
+            right = [is_right(problem, kept, text) for text in texts]
+            yield state, expansion, kept, right
             if expansion.action in ("pair", "append"):
                 kept.append(texts[expansion.best])
             elif expansion.action == "back":

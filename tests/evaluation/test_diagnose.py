@@ -57,8 +57,7 @@ def test_judgments_of_right_and_wrong_candidates_are_counted_by_hand():
     # first: 01A right, 10A wrong, 02- wrong, 20B right; second: B wrong, B right;
     # third: right; fourth: both right.
     assert found == {"judge_sampled": 6 / 9, "judge_sampled_count": 9}
-    nothing = {"judge_sampled_count": 0}
-    assert diagnose.sampled_judgments([], is_right) == nothing
+    assert diagnose.sampled_judgments([], is_right) == {"judge_sampled_count": 0}
 
 
 def letter(problem, steps, step):
@@ -90,10 +89,10 @@ def test_problems_that_the_gold_does_not_know_are_passed_over():
     def unknown(problem, steps, step):
         return None
 
-    states = [state(expansion(1, "0x", "01A", "pair"), steps=("0",))]
-    assert diagnose.sampled_judgments(states, unknown, mistake=letter) == {
-        "judge_sampled_count": 0,
-    }
+    empty = expansion(1, "", "", "resample")  # all samples were malformed
+    states = [state(empty, expansion(1, "0x", "01A", "pair"), steps=("0",))]
+    found = diagnose.sampled_judgments(states, unknown, mistake=letter)
+    assert found == {"judge_sampled_count": 0}
     assert diagnose.expansions(states, unknown) == {}
 
 
