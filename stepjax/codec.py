@@ -127,9 +127,9 @@ class Codec:
     def message(self, text: str) -> tuple[int, ...]:
         """Returns the ids of a prompt whose texts are put in already, for a teacher.
 
-        Names of special tokens in it are plain text. Only when the judge's template
-        has some itself, which cannot be told from the others any more, and no chat
-        template is used, do all of them become control ids.
+        Names of special tokens in it are plain text, with one exception: without a chat
+        template, and with names in the judge's own template, all names become control
+        ids. Which names are the template's can no longer be seen in the whole text.
         """
         if self.templates.chat == "none":
             if self.tokenizer.has_markup(self.templates.judge):

@@ -20,7 +20,8 @@ def default() -> ml_collections.ConfigDict:
     c.model = model = ml_collections.ConfigDict()
     # "random", "hf:DIR" for a Hugging Face directory, or "gguf:FILE" for a GGUF file.
     model.init = "random"
-    model.dtype = "float32"  # compute type; "bfloat16" on accelerators
+    # Compute type; "bfloat16" on accelerators, and on CPUs that multiply it themselves.
+    model.dtype = "float32"
     # What the backward pass computes again: "none", "full", "attention" (everything but
     # the output of attention), "dots" (everything but matrix products).
     model.remat = "none"

@@ -124,19 +124,20 @@ def share_problems(
       problems: problem of each row.
       row_length: most tokens of a tree; more rows of a problem begin another tree.
     """
-    merged: dict[str, list[forest.Tree]] = {}
+    by_problem: dict[str, list[forest.Tree]] = {}
     for tree, problem in zip(trees, problems, strict=True):
-        own = merged.setdefault(problem, [])
-        own.append(tree)
+        by_problem.setdefault(problem, []).append(tree)
     result = []
-    for paths in merged.values():
-        group = [paths[0]]
-        for path in paths[1:]:
-            if len(forest.merge([*group, path]).tokens) > row_length:
-                result.append(forest.merge(group))
-                group = []
+    for first, *further in by_problem.values():
+        group, merged = [first], first
+        for path in further:
+            larger = forest.merge([*group, path])
+            if len(larger.tokens) > row_length:
+                result.append(merged)
+                group, larger = [], path
             group.append(path)
-        result.append(forest.merge(group))
+            merged = larger
+        result.append(merged)
     return result
 
 
@@ -191,8 +192,9 @@ def examples(
         kept[name], too_long = fitting_trees(every[name], ids, row_length, name)
         dropped += too_long
     if share:
-        left = [row.problem for row in eft if row.id not in set(dropped)]
-        kept["eft"] = share_problems(kept["eft"], left, row_length)
+        rows = zip(eft, every["eft"], strict=True)
+        problems = [row.problem for row, t in rows if len(t.tokens) <= row_length]
+        kept["eft"] = share_problems(kept["eft"], problems, row_length)
     return Examples(kept, dropped)
 
 

@@ -73,7 +73,7 @@ def tensors(family, meta, *, tied=False, vocab=40, seed=0):
 
 
 def _stored(array, kind, draw):
-    """Returns what a file holds of an array, and the numbers that this stands for."""
+    """Returns the bytes of an array in a file, and the array that they give."""
     if kind in _HALVES:  # the package has no writer for these: any bytes will do
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
         shape = (*array.shape[:-1], array.shape[-1] // block, size)
@@ -100,7 +100,7 @@ def write_gguf(path, family, kind, *, meta=None, arrays=None, ids=None, extra=No
       extra: name → float32 array, written as they are.
 
     Returns:
-      Name → the numbers that the file stands for, in the layout of Hugging Face files.
+      Name → the dequantised array, in the layout of Hugging Face files.
     """
     meta = sizes(family, kind) if meta is None else meta
     arrays = tensors(family, meta) if arrays is None else arrays

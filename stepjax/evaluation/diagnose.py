@@ -91,8 +91,7 @@ def sampled_judgments(
             if right[number]:
                 samples["right"] += candidate.count
                 continue
-            kind = mistake(state.question.problem, kept, candidate.text)
-            kind = str(kind).replace(" ", "_")
+            kind = in_metrics(mistake(state.question.problem, kept, candidate.text))
             own = [v for v in expansion.verdicts if number in (v.a, v.b)]
             by_kind[kind] += graded(own, right)
             samples[kind] += candidate.count
@@ -105,6 +104,11 @@ def sampled_judgments(
         if own or name == "judge_sampled":
             metrics[f"{name}_count"] = len(own)
     return metrics | {f"sampled_{kind}": samples[kind] for kind in sorted(samples)}
+
+
+def in_metrics(kind: str | None) -> str:
+    """Returns the kind of a mistake as names of metrics have it: "ends_early"."""
+    return str(kind).replace(" ", "_")
 
 
 def expansions(states: Sequence[State], is_right: IsRight) -> dict[str, float]:

@@ -129,7 +129,7 @@ def _by_mistake(run: Run, rows: Sequence, items: Sequence[dict]) -> dict[str, fl
     for row, item in zip(rows, items, strict=True):
         wrong = row.b if row.verdict == "A" else row.a
         kind = run.kind.mistake(row.problem, row.steps, wrong)
-        by_kind[str(kind).replace(" ", "_")].append(item)
+        by_kind[diagnose.in_metrics(kind)].append(item)
     return {
         f"{name}_{kind}": value
         for kind in sorted(by_kind)

@@ -19,6 +19,8 @@ from stepjax.prompts import Templates
 from stepjax.records import Comparison, Preference
 from stepjax.run.text_table import text_table
 
+# Share of the comparisons that a world makes to learn from, in which both are wrong.
+BOTH_WRONG = 0.3
 KEPT, UNDECIDED = "kept", "kept, undecided"
 SAME = "both steps are the same"
 CUT_OFF = "answer cut off"
@@ -72,6 +74,22 @@ def requests(pairs: Sequence[Preference], templates: Templates) -> list[str]:
         judge_prompt(templates, row.problem, row.steps, row.a, row.b)
         for pair in pairs
         for row in _orders(pair, ("", ""))
+    ]
+
+
+def replay_rows(
+    pairs: Sequence[Preference], texts: Sequence[str], templates: Templates
+) -> list[dict[str, Any]]:
+    """Returns answers as rows of a file for `teacher.replay`.
+
+    Args:
+      pairs: the pairs.
+      texts: of the answers to the prompts of `requests`, in their order.
+      templates: the prompt texts.
+    """
+    return [
+        {"prompt": prompt, "text": text}
+        for prompt, text in zip(requests(pairs, templates), texts, strict=True)
     ]
 
 

@@ -22,7 +22,6 @@ from stepjax.lm.sampler import Sampler
 from stepjax.run import data, rundir
 from stepjax.run.run import Run
 
-_UNDECIDED = 0.3  # share of the comparisons with a corrupted step: both are wrong
 # The longest time that the other hosts wait for the first one, which asks the teacher.
 _TEACHER_SECONDS = 7 * 24 * 3600.0
 
@@ -125,7 +124,7 @@ def _corrupted(run: Run) -> list[records.Comparison]:
     for number in range(count):
         row = pool[number % len(pool)]
         name = f"corrupted-{number}-{row.id}"
-        rows += run.kind.world_rows(name, row.problem, rng, _UNDECIDED)
+        rows += run.kind.world_rows(name, row.problem, rng, eft.BOTH_WRONG)
     return rows
 
 

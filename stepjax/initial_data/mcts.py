@@ -285,11 +285,9 @@ def pairs(
         children = [tree.nodes[n] for n in node.children]
         best = sorted(children, key=lambda c: (-c.probability, -c.step.count))
         worst = sorted(children, key=lambda c: (c.probability, -c.step.count))
-        drawn = [(one, other) for one in best for other in worst]
-        drawn = [(a, b) for a, b in drawn if _margin(a, b) >= min_margin]
-        drawn = [(a, b) for a, b in drawn if _margin(a, b) > 0]
-        drawn.sort(key=lambda sides: -_margin(*sides))
-        found = drawn[:per_node]
+        drawn = [(a, b) for a in best for b in worst if _margin(a, b) > 0]
+        drawn = [sides for sides in drawn if _margin(*sides) >= min_margin]
+        found = sorted(drawn, key=lambda sides: -_margin(*sides))[:per_node]
         if found:
             made.append(
                 [_pair(tree, index, n, *sides) for n, sides in enumerate(found)]

@@ -213,8 +213,7 @@ def read_steps(
 def make_pairs(run: Run) -> None:
     """Searches the tree questions with policy and PRM, and keeps pairs of steps."""
     folder, options = run.dir.path / "init", run.settings.mcts
-    models = ("policy", "prm") if run.settings.prm.learns else ("policy",)
-    inputs = run.dir.data("tree_questions") | _digests(run, *models)
+    inputs = run.dir.data("tree_questions") | _digests(run, *_searchers(run))
     stage = run.dir.stage("mcts", folder / "mcts.json", inputs, "trees.partial*")
     if stage.done:
         return
@@ -254,6 +253,11 @@ def make_pairs(run: Run) -> None:
     stage.commit(["trees.jsonl", "pairs.jsonl"], counts=found | tokens)
 
 
+def _searchers(run: Run) -> tuple[str, ...]:
+    """Returns the names of the models that search the trees."""
+    return ("policy", "prm") if run.settings.prm.learns else ("policy",)
+
+
 def _search(
     run: Run, questions: Sequence[records.Question], journal: rundir.Journal
 ) -> dict[str, int]:
@@ -274,7 +278,7 @@ def _search(
             capacity,
             remember=options.remember_tokens,
         )
-        for name in (("policy", "prm") if learns else ("policy",))
+        for name in _searchers(run)
     ]
     propose = mcts.make_policy(
         writer,

@@ -131,7 +131,7 @@ def forward(
 
 def unstack(cache: Cache) -> Cache:
     """Returns a cache as a tuple of layers, which loops read in place."""
-    if isinstance(cache, tuple) and not isinstance(cache, lm.KeyValues):
+    if not isinstance(cache, lm.KeyValues):
         return cache
     return tuple(_layer(cache, number) for number in range(len(cache.key)))
 
@@ -169,13 +169,18 @@ def _of_layer(cache: Cache, number, reach: int | None) -> lm.KeyValues:
     return jax.tree.map(cut, cache)
 
 
-def empty_suffix(new: Cache, capacity: int) -> Suffix:
-    """Returns room for `capacity` tokens of each row, in the form and type of `new`."""
+def empty(cache: Cache, capacity: int) -> Cache:
+    """Returns a cache like another one, but of `capacity` tokens that are all zero."""
 
-    def empty(x):
+    def zeros(x):
         return jnp.zeros((*x.shape[:-2], capacity, x.shape[-1]), x.dtype)
 
-    return Suffix(jax.tree.map(empty, new), jnp.zeros((), jnp.int32))
+    return jax.tree.map(zeros, cache)
+
+
+def empty_suffix(new: Cache, capacity: int) -> Suffix:
+    """Returns room for `capacity` tokens of each row, in the form and type of `new`."""
+    return Suffix(empty(new, capacity), jnp.zeros((), jnp.int32))
 
 
 def write(suffix: Suffix, new: Cache) -> Suffix:

@@ -101,8 +101,8 @@ class GgufFile:
 
         Args:
           key: its name.
-          kind: int, float, str, bool or list; whole numbers are floats, too.
-          default: what a missing key stands for; None makes the key necessary.
+          kind: int, float, str, bool or list; float also takes whole numbers.
+          default: value of a key that is missing; with None, the key must be there.
 
         Raises:
           ValueError: for a key that is missing or has a value of another kind.

@@ -2,8 +2,8 @@
 
 A GGUF file holds the tokens and merges, and names the rule that cuts text before
 merges are applied (``tokenizer.ggml.pre``). The rules here are those of the Hugging
-Face tokenizers that the models were trained with. transformers can read GGUF files,
-too, but only together with torch, and it ignores rules that it does not know.
+Face tokenizers that the models were trained with. transformers reads GGUF files only
+if torch is installed, and it ignores rules that it does not know.
 """
 
 import json

@@ -185,8 +185,8 @@ def config_to_hf(
 
     What the decoder does not need is taken from an earlier config.json of the same
     model: its context length, its bos and pad ids, and every further key. Rotary
-    positions are written as ``rope_theta`` and ``rope_scaling``, and as
-    ``rope_parameters``, too, if the earlier file has them.
+    positions are written as ``rope_theta`` and ``rope_scaling``. If the earlier file
+    has ``rope_parameters``, they are also written in that form.
 
     Args:
       config: the decoder's config.

@@ -18,8 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stepjax import forest
+from stepjax.lm import decode, sharding
 from stepjax.lm import model as lm
-from stepjax.lm import sharding
 
 _BUCKET = 64  # tokens copied at once are compiled in multiples of it
 
@@ -150,12 +150,11 @@ class Memory:
           tokens: M, most tokens remembered per slot.
         """
         shardings = sharding.split_caches(mesh)
-        layers, slots, heads, _, size = contexts.key.shape
+        slots = contexts.key.shape[1]
 
         @jax.jit
         def allocate():
-            zeros = jnp.zeros((layers, slots, heads, tokens, size), contexts.key.dtype)
-            empty = lm.KeyValues(zeros, jnp.zeros_like(zeros))
+            empty = decode.empty(contexts, tokens)
             return jax.lax.with_sharding_constraint(empty, shardings)
 
         self.pool = allocate()

@@ -3,7 +3,7 @@
 Token ids are the truth in this library, so this module decides in one place each: when
 a BOS token is added (``encode_prompt``), how text that continues after a newline is
 encoded (``encode_line``), which text may become control ids (templates may, data may
-not), and which bytes a token stands for (``token_bytes``).
+not), and the bytes of each token (``token_bytes``).
 """
 
 import json

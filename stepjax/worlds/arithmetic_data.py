@@ -4,13 +4,13 @@ import random
 from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
+from stepjax.initial_data.eft import BOTH_WRONG
 from stepjax.records import Comparison, Problem, Question, Solution, StepLabels
 from stepjax.worlds import arithmetic as world
 
 _AFTER_MISTAKE = 0.2  # share of the comparisons after step 1 that follow a wrong step
 _GARBLED = 0.1  # share of the wrong steps that do not even have the form of a step
 _LABELLED_WRONG = 0.4  # share of the labelled steps that are wrong
-_UNDECIDED = 0.3  # share of the comparisons to learn from that hold two wrong steps
 
 
 class Dataset(NamedTuple):
@@ -111,7 +111,7 @@ def dataset(
     guesses = rng("guesses")
     return Dataset(
         ift=[solution(*item, split.guessed, guesses) for item in named["ift"]],
-        eft=judge("eft", _UNDECIDED),
+        eft=judge("eft", BOTH_WRONG),
         heldout=judge("heldout", 0.0),
         questions=[
             [Question(*item) for item in named[f"q{number}"]]

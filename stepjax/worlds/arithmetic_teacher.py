@@ -43,7 +43,4 @@ def answers(pairs: Sequence[Preference], templates: Templates) -> list[dict[str,
             pair.id, pair.problem, pair.steps, pair.chosen, pair.rejected
         ):
             texts.append(row.explanation + prompts.verdict(templates, row.verdict))
-    return [
-        {"prompt": prompt, "text": text}
-        for prompt, text in zip(eft.requests(pairs, templates), texts, strict=True)
-    ]
+    return eft.replay_rows(pairs, texts, templates)

@@ -89,7 +89,7 @@ def read_equation(text: str) -> tuple[Fraction | Group, tuple[Operation, ...]]:
             )
         left, one = read(symbols)
         right, two = read(symbols)
-        value = apply(symbol, one, two)
+        value = form.apply(symbol, one, two)
         if value is None:
             raise ValueError(
                 f"the equation {text[:60]!r} divides by 0; expected another number."
@@ -116,17 +116,6 @@ def _members(kind: str, node: Fraction | Group, inverse: bool) -> tuple:
     if isinstance(node, Group) and node.symbol == kind:
         return tuple((member, own != inverse) for member, own in node.members)
     return ((node, inverse),)
-
-
-def apply(symbol: str, left: Fraction, right: Fraction) -> Fraction | None:
-    """Returns the result of an operation; None for a division by 0."""
-    if symbol == "+":
-        return left + right
-    if symbol == "-":
-        return left - right
-    if symbol == "*":
-        return left * right
-    return left / right if right else None
 
 
 def moves(node: Fraction | Group) -> Iterator[Move]:
@@ -164,7 +153,7 @@ def _combined(symbol: str, one: tuple, two: tuple) -> tuple[Operation, bool] | N
     (left, first), (right, second) = one, two
     if first != second:
         symbol = {"+": "-", "*": "/"}[symbol]
-    value = apply(symbol, left, right)
+    value = form.apply(symbol, left, right)
     if value is None or first != second and first and not _sensible(symbol, value):
         return None
     return Operation(symbol, left, right, value), first

@@ -191,7 +191,7 @@ def _operands(stated: Calculation, left: Fraction, right: Fraction) -> bool:
 
 
 def _true(row: Equation, stated: Calculation, move: Move) -> bool:
-    """Whether the result of a due operation is right, and its rounding, too.
+    """Whether the result of a due operation is right, exact and rounded.
 
     The last result may be rounded as the answer is.
     """
@@ -290,7 +290,8 @@ def right_step(row: Equation, steps: Sequence[str], step: str) -> str | None:
         return step_text(number, move.operation, box=box, step=step)
     if remaining(row, steps) is None:
         return None
-    return f"{step.replace('{n}', str(number))}{worked.closing(row.answer)}"
+    start = prompts.marker(Templates(step=step), number)
+    return start + worked.closing(row.answer)
 
 
 def step_text(number: int, operation: Operation, *, box: str | None, step: str) -> str:
@@ -302,7 +303,8 @@ def step_text(number: int, operation: Operation, *, box: str | None, step: str) 
       box: text of the box, or None for a step that is not the last one.
       step: form of a step's marker, see `prompts.Templates`.
     """
-    text = step.replace("{n}", str(number)) + form.calculation(*operation)
+    start = prompts.marker(Templates(step=step), number)
+    text = start + form.calculation(*operation)
     if box is None:
         return f"{text}."
     about = "" if Fraction(box) == operation.value else f", about {box}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from stepjax import records
+from stepjax.initial_data.eft import BOTH_WRONG
 from stepjax.initial_data.formats import sources
 from stepjax.initial_data.formats import word_problems as form
 from stepjax.prompts import Templates
@@ -17,7 +18,6 @@ from stepjax.worlds import word_problems as world
 from stepjax.worlds import word_problems_judgments as judgments
 from stepjax.worlds.equations import Equation, read_equation
 
-UNDECIDED = 0.3  # share of the comparisons to learn from that hold two wrong steps
 _MOST_DECIMALS = 4  # of any number of a solution; longer ones come from floating point
 _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen "
@@ -115,7 +115,8 @@ def dataset(
         drawn["ift"] = [row for group in groups for row in group]
     left = sum(map(len, groups)) if ift else 0
     found = {name: len(drawn.get(name, ())) for name in counts}
-    if found != counts | ({} if ift else {"ift": found["ift"]}) or not found["ift"]:
+    wanted = counts if ift else counts | {"ift": found["ift"]}  # as many as are left
+    if found != wanted or not found["ift"]:
         raise ValueError(
             f"data.equations has problems for {found}; expected {counts} (ift: at "
             "least 1). Lower these counts, or add problems."
@@ -137,7 +138,7 @@ def dataset(
 
     return Dataset(
         ift=solutions,
-        eft=judge("eft", UNDECIDED),
+        eft=judge("eft", BOTH_WRONG),
         heldout=judge("heldout", 0.0),
         questions=[ask(f"q{n}") for n in range(1, len(questions) + 1)],
         tree_questions=ask("tree_questions"),

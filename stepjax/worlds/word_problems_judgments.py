@@ -147,7 +147,7 @@ def _worked(
     results of word problems.
     """
     rng.shuffle(calculations)
-    made = [(*item, equations.apply(*item)) for item in calculations]
+    made = [(*item, form.apply(*item)) for item in calculations]
     done = [Operation(*item) for item in made if item[3] is not None]
     done.sort(key=lambda item: item.value < 0 or (item.value * 100).denominator > 1)
     return [(operation, move.last) for operation in done]
@@ -156,12 +156,8 @@ def _worked(
 def _numbers(row: Equation, steps: Sequence[str]) -> set[Fraction]:
     """Returns the numbers that a wrong operand can be."""
     numbers = {Fraction(text.replace(",", "")) for text in _NUMBER.findall(row.problem)}
-    for operation in equations.read_equation(row.equation)[1]:
-        numbers |= {operation.left, operation.right} & {
-            Fraction(symbol)
-            for symbol in row.equation.split()
-            if form.NUMBER.fullmatch(symbol)
-        }
+    symbols = row.equation.split()
+    numbers |= {Fraction(text) for text in symbols if form.NUMBER.fullmatch(text)}
     calculations = (world.read_step(text).calculation for text in steps)
     return numbers | {c.result.value for c in calculations if c}
 
@@ -322,7 +318,7 @@ def worked(operation: Operation) -> str:
     if symbol in "+-":
         at = left
         for part in parts:
-            result = equations.apply(symbol, at, part)
+            result = form.apply(symbol, at, part)
             lines.append(form.calculation(symbol, at, part, result))
             at = result
     else:
@@ -409,7 +405,4 @@ def answers(
                 texts.append(
                     made.explanation + prompts.verdict(templates, made.verdict)
                 )
-    return [
-        {"prompt": prompt, "text": text}
-        for prompt, text in zip(eft.requests(pairs, templates), texts, strict=True)
-    ]
+    return eft.replay_rows(pairs, texts, templates)

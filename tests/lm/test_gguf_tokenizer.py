@@ -34,7 +34,7 @@ TEXTS = [
 
 
 def byte_level(pre):
-    """Byte-level BPE trained on texts, with the rule that a name stands for."""
+    """Byte-level BPE trained on texts, with the cutting rule of that name."""
     model = tokenizers.Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
     if pre == "qwen2":
         model.normalizer = normalizers.NFC()

@@ -8,6 +8,7 @@ import pytest
 
 from stepjax import prompts
 from stepjax.initial_data import eft
+from stepjax.initial_data.formats import word_problems as form
 from stepjax.prompts import Templates
 from stepjax.records import Preference
 from stepjax.worlds import equations
@@ -49,7 +50,7 @@ def test_the_calculation_of_a_wrong_choice_is_true():
     kept = 0
     for text in made:
         kind, stated = world.mistake(ONE, [], text), world.read_step(text).calculation
-        value = equations.apply(stated.symbol, stated.left.value, stated.right.value)
+        value = form.apply(stated.symbol, stated.left.value, stated.right.value)
         true = world.agrees(stated.result, value)
         if kind == world.ORDER:
             kept += not true
@@ -154,7 +155,7 @@ def test_explanations_by_hand(row, steps, a, b, expected):
 def test_calculations_are_worked_off_digit_by_digit(calculation, expected):
     symbol, left, right = calculation
     left, right = Fraction(left), Fraction(right)
-    value = equations.apply(symbol, left, right)
+    value = form.apply(symbol, left, right)
     assert judgments.worked(equations.Operation(symbol, left, right, value)) == expected
 
 
@@ -194,7 +195,7 @@ def test_two_wrong_steps_have_the_first_one_as_their_verdict():
         assert one.verdict == "A" and (one.a, one.b) == (other.b, other.a)
         assert one.a != one.b
         assert not any(world.is_right(TWO, one.steps, x) for x in (one.a, one.b))
-    # Two right steps are undecided, too.
+    # Neither of two right steps is better than the other.
     texts = "Step 1: 8 + 3 = 11.", "Step 1: 3 + 8 = 11."
     rows = judgments.comparison_from("c", TWO, [], *texts)
     assert [row.verdict for row in rows] == ["A", "A"]

@@ -92,16 +92,22 @@ def _evaluate(symbols: Iterator[str], lines: list[str]) -> Fraction | None:
     right = _evaluate(symbols, lines) if left is not None else None
     if right is None:
         return None
-    if symbol == "/" and right == 0:
+    value = apply(symbol, left, right)
+    if value is None:
         raise ValueError("the equation divides by 0; expected another number.")
-    value = {
-        "+": left + right,
-        "-": left - right,
-        "*": left * right,
-        "/": left / right if right else None,
-    }[symbol]
     lines.append(calculation(symbol, left, right, value))
     return value
+
+
+def apply(symbol: str, left: Fraction, right: Fraction) -> Fraction | None:
+    """Returns the result of an operation; None for a division by 0."""
+    if symbol == "+":
+        return left + right
+    if symbol == "-":
+        return left - right
+    if symbol == "*":
+        return left * right
+    return left / right if right else None
 
 
 def calculation(symbol: str, left: Fraction, right: Fraction, result: Fraction) -> str:
