@@ -16,6 +16,9 @@ Shapes: B rows of a batch, T tokens of a row, V vocabulary, D width of the hidde
 states, N tokens in a flat list; nothing is broadcast. A mask may have any dtype and is
 no weight: a token is selected where the mask is not zero. The forms with hidden states
 give the numbers of the plain forms and never hold the logits of all tokens at once.
+
+On a mesh, explicit (as `jax.make_mesh` makes it) or automatic, any axis of any input
+may be split: rows, tokens, vocabulary, width. Results are split as the rows are.
 """
 
 import jax
@@ -57,6 +60,10 @@ def step_logps(logits, tokens, step_mask):
     _check_shape("logits", logits, "[B, T, V]", (None, None, None))
     _check_ids("tokens", tokens, "[B, T]", logits.shape[:2])
     _check_shape("mask", step_mask, "[B, T]", tokens.shape)
+    return on_any_mesh(_step_logps, (logits, tokens, step_mask))
+
+
+def _step_logps(logits, tokens, step_mask):
     scored = step_mask[:, 1:] != 0  # [B, T - 1]
     shifted = jnp.where(scored[..., None], logits[:, :-1], 0)
     logps = _pick_logps(shifted.astype(jnp.float32), tokens[:, 1:], logits.shape[2])
@@ -300,6 +307,11 @@ def token_logps_from_hidden(
         raise ValueError(
             f"vocab_size is {vocab_size}; expected 1 to {columns}, or None for all."
         )
+    options = {"chunk": chunk, "vocab_size": vocab_size, "product": product}
+    return on_any_mesh(_token_logps, (hidden, targets), unembedding, **options)
+
+
+def _token_logps(hidden, targets, unembedding, *, chunk, vocab_size, product):
     count, width = hidden.shape
     size = max(1, min(chunk, count))
     chunks = -(-count // size)
@@ -316,7 +328,7 @@ def token_logps_from_hidden(
             logits = jnp.matmul(states, head.T, preferred_element_type=jnp.float32)
         else:
             logits = product(states, head)
-        logits = jnp.where(jnp.arange(columns) < vocab_size, logits, -jnp.inf)
+        logits = jnp.where(jnp.arange(logits.shape[1]) < vocab_size, logits, -jnp.inf)
         return _pick_logps(logits, ids, vocab_size)
 
     if chunks == 1:
@@ -362,6 +374,12 @@ def step_logps_from_hidden(
     _check_shape("mask", step_mask, "[B, T]", tokens.shape)
     if max_scored < 1:
         raise ValueError(f"max_scored is {max_scored}; expected at least 1. Raise it.")
+    options = {"max_scored": max_scored, "chunk": chunk}
+    rows = hidden, tokens, step_mask
+    return on_any_mesh(_step_logps_hidden, rows, unembedding, **options)
+
+
+def _step_logps_hidden(hidden, tokens, step_mask, unembedding, *, max_scored, chunk):
     scored = step_mask[:, 1:] != 0  # [B, T - 1]
     # In each row, the places of scored tokens come first; [B, S], S = max_scored.
     places = jnp.argsort(~scored, axis=1, stable=True)[:, :max_scored]
@@ -372,6 +390,43 @@ def step_logps_from_hidden(
     logps = token_logps_from_hidden(states, unembedding, targets, chunk=chunk)
     total = jnp.sum(logps.reshape(places.shape), axis=1, where=filled)
     return jnp.where(jnp.sum(scored, axis=1) <= max_scored, total, jnp.nan)
+
+
+def on_any_mesh(function, rows, *rest, **options):
+    """Returns `function(*rows, *rest, **options)`, on explicit meshes too.
+
+    On an explicit mesh, JAX refuses to cut, gather or reshape along a split axis. So
+    XLA decides inside of `function` how arrays are split, as on an automatic mesh.
+
+    Args:
+      function: defined at the top level of a module; returns one array.
+      rows: arrays whose first axis is that of the result, which is split as theirs is.
+      *rest: further arrays.
+      **options: further arguments, which can be hashed.
+    """
+    arrays = *rows, *rest
+    splits = [jax.typeof(array).sharding for array in arrays]
+    explicit = jax.sharding.AxisType.Explicit
+    mesh = next((s.mesh for s in splits if explicit in s.mesh.axis_types), None)
+    if mesh is None:
+        return function(*arrays, **options)
+    firsts = (split.spec[0] for split in splits[: len(rows)])
+    first = next((name for name in firsts if name is not None), None)
+    result = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(first))
+    return _automatic(function, arrays, result, tuple(options.items()))
+
+
+@jax.jit(static_argnums=(0, 2, 3))
+def _automatic(function, arrays, result, options):
+    """Runs the function with the explicit axes of the result's mesh made automatic."""
+
+    def run(*arrays):
+        return function(*arrays, **dict(options))
+
+    mesh = result.mesh
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    axes = tuple(n for n, kind in kinds if kind == jax.sharding.AxisType.Explicit)
+    return jax.sharding.auto_axes(run, axes=axes, out_sharding=result)(*arrays)
 
 
 def _pick_logps(logits, ids, vocab_size):

@@ -1,7 +1,7 @@
 """Variants of the step-wise DPO loss: one small function for each.
 
-This file imports `jax` and `step_logps` of losses.py, and nothing else; the two can be
-copied together. Variants without a reference are in reference_free_losses.py.
+This file imports `jax` and losses.py, and nothing else; the two can be copied
+together. Variants without a reference are in reference_free_losses.py.
 
 All compare two steps, chosen and rejected, after the same context. Log-probabilities
 are the sums that `step_logps` returns, under the names of `step_dpo_loss`, and no
@@ -28,7 +28,7 @@ vocabulary. [B] may be any shape, the same one for all inputs: nothing is broadc
 import jax
 import jax.numpy as jnp
 
-from stepjax.losses import step_logps
+from stepjax.losses import on_any_mesh, step_logps
 
 
 def conservative_dpo_loss(
@@ -338,10 +338,21 @@ def length_desensitised_logps(logits, tokens, step_mask, other_mask, *, alpha):
             f"the masks have {own.shape[0]} and {other.shape[0]} rows; expected "
             "equal numbers. Give the other step of the same pairs."
         )
-    scored = (jnp.asarray(step_mask) != 0).at[:, 0].set(False)
-    shared = scored & (jnp.cumsum(scored, axis=1) <= other[:, None])
-    beyond = step_logps(logits, tokens, scored & ~shared)
+    shared = on_any_mesh(_first_tokens, (jnp.asarray(step_mask), other))
+    beyond = step_logps(logits, tokens, _scored(step_mask) & ~shared)
     return step_logps(logits, tokens, shared) + alpha * beyond
+
+
+def _first_tokens(step_mask, count):
+    """Whether each token is one of the first `count` [B] of its row's step, [B, T]."""
+    scored = _scored(step_mask)
+    return scored & (jnp.cumsum(scored, axis=1) <= count[:, None])
+
+
+def _scored(step_mask):
+    """Whether each token is scored, [B, T]: nothing scores position 0."""
+    step_mask = jnp.asarray(step_mask)
+    return (step_mask != 0) & (jnp.arange(step_mask.shape[1]) > 0)
 
 
 def step_lengths(step_mask):
@@ -363,7 +374,7 @@ def step_lengths(step_mask):
     step_mask = jnp.asarray(step_mask)
     if step_mask.ndim != 2:
         raise ValueError(f"mask has shape {step_mask.shape}; expected [B, T]. Reshape.")
-    return jnp.sum(step_mask[:, 1:] != 0, axis=1).astype(jnp.float32)
+    return jnp.sum(_scored(step_mask), axis=1).astype(jnp.float32)
 
 
 def _difference(chosen, rejected, reference_chosen, reference_rejected):

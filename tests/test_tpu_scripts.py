@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from stepjax.planning import slices
+
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = ROOT / "tpu_scripts"
 NAMES = ["create", "delete", "local_pod", "logs", "resume", "run", "setup", "status"]
@@ -110,11 +112,42 @@ def test_create_asks_once(cloud):
     assert "--spot" not in call
 
 
+@pytest.mark.parametrize("family", slices.CHIPS)
+def test_create_takes_every_name_that_a_plan_takes(cloud, family):
+    offered = slices.listed(family)
+    for tpu_slice in (offered[0], offered[-1]):
+        for name in (str(tpu_slice), tpu_slice.cloud):
+            shown = cloud.script("create", "--dry-run", f"--type={name}")
+            assert f"'--accelerator-type={tpu_slice.cloud}'" in shown
+    text = (SCRIPTS / "create.sh").read_text()
+    assert f'"{" ".join(slices.CHIPS[family].grids)}"' in text
+    shown = cloud.script("create", "--dry-run", "--type", f"{family}-8")
+    assert f"'--accelerator-type={slices.topology(f'{family}-8').cloud}'" in shown
+
+
+def test_a_dry_run_needs_no_slice_when_it_is_told_the_hosts(cloud):
+    told = ("--dry-run", "--hosts", "8", "run", "--config=c.py")
+    shown = cloud.script("run", *told)
+    assert "--hosts=8" in shown and "--config=c.py" in shown
+    shown = cloud.script(
+        "resume", "--dry-run", "--hosts=8", "--type=v5p:4x4x4", "--", *told[3:]
+    )
+    assert "--accelerator-type=v5p-128" in shown and "--hosts=8" in shown
+    assert not cloud.calls()
+
+
 def test_what_is_missing_is_named(cloud):
     for name, arguments, message in [
         ("create", [], "type is not set"),
         ("create", ["--type=v9-8"], "of no known family"),
         ("create", ["--typ=v5p-8"], "unknown option --typ=v5p-8"),
+        ("create", ["--type=v5p:3x2x2"], "expected one of the grids 2x2x1 2x2x2"),
+        ("create", ["--type=v9:2x2"], "expected a grid of v4, v5e, v5p or v6e"),
+        ("create", ["--type"], "--type has no value; expected --type=VALUE"),
+        ("create", ["--type", "--dry-run"], "--type has no value"),
+        ("run", ["--hosts=4", "run"], "--hosts=4 without --dry-run"),
+        ("run", ["--hosts=0", "--dry-run", "run"], "expected a number from 1"),
+        ("run", ["--run-dir=runs/7b", "run"], "expected a path that begins with /"),
         ("delete", ["--all"], "unknown option --all"),
         ("run", [], "no stepjax command"),
         ("resume", ["--type=v5p-8"], "no stepjax command after --"),
@@ -122,7 +155,7 @@ def test_what_is_missing_is_named(cloud):
         assert message in cloud.script(name, *arguments, status=2), name
     assert "ZONE is not set" in cloud.script("status", status=2, ZONE="")
     assert "RUN_DIR is not set" in cloud.script("logs", status=2, RUN_DIR="")
-    assert "NAME=run ZONE=" in cloud.script("run", "--help")
+    assert "NAME=pod7b ZONE=" in cloud.script("run", "--help")
 
 
 def test_setup_copies_this_checkout_to_every_host(cloud):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Deletes the slice and its queued resource. The run directory stays.
 #
-#   NAME=run ZONE=us-east5-a tpu_scripts/delete.sh [--yes] [--dry-run]
+#   NAME=pod7b ZONE=us-east5-a tpu_scripts/delete.sh [--yes] [--dry-run]
 #
 # Asks first, unless told --yes. A slice that is gone already is no error.
 set -euo pipefail

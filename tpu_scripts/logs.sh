@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints the end of every host's log, or follows that of the first host.
 #
-#   NAME=run ZONE=us-east5-a RUN_DIR=/mnt/stepjax/7b tpu_scripts/logs.sh [--follow]
+#   NAME=pod7b ZONE=us-east5-a RUN_DIR=/mnt/stepjax/7b tpu_scripts/logs.sh [--follow]
 set -euo pipefail
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -2,7 +2,7 @@
 # Brings a run back after its slice was taken away (spot): asks for the slice again when
 # it is gone, waits for it, sets it up, and runs the same command, which continues.
 #
-#   NAME=run ZONE=us-east5-a RUN_DIR=/mnt/stepjax/7b tpu_scripts/resume.sh \
+#   NAME=pod7b ZONE=us-east5-a RUN_DIR=/mnt/stepjax/7b tpu_scripts/resume.sh \
 #     --type=v5p-16 [--nfs=HOST:/SHARE | --bucket=NAME] [--wait=SECONDS] \
 #     -- run --config=FILE
 #
@@ -35,15 +35,17 @@ for option in "${rest[@]}"; do
   esac
 done
 need NAME ZONE RUN_DIR
+check_hosts
 if ((${#stepjax[@]} == 0)); then
   echo "resume.sh: no stepjax command after --; expected what run.sh was given" >&2
   exit 2
 fi
 gcloud_flags
 export NAME ZONE RUN_DIR PROJECT="${PROJECT:-}"
-dry=()
+dry=() hosts=()
 if $dry_run; then
   dry=(--dry-run)
+  hosts=(${hosts_given:+"--hosts=$hosts_given"})
 fi
 
 state=$(queued_state)
@@ -65,4 +67,4 @@ if ! $dry_run; then
   done
 fi
 "$here/setup.sh" "${dry[@]}" "${setup[@]}"
-"$here/run.sh" "${dry[@]}" -- "${stepjax[@]}"
+"$here/run.sh" "${dry[@]}" "${hosts[@]}" -- "${stepjax[@]}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs this checkout on every host of the slice, and mounts the disk they share.
 #
-#   NAME=run ZONE=us-east5-a tpu_scripts/setup.sh [--nfs=HOST:/SHARE | --bucket=NAME]
+#   NAME=pod7b ZONE=us-east5-a tpu_scripts/setup.sh [--nfs=HOST:/SHARE | --bucket=NAME]
 #
 #   --nfs=ADDRESS   share to mount at /mnt/stepjax (e.g. Filestore)
 #   --bucket=NAME   bucket to mount there instead, with gcsfuse 2.8 or later

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Says whether the slice is there, whether the run is going on, and how far it is.
 #
-#   NAME=run ZONE=us-east5-a RUN_DIR=/mnt/stepjax/7b tpu_scripts/status.sh
+#   NAME=pod7b ZONE=us-east5-a RUN_DIR=/mnt/stepjax/7b tpu_scripts/status.sh
 set -euo pipefail
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
