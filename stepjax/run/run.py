@@ -29,7 +29,7 @@ from stepjax.lm import (
     weights,
 )
 from stepjax.lm import model as lm
-from stepjax.run import checks, data, kind, ranges, rundir
+from stepjax.run import checks, data, kind, more_questions, ranges, rundir
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
 
@@ -85,7 +85,8 @@ class Run:
         self.kind = kind.choose(settings, self.dir.path / "data")
         texts = templates(settings.texts, data.world_templates(settings.data.world))
         with self.monitor.during("making the data and the tokenizer"):
-            data.prepare(settings, texts, self.dir)
+            prepared = data.prepare(settings, texts, self.dir)
+            more_questions.add(settings, texts, prepared)
         ids = tokenizer.load(self.dir.path / "tokenizer")
         self.codec = Codec(ids, texts)
         shape = model_config(settings, ids.vocab_size, self.dir.path / "tokenizer")
