@@ -8,6 +8,7 @@ takes the memory of a computer.
 
 import difflib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -190,6 +191,13 @@ def check(config: Mapping[str, Any]) -> None:
     Args:
       config: all settings, see `stepjax.config.default`.
     """
+    found = wrong(config)
+    if found:
+        raise ValueError("\n".join(found))
+
+
+def wrong(config: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence about every setting whose value cannot work."""
     rules = [
         *_ranges(config),
         *_phases(config),
@@ -199,13 +207,55 @@ def check(config: Mapping[str, Any]) -> None:
     ]
     if config.data.make_eft:
         rules += _initial_data(config)
-    wrong = [
+    sentences = (
         f"{name}={value!r}; expected {expected}."
         for name, value, expected, good in rules
         if not good
-    ]
-    if wrong:
-        raise ValueError("\n".join(dict.fromkeys(wrong)))
+    )
+    return list(dict.fromkeys(sentences))
+
+
+def missing_files(config: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence about every file that a new run reads and that is not there.
+
+    Files of servers and rows of tensorflow-datasets are looked for later.
+    """
+    data, found = config.data, []
+
+    def look(name: str, path: str, what: str, needed: bool = True) -> None:
+        elsewhere = path.startswith("tfds:") or "://" in path
+        if not path and needed:
+            found.append(f"{name} is empty; expected {what}.")
+        elif path and not elsewhere and not os.path.exists(path):
+            found.append(f"{name}={path!r}: no such file; expected {what}.")
+
+    kind, _, source = config.model.init.partition(":")
+    if kind == "hf" and "://" not in source and not os.path.isdir(source):
+        found.append(
+            f"model.init={config.model.init!r}: no such folder; expected 'hf:' and a "
+            f"folder on this computer. `hf download {source} --local-dir DIR` fetches "
+            "a model of the hub; then set hf:DIR."
+        )
+    if kind == "gguf":
+        look("model.init", source, "'gguf:' and a file")
+    look("tokenizer", config.tokenizer, "a folder or tokenizer.json", False)
+    if data.world == "word_problems":
+        look("data.equations", data.equations, "a file of word problems")
+        look("data.test", data.test, "a file of test problems")
+    elif data.world == "":
+        look("data.ift", data.ift, "a file of solutions (or set data.world)")
+        look("data.question_file", data.question_file, "a file of questions")
+        look("data.test", data.test, "a file of test problems")
+        if not data.make_eft:
+            look("data.eft", data.eft, "a file of judgments")
+        elif config.prm.labels not in ("gold", "rollouts"):
+            look("prm.labels", config.prm.labels, "a file of step labels")
+        if config.tokenizer == "" and kind == "random":
+            found.append(
+                "tokenizer is empty; expected a folder or a tokenizer.json file (or "
+                "model.init=hf:DIR or gguf:FILE, or a data.world)."
+            )
+    return found
 
 
 def words(name: str) -> str:

@@ -59,6 +59,7 @@ class RunDirectory:
         self.path, self._config = pathlib.Path(path), to_dict(config)
         self.news: list[str] = []
         self._redo = redo
+        self._before: dict = {}  # settings that other ones have replaced
         # Only the first host looks before the file is written: NFS may cache "no such
         # file" on the other hosts.
         self._new = hosts.first() and not (self.path / "config.json").exists()
@@ -75,9 +76,11 @@ class RunDirectory:
             self._claim(self._config)
 
     def give_back(self) -> None:
-        """Deletes the folder if this claim has made it; the run could not begin."""
+        """Undoes what this claim has written; the run could not begin."""
         if self._new:
             shutil.rmtree(self.path, ignore_errors=True)
+        elif self._before:
+            files.write_json(self.path / "config.json", self._before)
 
     def _claim(self, mine: dict) -> None:
         """Writes config.json, or checks that what was made fits these settings."""
@@ -117,6 +120,7 @@ class RunDirectory:
             self.news.append(f"settings: {', '.join(others)}")
         if changed:
             files.write_json(path, mine)
+            self._before = {} if old else theirs
 
     def _is_empty(self) -> bool:
         return not any(self.path.iterdir())
