@@ -30,16 +30,16 @@ def default() -> ml_collections.ConfigDict:
     model.attention = "auto"
     # Shape of a random model; an hf: directory and a gguf: file bring their own.
     model.vocab_size = 0  # 0: the tokenizer's, rounded up to a multiple of 8
-    model.hidden_size = 64
-    model.num_layers = 2
-    model.num_heads = 2
-    model.num_kv_heads = 2
-    model.head_dim = 32
-    model.intermediate_size = 192
-    model.rope_theta = 10000.0
-    model.rms_norm_eps = 1e-6
+    model.hidden_size = 64  # width of the states between layers
+    model.num_layers = 2  # decoder layers
+    model.num_heads = 2  # query heads of a layer
+    model.num_kv_heads = 2  # key and value heads of a layer
+    model.head_dim = 32  # width of one head
+    model.intermediate_size = 192  # width inside the feed-forward part of a layer
+    model.rope_theta = 10000.0  # base of the rotary position encoding
+    model.rms_norm_eps = 1e-6  # added to the mean square of a norm
     model.qkv_bias = True  # True: Qwen2, False: Llama
-    model.tie_embeddings = False
+    model.tie_embeddings = False  # True: the unembedding is the embedding
     model.embedding_std = 0.02  # of a random embedding
     model.init_std = 0.02  # of every other random matrix
 
@@ -50,7 +50,7 @@ def default() -> ml_collections.ConfigDict:
     text.solve = ""  # template with {problem}; "" takes the world's or stepjax.prompts
     text.judge = ""  # template with {problem}, {steps}, {a}, {b}
     text.step = "Step {n}: "  # marker of a step (paper, appendix)
-    text.verdict = "[[{side}]]"  # (paper, appendix)
+    text.verdict = "[[{side}]]"  # how a judgment ends (paper, appendix)
     # "template" puts the tokenizer's own chat template around all prompts, and the
     # model's own end of turn ends every response; "none" does neither.
     text.chat = "none"
@@ -72,9 +72,10 @@ def default() -> ml_collections.ConfigDict:
     # In a world, with `data.make_eft`: comparisons (two rows each) with corrupted steps
     # that are added to what the teacher's filter keeps.
     data.corrupted_count = 0
-    # Instead of a file, "tfds:NAME/SPLIT" takes rows of tensorflow-datasets;
-    # "tfds:NAME/SPLIT?problem=question&data_dir=DIR" says which field is which.
-    data.ift = ""  # file of IFT rows
+    # File of IFT rows. Here and below, "tfds:NAME/SPLIT" instead of a file takes rows
+    # of tensorflow-datasets; "tfds:NAME/SPLIT?problem=question&data_dir=DIR" says which
+    # field is which.
+    data.ift = ""
     # "jsonl" (records.Solution), "gsm8k", "word_problems" (solved by their equations),
     # "math" or "numina" (cut into steps by rules)
     data.ift_format = "jsonl"
@@ -116,8 +117,8 @@ def default() -> ml_collections.ConfigDict:
     rollouts.problems = 0  # IFT problems whose answers are used, 0 all
     rollouts.solutions = 2  # solutions of the policy per problem, which get the labels
     rollouts.samples = 8  # completions per step, k
-    rollouts.temperature = 0.7
-    rollouts.top_p = 0.95
+    rollouts.temperature = 0.7  # of the completions
+    rollouts.top_p = 0.95  # share of the probability that samples are drawn from
     rollouts.max_tokens = 1024  # tokens of a completion
     rollouts.hard = False  # True: labels 0 and 1, as in arXiv 2312.08935
 
@@ -127,8 +128,8 @@ def default() -> ml_collections.ConfigDict:
     mcts.question_file = ""  # those in another file are passed over
     mcts.question_format = "jsonl"  # see data.question_format
     mcts.width = 6  # samples per expansion
-    mcts.temperature = 0.7  # (paper)
-    mcts.top_p = 0.95  # (paper)
+    mcts.temperature = 0.7  # of the samples (paper)
+    mcts.top_p = 0.95  # of the samples (paper)
     mcts.iterations = 100  # per problem (paper)
     mcts.depth = 3  # steps that a simulation goes on after the new step (paper)
     mcts.max_steps = 20  # steps of a solution
@@ -151,7 +152,7 @@ def default() -> ml_collections.ConfigDict:
     teacher.model = ""  # "http": its name; "local": "" for M0, or "hf:DIR"
     teacher.key_variable = "OPENAI_API_KEY"  # environment variable with the key
     teacher.file = ""  # "replay": file of answers, in the form of the cache
-    teacher.temperature = 0.0
+    teacher.temperature = 0.0  # of an answer
     teacher.max_tokens = 1024  # tokens of an answer
     teacher.concurrency = 8  # requests at the same time
     teacher.requests_per_minute = 0  # 0: no limit
@@ -182,8 +183,8 @@ def default() -> ml_collections.ConfigDict:
 
     c.search = search = ml_collections.ConfigDict()
     search.width = 6  # candidates per step, w (paper)
-    search.temperature = 0.5  # (paper)
-    search.top_p = 0.95  # (paper)
+    search.temperature = 0.5  # of the candidates (paper)
+    search.top_p = 0.95  # of the candidates (paper)
     search.max_expansions = 20  # per problem, with going back (paper: 20 iterations)
     search.on_tie = "back"  # "back" (paper), or "append" the most frequent, no pair
     search.max_step_tokens = 256  # tokens of a step
@@ -204,7 +205,7 @@ def default() -> ml_collections.ConfigDict:
     # tournament of fewer calls.
     judge.schedule = "full"
     judge.temperature = 0.0  # of the explanation
-    judge.top_p = 1.0
+    judge.top_p = 1.0  # of the explanation
     judge.max_tokens = 512  # of explanation and verdict
     judge.context_tokens = 2560  # tokens of instructions, question and steps
     # Most calls of one problem that are decoded together, so that its context is read
@@ -222,14 +223,16 @@ def default() -> ml_collections.ConfigDict:
     pairs.min_margin = 1  # least difference between the scores of best and worst
 
     c.dpo = dpo = ml_collections.ConfigDict()
-    dpo.beta = 0.1  # the paper does not state it
-    dpo.label_smoothing = 0.0
+    dpo.beta = 0.1  # pull towards the reference; the paper does not state it
+    dpo.label_smoothing = 0.0  # probability that a preference is the wrong way round
     dpo.nll_weight = 0.0  # of the chosen step's mean token loss (paper: none)
-    dpo.reference = "precomputed"  # or "live"
-    dpo.batch_size = 32  # pairs (paper)
-    dpo.epochs = 1  # (paper)
+    # "precomputed": the reference's log-probabilities, computed once before training;
+    # "live": the reference is kept beside the policy.
+    dpo.reference = "precomputed"
+    dpo.batch_size = 32  # pairs per update (paper)
+    dpo.epochs = 1  # passes over the pairs (paper)
     dpo.updates = ()  # updates of each iteration; () lets `epochs` decide
-    dpo.optimizer = optimizer(learning_rate=5e-7)  # (paper)
+    dpo.optimizer = optimizer(learning_rate=5e-7)  # AdamW (paper: the learning rate)
 
     c.eval = ml_collections.ConfigDict()
     c.eval.max_tokens = 2048  # of a greedy solution

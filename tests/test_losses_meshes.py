@@ -39,6 +39,15 @@ LAYOUTS = {
 KINDS = {"explicit": AxisType.Explicit, "automatic": AxisType.Auto}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+    """Programs are compiled with few optimizations, which takes less time."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def make_inputs():
     rng = np.random.default_rng(0)
 
