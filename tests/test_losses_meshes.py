@@ -42,7 +42,7 @@ KINDS = {"explicit": AxisType.Explicit, "automatic": AxisType.Auto}
 @pytest.fixture(scope="module", autouse=True)
 def quick_compiles():
     """Programs are compiled with few optimizations, which takes less time."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -1,4 +1,4 @@
-"""docs/settings.md is what its script makes of config.py, and every setting is in it."""
+"""docs/settings.md: what its script makes of config.py, with every setting."""
 
 import pathlib
 import re

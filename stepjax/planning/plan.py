@@ -11,6 +11,7 @@ are arithmetic, not measurements.
 
 import importlib.metadata
 import math
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -95,7 +96,8 @@ def plan(
       stage: one of `STAGES`.
       utilisation: share of the chips' peak or bandwidth that is reached, for times.
       suggest: whether to look for the smallest slice of the family that fits.
-      say: called with a line about what is compiled next, since that takes minutes.
+      say: called with a line before and after each program is compiled, since all of
+        them take minutes.
 
     Raises:
       ValueError: for unknown names, without libtpu, or for a mesh that does not fit.
@@ -107,19 +109,17 @@ def plan(
     tpu_slice = slices.topology(topology)
     stages = STAGES[:-1] if stage == "all" else (stage,)
     devices = slices.devices(tpu_slice)
-    chip = slices.CHIPS[tpu_slice.family]
     host = slices.host_devices(tpu_slice, devices)
     planned = []
     for program in programs.programs(settings, devices, stages, host):
-        say(f"compiling {program.name!r} for {tpu_slice}")
-        planned.append(compiled(program, chip))
+        planned.append(_said(program, tpu_slice, say))
     parts = [_title(settings, tpu_slice, devices), _table(planned)]
     parts += [f"{p.program.name}: {p.fit.refused}" for p in planned if p.fit.refused]
     if stage == "all":
         parts.append(_whole_run(settings, tpu_slice, planned, utilisation))
     if suggest:
         say(f"looking for the smallest {tpu_slice.family} slice that fits")
-        best = smallest(settings, tpu_slice.family, stages)
+        best = smallest(settings, tpu_slice.family, stages, say=say)
         parts.append(
             f"smallest listed {tpu_slice.family} slice that fits: "
             + (f"{best} ({best.cloud}, {best.chips} chips)" if best else "none")
@@ -129,6 +129,19 @@ def plan(
         "slow. Times are the least that peak and bandwidth allow, not measurements."
     )
     return "\n\n".join(parts)
+
+
+def _said(program: Program, tpu_slice: slices.Topology, say) -> Planned:
+    """Compiles a program, and says so before and after."""
+    chip = slices.CHIPS[tpu_slice.family]
+    say(f"compiling {program.name!r} for {tpu_slice}")
+    began = time.monotonic()
+    item = compiled(program, chip)
+    used, room = _gib(item.total), _gib(chip.memory)
+    verdict = "fits" if item.fits else "does NOT fit"
+    seconds = time.monotonic() - began
+    say(f"  {used} of {room} GiB per chip: {verdict} (compiled in {seconds:.0f} s)")
+    return item
 
 
 def compiled(program: Program, chip: slices.Chip) -> Planned:
@@ -146,11 +159,21 @@ def counted(program: Program) -> flops.Flops:
 
 
 def smallest(
-    settings: Settings, family: str, stages: tuple[str, ...]
+    settings: Settings,
+    family: str,
+    stages: tuple[str, ...],
+    *,
+    say: Callable[[str], None] = lambda text: None,
 ) -> slices.Topology | None:
     """Returns the smallest listed slice that every program fits, None when none does.
 
     The settings' mesh must leave an axis open (-1), and slots must divide.
+
+    Args:
+      settings: of the run.
+      family: of chips, one of `slices.CHIPS`.
+      stages: of "sft", "dpo" and "search".
+      say: called with lines about what is tried.
     """
     chip = slices.CHIPS[family]
     for tpu_slice in slices.listed(family):
@@ -158,11 +181,13 @@ def smallest(
             devices = slices.devices(tpu_slice)
             host = slices.host_devices(tpu_slice, devices)
             todo = list(programs.programs(settings, devices, stages, host))
-        except ValueError:
-            continue  # this slice does not divide the batch or the heads
-        if any(p.arguments + p.beside > chip.memory for p in todo):
+        except ValueError:  # this slice does not divide the batch or the heads
+            say(f"{tpu_slice}: does not divide the batch, the slots or the heads")
             continue
-        if all(compiled(program, chip).fits for program in todo):
+        if any(p.arguments + p.beside > chip.memory for p in todo):
+            say(f"{tpu_slice}: too small for the arguments of a program")
+            continue
+        if all(_said(program, tpu_slice, say).fits for program in todo):
             return tpu_slice
     return None
 

@@ -109,6 +109,38 @@ def test_bad_arguments_are_refused(capsys):
         programs.model_config(from_config(tiny(model__vocab_size=0)))
 
 
+def test_each_program_is_announced_and_its_memory_said(monkeypatch):
+    gib = slices.GIB
+    chip = slices.CHIPS["v5e"]
+
+    def fake(settings, devices, stages, host):
+        if len(devices) == 1:
+            raise ValueError("1 chip")
+        yield programs.Program("dpo", None, len(devices), 1.0, 1.0, 0)
+
+    def compiled(program, chip):
+        fit = slices.Fit(total=40 * gib // program.devices)
+        return plan.Planned(program, fit, chip, flops.Flops(1.0))
+
+    monkeypatch.setattr(slices, "devices", lambda s: [None] * s.chips)
+    monkeypatch.setattr(slices, "host_devices", lambda s, devices: devices)
+    monkeypatch.setattr(programs, "programs", fake)
+    monkeypatch.setattr(plan, "compiled", compiled)
+    said = []
+    found = plan.smallest(from_config(tiny()), "v5e", ("dpo",), say=said.append)
+    assert str(found) == "v5e:2x2" and chip.memory > 10 * gib
+    assert said == [
+        "v5e:1x1: does not divide the batch, the slots or the heads",
+        "compiling 'dpo' for v5e:2x2",
+        "  10.00 of 15.75 GiB per chip: fits (compiled in 0 s)",
+    ]
+    monkeypatch.setitem(slices.CHIPS, "v5e", chip._replace(memory=8 * gib))
+    said.clear()
+    found = plan.smallest(from_config(tiny()), "v5e", ("dpo",), say=said.append)
+    assert str(found) == "v5e:2x4" and len(said) == 5
+    assert said[2] == "  10.00 of 8.00 GiB per chip: does NOT fit (compiled in 0 s)"
+
+
 # The compiler for TPU.
 
 
