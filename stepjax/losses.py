@@ -60,7 +60,7 @@ def step_logps(logits, tokens, step_mask):
     _check_shape("logits", logits, "[B, T, V]", (None, None, None))
     _check_ids("tokens", tokens, "[B, T]", logits.shape[:2])
     _check_shape("mask", step_mask, "[B, T]", tokens.shape)
-    return on_any_mesh(_step_logps, (logits, tokens, step_mask))
+    return _on_any_mesh(_step_logps, (logits, tokens, step_mask))
 
 
 def _step_logps(logits, tokens, step_mask):
@@ -308,7 +308,7 @@ def token_logps_from_hidden(
             f"vocab_size is {vocab_size}; expected 1 to {columns}, or None for all."
         )
     options = {"chunk": chunk, "vocab_size": vocab_size, "product": product}
-    return on_any_mesh(_token_logps, (hidden, targets), unembedding, **options)
+    return _on_any_mesh(_token_logps, (hidden, targets), unembedding, **options)
 
 
 def _token_logps(hidden, targets, unembedding, *, chunk, vocab_size, product):
@@ -376,7 +376,7 @@ def step_logps_from_hidden(
         raise ValueError(f"max_scored is {max_scored}; expected at least 1. Raise it.")
     options = {"max_scored": max_scored, "chunk": chunk}
     rows = hidden, tokens, step_mask
-    return on_any_mesh(_step_logps_hidden, rows, unembedding, **options)
+    return _on_any_mesh(_step_logps_hidden, rows, unembedding, **options)
 
 
 def _step_logps_hidden(hidden, tokens, step_mask, unembedding, *, max_scored, chunk):
@@ -392,7 +392,7 @@ def _step_logps_hidden(hidden, tokens, step_mask, unembedding, *, max_scored, ch
     return jnp.where(jnp.sum(scored, axis=1) <= max_scored, total, jnp.nan)
 
 
-def on_any_mesh(function, rows, *rest, **options):
+def _on_any_mesh(function, rows, *rest, **options):
     """Returns `function(*rows, *rest, **options)`, on explicit meshes too.
 
     On an explicit mesh, JAX refuses to cut, gather or reshape along a split axis. So

@@ -1,7 +1,7 @@
 """Variants of the step-wise DPO loss: one small function for each.
 
-This file imports `jax` and losses.py, and nothing else; the two can be copied
-together. Variants without a reference are in reference_free_losses.py.
+This file imports `jax` and `step_logps` of losses.py, and nothing else; the two can be
+copied together. Variants without a reference are in reference_free_losses.py.
 
 All compare two steps, chosen and rejected, after the same context. Log-probabilities
 are the sums that `step_logps` returns, under the names of `step_dpo_loss`, and no
@@ -28,7 +28,7 @@ vocabulary. [B] may be any shape, the same one for all inputs: nothing is broadc
 import jax
 import jax.numpy as jnp
 
-from stepjax.losses import on_any_mesh, step_logps
+from stepjax.losses import step_logps
 
 
 def conservative_dpo_loss(
@@ -338,15 +338,13 @@ def length_desensitised_logps(logits, tokens, step_mask, other_mask, *, alpha):
             f"the masks have {own.shape[0]} and {other.shape[0]} rows; expected "
             "equal numbers. Give the other step of the same pairs."
         )
-    shared = on_any_mesh(_first_tokens, (jnp.asarray(step_mask), other))
-    beyond = step_logps(logits, tokens, _scored(step_mask) & ~shared)
-    return step_logps(logits, tokens, shared) + alpha * beyond
-
-
-def _first_tokens(step_mask, count):
-    """Whether each token is one of the first `count` [B] of its row's step, [B, T]."""
     scored = _scored(step_mask)
-    return scored & (jnp.cumsum(scored, axis=1) <= count[:, None])
+    places = jnp.arange(scored.shape[1])
+    # The sum of T x T bits, not `cumsum`, which explicit meshes refuse on a split axis.
+    number = jnp.sum(scored[:, None] & (places <= places[:, None]), axis=2)  # [B, T]
+    shared = scored & (number <= other[:, None])
+    beyond = step_logps(logits, tokens, scored & ~shared)
+    return step_logps(logits, tokens, shared) + alpha * beyond
 
 
 def _scored(step_mask):
