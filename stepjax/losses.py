@@ -426,11 +426,7 @@ def _automatic(function, arrays, result, options):
     mesh = result.mesh
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     axes = tuple(n for n, kind in kinds if kind == jax.sharding.AxisType.Explicit)
-    whole = jax.sharding.auto_axes(run, axes=axes, out_sharding=result)
-    if jax.sharding.AxisType.Manual in mesh.axis_types:
-        # In a `shard_map` that is differentiated, only the arguments may be kept.
-        whole = jax.checkpoint(whole)
-    return whole(*arrays)
+    return jax.sharding.auto_axes(run, axes=axes, out_sharding=result)(*arrays)
 
 
 def _pick_logps(logits, ids, vocab_size):
