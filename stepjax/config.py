@@ -79,7 +79,9 @@ def default() -> ml_collections.ConfigDict:
     # "math" or "numina" (cut into steps by rules)
     data.ift_format = "jsonl"
     data.eft = ""  # file of EFT rows
-    data.eft_format = "jsonl"  # "jsonl" (records.Comparison) or "prm800k"
+    # "jsonl" (records.Comparison), "prm800k", or pairs of steps without explanations:
+    # "trl" (prompt, chosen, rejected), "step_dpo", "values"
+    data.eft_format = "jsonl"
     data.question_file = ""  # questions; those in IFT, EFT or test are passed over
     # "jsonl" (records.Question), "benchmark" ({"problem", ...}), "gsm8k", "math",
     # "numina", "word_problems", "prm800k", "processbench"
@@ -92,6 +94,9 @@ def default() -> ml_collections.ConfigDict:
     # "jsonl" (records.Problem), "benchmark" ({"problem", "answer", ...}), "gsm8k",
     # "math", "numina", "word_problems", "prm800k"
     data.test_format = "jsonl"
+    # True: in "jsonl" files, a field that is not read is an error, and so are other
+    # names of fields, numbers instead of texts, and steps without a marker.
+    data.strict = False
 
     # The initial data; read with `data.make_eft`, and by `stepjax init-data`.
     c.prm = prm = ml_collections.ConfigDict()  # the process reward model
@@ -181,6 +186,9 @@ def default() -> ml_collections.ConfigDict:
     sft.share_problems = False
 
     c.search = search = ml_collections.ConfigDict()
+    # Who writes the candidates: "self" (paper), or "module:function", a function of
+    # your own; see docs/data.md.
+    search.propose_by = "self"
     search.width = 6  # candidates per step, w (paper)
     search.temperature = 0.5  # (paper)
     search.top_p = 0.95  # (paper)
@@ -198,7 +206,9 @@ def default() -> ml_collections.ConfigDict:
     # baseline SRLM of arXiv 2401.10020 with the settings of `srlm`.
     judge.kind = "comparisons"
     judge.mode = "generate"  # (paper), or "logprob"
-    judge.by = "self"  # (paper); controls: "random" coins, "oracle" (reads the gold)
+    # Who judges: "self" (paper); "module:function", a function of your own that scores
+    # the candidates, see docs/data.md; controls: "random" coins, "oracle" (the gold).
+    judge.by = "self"
     judge.score = "sum"  # reading of equation 2: "sum", "consistent" or "single"
     # Which pairs are judged: "full" asks all (paper), "knockout" and "swiss" play a
     # tournament of fewer calls.

@@ -60,6 +60,7 @@ class Data:
     make_eft: bool
     test: str
     test_format: str
+    strict: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +173,7 @@ class Sft:
 class Search:
     """How a model searches its questions."""
 
+    propose_by: str
     width: int
     temperature: float
     top_p: float

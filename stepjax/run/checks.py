@@ -2,7 +2,7 @@
 
 import operator
 
-from stepjax import prompts, srlm
+from stepjax import own_functions, prompts, srlm
 from stepjax.codec import Codec
 from stepjax.controls import JUDGES
 from stepjax.initial_data import prm, teacher
@@ -29,7 +29,6 @@ _CHOICES = {
     "improve_by": IMPROVE_BY,
     "search.on_tie": ON_TIE,
     "judge.kind": KINDS,
-    "judge.by": JUDGES,
     "judge.mode": MODES,
     "judge.score": SCORES,
     "judge.schedule": tuple(SCHEDULES),
@@ -95,6 +94,9 @@ def check_settings(settings: Settings) -> None:
         (name, value_of(name), f"one of {known}", value_of(name) in known)
         for name, known in _CHOICES.items()
     ]
+    by = settings.judge.by
+    known = f"one of {JUDGES}, or 'module:function'"
+    rules.append(("judge.by", by, known, by in JUDGES or own_functions.named(by)))
     rules += [
         (name, value_of(name), f"at least {least}", value_of(name) >= least)
         for name, least in _LEAST.items()
@@ -150,6 +152,9 @@ def _rules_of_controls(settings: Settings) -> list[tuple]:
             judge.by != "oracle" or settings.data.world != "",
         ),
     ]
+    rules += own_functions.rules(
+        judge.by, settings.search.propose_by, judge.kind, judge.schedule
+    )
     rules.append(
         (
             "judge.kind",
@@ -346,6 +351,8 @@ def check_budgets(settings: Settings, codec: Codec, files: dict[str, list]) -> N
             tokens = len(codec.solve_prompt(row.problem))
             row_name = f"{name} row {row.id!r}: its prompt"
             _check_room_for_a_step(row_name, tokens, settings.search)
+            if own_functions.named(judge.by):
+                continue
             need = len(context(codec, row.problem, ()))
             if need > judge.context_tokens:
                 raise ValueError(
