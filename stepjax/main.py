@@ -1,5 +1,6 @@
 """The command line: ``stepjax run``, ``ablate``, ``eval`` and so on, see `COMMANDS`."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -241,6 +242,7 @@ def _export(run: "Run", number: int) -> None:
         bos_id=tokenizer.bos_id,
         pad_id=tokenizer.pad_id,
         context_length=max(lengths),  # of a random M0; a pretrained one has its own
+        prompts=dataclasses.asdict(run.codec.templates),
         **same,
     )
     verified = ""

@@ -263,10 +263,10 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
       The records, in the file's order; an empty file gives an empty list.
 
     Raises:
-      ValueError: "PATH:LINE: reason; expected ..." (lines from 1; with " (id ID)" where
-        the row has one) for an empty line, broken JSON, a missing, unknown or mistyped field, a verdict other than "A"
-        or "B", or an id that an earlier line has; "PATH: reason; expected ..." when
-        the file cannot be opened.
+      ValueError: "PATH:LINE: reason; expected ..." (lines from 1) for an empty line,
+        broken JSON, or an id that an earlier line has; "PATH:LINE (id ID): reason;
+        expected ..." for a missing, unknown or mistyped field, or a verdict other than
+        "A" or "B"; "PATH: reason; expected ..." when the file cannot be opened.
     """
     records = []
     places: dict[str, str] = {}

@@ -208,10 +208,14 @@ def _two(
 
 
 def _check_number(t: Templates, number: int, text: str) -> None:
-    """Raises ValueError for a step that begins with the marker of another one."""
+    """Raises ValueError for a step that begins with the marker of another one.
+
+    So do words that count along, such as "Stage 1:", where the marker is "Step 1: ".
+    """
     before, _, after = t.step.partition("{n}")
-    found = re.match(rf"\s*{re.escape(before)}(\d+){re.escape(after.rstrip())}", text)
-    if found and int(found[1]) != number:
+    ours = rf"\s*{re.escape(before)}(\d+){re.escape(after.rstrip())}"
+    found = re.match(rf"{ours}|\s*(?!Step\b)[A-Za-z]+ +{number}[:.)]", text)
+    if found and (found[1] is None or int(found[1]) != number):
         raise ValueError(
             f"step {number} begins with {text.strip()[:40]!r}; expected "
             f"{prompts.marker(t, number)!r}, or no marker at all."
