@@ -236,6 +236,11 @@ def _whole_run(settings, tpu_slice, planned: list[Planned], utilisation: float) 
     layers, _ = programs.weights_of(programs.model_config(settings))
     speed = slices.CHIPS[tpu_slice.family].flops
     ways = settings.sampling_tensor
+    if len(settings.data.questions) < settings.iterations:
+        raise ValueError(
+            f"data.questions={settings.data.questions}; expected a number for each of "
+            f"{settings.iterations} iterations, because a plan reads no files."
+        )
     for number in range(1, settings.iterations + 1):
         questions = settings.data.questions[number - 1]
         calls = math.ceil(questions * work.steps / slots)

@@ -116,10 +116,12 @@ def make_data(
     data, kind = settings.data, choose(settings)
     wanted = data.questions[: settings.iterations]
     numbers = all(type(count) is int and count > 0 for count in wanted)
-    if len(wanted) < settings.iterations or not numbers:
+    every = not data.questions and not data.world  # all of the file
+    if not every and len(wanted) < settings.iterations or not numbers:
         raise ValueError(
             f"data.questions={data.questions} for iterations={settings.iterations}; "
-            "expected one number above 0 per iteration."
+            "expected one number above 0 per iteration"
+            f"{'' if data.world else ', or () for all questions of the file'}."
         )
     if data.world == "arithmetic":
         splits = _from_world(settings, kind, wanted)
@@ -135,7 +137,7 @@ def make_data(
         try:
             prompts.check_steps(texts, row.steps)
         except ValueError as error:
-            raise ValueError(f"IFT row {row.id!r}: {error}") from error
+            raise ValueError(f"{data.ift} (id {row.id}): {error}") from error
     directory.mkdir(parents=True, exist_ok=True)
     if equations is not None:
         splits["equations"] = equations
@@ -230,9 +232,11 @@ def _from_files(
         "data.question_file",
         _questions("data.question_file", data.question_file, data, **how),
         splits,
-        sum(wanted),
+        sum(wanted) if wanted else settings.iterations,
         f"data.questions={tuple(wanted)}",
     )
+    if not wanted and settings.iterations:
+        wanted = (len(questions) // settings.iterations,) * settings.iterations
     questions = questions[: sum(wanted)]
     if data.make_eft:
         mcts = settings.mcts
