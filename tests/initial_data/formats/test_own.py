@@ -14,8 +14,9 @@ STEPS = ["Step 1: 1+1=2", "Step 2: \\boxed{2}"]
 
 def read(folder, rows, to, name="x.jsonl", texts=TEMPLATES, **options):
     path = folder / name
-    lines = rows if isinstance(rows, str) else "".join(json.dumps(r) + "\n" for r in rows)
-    path.write_text(lines, encoding="utf-8")
+    if not isinstance(rows, str):
+        rows = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(rows, encoding="utf-8")
     return sources.read(path, "jsonl", to, texts, **options)
 
 
@@ -73,7 +74,7 @@ def test_steps_are_numbered_and_the_answer_is_boxed(tmp_path):
     last = "Step 2: so 2 The answer is \\boxed{2}."
     assert one == Solution("x-0", "p", ("Step 1: 1+1=2", last), "2")
     assert two == Solution("x-1", "p", tuple(STEPS), "2")
-    assert three.steps == ("Step 1: Add.", "Step 2: \\boxed{2}")
+    assert three.steps == ("Step 1: **Add.**", "Step 2: \\boxed{2}")
     (other,) = read(tmp_path, rows[1:2], "solution", texts=Templates(step="<{n}> "))
     assert other.steps == ("<1> 1+1=2", "<2> \\boxed{2}")
 
@@ -173,7 +174,7 @@ def test_a_table_of_questions_and_answers(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("question,answer\nq\n", "x.csv:2 (row 1): 1 cells; expected 2, one per column"),
+        ("question,answer\nq\n", "x.csv:2 (row 1): 1 cells; expected 2, one per"),
         ("question,answer\nq,1,2\n", "3 cells; expected 2"),
         ("question,answer\nq,\n", "x.csv:2 (row 1): no answer"),
         ("question;answer\nq;1\n", "x.csv:1: the columns 'question;answer' have semi"),
@@ -201,4 +202,4 @@ def test_empty_lines_at_the_end_are_nothing_and_elsewhere_an_error(tmp_path):
     row = '{"problem": "p", "answer": 1}\n'
     assert len(read(tmp_path, f"{row}\n \n", "problem")) == 1
     with pytest.raises(ValueError, match=r"x\.jsonl:2: empty line"):
-        read(tmp_path, f'{row}\n{row.replace("p\\"", "q\\"")}', "problem")
+        read(tmp_path, f"{row}\n{row}", "problem")
