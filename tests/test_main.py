@@ -5,12 +5,14 @@ import json
 import jax
 import numpy as np
 import pytest
+import transformers
 from runs import CONFIG, command, contents, copy_run
 from tiny_config import get_config
 
 import stepjax
 from stepjax import main, records
 from stepjax.lm import checkpoint, files, hf_config, weights
+from stepjax.prompts import Templates
 from stepjax.run.run import Run
 
 TINY = f"--config={CONFIG}"
@@ -292,7 +294,16 @@ def test_a_benchmark_of_ones_own(finished, tmp_path, capsys):
     words = f"Delete {folder}/eval/M3_mine_greedy.json and what was made from it"
     refused(capsys, 1, [*arguments, "--mode=greedy"], "benchmark is not what", words)
     path.write_text('{"id": "a"}\n')
-    refused(capsys, 1, arguments, f"{path}:1: missing field 'problem'")
+    refused(capsys, 1, arguments, f"{path}:1 (id a): missing field 'problem'")
+    # As public files are: other fields, other names, a number as the answer, a table.
+    public = tmp_path / "public.csv"
+    rows = [f"{p.problem},{p.answer},easy\n" for p in problems]
+    public.write_text("".join(["question,answer,level\n", *rows]), "utf-8")
+    arguments[-1] = f"--benchmark={public}"
+    assert command(*arguments, "--mode=greedy") == 0
+    again = files.read_json(folder / "eval/M3_public_greedy.json")
+    assert again["metrics"]["count"] == 3
+    assert [i["text"] for i in again["items"]] == [i["text"] for i in made["items"]]
 
 
 # Export.
@@ -321,15 +332,28 @@ def test_an_export_loads_back(finished, exported, capsys):
     assert contents(exported) == before
 
 
+def test_an_export_brings_its_prompts(finished, exported):
+    codec = Run(get_config(), finished).codec
+    kept = files.read_json(exported / "stepjax_prompts.json")
+    assert Templates(**kept) == codec.templates
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    for problem in ("1+2", 'a {problem} "\\n'):
+        message = [{"role": "user", "content": problem}]
+        made = tokenizer.apply_chat_template(message, add_generation_prompt=True)
+        assert tuple(made["input_ids"]) == codec.solve_prompt(problem)
+
+
 def test_transformers_loads_an_export(finished, exported):
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(exported)
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     greedy = files.read_json(finished / "eval/M2_test_greedy.json")["items"]
     problems = records.read_jsonl(finished / "data/test.jsonl", records.Problem)
     for problem, item in list(zip(problems, greedy, strict=True))[:6]:
-        ids = tokenizer(f"{problem.problem}\n", return_tensors="pt").input_ids
+        message = [{"role": "user", "content": problem.problem}]
+        ids = tokenizer.apply_chat_template(
+            message, add_generation_prompt=True, return_tensors="pt"
+        )["input_ids"]
         with torch.no_grad():
             made = model.generate(ids, max_new_tokens=32, do_sample=False)
         new = made[0, ids.shape[1] :].tolist()
