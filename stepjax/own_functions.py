@@ -113,17 +113,12 @@ def load(name: str, value: str) -> Callable:
     return made
 
 
-def rules(judge_by: str, propose_by: str, kind: str, schedule: str) -> list[tuple]:
-    """Returns the rules of a run with functions of its own, for `run.checks`.
+def check(judge_by: str, propose_by: str) -> None:
+    """Loads the functions that the settings name.
 
     Args:
       judge_by: setting `judge.by`.
       propose_by: setting `search.propose_by`.
-      kind: setting `judge.kind`.
-      schedule: setting `judge.schedule`.
-
-    Returns:
-      (setting, value, what is expected, whether it holds) of each rule.
 
     Raises:
       ValueError: see `load`.
@@ -131,29 +126,6 @@ def rules(judge_by: str, propose_by: str, kind: str, schedule: str) -> list[tupl
     for name, value in (("judge.by", judge_by), ("search.propose_by", propose_by)):
         if named(value):
             load(name, value)
-    why = "with judge.by or search.propose_by='module:function'"
-    single = "which works on single steps"
-    at_once = "whose function scores all candidates in one call"
-    return [
-        (
-            "judge.kind",
-            kind,
-            f"'comparisons' {why}, {single}",
-            kind == "comparisons" or not (named(judge_by) or named(propose_by)),
-        ),
-        (
-            "judge.schedule",
-            schedule,
-            f"'full' with judge.by='module:function', {at_once}",
-            schedule == "full" or not named(judge_by),
-        ),
-        (
-            "search.propose_by",
-            propose_by,
-            "'self' or 'module:function'",
-            propose_by == "self" or named(propose_by),
-        ),
-    ]
 
 
 def judge(

@@ -6,9 +6,10 @@ import sys
 import pytest
 from fakes import candidate
 
-from stepjax import judge, own_functions
+from stepjax import config, judge, own_functions
 from stepjax.judge import Request
 from stepjax.records import Question
+from stepjax.run import ranges
 from stepjax.trajectory import State
 
 PROBLEM = "8*7+4*4+2*3+1"
@@ -68,18 +69,30 @@ def test_what_cannot_be_found_is_named(module, value, words):
 
 
 def test_settings_that_do_not_go_together():
-    def broken(by="self", proposed="self", kind="comparisons", schedule="full"):
-        rules = own_functions.rules(by, proposed, kind, schedule)
-        return [name for name, *_, good in rules if not good]
+    def broken(**changes):
+        c = config.default()
+        c.data.world = "arithmetic"
+        c.update_from_flattened_dict(
+            {name.replace("__", "."): value for name, value in changes.items()}
+        )
+        return sorted(sentence.partition("=")[0] for sentence in ranges.wrong(c))
 
-    own = "math:fsum"
-    assert broken() == broken(own, own) == []
-    assert broken(kind="ratings") == broken(schedule="knockout") == []
-    assert broken(own, kind="ratings") == ["judge.kind"]
-    assert broken(proposed=own, kind="ratings") == ["judge.kind"]
-    assert broken(own, schedule="knockout") == ["judge.schedule"]
-    assert broken(proposed=own, schedule="knockout") == []
-    assert broken(proposed="random") == ["search.propose_by"]
+    own = {"judge__by": "math:fsum", "search__propose_by": "math:fsum"}
+    assert broken() == broken(**own) == broken(judge__schedule="knockout") == []
+    assert "judge.kind" in broken(**own, judge__kind="ratings")
+    proposed = {"search__propose_by": "math:fsum"}
+    assert broken(**proposed, judge__kind="ratings") == ["judge.kind"]
+    assert broken(**own, judge__schedule="knockout") == ["judge.schedule"]
+    assert broken(**proposed, judge__schedule="knockout") == []
+    assert broken(search__propose_by="random") == ["search.propose_by"]
+    assert broken(judge__by="fsum") == ["judge.by"]
+
+
+def test_both_settings_are_loaded(module):
+    own_functions.check("self", "self")
+    own_functions.check("own_code:score", "own_code:score")
+    with pytest.raises(ValueError, match="search.propose_by='own_code:no': the module"):
+        own_functions.check("own_code:score", "own_code:no")
 
 
 # The judge.

@@ -20,7 +20,7 @@ from stepjax.lm import gguf_files, gguf_tokenizer, hf_config, hosts, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks
 from stepjax.run.kind import Kind, choose
-from stepjax.run.rundir import RunDirectory
+from stepjax.run.rundir import RunDirectory, Stage
 from stepjax.settings import Data, Settings
 from stepjax.worlds import (
     arithmetic,
@@ -71,8 +71,8 @@ def world_templates(world: str) -> Templates:
     return word_problems.templates() if world == "word_problems" else Templates()
 
 
-def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> None:
-    """Writes the data files and the tokenizer of a run, once.
+def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> Stage:
+    """Writes the data files and the tokenizer of a run, once; returns the stage.
 
     Args:
       settings: of the run.
@@ -85,7 +85,7 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> No
     folder = directory.path / "data"
     stage = directory.stage("prepare", folder / "manifest.json", {})
     if stage.done:
-        return
+        return stage
     written, counts = [], {}
     if hosts.first():
         make_tokenizer(settings, directory.path / "tokenizer")
@@ -94,6 +94,7 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> No
         ids = sorted((directory.path / "tokenizer").iterdir())
         written += [f"../tokenizer/{path.name}" for path in ids]
     stage.commit(written, counts=counts, initial_weights=initial_weights(settings))
+    return stage
 
 
 def make_data(
@@ -114,15 +115,7 @@ def make_data(
         rows, or a problem that is in two splits.
     """
     data, kind = settings.data, choose(settings)
-    wanted = data.questions[: settings.iterations]
-    numbers = all(type(count) is int and count > 0 for count in wanted)
-    every = not data.questions and not data.world  # all of the file
-    if not every and len(wanted) < settings.iterations or not numbers:
-        raise ValueError(
-            f"data.questions={data.questions} for iterations={settings.iterations}; "
-            "expected one number above 0 per iteration"
-            f"{'' if data.world else ', or () for all questions of the file'}."
-        )
+    wanted = data.counts(settings.iterations)
     if data.world == "arithmetic":
         splits = _from_world(settings, kind, wanted)
     elif data.world == "word_problems":
@@ -228,9 +221,9 @@ def _from_files(
     else:
         splits |= _eft(data, kind, texts)
     _warn_of_prm800k(settings)
-    questions = _unused(
+    questions = unused(
         "data.question_file",
-        _questions("data.question_file", data.question_file, data, **how),
+        read_questions("data.question_file", data.question_file, data, **how),
         splits,
         sum(wanted) if wanted else settings.iterations,
         f"data.questions={tuple(wanted)}",
@@ -241,10 +234,10 @@ def _from_files(
     if data.make_eft:
         mcts = settings.mcts
         name = "mcts.question_file"
-        pool = _questions(name, mcts.question_file, mcts, **how)
+        pool = read_questions(name, mcts.question_file, mcts, **how)
         elsewhere = splits | {"questions": questions}
         stated = f"mcts.questions={mcts.questions}"
-        pool = _unused(name, pool, elsewhere, mcts.questions, stated)
+        pool = unused(name, pool, elsewhere, mcts.questions, stated)
         splits["tree_questions"] = pool[: mcts.questions]
     starts = [sum(wanted[:n]) for n in range(len(wanted))]
     splits["questions"] = [
@@ -275,9 +268,21 @@ def _read(
     return readers[form](path, texts, strict=strict)
 
 
-def _questions(name: str, path: str, section: Any, **how: Any) -> list:
+def read_questions(
+    name: str, path: str, section: Any, *, texts: Templates, strict: bool
+) -> list:
+    """Reads the questions of a setting.
+
+    Args:
+      name: of the setting.
+      path: its value.
+      section: settings that it belongs to, with a `question_format`.
+      texts: templates of the run.
+      strict: setting `data.strict`.
+    """
     form = section.question_format
-    return _read(name, path, form, READERS["question"], **how)
+    readers = READERS["question"]
+    return _read(name, path, form, readers, texts=texts, strict=strict)
 
 
 def _tests(data: Data, texts: Templates) -> list:
@@ -285,10 +290,21 @@ def _tests(data: Data, texts: Templates) -> list:
     return _read("data.test", data.test, data.test_format, READERS["test"], **how)
 
 
-def _unused(
+def unused(
     name: str, pool: list, splits: dict[str, list], count: int, stated: str
 ) -> list:
-    """Returns the questions that are in no split; at least `count`."""
+    """Returns the questions that are in no split.
+
+    Args:
+      name: of the setting that names their file.
+      pool: the questions.
+      splits: name → rows, each with a `problem`.
+      count: how many are needed.
+      stated: what needs them, for people, e.g. "data.questions=(4, 5)".
+
+    Raises:
+      ValueError: when there are less than `count`.
+    """
     elsewhere = {row.problem for rows in splits.values() for row in rows}
     left = [row for row in pool if row.problem not in elsewhere]
     if len(left) < count:
