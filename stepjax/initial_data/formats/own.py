@@ -133,7 +133,8 @@ def _solution(row: dict, identity: str, t: Templates) -> records.Solution:
     if not steps:
         raise ValueError("field 'steps' is []; expected one step at least.")
     boxed = prompts.boxed(steps[-1])
-    stated = fields.answer(row).strip() if "answer" in row else boxed or ""
+    stated = fields.answer(row).strip() if "answer" in row else ""
+    stated = stated or boxed or ""
     if not stated:
         raise ValueError(
             f"no answer: the last step is {steps[-1][:60]!r}, without a \\boxed{{}}; "
