@@ -158,8 +158,9 @@ def test_files_that_are_missing_or_malformed(
         (tmp_path / each).touch()
         arguments.append(f"--config.data.{each}={tmp_path / each}")
     (tmp_path / name).write_text('{"id": "a", "problem": 5}\n')
-    place = f"{tmp_path / name}:1: "
-    refused(capsys, 1, arguments, place, "field 'problem' is 5; expected a string")
+    place = f"{tmp_path / name}:1 (id a): "
+    words = "field 'problem' is 5; expected the field 'problem' to hold a string"
+    refused(capsys, 1, arguments, place, words)
     (tmp_path / name).unlink()
     refused(
         capsys, 1, arguments, f"{tmp_path / name}: cannot be read", "Check the path"
