@@ -1,4 +1,4 @@
-"""Rows of files: JSON, JSON lines, CSV, any of them with gzip, parquet, or a folder.
+"""Rows of files: JSON, JSON lines, CSV, any of them with gzip, parquet; or a folder.
 
 A row that cannot be used stops the reading with its file, its line and the reason. With
 `Rejects` it is listed instead, and the counts add up: read = kept + rejected. A file
@@ -22,11 +22,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from stepjax.initial_data.formats import csv_files
 
-SUFFIXES = (
-    *(".json", ".jsonl", ".csv"),
-    *(".json.gz", ".jsonl.gz", ".csv.gz"),
-    ".parquet",
-)
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+TABLES = (".csv", ".csv.gz")  # read when they are named; in a folder, passed over
 
 
 class Place(NamedTuple):
@@ -155,7 +152,8 @@ def rows(
                 "expected another name. Rename it."
             )
         name = file.relative_to(path).as_posix() if folder else file.name
-        ending = next((end for end in SUFFIXES if name.lower().endswith(end)), None)
+        endings = (*SUFFIXES, *TABLES)
+        ending = next((end for end in endings if name.lower().endswith(end)), None)
         stem = name[: -len(ending)] if ending else name.removesuffix(file.suffix)
         before = rejects.read
         with _readable(file):
@@ -163,7 +161,7 @@ def rows(
                 yield from _parquet(file, stem, rejects)
             elif ending in (".json", ".json.gz"):
                 yield from _json(file, stem, rejects)
-            elif ending in (".csv", ".csv.gz"):
+            elif ending in TABLES:
                 yield from _csv(file, stem, rejects)
             else:
                 with _opened(file) as lines:
@@ -301,17 +299,18 @@ def _opened(file: Path) -> BinaryIO:
 def _lines(
     file: Path, lines: Iterator[bytes], stem: str, rejects: Rejects
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
-    empty: list[Place] = []  # at the end of a file they are nothing
+    empty: list[tuple[Place, str]] = []  # at the end of a file they are nothing
     for number, line in enumerate(lines, 1):
         place = Place(str(file), number, number, f"{stem}-{number - 1}")
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if not line.strip():
-            empty.append(place)
+            text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+            empty.append((place, text))
             continue
-        for before in empty:
+        for before, text in empty:
             rejects.count()
-            rejects.add(before, _EMPTY, "")
+            rejects.add(before, _EMPTY, text)
         empty.clear()
         rejects.count()
         line = line.removesuffix(b"\n").removesuffix(b"\r")
