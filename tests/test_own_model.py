@@ -4,14 +4,15 @@ and a run whose judge and proposer are functions of its own.
 
 import json
 import pathlib
+import runpy
 
 import chat_tokenizers
 import jax
 import pytest
 from fakes import random_parameters
-from runs import command, copy_run, poison_gold
+from runs import command
 
-from stepjax import iterate, records
+from stepjax import config, iterate, records
 from stepjax.lm import export, files, tokenizer
 from stepjax.lm import model as lm
 from stepjax.pairs import Pair
@@ -26,7 +27,7 @@ def weights(tmp_path_factory):
     """A Hugging Face folder: a decoder of width 16 with a tokenizer of 483 ids."""
     root = tmp_path_factory.mktemp("weights")
     ids = tokenizer.load(chat_tokenizers.write("qwen", root / "tokenizer"))
-    config = lm.ModelConfig(
+    shape = lm.ModelConfig(
         vocab_size=-(-ids.vocab_size // 8) * 8,
         hidden_size=16,
         num_layers=1,
@@ -35,10 +36,10 @@ def weights(tmp_path_factory):
         head_dim=8,
         intermediate_size=24,
     )
-    params = random_parameters(lm.abstract_params(lm.Decoder(config)))
+    params = random_parameters(lm.abstract_params(lm.Decoder(shape)))
     export.save_hf(
         jax.device_get(params),
-        config,
+        shape,
         root / "model",
         tokenizer_directory=ids.directory,
         stop_ids=ids.stop_ids,
@@ -86,41 +87,36 @@ def propose(places):
     step = [str(len(place.steps) + 1) for place in places]
     assert all(place.width == 3 for place in places)
     return [[f"{n}*1+0={n}", f"Step {n}: {n}*1+0=9", ""] for n in step]
-
-
-def wrong(choices):
-    return [0.5 for choice in choices]
 """
 
 
-@pytest.fixture
-def own_code(tmp_path, monkeypatch):
-    (tmp_path / "own_run_code.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-
-
-def test_a_judge_and_a_proposer_of_ones_own_make_the_pairs(
-    finished, own_code, tmp_path, monkeypatch
+def test_a_run_whose_judge_and_proposer_are_functions_of_ones_own(
+    weights, tmp_path, monkeypatch
 ):
     def refuse(*args, **options):
         raise AssertionError("the model must not judge")
 
-    run = copy_run(
-        tmp_path / "run",
-        *("M1/search*", "M1/pairs*", "M2", "M3", "eval"),
-        judge__by="own_run_code:score",
-        search__propose_by="own_run_code:propose",
-    )
-    poison_gold(monkeypatch)
+    (tmp_path / "own_run_code.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rollout, "make_judge", refuse)
-    iterate.search(run, 1)
+    names = f"{weights},{ROOT / 'tests' / 'own_data'}"
+    c = runpy.run_path(str(ROOT / "configs" / "own_model.py"))["get_config"](names)
+    c.update_from_flattened_dict(SMALL | {"search.width": 3})
+    c.judge.by, c.search.propose_by = "own_run_code:score", "own_run_code:propose"
+    c.judge.context_tokens = 1  # of a judge that is not asked
+    # The model need not learn to judge.
+    c.data.eft = ""
+    c.sft.phases = (config.phase(eft=0.0, epochs=1, batch_size=4),)
+    iterate.run(c, tmp_path / "run")
+    counts = files.read_json(tmp_path / "run/data/manifest.json")["counts"]
+    assert (counts["ift"], counts["eft"], counts["heldout"]) == (8, 0, 0)
     pairs = records.read_jsonl(tmp_path / "run/M1/pairs.jsonl", Pair)
-    # Every expansion makes a pair, until the context of 64 tokens is full.
     searched = [
         row for _, row in records.read_objects(tmp_path / "run/M1/search.jsonl")
     ]
     made = [expansion for row in searched for expansion in row["expansions"]]
-    assert len(pairs) == len(made) > 2 * 24
+    # No step is final: each of 6 questions uses its 2 expansions, and each makes a pair.
+    assert len(pairs) == len(made) == 12
     assert {(e["malformed"], e["action"]) for e in made} == {(1, "pair")}
     for pair in pairs:
         n = pair.step
@@ -128,17 +124,8 @@ def test_a_judge_and_a_proposer_of_ones_own_make_the_pairs(
         assert pair.rejected == f"Step {n}: {n}*1+0={n}"
         assert pair.chosen_logp < 0 and pair.rejected_logp < 0
         assert pair.verdicts[0][3] == f"A {n}, B 9"
-
-
-def test_a_wrong_return_value_ends_the_search_with_its_name(
-    finished, own_code, tmp_path
-):
-    run = copy_run(
-        tmp_path / "run",
-        *("M1/search*", "M1/pairs*", "M2", "M3", "eval"),
-        judge__by="own_run_code:wrong",
-        search__propose_by="own_run_code:propose",
-    )
-    words = r"judge.by='own_run_code:wrong' returned 0\.5 for problem '.*'; expected a"
-    with pytest.raises(ValueError, match=words):
-        iterate.search(run, 1)
+    trained = files.read_json(tmp_path / "run/M2/manifest.json")["counts"]
+    assert trained["pairs"] == 12 and trained["updates"] == 2
+    measured = sorted(path.stem for path in (tmp_path / "run/eval").iterdir())
+    assert "M2_test_search" in measured
+    assert not any("judge" in name for name in measured)
