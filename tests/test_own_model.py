@@ -101,7 +101,9 @@ def test_a_run_whose_judge_and_proposer_are_functions_of_ones_own(
     monkeypatch.setattr(rollout, "make_judge", refuse)
     names = f"{weights},{ROOT / 'tests' / 'own_data'}"
     c = runpy.run_path(str(ROOT / "configs" / "own_model.py"))["get_config"](names)
-    c.update_from_flattened_dict(SMALL | {"search.width": 3})
+    c.update_from_flattened_dict(
+        SMALL | {"search.width": 3, "search.max_step_tokens": 24}
+    )
     c.judge.by, c.search.propose_by = "own_run_code:score", "own_run_code:propose"
     c.judge.context_tokens = 1  # of a judge that is not asked
     # The model need not learn to judge.
@@ -115,7 +117,7 @@ def test_a_run_whose_judge_and_proposer_are_functions_of_ones_own(
         row for _, row in records.read_objects(tmp_path / "run/M1/search.jsonl")
     ]
     made = [expansion for row in searched for expansion in row["expansions"]]
-    # No step is final: each of 6 questions uses its 2 expansions, and each makes a pair.
+    # No step is final: each of the 6 questions uses its 2 expansions for pairs.
     assert len(pairs) == len(made) == 12
     assert {(e["malformed"], e["action"]) for e in made} == {(1, "pair")}
     for pair in pairs:
