@@ -130,7 +130,8 @@ def make_data(
         try:
             prompts.check_steps(texts, row.steps)
         except ValueError as error:
-            raise ValueError(f"{data.ift} (id {row.id}): {error}") from error
+            where = f"{data.ift} (id {row.id})" if data.ift else f"IFT row {row.id!r}"
+            raise ValueError(f"{where}: {error}") from error
     directory.mkdir(parents=True, exist_ok=True)
     if equations is not None:
         splits["equations"] = equations
