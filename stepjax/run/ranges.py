@@ -130,12 +130,14 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "search.top_p": _NUCLEUS,
     "search.max_expansions": Range(1, 1_000_000),
     "search.on_tie": ("back", "append"),
+    "search.propose_by": ("self",),  # or a function, see `OWN`
     "search.max_step_tokens": _LENGTH,
     "search.context_tokens": _LENGTH,
     "search.slots": Range(1, 1_000_000),
     "search.tensor": Range(0, 4096),
     "judge.kind": KINDS,
     "judge.mode": ("generate", "logprob"),
+    "judge.by": ("self", "random", "oracle"),  # or a function, see `OWN`
     "judge.score": ("sum", "consistent", "single"),
     "judge.schedule": ("full", "knockout", "swiss"),
     "judge.temperature": _WARMTH,
@@ -154,6 +156,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "eval.max_tokens": _LENGTH,
     "eval.search_count": _COUNT,
 }
+OWN = ("judge.by", "search.propose_by")  # may also name a "module:function"
 _OPTIMIZER: dict[str, Range | tuple[str, ...]] = {
     "learning_rate": Range(0, 10, above=True),
     "schedule": ("constant", "cosine"),
@@ -263,11 +266,13 @@ def words(name: str) -> str:
     allowed = SETTINGS.get(name)
     if name.startswith("sft.phases."):
         allowed = _PHASE.get(name.split(".", 3)[3])
-    return "" if allowed is None else _expected(allowed)
+    return "" if allowed is None else _expected(name, allowed)
 
 
-def _expected(allowed: Range | tuple[str, ...]) -> str:
-    return str(allowed) if isinstance(allowed, Range) else f"one of {allowed}"
+def _expected(name: str, allowed: Range | tuple[str, ...]) -> str:
+    if isinstance(allowed, Range):
+        return str(allowed)
+    return f"one of {allowed}{', or module:function' if name in OWN else ''}"
 
 
 def _value(config: Any, name: str) -> Any:
@@ -284,7 +289,9 @@ def _ranges(config: Any) -> Iterator[Rule]:
 
 
 def _rule(name: str, value: Any, allowed: Range | tuple[str, ...]) -> Rule:
-    expected = _expected(allowed)
+    expected = _expected(name, allowed)
+    if name in OWN and _is_own(value):
+        return name, value, expected, True
     if not isinstance(allowed, Range):
         near = difflib.get_close_matches(str(value).lower(), allowed, 1)
         expected += f' (did you mean "{near[0]}"?)' if near else ""
@@ -380,24 +387,12 @@ def _controls(config: Any) -> Iterator[Rule]:
         f"one number above 0 for each of {iterations} iterations, or ()",
         enough or (not updates and config.improve_by != "sft"),
     )
-    known, proposed = ("self", "random", "oracle"), config.search.propose_by
-    yield (
-        "judge.by",
-        judge.by,
-        f"one of {known}, or 'module:function'",
-        judge.by in known or _is_own(judge.by),
-    )
+    proposed = config.search.propose_by
     yield (
         "judge.by",
         judge.by,
         "'self', or 'random', or 'oracle' in a world (data.world)",
         judge.by != "oracle" or world != "",
-    )
-    yield (
-        "search.propose_by",
-        proposed,
-        "'self' or 'module:function'",
-        proposed == "self" or _is_own(proposed),
     )
     yield (
         "judge.kind",
