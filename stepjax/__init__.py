@@ -22,6 +22,7 @@ The method, one file per stage, in the order in which it runs:
     iterate.py      the loop from M0 to Mn
     ablate.py       the loop against its controls: coins, gold, more SFT, SRLM
     controls.py     judges of the controls: coins, gold
+    own_functions.py  a judge, a PRM or a proposer of your own, as a function
     srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
 
     main.py         the command line; __main__.py: the same by python -m stepjax.
@@ -42,7 +43,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     file; teacher_answers.py: keeps answers; eft.py: which judgments
                     are kept; stages.py, eft_stage.py: all this as stages of a run
       formats/      public formats to records and back. sources.py: all of them by name;
-                    files.py, fields.py: rows of files, bad rows; worked.py,
+                    own.py: our own; files.py, csv_files.py, fields.py: rows of files,
+                    bad rows; worked.py,
                     word_problems.py, prm800k.py, step_labels.py, preferences.py,
                     run_pairs.py: one or two formats each; tfds.py, tfds_files.py,
                     tfds_builder.py: tensorflow-datasets

@@ -62,7 +62,8 @@ def default() -> ml_collections.ConfigDict:
     # "arithmetic": made on the spot; "word_problems": made of `data.equations` and
     # `data.test`; "": the files below.
     data.world = ""
-    data.questions = (400, 800, 1200)  # new questions per iteration (paper)
+    # New questions per iteration (paper); () deals out all of `data.question_file`.
+    data.questions = (400, 800, 1200)
     data.operations = 3  # arithmetic: steps of a problem
     data.guessed_share = 0.0  # arithmetic: share of the steps that IFT solutions guess
     data.unseen_blocks = 0  # arithmetic: blocks (of 24) that only "unseen" tests hold
@@ -83,7 +84,9 @@ def default() -> ml_collections.ConfigDict:
     # "math" or "numina" (cut into steps by rules)
     data.ift_format = "jsonl"
     data.eft = ""  # file of EFT rows
-    data.eft_format = "jsonl"  # "jsonl" (records.Comparison) or "prm800k"
+    # "jsonl" (records.Comparison), "prm800k", or pairs of steps without explanations:
+    # "trl" (prompt, chosen, rejected), "step_dpo", "values"
+    data.eft_format = "jsonl"
     data.question_file = ""  # questions; those in IFT, EFT or test are passed over
     # "jsonl" (records.Question), "benchmark" ({"problem", ...}), "gsm8k", "math",
     # "numina", "word_problems", "prm800k", "processbench"
@@ -96,6 +99,9 @@ def default() -> ml_collections.ConfigDict:
     # "jsonl" (records.Problem), "benchmark" ({"problem", "answer", ...}), "gsm8k",
     # "math", "numina", "word_problems", "prm800k"
     data.test_format = "jsonl"
+    # True: in "jsonl" files, a field that is not read is an error, and so are other
+    # names of fields, numbers instead of texts, and steps without a marker.
+    data.strict = False
 
     # The initial data; read with `data.make_eft`, and by `stepjax init-data`.
     c.prm = prm = ml_collections.ConfigDict()  # the process reward model
@@ -185,6 +191,9 @@ def default() -> ml_collections.ConfigDict:
     sft.share_problems = False
 
     c.search = search = ml_collections.ConfigDict()
+    # Who writes the candidates: "self" (paper), or "module:function", a function of
+    # your own; see docs/data.md.
+    search.propose_by = "self"
     search.width = 6  # candidates per step, w (paper)
     search.temperature = 0.5  # of the candidates (paper)
     search.top_p = 0.95  # of the candidates (paper)
@@ -202,7 +211,9 @@ def default() -> ml_collections.ConfigDict:
     # baseline SRLM of arXiv 2401.10020 with the settings of `srlm`.
     judge.kind = "comparisons"
     judge.mode = "generate"  # (paper), or "logprob"
-    judge.by = "self"  # (paper); controls: "random" coins, "oracle" (reads the gold)
+    # Who judges: "self" (paper); "module:function", a function of your own that scores
+    # the candidates, see docs/data.md; controls: "random" coins, "oracle" (the gold).
+    judge.by = "self"
     judge.score = "sum"  # reading of equation 2: "sum", "consistent" or "single"
     # Which pairs are judged: "full" asks all (paper), "knockout" and "swiss" play a
     # tournament of fewer calls.

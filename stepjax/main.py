@@ -4,6 +4,7 @@ Whatever takes seconds to import is imported when a command has been understood 
 settings have been checked; what is wrong with them is said in a fraction of a second.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -306,6 +307,7 @@ def _export(run: "Run", number: int) -> None:
         bos_id=tokenizer.bos_id,
         pad_id=tokenizer.pad_id,
         context_length=max(lengths),  # of a random M0; a pretrained one has its own
+        prompts=dataclasses.asdict(run.codec.templates),
         **same,
     )
     verified = ""

@@ -264,9 +264,9 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
 
     Raises:
       ValueError: "PATH:LINE: reason; expected ..." (lines from 1) for an empty line,
-        broken JSON, a missing, unknown or mistyped field, a verdict other than "A"
-        or "B", or an id that an earlier line has; "PATH: reason; expected ..." when
-        the file cannot be opened.
+        broken JSON, or an id that an earlier line has; "PATH:LINE (id ID): reason;
+        expected ..." for a missing, unknown or mistyped field, or a verdict other than
+        "A" or "B"; "PATH: reason; expected ..." when the file cannot be opened.
     """
     records = []
     places: dict[str, str] = {}
@@ -274,7 +274,9 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
         try:
             record = from_object(value, record_type)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+            given = value.get("id")
+            named = f" (id {given[:60]})" if isinstance(given, str) and given else ""
+            raise ValueError(f"{place}{named}: {error}") from error
         if record.id in places:
             raise ValueError(
                 f"{place}: id {record.id!r} is at {places[record.id]} already; "

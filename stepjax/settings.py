@@ -57,9 +57,15 @@ class Data:
     make_eft: bool
     test: str
     test_format: str
+    strict: bool
 
     def counts(self, iterations: int) -> tuple[int, ...]:
-        """Returns the questions of each iteration; the last count goes on."""
+        """Returns the questions of each iteration; the last count goes on.
+
+        () where the questions of the file are dealt out to the iterations.
+        """
+        if not self.questions:
+            return ()
         last = len(self.questions) - 1
         return tuple(self.questions[min(n, last)] for n in range(iterations))
 
@@ -174,6 +180,7 @@ class Sft:
 class Search:
     """How a model searches its questions."""
 
+    propose_by: str
     width: int
     temperature: float
     top_p: float

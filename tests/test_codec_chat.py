@@ -220,6 +220,48 @@ def test_replies_may_begin_behind_the_template_without_a_newline(tmp_path, name)
     assert text.endswith("Solution: [/INST]" + "\n".join(STEPS))
 
 
+WORDS = 'A "solver" \\n of {{x}} and %} {problem}\n\u00e9\U0001f600 #} goes on\n'
+
+
+@pytest.mark.parametrize("chat", prompts.CHATS)
+@pytest.mark.parametrize("solve", [prompts.SOLVE, "{problem}\n", WORDS])
+def test_the_template_of_an_export_writes_the_prompt(
+    folders, family, tmp_path, chat, solve
+):
+    codec = Codec(tokenizer.load(folders[family]), Templates(solve=solve, chat=chat))
+    folder = chat_tokenizers.write(family, tmp_path)
+    template = codec.tokenizer.chat_template(solve, around=chat == "template")
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+    auto = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    for problem in (PROBLEM, '7 {a} "x" {{ y }}?'):
+        message = [{"role": "user", "content": problem}]
+        made = auto.apply_chat_template(message, add_generation_prompt=True)
+        assert tuple(made["input_ids"]) == codec.solve_prompt(problem)
+    if chat == "template":  # the exported model as another M0: no prompt in a prompt
+        again = Codec(tokenizer.load(folder), codec.templates)
+        assert again.solve_prompt(PROBLEM) == codec.solve_prompt(PROBLEM)
+        wrapped = again.tokenizer.chat_template(solve, around=True)
+        assert wrapped == template
+
+
+def test_the_template_of_an_export_leaves_other_messages_alone(folders, tmp_path):
+    own = tokenizer.load(folders["smollm"])
+    folder = chat_tokenizers.write("smollm", tmp_path, template="")
+    template = own.chat_template("Solve {problem}\n", around=True)
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+    auto = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+    ]
+    assert auto.apply_chat_template(messages, tokenize=False) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nSolve 1+1?\n<|im_end|>\n"
+        "<|im_start|>assistant\n2<|im_end|>\n"
+    )
+
+
 def test_templates_with_the_date_do_not_change_overnight(tmp_path):
     dated = chat_tokenizers.CHATML.replace(
         "You help.", "{{ date_string or strftime_now('%d %b %Y') }}"
@@ -227,3 +269,10 @@ def test_templates_with_the_date_do_not_change_overnight(tmp_path):
     folder = chat_tokenizers.write("qwen", tmp_path, template=dated)
     codec = Codec(tokenizer.load(folder), CHAT)
     assert "26 Jul 2024" in codec.tokenizer.decode(codec.solve_prompt(PROBLEM))
+    # An export writes the same date.
+    template = codec.tokenizer.chat_template(prompts.SOLVE, around=True)
+    (folder / "chat_template.jinja").write_text(template)
+    auto = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    message = [{"role": "user", "content": PROBLEM}]
+    made = auto.apply_chat_template(message, add_generation_prompt=True)
+    assert tuple(made["input_ids"]) == codec.solve_prompt(PROBLEM)

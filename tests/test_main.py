@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import transformers
 from absl import flags
 from runs import CONFIG, command, contents, copy_run
 from tiny_config import get_config
@@ -13,6 +14,7 @@ import stepjax
 from stepjax import main, records, sft
 from stepjax.cli import config_files, config_table, help
 from stepjax.lm import checkpoint, files, hf_config, train, weights
+from stepjax.prompts import Templates
 from stepjax.run import redo
 from stepjax.run.run import Run
 
@@ -258,8 +260,9 @@ def test_files_that_are_missing_or_malformed(
         (tmp_path / each).touch()
         arguments.append(f"--config.data.{each}={tmp_path / each}")
     (tmp_path / name).write_text('{"id": "a", "problem": 5}\n')
-    place = f"{tmp_path / name}:1: "
-    refused(capsys, 1, arguments, place, "field 'problem' is 5; expected a string")
+    place = f"{tmp_path / name}:1 (id a): "
+    words = "field 'problem' is 5; expected the field 'problem' to hold a string"
+    refused(capsys, 1, arguments, place, words)
     (tmp_path / name).unlink()
     words = f"data.ift='{tmp_path / name}': no such file; expected a file of solutions"
     refused(capsys, 2, arguments, words)
@@ -435,7 +438,17 @@ def test_a_benchmark_of_ones_own(finished, tmp_path, capsys):
         assert now[name] == before[name] or name.startswith(changing), name
     assert "M3 greedy, " in capsys.readouterr().out
     (tmp_path / "test.jsonl").write_text('{"id": "a"}\n')
-    refused(capsys, 1, arguments, "test.jsonl:1: missing field 'problem'")
+    refused(capsys, 1, arguments, "test.jsonl:1 (id a): missing field 'problem'")
+    # As public files are: other fields, other names, a number as the answer, a table.
+    public = tmp_path / "public.csv"
+    rows = [f"{p.problem},{p.answer},easy\n" for p in problems]
+    public.write_text("".join(["question,answer,level\n", *rows]), "utf-8")
+    arguments[-1] = f"--benchmark={public}"
+    assert command(*arguments, "--mode=greedy") == 0
+    digest = contents(tmp_path)["public.csv"][:8]
+    again = files.read_json(folder / f"eval/M3_public-{digest}_greedy.json")
+    texts = [item["text"] for item in whole["items"][2:5]]
+    assert [item["text"] for item in again["items"]] == texts
 
 
 # Export.
@@ -479,15 +492,28 @@ def test_an_export_loads_back(finished, exported, capsys):
     assert contents(exported) == before
 
 
+def test_an_export_brings_its_prompts(finished, exported):
+    codec = Run(get_config(), finished).codec
+    kept = files.read_json(exported / "stepjax_prompts.json")
+    assert Templates(**kept) == codec.templates
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    for problem in ("1+2", 'a {problem} "\\n'):
+        message = [{"role": "user", "content": problem}]
+        made = tokenizer.apply_chat_template(message, add_generation_prompt=True)
+        assert tuple(made["input_ids"]) == codec.solve_prompt(problem)
+
+
 def test_transformers_loads_an_export(finished, exported):
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(exported)
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     greedy = files.read_json(finished / "eval/M2_test_greedy.json")["items"]
     problems = records.read_jsonl(finished / "data/test.jsonl", records.Problem)
     for problem, item in list(zip(problems, greedy, strict=True))[:6]:
-        ids = tokenizer(f"{problem.problem}\n", return_tensors="pt").input_ids
+        message = [{"role": "user", "content": problem.problem}]
+        ids = tokenizer.apply_chat_template(
+            message, add_generation_prompt=True, return_tensors="pt"
+        )["input_ids"]
         with torch.no_grad():
             made = model.generate(ids, max_new_tokens=32, do_sample=False)
         new = made[0, ids.shape[1] :].tolist()

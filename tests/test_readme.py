@@ -13,10 +13,10 @@ import pytest
 from absl import flags
 
 import stepjax
-from stepjax import config, forest, main, prompts, records
+from stepjax import config, forest, main, own_functions, prompts, records
 from stepjax.initial_data import command as init_data
 from stepjax.initial_data.formats import sources
-from stepjax.run import data
+from stepjax.run import data, kind
 from stepjax.settings import from_config
 from stepjax.worlds import arithmetic, word_problems_data
 
@@ -137,12 +137,48 @@ def test_the_formats_of_the_initial_data_page():
 
 
 def test_the_config_and_the_prompts_of_the_data_page_are_valid():
-    first, second = blocks(DATA, "python")
+    first, second, *_ = blocks(DATA, "python")
     c = run(first)["get_config"]()
     assert config.to_dict(c) != config.to_dict(config.default())
     assert c.data.questions == (400,) and len(c.data.questions) == c.iterations
     run(second, c=c)
     prompts.check_templates(prompts.Templates(c.prompts.solve, c.prompts.judge))
+
+
+def test_the_formats_of_the_data_page_are_all_there_are():
+    rows = re.findall(r"^\| `(\w+\.\w+_format)` \| (.+) \|$", DATA, re.MULTILINE)
+    readers = {f"data.{name}_format": made for name, made in data.READERS.items()}
+    readers["prm.labels_format"] = sources.readers("labels")
+    readers["data.eft_format"] = kind.choose(from_config(config.default())).readers
+    said = {name: set(re.findall(r"`(\w+)`", text)) for name, text in rows}
+    assert said == {name: set(made) for name, made in readers.items()}
+
+
+def test_the_table_and_the_error_of_the_data_page_are_true(tmp_path):
+    (table,) = (block for block in blocks(DATA) if block.startswith("question,"))
+    (tmp_path / "questions.csv").write_text(table, "utf-8")
+    texts = prompts.Templates()
+    (row,) = sources.read(tmp_path / "questions.csv", "jsonl", "problem", texts)
+    assert row.answer == "37"
+    (said,) = (block for block in blocks(DATA) if block.startswith("stepjax: "))
+    place, _, reason = said.strip().removeprefix("stepjax: my_data/").partition(": ")
+    rows = [{"problem": "p", "steps": ["\\boxed{7}"]}] * 2
+    rows.append({"id": "p3", "problem": "p", "steps": ["so", "Step 5: so 7"]})
+    records.write_jsonl(tmp_path / "ift.jsonl", rows)
+    with pytest.raises(ValueError) as caught:
+        sources.read(tmp_path / "ift.jsonl", "jsonl", "solution", texts)
+    assert str(caught.value) == f"{tmp_path}/{place}: {reason}"
+
+
+def test_the_judge_and_the_proposer_of_the_data_page():
+    judging, proposing, *_ = blocks(DATA, "python")[2:]
+    score = run(judging)["score"]
+    steps = ("so 14 + 9 = 23, 23 * 3 = 69", "14 + 9 = 24, 24 * 3 = 72", "9 - 2 = 6")
+    asked = own_functions.Choice("q", "p", ("Step 1: ",), (*steps, "no idea"))
+    assert score([asked]) == [[1.0, 0.5, 0.0, 0.5]]
+    place = own_functions.Place("q", "p", (), 3, 17)
+    ((*texts,),) = run(proposing)["propose"]([place])
+    assert texts == ["3 + 0 = 0", "3 + 1 = 1", "3 + 2 = 2"]
 
 
 def test_the_settings_of_the_initial_data_page_are_valid():
@@ -164,7 +200,8 @@ def test_the_tfds_example_of_the_initial_data_page_runs(tmp_path, monkeypatch):
 
 def test_the_defaults_of_the_data_page_are_those_of_the_config():
     c = config.default()
-    rows = re.findall(r"^\| `(\w+\.\w+)` \| ([^|]+) \|", DATA, re.MULTILINE)
+    table = DATA.split("## The files")[0]
+    rows = re.findall(r"^\| `(\w+\.\w+)` \| ([^|]+) \|", table, re.MULTILINE)
     assert len(rows) == 7
     for name, value in rows:
         if name == "dpo.optimizer":

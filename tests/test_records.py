@@ -98,16 +98,27 @@ GOOD = '{"id": "a", "problem": "p"}\n'
         ('{"id": "b", "probl', "broken JSON"),
         ("[" * 100_000 + "\n", "broken JSON"),
         ("[1, 2]\n", "[1, 2] is no JSON object"),
-        ('{"id": "b"}\n', "missing field 'problem'"),
-        ('{"id": "b", "problem": "p", "answer": "2"}\n', "unknown field 'answer'"),
+        ('{"problem": 5}\n', "missing field 'id'"),
         ('{"id": 7, "problem": "p"}\n', "field 'id' is 7"),
-        ('{"id": "b", "problem": null}\n', "field 'problem' is None"),
         ('{"id": "a", "problem": "other"}\n', "id 'a' is at"),
     ],
 )
 def test_bad_second_line(tmp_path, second, reason):
     path = write_text(tmp_path / "rows.jsonl", GOOD + second)
     expect_error(path, Question, f"{path}:2: {reason}")
+
+
+@pytest.mark.parametrize(
+    "second, reason",
+    [
+        ('{"id": "b"}\n', "missing field 'problem'"),
+        ('{"id": "b", "problem": "p", "answer": "2"}\n', "unknown field 'answer'"),
+        ('{"id": "b", "problem": null}\n', "field 'problem' is None"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_id_too(tmp_path, second, reason):
+    path = write_text(tmp_path / "rows.jsonl", GOOD + second)
+    expect_error(path, Question, f"{path}:2 (id b): {reason}")
 
 
 def test_bytes_that_are_not_utf8(tmp_path):
@@ -125,7 +136,9 @@ def test_missing_file(tmp_path):
 def test_steps_must_be_a_list_of_strings(tmp_path, steps):
     text = f'{{"id": "a", "problem": "p", "steps": {steps}, "answer": "2"}}'
     path = write_text(tmp_path / "rows.jsonl", text)
-    expect_error(path, Solution, f"{path}:1: field 'steps' is", "list of strings")
+    expect_error(
+        path, Solution, f"{path}:1 (id a): field 'steps' is", "list of strings"
+    )
 
 
 @pytest.mark.parametrize("verdict", ["C", "a", "", None, ["A"]])
@@ -133,7 +146,7 @@ def test_bad_verdict(tmp_path, verdict):
     row = {"id": "c", "problem": "p", "steps": [], "a": "1", "b": "2"}
     path = tmp_path / "rows.jsonl"
     records.write_jsonl(path, [row | {"verdict": verdict}])
-    expect_error(path, Comparison, f"{path}:1: field 'verdict' is", "'A' or 'B'")
+    expect_error(path, Comparison, f"{path}:1 (id c): field 'verdict' is", "'A' or 'B'")
     with pytest.raises(ValueError, match="expected 'A' or 'B'"):
         Comparison("c", "p", (), "1", "2", verdict)
 

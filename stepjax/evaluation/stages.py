@@ -10,10 +10,12 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stepjax import dpo, records, trajectory
+from stepjax import dpo, own_functions, records, trajectory
 from stepjax.evaluation import diagnose, grading
+from stepjax.initial_data.formats import sources as formats
 from stepjax.lm import files, hosts
 from stepjax.pairs import Pair, summary
+from stepjax.prompts import Templates
 from stepjax.run import checks, rollout, rundir
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
@@ -38,7 +40,8 @@ def evaluate(
         accuracy of test-time search, and of the judge on its samples; "training":
         the pairs that the model was trained on and what they did to it. Modes that
         do not apply to the run or the model are passed over.
-      benchmark: "test" (the run's own), or the path of a file of problems.
+      benchmark: "test" (the run's own), or the path of a file of problems; see
+        `read_benchmark`.
 
     Results of another file than the run's own are named by the file and its digest, so
     that files of one name, or a file that was edited, do not get in each other's way.
@@ -49,9 +52,11 @@ def evaluate(
     data = run.dir.path / "data"
     path = data / "test.jsonl" if own else pathlib.Path(benchmark)
     if not own:
-        problems = records.read_jsonl(path, records.Problem)
+        problems = read_benchmark(path, run.codec.templates)
         checks.check_budgets(run.settings, run.codec, {path.name: problems})
-    sources = {"greedy": path, "search": path, "judge": data / "heldout.jsonl"}
+    sources = {"greedy": path, "search": path}
+    if not own_functions.named(run.settings.judge.by):  # the model is no judge
+        sources["judge"] = data / "heldout.jsonl"
     if "unseen" in run.dir.benchmarks():
         sources["unseen"] = data / "unseen.jsonl"
     if number > 1 and (run.dir.model(number - 1) / "pairs.jsonl").exists():
@@ -93,6 +98,22 @@ def evaluate(
     return result
 
 
+def read_benchmark(path: pathlib.Path, texts: Templates) -> list[records.Problem]:
+    """Reads the problems of a benchmark, as it was published or as people write it.
+
+    Args:
+      path: a file of JSON, JSON lines, CSV or parquet. A row has the problem
+        ("problem" or "question") and the answer, a text or a number; see
+        `initial_data.formats.own`. Further fields are passed over.
+      texts: templates of the run.
+
+    Raises:
+      ValueError: "PATH:LINE (id ID): reason; expected ..." for a row without a problem
+        or an answer.
+    """
+    return formats.read(path, "benchmark", "problem", texts)
+
+
 def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | None:
     """Returns what was measured of the model before, if this model is the same.
 
@@ -124,7 +145,7 @@ def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | 
 
 
 def _greedy(run: Run, number: int, params, file: pathlib.Path) -> dict:
-    problems = records.read_jsonl(file, records.Problem)
+    problems = read_benchmark(file, run.codec.templates)
     sampler = rollout.open_sampler(run, params(), run.settings.search.context_tokens)
     name, mine = f"M{number} eval {file.stem}", hosts.share(problems)
     with run.monitor.progress(name, len(mine), "problem") as advance:
@@ -188,7 +209,7 @@ def _by_mistake(run: Run, rows: Sequence, items: Sequence[dict]) -> dict[str, fl
 
 
 def _search(run: Run, number: int, params, file: pathlib.Path) -> dict:
-    problems = records.read_jsonl(file, records.Problem)
+    problems = read_benchmark(file, run.codec.templates)
     problems = problems[: run.settings.eval.search_count or None]
     questions = [records.Question(p.id, p.problem) for p in problems]
     name, closed, mine = f"M{number} eval search", {}, hosts.share(questions)

@@ -8,13 +8,13 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ml_collections
 from absl import flags
 
 from stepjax import records
-from stepjax.initial_data.formats import files, preferences, prm800k, sources, worked
+from stepjax.initial_data.formats import files, preferences, prm800k, sources
 from stepjax.prompts import Templates
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _USAGE = """usage: stepjax init-data ACTION [--NAME=VALUE ...]
   eft      --config=FILE --workdir=DIR   judgments of these pairs by a teacher
            The last three need a run with data.make_eft, and first make what they need.
 
-PATH is a JSON, JSON lines or parquet file, also with .gz, or a folder of them; or
+PATH is a JSON, JSON lines, CSV or parquet file, also with .gz, or a folder of them; or
 tfds:NAME/SPLIT?FIELD=NAME&data_dir=DIR for rows of tensorflow-datasets.
 --rejects=FILE lists bad rows there instead of stopping at the first. --against=FILE,...
 leaves out problems of these evaluation files. --force replaces output files.
@@ -348,8 +348,8 @@ def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Temp
             parse = sources.parser(form, to)
             if parse is prm800k.labels:
                 parse = functools.partial(parse, neutral=_neutral.value)
-            own = sources.TYPES[to] if form == "jsonl" else None
-            rows = sources.read_with(path, parse, form, texts, rejects, own=own)
+            kind = sources.TYPES[to] if form == "jsonl" else None
+            rows = sources.read_with(path, parse, form, texts, rejects, own_type=kind)
     except ValueError:
         if rejects.rows:
             _save(_rejects.value, rejects.rows)
@@ -378,7 +378,7 @@ def _apart(rows: list) -> list:
     from stepjax.initial_data import decontaminate
 
     evaluations = {
-        path: sources.read_with(path, _evaluated, "benchmark", Templates())
+        path: sources.read(path, "benchmark", "question", Templates())
         for path in _against.value
     }
     found = decontaminate.overlaps(rows, evaluations)
@@ -388,12 +388,6 @@ def _apart(rows: list) -> list:
     kept = decontaminate.remove(rows, found)
     _print(f"{len(rows) - len(kept):,} rows share text with them and are left out")
     return kept
-
-
-def _evaluated(row: dict[str, Any], name: str, templates: Templates) -> list:
-    """Makes a question of a row of any benchmark, also of GSM8K's own."""
-    make = worked.gsm8k_question if "question" in row else worked.question
-    return make(row, name, templates)
 
 
 def _write(rows: Sequence) -> None:

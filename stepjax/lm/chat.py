@@ -1,5 +1,10 @@
-"""The chat template of a tokenizer, as the texts before and after a user's message."""
+"""The chat template of a tokenizer, as the texts before and after a user's message.
 
+An exported model brings a chat template of its own, `with_prompt`: it puts a prompt
+around each message of the user first. `without_prompt` gives the template as it was.
+"""
+
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -45,6 +50,7 @@ def read(backend: PreTrainedTokenizerFast, control: Mapping[str, int]) -> Chat:
             "folder, or 'chat_template' in tokenizer_config.json. Add it, or set "
             "prompts.chat='none'."
         )
+    backend = _unwrapped(backend)
     before, after = _around(_render(backend, _USER), _USER)
     spaced = f"\n {_USER} \n"
     texts = {before + spaced + after: False, before + _USER + after: True}
@@ -92,3 +98,68 @@ def _around(text: str, message: str) -> tuple[str, str]:
         )
     before, _, after = text.partition(message)
     return before, after
+
+
+# Everything from the first of these comments to the second one is ours.
+_BEGIN, _END = "{#- the prompt of stepjax -#}", "{#- end of the prompt #}"
+
+
+def with_prompt(template: str, prompt: str, bos: str = "") -> str:
+    """Returns a chat template that puts a prompt around each message of the user.
+
+    Args:
+      template: the chat template that goes around the prompt; "" for none, then the
+        conversation is its messages, one behind the other.
+      prompt: text with "{problem}", where the message goes.
+      bos: text that the conversation begins with.
+    """
+    pieces = " ~ m['content'] ~ ".join(map(_quoted, prompt.split("{problem}")))
+    dates = [
+        f"{{%- set {name} = {_quoted(value)} -%}}"
+        for name, value in _CONSTANTS.items()
+        if name in template
+    ]
+    plain = f"{{{{ {_quoted(bos)} }}}}" if bos else ""
+    plain += "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    return "".join(
+        [
+            _BEGIN,
+            *dates,
+            "{%- set prompted = namespace(messages=[]) -%}",
+            "{%- for m in messages -%}",
+            "{%- if m['role'] == 'user' -%}",
+            f"{{%- set m = {{'role': 'user', 'content': {pieces}}} -%}}",
+            "{%- set prompted.messages = prompted.messages + [m] -%}",
+            "{%- else -%}",
+            "{%- set prompted.messages = prompted.messages + [m] -%}",
+            "{%- endif -%}",
+            "{%- endfor -%}",
+            "{%- set messages = prompted.messages -%}",
+            _END,
+            template or plain,
+        ]
+    )
+
+
+def without_prompt(template: str) -> str:
+    """Returns a chat template as `with_prompt` was given it."""
+    begin, _, rest = template.partition(_BEGIN)
+    return rest.partition(_END)[2] if not begin and _END in rest else template
+
+
+def _unwrapped(backend: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer whose chat template puts no prompt around messages."""
+    if not isinstance(backend.chat_template, str):  # several templates by name
+        return backend
+    template = without_prompt(backend.chat_template)
+    if template == backend.chat_template:
+        return backend
+    backend = copy.copy(backend)
+    backend.chat_template = template
+    return backend
+
+
+def _quoted(text: str) -> str:
+    """Returns a text as a literal of Jinja, in ASCII."""
+    escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from safetensors import numpy as safetensors_numpy
 from safetensors.numpy import save_file
 
-from stepjax.lm import hosts
+from stepjax.lm import hosts, tokenizer
 from stepjax.lm.hf_config import (
     config_from_hf,
     config_to_hf,
@@ -33,6 +33,7 @@ from stepjax.lm.model import ModelConfig
 from stepjax.lm.tokenizer import FILES
 from stepjax.lm.weights import load_hf, parameter_tensors, tensor_names
 
+PROMPTS = "stepjax_prompts.json"  # the texts that an exported model was trained with
 _SHARD_BYTES = 5 * 10**9  # of the largest weight file, unless one tensor is larger
 _SAVED = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -49,6 +50,7 @@ def save_hf(
     pad_id: int | None = None,
     context_length: int | None = None,
     dtype: str = "float32",
+    prompts: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a Hugging Face directory that transformers and vLLM load.
 
@@ -75,6 +77,10 @@ def save_hf(
       context_length: ``max_position_embeddings``, if the earlier files have none. None
         takes it from the scaling of Llama 3, else leaves it to transformers' default.
       dtype: "float32" (exact) or "bfloat16" (rounded to nearest even).
+      prompts: the texts that the model was trained with, by the names of
+        `prompts.Templates`. They are written to `PROMPTS`, and "solve" becomes the
+        chat template, so that a user's message is the bare text of a problem. With
+        "chat" = "template", the chat template of the earlier files goes around it.
 
     Raises:
       ValueError: for a target in use, params that do not fit the config, a model
@@ -132,6 +138,8 @@ def save_hf(
         _write_json(temporary / "generation_config.json", generation)
         for file in copies:
             file.copy(temporary / file.name, overwrite=True)
+        if prompts is not None:
+            _write_prompts(prompts, tokenizer_directory, temporary)
         _write_json(temporary / "config.json", data)
         if remote:
             return
@@ -267,6 +275,19 @@ def _generation(directory, data: dict, stop_ids: tuple[int, ...]) -> dict[str, A
     pad = earlier.get("pad_token_id")
     ids["pad_token_id"] = data["pad_token_id"] if pad is None else pad
     return earlier | ids
+
+
+def _write_prompts(prompts: Mapping[str, str], tokenizer_directory, directory) -> None:
+    """Writes the prompts, and the chat template that puts "solve" around a problem."""
+    text = json.dumps(dict(prompts), indent=2, ensure_ascii=False) + "\n"
+    (directory / PROMPTS).write_text(text)
+    own = tokenizer.load(tokenizer_directory)
+    template = own.chat_template(prompts["solve"], around=prompts["chat"] == "template")
+    (directory / "chat_template.jinja").write_text(template)
+    config = directory / "tokenizer_config.json"
+    kept = read_json(config) if config.exists() else {}
+    if kept.pop("chat_template", None) is not None:  # the file takes its place
+        _write_json(config, kept)
 
 
 def _write_json(path: epath.Path, data: dict) -> None:

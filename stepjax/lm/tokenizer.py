@@ -136,6 +136,28 @@ class Tokenizer:
         """
         return chat.read(self._backend, self._control)
 
+    def chat_template(self, prompt: str, *, around: bool) -> str:
+        """Returns a chat template that writes a prompt around the user's message.
+
+        With it, `apply_chat_template([{"role": "user", "content": problem}],
+        add_generation_prompt=True)` gives the ids of the prompt with the problem.
+
+        Args:
+          prompt: text with "{problem}".
+          around: whether this tokenizer's own chat template goes around the prompt;
+            otherwise the prompt begins with BOS, if this tokenizer adds one.
+        """
+        own = (self._backend.chat_template or "") if around else ""
+        if isinstance(own, dict):  # several templates by name
+            own = own.get("default", "")
+        bos = ""
+        if not around and self.bos_id is not None:
+            bos = self._backend.convert_ids_to_tokens(self.bos_id)
+            whole, wanted = f"{bos}{prompt}", self.encode_prompt(prompt)
+            if self._backend.encode(whole, add_special_tokens=False) != wanted:
+                bos += " "  # some tokenizers put a space before the first word only
+        return chat.with_prompt(chat.without_prompt(own), prompt, bos)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids by joining their bytes.
 

@@ -261,8 +261,13 @@ def _whole_run(settings, tpu_slice, planned: list[Planned], utilisation: float) 
     layers, _ = programs.weights_of(programs.model_config(settings))
     speed = slices.CHIPS[tpu_slice.family].flops
     ways = settings.sampling_tensor
-    for number in range(1, settings.iterations + 1):
-        questions = settings.data.questions[number - 1]
+    counts = settings.data.counts(settings.iterations)
+    if settings.iterations and not counts:
+        raise ValueError(
+            "data.questions=(); expected a number for each iteration, because a plan "
+            "reads no files."
+        )
+    for number, questions in enumerate(counts, 1):
         calls = math.ceil(questions * work.steps / slots)
         steps = [(calls * work.step_tokens, by_name["search: candidates"].seconds)]
         # Contexts are computed once: in solving only the prompts, since steps are

@@ -3,7 +3,7 @@
 The settings alone are checked earlier, by `stepjax.run.ranges`.
 """
 
-from stepjax import prompts
+from stepjax import own_functions, prompts
 from stepjax.codec import Codec
 from stepjax.initial_data import prm, teacher
 from stepjax.lm import hf_config, hosts, sharding, tokenizer
@@ -125,6 +125,8 @@ def check_budgets(settings: Settings, codec: Codec, files: dict[str, list]) -> N
             tokens = len(codec.solve_prompt(row.problem))
             row_name = f"{name} row {row.id!r}: its prompt"
             _check_room_for_a_step(row_name, tokens, settings.search)
+            if own_functions.named(judge.by):
+                continue
             need = len(context(codec, row.problem, ()))
             if need > judge.context_tokens:
                 raise ValueError(

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from stepjax import prompts, records
+from stepjax import own_functions, prompts, records
 from stepjax.initial_data.formats import sources
 from stepjax.lm import gguf_files, gguf_tokenizer, hf_config, hosts, tokenizer
 from stepjax.prompts import Templates
@@ -30,7 +30,9 @@ from stepjax.worlds import (
 )
 
 
-def _cut_by_rules(path: str, texts: Templates, form: str) -> list[records.Solution]:
+def _cut_by_rules(
+    path: str, texts: Templates, form: str, *, strict: bool = False
+) -> list[records.Solution]:
     """Reads solutions that are not cut into steps yet, and cuts them by rules.
 
     Those that cannot be cut, such as proofs without a boxed answer, are left out; the
@@ -38,7 +40,7 @@ def _cut_by_rules(path: str, texts: Templates, form: str) -> list[records.Soluti
     """
     from stepjax.initial_data import cutter, ift
 
-    worked = sources.read(path, form, "worked", texts)
+    worked = sources.read(path, form, "worked", texts, strict=strict)
     cuts = [cutter.cut(row.solution) for row in worked]
     solutions, rejected = ift.solutions(worked, texts, cuts)
     print(f"{path}: {ift.summary(solutions, rejected)}", end="")
@@ -128,7 +130,8 @@ def make_data(
         try:
             prompts.check_steps(texts, row.steps)
         except ValueError as error:
-            raise ValueError(f"IFT row {row.id!r}: {error}") from error
+            where = f"{data.ift} (id {row.id})" if data.ift else f"IFT row {row.id!r}"
+            raise ValueError(f"{where}: {error}") from error
     directory.mkdir(parents=True, exist_ok=True)
     if equations is not None:
         splits["equations"] = equations
@@ -174,7 +177,7 @@ def _word_problems(
             "data.equations is empty; expected the path of a file of word problems "
             "with their equations."
         )
-    test = _read("data.test", data.test, data.test_format, READERS["test"], texts)
+    test = _tests(data, texts)
     test = test[: data.test_count or None]
     splits = word_problems_data.dataset(
         word_problems_data.read_equations(data.equations),
@@ -205,26 +208,34 @@ def _from_files(
     settings: Settings, kind: Kind, texts: Templates, wanted: Sequence[int]
 ) -> dict[str, Any]:
     data = settings.data
-    ift = _read("data.ift", data.ift, data.ift_format, READERS["ift"], texts)
-    test = _read("data.test", data.test, data.test_format, READERS["test"], texts)
+    how = {"texts": texts, "strict": data.strict}
+    ift = _read("data.ift", data.ift, data.ift_format, READERS["ift"], **how)
+    test = _tests(data, texts)
     splits = {
         "ift": ift[: data.ift_count or None],
         "test": test[: data.test_count or None],
     }
-    splits |= _made_from(settings, texts) if data.make_eft else _eft(data, kind, texts)
+    if data.make_eft:
+        splits |= _made_from(settings, texts)
+    elif own_functions.named(settings.judge.by) and not data.eft:
+        splits |= {"eft": [], "heldout": []}  # the model does not learn to judge
+    else:
+        splits |= _eft(data, kind, texts)
     _warn_of_prm800k(settings)
     questions = unused(
         "data.question_file",
-        read_questions("data.question_file", data.question_file, data, texts),
+        read_questions("data.question_file", data.question_file, data, **how),
         splits,
-        sum(wanted),
+        sum(wanted) if wanted else settings.iterations,
         f"data.questions={tuple(wanted)}",
     )
+    if not wanted and settings.iterations:
+        wanted = (len(questions) // settings.iterations,) * settings.iterations
     questions = questions[: sum(wanted)]
     if data.make_eft:
         mcts = settings.mcts
         name = "mcts.question_file"
-        pool = read_questions(name, mcts.question_file, mcts, texts)
+        pool = read_questions(name, mcts.question_file, mcts, **how)
         elsewhere = splits | {"questions": questions}
         stated = f"mcts.questions={mcts.questions}"
         pool = unused(name, pool, elsewhere, mcts.questions, stated)
@@ -241,7 +252,9 @@ def _read(
     path: str,
     form: str,
     readers: dict[str, sources.Reader],
+    *,
     texts: Templates,
+    strict: bool,
 ) -> list:
     """Reads the file of a setting."""
     if form not in readers:
@@ -253,10 +266,12 @@ def _read(
         raise ValueError(
             f"{name} is empty; expected a file's path (or set data.world)."
         )
-    return readers[form](path, texts)
+    return readers[form](path, texts, strict=strict)
 
 
-def read_questions(name: str, path: str, section: Any, texts: Templates) -> list:
+def read_questions(
+    name: str, path: str, section: Any, *, texts: Templates, strict: bool
+) -> list:
     """Reads the questions of a setting.
 
     Args:
@@ -264,9 +279,16 @@ def read_questions(name: str, path: str, section: Any, texts: Templates) -> list
       path: its value.
       section: settings that it belongs to, with a `question_format`.
       texts: templates of the run.
+      strict: setting `data.strict`.
     """
     form = section.question_format
-    return _read(name, path, form, READERS["question"], texts)
+    readers = READERS["question"]
+    return _read(name, path, form, readers, texts=texts, strict=strict)
+
+
+def _tests(data: Data, texts: Templates) -> list:
+    how = {"texts": texts, "strict": data.strict}
+    return _read("data.test", data.test, data.test_format, READERS["test"], **how)
 
 
 def unused(
@@ -308,7 +330,8 @@ def _warn_of_prm800k(settings: Settings) -> None:
 
 def _eft(data: Data, kind: Kind, texts: Templates) -> dict[str, list]:
     """Reads the EFT rows; the last problems are kept to measure the judge."""
-    eft = _read("data.eft", data.eft, data.eft_format, kind.readers, texts)
+    how = {"texts": texts, "strict": data.strict}
+    eft = _read("data.eft", data.eft, data.eft_format, kind.readers, **how)
     eft, heldout = hold_out(
         eft, "data.heldout_count", data.heldout_count, source=data.eft, left=0
     )
@@ -323,7 +346,8 @@ def _made_from(settings: Settings, texts: Templates) -> dict[str, list]:
     if not prm.reads_labels:
         return {}
     readers = sources.readers("labels")
-    rows = _read("prm.labels", prm.labels, prm.labels_format, readers, texts)
+    how = {"texts": texts, "strict": settings.data.strict}
+    rows = _read("prm.labels", prm.labels, prm.labels_format, readers, **how)
     rows, heldout = hold_out(
         rows, "prm.heldout_count", prm.heldout_count, source=prm.labels
     )

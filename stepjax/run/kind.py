@@ -5,12 +5,14 @@ arXiv 2401.10020: it rates whole solutions one by one, see `stepjax.srlm`. Other
 ask `choose`, or take what differs between the two as arguments.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from stepjax import records, srlm
 from stepjax.controls import IsRight
+from stepjax.initial_data import eft
 from stepjax.initial_data.formats import sources, tfds
 from stepjax.judge import Judgments, comparisons
 from stepjax.prompts import Templates
@@ -105,10 +107,22 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
             judgments=comparisons(settings.judge.score),
             candidate_tokens=settings.search.max_step_tokens,
             judgment_tokens=settings.judge.max_tokens,
-            readers=sources.readers("comparison"),
+            readers=_rated_readers() | sources.readers("comparison"),
             **world,
         )
     raise ValueError(f"judge.kind={settings.judge.kind!r}; expected one of {KINDS}.")
+
+
+def _rated_readers() -> dict[str, sources.Reader]:
+    """Returns the readers of pairs of steps; each becomes two rows, one per order."""
+
+    def read(path: str, texts: Templates, *, strict: bool = False, reader) -> list:
+        return eft.rated(reader(path, texts, strict=strict), "none")
+
+    return {
+        form: functools.partial(read, reader=reader)
+        for form, reader in sources.readers("preference").items()
+    }
 
 
 def rows_of(record_type: type) -> sources.Reader:
@@ -117,8 +131,8 @@ def rows_of(record_type: type) -> sources.Reader:
     It also reads rows of tensorflow-datasets; see `initial_data.formats.tfds`.
     """
 
-    def read(path: str, texts: Templates) -> list:
-        del texts
+    def read(path: str, texts: Templates, *, strict: bool = False) -> list:
+        del texts, strict
         if tfds.is_address(path):
             return tfds.read(path, record_type)
         return records.read_jsonl(path, record_type)

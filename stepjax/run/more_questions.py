@@ -30,6 +30,12 @@ def add(settings: Settings, texts: Templates, prepared: Stage) -> None:
     """
     folder, counts = prepared.manifest.parent, prepared.done["counts"]
     made = sum(name.startswith("questions_") for name in counts)
+    if not settings.data.questions and settings.iterations > made:
+        raise ValueError(
+            f"iterations={settings.iterations} with data.questions=(), which has dealt "
+            f"out all questions to {made} iterations; expected iterations={made}. "
+            "Choose another --workdir for more."
+        )
     wanted = {
         f"questions_{number}": count
         for number, count in enumerate(settings.data.counts(settings.iterations), 1)
@@ -89,6 +95,7 @@ def _draw(
         equations = word_problems_data.read_equations(options.equations)
         return word_problems_data.further(equations, known, total, seed=settings.seed)
     name = "data.question_file"
-    pool = data.read_questions(name, options.question_file, options, texts)
+    how = {"texts": texts, "strict": options.strict}
+    pool = data.read_questions(name, options.question_file, options, **how)
     stated = f"the questions of iterations {', '.join(n[10:] for n in wanted)}"
     return data.unused(name, pool, {"the run": known}, total, stated)[:total]

@@ -130,13 +130,14 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "search.top_p": _NUCLEUS,
     "search.max_expansions": Range(1, 1_000_000),
     "search.on_tie": ("back", "append"),
+    "search.propose_by": ("self",),  # or a function, see `OWN`
     "search.max_step_tokens": _LENGTH,
     "search.context_tokens": _LENGTH,
     "search.slots": Range(1, 1_000_000),
     "search.tensor": Range(0, 4096),
     "judge.kind": KINDS,
     "judge.mode": ("generate", "logprob"),
-    "judge.by": ("self", "random", "oracle"),
+    "judge.by": ("self", "random", "oracle"),  # or a function, see `OWN`
     "judge.score": ("sum", "consistent", "single"),
     "judge.schedule": ("full", "knockout", "swiss"),
     "judge.temperature": _WARMTH,
@@ -155,6 +156,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "eval.max_tokens": _LENGTH,
     "eval.search_count": _COUNT,
 }
+OWN = ("judge.by", "search.propose_by")  # may also name a "module:function"
 _OPTIMIZER: dict[str, Range | tuple[str, ...]] = {
     "learning_rate": Range(0, 10, above=True),
     "schedule": ("constant", "cosine"),
@@ -247,7 +249,8 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
         look("data.question_file", data.question_file, "a file of questions")
         look("data.test", data.test, "a file of test problems")
         if not data.make_eft:
-            look("data.eft", data.eft, "a file of judgments")
+            needed = not _is_own(config.judge.by)  # then the model need not judge
+            look("data.eft", data.eft, "a file of judgments", needed)
         elif config.prm.labels not in ("gold", "rollouts"):
             look("prm.labels", config.prm.labels, "a file of step labels")
         if config.tokenizer == "" and kind == "random":
@@ -263,11 +266,13 @@ def words(name: str) -> str:
     allowed = SETTINGS.get(name)
     if name.startswith("sft.phases."):
         allowed = _PHASE.get(name.split(".", 3)[3])
-    return "" if allowed is None else _expected(allowed)
+    return "" if allowed is None else _expected(name, allowed)
 
 
-def _expected(allowed: Range | tuple[str, ...]) -> str:
-    return str(allowed) if isinstance(allowed, Range) else f"one of {allowed}"
+def _expected(name: str, allowed: Range | tuple[str, ...]) -> str:
+    if isinstance(allowed, Range):
+        return str(allowed)
+    return f"one of {allowed}{', or module:function' if name in OWN else ''}"
 
 
 def _value(config: Any, name: str) -> Any:
@@ -284,7 +289,9 @@ def _ranges(config: Any) -> Iterator[Rule]:
 
 
 def _rule(name: str, value: Any, allowed: Range | tuple[str, ...]) -> Rule:
-    expected = _expected(allowed)
+    expected = _expected(name, allowed)
+    if name in OWN and _is_own(value):
+        return name, value, expected, True
     if not isinstance(allowed, Range):
         near = difflib.get_close_matches(str(value).lower(), allowed, 1)
         expected += f' (did you mean "{near[0]}"?)' if near else ""
@@ -350,9 +357,9 @@ def _counts(config: Any) -> Iterator[Rule]:
         "data.questions",
         questions,
         "numbers from 1 to 100,000,000, one per iteration (the last one also counts "
-        "for further iterations)",
+        "for further iterations), or () for all questions of a file",
         all(type(count) is int and count in _SOME for count in questions)
-        and (len(questions) > 0 or iterations == 0),
+        and (len(questions) > 0 or iterations == 0 or config.data.world == ""),
     )
     axes = [(f"mesh.{name}", config.mesh[name]) for name in ("data", "fsdp", "tensor")]
     for name, size in axes:
@@ -361,6 +368,11 @@ def _counts(config: Any) -> Iterator[Rule]:
     sizes = tuple(size for _, size in axes)
     names = "mesh.data, mesh.fsdp, mesh.tensor"
     yield names, sizes, "at most one -1", sizes.count(-1) <= 1
+
+
+def _is_own(setting: str) -> bool:
+    """Whether a setting names a function of one's own, "module:function"."""
+    return ":" in setting
 
 
 def _controls(config: Any) -> Iterator[Rule]:
@@ -375,11 +387,26 @@ def _controls(config: Any) -> Iterator[Rule]:
         f"one number above 0 for each of {iterations} iterations, or ()",
         enough or (not updates and config.improve_by != "sft"),
     )
+    proposed = config.search.propose_by
     yield (
         "judge.by",
         judge.by,
         "'self', or 'random', or 'oracle' in a world (data.world)",
         judge.by != "oracle" or world != "",
+    )
+    yield (
+        "judge.kind",
+        judge.kind,
+        "'comparisons' with 'module:function' in judge.by or search.propose_by, which "
+        "works on single steps",
+        judge.kind != "ratings" or not (_is_own(judge.by) or _is_own(proposed)),
+    )
+    yield (
+        "judge.schedule",
+        judge.schedule,
+        "'full' with judge.by='module:function', which scores all candidates in one "
+        "call",
+        judge.schedule == "full" or not _is_own(judge.by),
     )
     yield (
         "judge.kind",

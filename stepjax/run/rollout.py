@@ -1,9 +1,12 @@
 """A model searches questions: proposer, judge and search on the devices of a run."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from stepjax import controls, propose, search, tournament
+import numpy as np
+
+from stepjax import controls, own_functions, propose, search, tournament
 from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
@@ -73,28 +76,19 @@ def search_questions(
       params: of the model, from `Run.sampling_params`.
       questions: this host's.
       iteration: first integer of every key path.
-      by: who judges, one of `controls.JUDGES`.
+      by: who judges, one of `controls.JUDGES`. Where `judge.by` of the settings names a
+        function of one's own, that one judges.
       active: see `search.step_search`.
       on_pause: see `search.step_search`.
 
     Yields:
       Closed searches, in the order in which they close.
     """
-    settings, options = run.settings, run.settings.search
+    options = run.settings.search
     solver = open_sampler(run, params, options.context_tokens)
     judge, judge_sampler = _judge(run, params, by)
     samplers = [solver] + ([judge_sampler] if judge_sampler else [])
-    proposer = propose.make_proposer(
-        solver,
-        run.codec,
-        unit=run.kind.unit,
-        width=options.width,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        max_tokens=run.kind.candidate_tokens,
-        iteration=iteration,
-        seed=settings.seed,
-    )
+    proposer = _proposer(run, solver, iteration)
 
     def pause(in_flight: Mapping[int, State]) -> None:
         # A run that goes on from here begins with empty caches. This run empties its
@@ -154,11 +148,71 @@ def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> Judge:
     )
 
 
+def _proposer(run: Run, solver: Sampler, iteration: int) -> Callable:
+    """Returns who writes the candidates: the model, or a function of one's own."""
+    options, seed = run.settings.search, run.settings.seed
+    if own_functions.named(options.propose_by):
+        return own_functions.proposer(
+            own_functions.load("search.propose_by", options.propose_by),
+            run.codec,
+            functools.partial(_measure, solver, run.codec.tokenizer.vocab_size),
+            name=f"search.propose_by={options.propose_by!r}",
+            width=options.width,
+            max_tokens=run.kind.candidate_tokens,
+            iteration=iteration,
+            seed=seed,
+        )
+    return propose.make_proposer(
+        solver,
+        run.codec,
+        unit=run.kind.unit,
+        width=options.width,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_tokens=run.kind.candidate_tokens,
+        iteration=iteration,
+        seed=seed,
+    )
+
+
+def _measure(
+    sampler: Sampler,
+    vocab: int,
+    contexts: Mapping[int, Sequence[int]],
+    candidates: Mapping[int, Collection[tuple[int, ...]]],
+) -> dict[int, list[float]]:
+    """Returns the log-probability of each candidate; slot → one per candidate."""
+    sampler.hold({slot: ids[:-1] for slot, ids in contexts.items()})
+    width = max(map(len, candidates.values()))
+    if not width:
+        return {slot: [] for slot in contexts}
+    slots = range(len(sampler.held))
+    rows, scored = [], np.zeros((len(slots), width), np.int32)
+    for slot in slots:
+        steps, last = list(candidates.get(slot, ())), contexts.get(slot, ())[-1:]
+        scored[slot, : len(steps)] = [len(step) for step in steps]
+        empty = [()] * (width - len(steps))
+        rows.append([(*last, *step) for step in steps] + empty)
+    logps = sampler.score(rows, scored, vocab=vocab, slots=slots)
+    return {
+        slot: [float(x) for x in logps[slot, : len(candidates[slot])]]
+        for slot in contexts
+    }
+
+
 def _judge(run: Run, params: Any, by: str) -> tuple[Judge, Sampler | None]:
     """Returns who judges, and the context caches that it uses, if any."""
     options, seed, sampler = run.settings.judge, run.settings.seed, None
     score, schedule = options.score, options.schedule
-    if by == "random":
+    if own_functions.named(options.by):
+        judge = own_functions.judge(
+            own_functions.load("judge.by", options.by),
+            run.codec,
+            name=f"judge.by={options.by!r}",
+            score=score,
+            seed=seed,
+        )
+    elif by == "random":
         judge = controls.random_judge(score, seed)
     elif by == "oracle":
         judge = controls.oracle_judge(run.kind.is_right, run.codec, score, seed)
@@ -174,9 +228,10 @@ def _fits(run: Run, state: State) -> bool:
     """Whether the contexts leave room for another candidate and its judgments."""
     settings, steps = run.settings, [step.ids for step in state.steps]
     solved = context_ids(run.codec, state)
-    judged = run.kind.judgments.context(run.codec, state.question.problem, steps)
     most = run.kind.candidate_tokens
-    return (
-        len(solved) + most <= settings.search.context_tokens
-        and len(judged) <= settings.judge.context_tokens
-    )
+    if len(solved) + most > settings.search.context_tokens:
+        return False
+    if own_functions.named(settings.judge.by):  # which has no context of ours
+        return True
+    judged = run.kind.judgments.context(run.codec, state.question.problem, steps)
+    return len(judged) <= settings.judge.context_tokens

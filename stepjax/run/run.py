@@ -16,7 +16,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from stepjax import forest, records, sft
+from stepjax import forest, own_functions, records, sft
 from stepjax.codec import Codec
 from stepjax.lm import (
     checkpoint,
@@ -69,6 +69,8 @@ class Run:
         config = config.copy_and_resolve_references()
         ranges.check(config)
         self.settings = from_config(config)
+        by, proposed = self.settings.judge.by, self.settings.search.propose_by
+        own_functions.check(by, proposed)
         self.dir = rundir.RunDirectory(config, workdir, redo)
         try:
             self._begin()

@@ -84,7 +84,7 @@ def test_the_valid_settings_pass(settings, tmp_path):
 @pytest.mark.parametrize("name", ["ift", "eft", "questions", "test"])
 def test_malformed_rows_are_named_by_line(settings, tmp_path, name):
     write(tmp_path, name, [*ROWS[name], '{"id": "x"}\n'])
-    place = f"{name}.jsonl:{len(ROWS[name]) + 1}: "
+    place = f"{name}.jsonl:{len(ROWS[name]) + 1} (id x): "
     refused(settings, tmp_path, place, "missing field 'problem'", "expected")
 
 
@@ -99,7 +99,7 @@ def test_missing_files(settings, tmp_path, key):
 def test_a_marker_that_the_template_does_not_produce(settings, tmp_path):
     row = ROWS["ift"][0] | {"steps": ["Stage 1: 8*7+4=0; \\boxed{0}"]}
     write(tmp_path, "ift", [row])
-    refused(settings, tmp_path, "'i1'", "Stage 1", "Step 1: ")
+    refused(settings, tmp_path, "ift.jsonl:1 (id i1): ", "Stage 1", "Step 1: ")
 
 
 def test_budgets_smaller_than_a_prompt(settings, tmp_path):
@@ -113,7 +113,9 @@ def test_budgets_smaller_than_a_prompt(settings, tmp_path):
 
 def test_a_problem_in_two_splits_and_too_few_questions(settings, tmp_path):
     write(tmp_path, "test", [ROWS["ift"][0] | {"id": "t"}])
-    refused(settings, tmp_path, "unknown field 'steps'")
+    settings.data.strict = True
+    refused(settings, tmp_path, "test.jsonl:1 (id t): unknown field 'steps'")
+    settings.data.strict = False
     leak = {"id": "t", "problem": ROWS["ift"][0]["problem"], "answer": "2"}
     write(tmp_path, "test", [leak])
     refused(settings, tmp_path, "M1 training", "test", "one split")

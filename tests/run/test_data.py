@@ -136,6 +136,22 @@ def test_counts_take_the_first_rows(files, tmp_path):
     assert asked == [*rows["question_file"][2:5], rows["question_file"][6]]
 
 
+def test_all_questions_of_a_file_are_dealt_out(files, tmp_path):
+    c, rows = files
+    c.data.questions = ()
+    counts = data.make_data(from_config(c), TEXTS, tmp_path / "data")
+    assert (counts["questions_1"], counts["questions_2"]) == (4, 4)  # 9 are left
+    asked = [
+        row
+        for n in (1, 2)
+        for row in records.read_jsonl(tmp_path / f"data/questions_{n}.jsonl", Question)
+    ]
+    assert asked == rows["question_file"][6:14]
+    c.iterations = 10
+    with pytest.raises(ValueError, match=r"has 9 questions .* at least 10"):
+        data.make_data(from_config(c), TEXTS, tmp_path / "other")
+
+
 def test_too_few_questions(files, tmp_path):
     c, _ = files
     c.data.questions = (5, 5)

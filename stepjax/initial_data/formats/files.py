@@ -1,4 +1,4 @@
-"""Rows of files: JSON, JSON lines, either of them with gzip, parquet, or a folder.
+"""Rows of files: JSON, JSON lines, CSV, any of them with gzip, parquet; or a folder.
 
 A row that cannot be used stops the reading with its file, its line and the reason. With
 `Rejects` it is listed instead, and the counts add up: read = kept + rejected. A file
@@ -20,7 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from stepjax.initial_data.formats import csv_files
+
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+TABLES = (".csv", ".csv.gz")  # read when they are named; in a folder, passed over
 
 
 class Place(NamedTuple):
@@ -84,19 +87,21 @@ class Rejects:
             self._said = time.monotonic()
             self.say(f"{self.read:,} rows are read, {len(self.rows):,} rejected")
 
-    def add(self, place: Place, reason: str, text: str) -> None:
+    def add(self, place: Place, reason: str, text: str, identity: str = "") -> None:
         """Lists a row that has been counted.
 
         Args:
           place: where it is.
           reason: why it is not used: "reason; expected ...".
           text: the row.
+          identity: the row's own id, if it has one.
 
         Raises:
-          ValueError: "PATH:LINE: reason" when bad rows are not listed.
+          ValueError: "PATH:LINE (id ID): reason" when bad rows are not listed.
         """
         if not self._collect:
-            raise ValueError(f"{place}: {reason}")
+            named = f" (id {identity})" if identity else ""
+            raise ValueError(f"{place}{named}: {reason}")
         self.reasons[_kind(reason)] += 1
         row = {"file": place.file, "line": place.line, "reason": reason, "row": text}
         self.rows.append(row)
@@ -114,10 +119,11 @@ def rows(
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
     r"""Reads the rows of a file, or of all files in a folder.
 
-    The ending of a file's name says what it is: `.parquet`; `.json`, which holds one
-    array of objects, one object, or JSON lines all the same; anything else is JSON
-    lines, where only "\n" ends a line. With `.gz` behind it, it is unpacked first. A
-    byte order mark at the start of a file is passed over.
+    The ending of a file's name says what it is: `.parquet`; `.csv`, see `csv_files`;
+    `.json`, which holds one array of objects, one object, or JSON lines all the same;
+    anything else is JSON lines, where only "\n" ends a line. With `.gz` behind it, it
+    is unpacked first. A byte order mark at the start of a file is passed over, and so
+    are empty lines at the end.
 
     Of a folder, all files with one of the endings `SUFFIXES` are read, also those in
     folders within it and behind links, in the order of their paths. Hidden files and
@@ -146,7 +152,8 @@ def rows(
                 "expected another name. Rename it."
             )
         name = file.relative_to(path).as_posix() if folder else file.name
-        ending = next((end for end in SUFFIXES if name.lower().endswith(end)), None)
+        endings = (*SUFFIXES, *TABLES)
+        ending = next((end for end in endings if name.lower().endswith(end)), None)
         stem = name[: -len(ending)] if ending else name.removesuffix(file.suffix)
         before = rejects.read
         with _readable(file):
@@ -154,6 +161,8 @@ def rows(
                 yield from _parquet(file, stem, rejects)
             elif ending in (".json", ".json.gz"):
                 yield from _json(file, stem, rejects)
+            elif ending in TABLES:
+                yield from _csv(file, stem, rejects)
             else:
                 with _opened(file) as lines:
                     yield from _lines(file, lines, stem, rejects)
@@ -164,6 +173,9 @@ def rows(
             )
 
 
+_EMPTY = "empty line; expected one JSON object per line."
+
+
 def parse_object(text: str) -> dict[str, Any]:
     """Returns the JSON object that a text holds.
 
@@ -172,7 +184,7 @@ def parse_object(text: str) -> dict[str, Any]:
         an object has twice, half of a surrogate pair, or a value that is no object.
     """
     if not text.strip():
-        raise ValueError("empty line; expected one JSON object per line.")
+        raise ValueError(_EMPTY)
     try:
         value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -287,11 +299,20 @@ def _opened(file: Path) -> BinaryIO:
 def _lines(
     file: Path, lines: Iterator[bytes], stem: str, rejects: Rejects
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
+    empty: list[tuple[Place, str]] = []  # at the end of a file they are nothing
     for number, line in enumerate(lines, 1):
         place = Place(str(file), number, number, f"{stem}-{number - 1}")
-        rejects.count()
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line.strip():
+            text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+            empty.append((place, text))
+            continue
+        for before, text in empty:
+            rejects.count()
+            rejects.add(before, _EMPTY, text)
+        empty.clear()
+        rejects.count()
         line = line.removesuffix(b"\n").removesuffix(b"\r")
         try:
             value = parse_object(line.decode("utf-8"))
@@ -303,16 +324,40 @@ def _lines(
             yield place, value
 
 
-def _json(
-    file: Path, stem: str, rejects: Rejects
-) -> Iterator[tuple[Place, dict[str, Any]]]:
+def _text(file: Path) -> str:
+    """Returns what a file holds."""
     with _opened(file) as opened:
         content = opened.read()
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{file}:{line}: {_broken(error)}") from error
+        raise ValueError(
+            f"{file}:{line}: the text is not UTF-8 ({error}); expected it to be. Save "
+            "the file as UTF-8, or get it again if it is damaged."
+        ) from error
+
+
+def _csv(
+    file: Path, stem: str, rejects: Rejects
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    try:
+        found = enumerate(csv_files.objects(_text(file)), 1)
+        for row, (line, value, reason) in found:
+            place = Place(str(file), line, row, f"{stem}-{row - 1}")
+            rejects.count()
+            if reason:
+                rejects.add(place, reason, json.dumps(value, ensure_ascii=False))
+            else:
+                yield place, value
+    except csv_files.Broken as error:
+        raise ValueError(f"{file}:{error}") from error
+
+
+def _json(
+    file: Path, stem: str, rejects: Rejects
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    text = _text(file)
     if text.lstrip()[:1] == "[":
         yield from _array(file, text, stem, rejects)
         return
@@ -320,7 +365,7 @@ def _json(
         value = _DECODER.decode(text)
     except (ValueError, RecursionError):
         # Not one value: JSON lines, or broken in a line that is named now.
-        yield from _lines(file, io.BytesIO(content), stem, rejects)
+        yield from _lines(file, io.BytesIO(text.encode()), stem, rejects)
         return
     place = Place(str(file), 1, 1, stem)
     rejects.count()

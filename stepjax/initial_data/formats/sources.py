@@ -13,7 +13,9 @@ from typing import Any
 from stepjax import records
 from stepjax.initial_data import step_values
 from stepjax.initial_data.formats import (
+    fields,
     files,
+    own,
     preferences,
     prm800k,
     step_labels,
@@ -25,7 +27,8 @@ from stepjax.prompts import Templates
 
 # (row, name, templates) → records; raises ValueError("reason; expected ...").
 Parse = Callable[[dict[str, Any], str, Templates], list]
-Reader = Callable[[str | os.PathLike, Templates], list]  # (path, templates) → records
+# (path, templates, strict=False) → records; see `read`.
+Reader = Callable[..., list]
 
 TYPES = {
     "question": records.Question,
@@ -38,12 +41,7 @@ TYPES = {
 }
 # Formats whose rows are solutions. As questions, those of one problem are one.
 SOLUTIONS = ("prm800k", "processbench")
-_ASKED = (records.Question, records.Problem)
-
-
-def _own(row: dict[str, Any], name: str, templates: Templates, to: str) -> list:
-    """Makes the record of a row in our own format."""
-    return [records.from_object(row, TYPES[to])]
+_ASKED = ("question", "problem")
 
 
 def _values(row: dict[str, Any], name: str, templates: Templates) -> list:
@@ -64,7 +62,7 @@ _WORKED: dict[str, Parse] = {
 }
 # Format → what it gives → how one row is taken apart.
 FORMATS: dict[str, dict[str, Parse]] = {
-    "jsonl": {to: functools.partial(_own, to=to) for to in TYPES},
+    "jsonl": {to: functools.partial(own.parse, to=kind) for to, kind in TYPES.items()},
     "gsm8k": {
         "question": worked.gsm8k_question,
         "problem": worked.gsm8k_problem,
@@ -73,7 +71,7 @@ FORMATS: dict[str, dict[str, Parse]] = {
     },
     "math": _WORKED,
     "numina": _WORKED,
-    "benchmark": {"question": worked.question, "problem": worked.problem},
+    "benchmark": {to: functools.partial(own.parse, to=TYPES[to]) for to in _ASKED},
     "word_problems": {
         "question": worked.question,
         "problem": worked.problem,
@@ -124,6 +122,8 @@ def read(
     to: str,
     templates: Templates,
     rejects: files.Rejects | None = None,
+    *,
+    strict: bool = False,
 ) -> list:
     """Reads the records of a file or a folder.
 
@@ -133,6 +133,8 @@ def read(
       to: the records wanted, one of `TYPES`.
       templates: their step marker begins each step.
       rejects: where bad rows are listed; None stops at the first.
+      strict: whether rows of our own format may hold nothing but the fields of the
+        record; see `own`. Otherwise fields that are passed over are named in one line.
 
     Returns:
       The records, in the order of the rows. A problem with several solutions in PRM800K
@@ -141,12 +143,14 @@ def read(
       "gsm8k-train-17".
 
     Raises:
-      ValueError: "PATH:LINE: reason; expected ..." for a row that does not fit the
-        format, or an id that an earlier row has, unless it is listed; or when no row
-        is left; see also `files.rows` and `parser`.
+      ValueError: "PATH:LINE (id ID): reason; expected ..." for a row that does not fit
+        the format, or an id that an earlier row has, unless it is listed; or when no
+        row is left; see also `files.rows` and `parser`.
     """
-    parse, own = parser(form, to), TYPES[to] if form == "jsonl" else None
-    return read_with(path, parse, form, templates, rejects, own=own)
+    parse, kind = parser(form, to), TYPES[to] if form == "jsonl" else None
+    if strict and kind:
+        parse = functools.partial(parse, strict=True)
+    return read_with(path, parse, form, templates, rejects, own_type=kind)
 
 
 def read_with(
@@ -156,7 +160,7 @@ def read_with(
     templates: Templates,
     rejects: files.Rejects | None = None,
     *,
-    own: type | None = None,
+    own_type: type | None = None,
 ) -> list:
     """Reads the records of a file with a given function for its rows; see `read`.
 
@@ -166,15 +170,16 @@ def read_with(
       form: name of the format, for the ids; ids of "jsonl" and "benchmark" go without.
       templates: their step marker begins each step.
       rejects: where bad rows are listed; None stops at the first.
-      own: the type of the records where the rows are in our own format: of a dataset of
-        TFDS, only its fields are taken.
+      own_type: the type of the records where the rows are in our own format: of a
+        dataset of TFDS, only its fields are taken.
     """
     rejects = rejects or files.Rejects(collect=False)
     prefix = "" if form in ("jsonl", "benchmark") else f"{form}-"
     made: list = []
     places: dict[str, str] = {}
+    unread: set[str] = set()
     if tfds.is_address(str(path)):
-        found = tfds.rows(str(path), rejects, own)
+        found = tfds.rows(str(path), rejects, own_type)
     else:
         found = files.rows(path, rejects)
     for place, row in found:
@@ -187,17 +192,21 @@ def read_with(
                         "expected every id once."
                     )
         except ValueError as error:
-            rejects.add(
-                place, str(error), json.dumps(row, ensure_ascii=False, default=str)
-            )
+            text = json.dumps(row, ensure_ascii=False, default=str)
+            rejects.add(place, str(error), text, _shown_id(row))
             continue
+        if own_type:
+            unread |= own.unread(row, own_type)
         places.update((record.id, str(place)) for record in new)
         made += new
-    if form in SOLUTIONS and made and isinstance(made[0], _ASKED):
+    if form in SOLUTIONS and made and type(made[0]) in map(TYPES.get, _ASKED):
         asked: dict[str, Any] = {}
         for record in made:
             asked.setdefault(record.problem, record)
         made = list(asked.values())
+    if unread:
+        names = ", ".join(sorted(unread))
+        rejects.say(f"{path}: these fields are not read: {names}")
     if not rejects.kept:
         raise ValueError(
             f"{path}: all of the {rejects.read} rows are bad, the first because: "
@@ -216,5 +225,24 @@ def readers(to: str) -> dict[str, Reader]:
     return {form: functools.partial(_read, form=form, to=to) for form in names}
 
 
-def _read(path: str | os.PathLike, templates: Templates, form: str, to: str) -> list:
-    return read(path, form, to, templates)
+def _read(
+    path: str | os.PathLike,
+    templates: Templates,
+    form: str,
+    to: str,
+    *,
+    strict: bool = False,
+) -> list:
+    rejects = files.Rejects(collect=False, say=_say)
+    return read(path, form, to, templates, rejects, strict=strict)
+
+
+def _say(text: str) -> None:
+    print(f"stepjax: {text}", flush=True)
+
+
+def _shown_id(row: dict[str, Any]) -> str:
+    """Returns the id that a row states, cut to a length for messages, or ""."""
+    found = [value for name, value in row.items() if name.strip().lower() == "id"]
+    stated = fields.number_as_text(found[0]) if found else ""
+    return stated[:60] if isinstance(stated, str) else ""

@@ -73,14 +73,20 @@ def gsm8k_problem(
 
 def question(row: dict[str, Any], name: str, templates: Templates) -> list[Question]:
     """Makes a question of {"problem"} and, if there, "id"; other fields are ignored."""
-    return [Question(fields.identity(row, name), fields.text(row, "problem"))]
+    return [Question(fields.identity(row, name), asked(row))]
 
 
 def problem(row: dict[str, Any], name: str, templates: Templates) -> list[Problem]:
     """Makes a benchmark item of {"problem", "answer"} and, if there, "id"."""
     identity = fields.identity(row, name)
     answer = fields.answer(row)  # a few benchmarks have "" for a proof
-    return [Problem(identity, fields.text(row, "problem"), answer)]
+    return [Problem(identity, asked(row), answer)]
+
+
+def asked(row: dict[str, Any]) -> str:
+    """Takes the text of the problem: the field "problem", or else "question"."""
+    other = "question" in row and "problem" not in row
+    return fields.text(row, "question" if other else "problem")
 
 
 def worked(row: dict[str, Any], name: str, templates: Templates) -> list[Worked]:
@@ -96,7 +102,7 @@ def worked(row: dict[str, Any], name: str, templates: Templates) -> list[Worked]
     else:
         answer = fields.answer(row)
     identity = fields.identity(row, name)
-    return [Worked(identity, fields.text(row, "problem"), solution, answer)]
+    return [Worked(identity, asked(row), solution, answer)]
 
 
 def worked_problem(

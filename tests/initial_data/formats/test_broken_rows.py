@@ -138,7 +138,7 @@ OWN = {
     ("stepwise", "labels"): {"labels": [True]},
     ("step_dpo", "preference"): {"rejected": "b "},  # the same as chosen
     ("trl", "preference"): {"chosen": "Step 1: "},
-    ("jsonl", "solution"): {"more": 1},
+    ("jsonl", "solution"): {"steps": ["Step 2: a"]},
     ("jsonl", "labels"): {"labels": [1.5]},
 }
 
@@ -165,17 +165,20 @@ def all_good(form, to):
 def test_a_broken_row_is_found_at_its_line(tmp_path, form, to, kind):
     lines, row = list(good_lines(form, to)), GOOD[form, to](617)
     own = OWN[form, to]
+    shown = (row | own).get("id") if kind == "of this format" else row.get("id")
     lines[617] = BROKEN[kind](row) if kind in BROKEN else changed(row, **own)
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(ValueError) as caught:
         sources.read(path, form, to, TEMPLATES)
-    assert str(caught.value).startswith(f"{path}:618: ")
-    assert "expected" in str(caught.value)
+    place, _, reason = str(caught.value).partition(": ")
+    # An object that could be read is named by its id, too.
+    assert place in (f"{path}:618", f"{path}:618 (id {shown})")
+    assert "expected" in reason
     rejects = files.Rejects()
     kept = sources.read(path, form, to, TEMPLATES, rejects)
     (row,) = rejects.rows
-    assert f"{path}:618: {row['reason']}" == str(caught.value)
+    assert reason == row["reason"]
     assert (row["file"], row["line"], rejects.read, rejects.kept) == (
         str(path),
         618,

@@ -132,7 +132,7 @@ def test_malformed_gsm8k_rows(tmp_path, reader, bad, reason):
 @pytest.mark.parametrize(
     "bad, reason",
     [
-        ({"problem": "q"}, "field 'answer'"),
+        ({"problem": "q"}, "no answer (the fields ['problem'] are there)"),
         ({"answer": "1"}, "field 'problem'"),
         ({"problem": "q", "answer": [27]}, "[27]"),
         ({"id": [3], "problem": "q", "answer": "1"}, "field 'id'"),
@@ -143,7 +143,8 @@ def test_malformed_benchmark_rows(tmp_path, bad, reason):
     path = write(tmp_path / "b.jsonl", [{"problem": "p", "answer": "2"}, bad])
     with pytest.raises(ValueError) as caught:
         benchmark(path)
-    assert str(caught.value).startswith(f"{path}:2: ")
+    shown = f" (id {bad['id']})" if isinstance(bad.get("id"), str) else ""
+    assert str(caught.value).startswith(f"{path}:2{shown}: ")
     assert reason in str(caught.value)
 
 
@@ -220,7 +221,9 @@ def test_files_of_one_name_in_a_folder(tmp_path):
     write(tmp_path / "y.jsonl", [row | {"id": "b"}, row])
     with pytest.raises(ValueError) as caught:
         benchmark(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'y.jsonl'}:2: id 'a' is at ")
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'y.jsonl'}:2 (id a): id 'a' is at "
+    )
     assert f"{tmp_path / 'x.jsonl'}:1 already" in str(caught.value)
     rejects = files.Rejects()
     made = sources.read(tmp_path, "benchmark", "problem", TEMPLATES, rejects)
@@ -245,7 +248,7 @@ def test_all_records_in_our_own_format(tmp_path):
         "question": Question("q", "p"),
         "problem": Problem("q", "p", "7"),
         "worked": Worked("q", "p", "s", "7"),
-        "solution": Solution("q", "p", ("Step 1: a",), "7"),
+        "solution": Solution("q", "p", ("Step 1: \\boxed{7}",), "7"),
         "labels": StepLabels("q", "p", ("Step 1: a", "Step 2: b"), (0.5, None)),
         "comparison": Comparison("q", "p", (), "Step 1: a", "Step 1: b", "B", "So. "),
         "preference": Preference("q", "p", ("Step 1: a",), "Step 2: b", "Step 2: c"),
@@ -270,9 +273,9 @@ def test_answers_and_ids_that_are_numbers(tmp_path):
     made = sources.read(tmp_path / "x.jsonl", "benchmark", "problem", TEMPLATES)
     texts = ["7", "27", "2.5", "-3", "1" + "0" * 30, "x", ""]
     assert made == [Problem(str(n), "p", text) for n, text in enumerate(texts)]
-    for wrong in (True, None, [7]):
+    for wrong, words in ((True, "is True"), (None, "'problem'"), ([7], r"is \[7\]")):
         records.write_jsonl(tmp_path / "y.jsonl", [{"problem": "p", "answer": wrong}])
-        with pytest.raises(ValueError, match="field 'answer' is"):
+        with pytest.raises(ValueError, match=f"answer.* {words}|no answer .*{words}"):
             sources.read(tmp_path / "y.jsonl", "benchmark", "problem", TEMPLATES)
 
 
