@@ -22,12 +22,12 @@ import ml_collections
 
 from stepjax import dpo as step_dpo
 from stepjax import forest, records, trajectory
-from stepjax.evaluation import stages, tables
+from stepjax.evaluation import causes, stages, tables
 from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.lm import model as lm
 from stepjax.pairs import Pair, pairs_of, summary
-from stepjax.run import finetune, rollout, rundir
+from stepjax.run import finetune, in_words, rollout, rundir
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
 
@@ -63,6 +63,7 @@ def sft(run: Run) -> None:
     inputs = run.dir.data("ift") | run.dir.data("eft")
     stage = _model_stage(run, "sft", 1, inputs)
     if stage.done:
+        run.monitor.say(f"M1 sft: {in_words.of_training(stage.done)}")
         return
     dropped = run.sft_examples.dropped
     if dropped:
@@ -96,6 +97,7 @@ def more_sft(run: Run, number: int) -> None:
     inputs = run.dir.model_digest(number) | data
     stage = _model_stage(run, "more_sft", number + 1, inputs)
     if stage.done:
+        run.monitor.say(f"M{number + 1} sft: {in_words.of_training(stage.done)}")
         return
     last, sizes = run.settings.sft.phases[-1], run.sft_examples.sizes
     shares = {name: getattr(last, name) for name in sizes}
@@ -132,6 +134,7 @@ def search(run: Run, number: int) -> None:
     inputs = run.dir.model_digest(number) | run.dir.data(name)
     stage = run.dir.stage("search", folder / "search.json", inputs, "*search.partial*")
     if stage.done:
+        run.monitor.say(f"M{number} search: {in_words.of_search(stage.done)}")
         return
     questions = run.dir.read(name, records.Question)
     journal = rundir.Journal(folder / "search.partial.jsonl", inputs)
@@ -156,7 +159,10 @@ def search(run: Run, number: int) -> None:
     counts = summary(states) | {"pairs": len(pairs)}
     run.monitor.restart("search", f"M{number}")
     run.monitor.log("search", f"M{number}", number, counts)
-    stage.commit(["search.jsonl", "pairs.jsonl"], counts=counts)
+    warnings = causes.of_search(states, run.settings)
+    for warning in warnings:
+        run.monitor.say(f"M{number} search: {warning}")
+    stage.commit(["search.jsonl", "pairs.jsonl"], counts=counts, warnings=warnings)
 
 
 # Mi → M(i+1).
@@ -165,7 +171,8 @@ def search(run: Run, number: int) -> None:
 def dpo(run: Run, number: int) -> None:
     """Makes M`number + 1` by step-DPO on the pairs that M`number` made."""
     source, inputs = run.dir.model(number), run.dir.model_digest(number)
-    if not run.dir.stage("search", source / "search.json", inputs).done:
+    searched = run.dir.stage("search", source / "search.json", inputs).done
+    if not searched:
         raise ValueError(
             f"{source / 'search.json'} is missing; expected the finished search of "
             f"M{number}. Run `stepjax search --model=M{number}` first."
@@ -173,6 +180,7 @@ def dpo(run: Run, number: int) -> None:
     inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
     stage = _model_stage(run, "dpo", number + 1, inputs)
     if stage.done:
+        run.monitor.say(f"M{number + 1} dpo: {in_words.of_training(stage.done)}")
         return
     pairs = records.read_jsonl(source / "pairs.jsonl", Pair)
     row_length = run.settings.train.row_length
@@ -188,7 +196,7 @@ def dpo(run: Run, number: int) -> None:
     else:
         run.monitor.say(
             f"dpo: M{number} made no preference pairs, so M{number + 1} is "
-            f"M{number}. Ask more questions, or raise search.temperature."
+            f"M{number}. {causes.no_pairs(searched['counts'])}"
         )
     counts = {"pairs": len(kept), "dropped": dropped, "updates": updates}
     arrays = run.save(run.dir.model(number + 1), params)

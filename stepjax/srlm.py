@@ -121,9 +121,7 @@ def _no_stops(templates: prompts.Templates) -> tuple[str, ...]:
     return ()
 
 
-def _solution_fault(
-    templates: prompts.Templates, number: int, text: str
-) -> str | None:
+def _solution_fault(templates: prompts.Templates, number: int, text: str) -> str | None:
     """A solution can be cut into steps and holds a closed box."""
     del number  # a solution begins with step 1
     try:

@@ -8,6 +8,7 @@ devices; sampling is split by problems; the first host writes what is written on
 import functools
 import os
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ from stepjax.lm import (
     weights,
 )
 from stepjax.lm import model as lm
-from stepjax.run import checks, data, kind, rundir
+from stepjax.run import banner, checks, data, kind, rundir
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
 
@@ -67,6 +68,8 @@ class Run:
     def _begin(self) -> None:
         settings = self.settings
         self.monitor = Monitor(self.dir.path, quiet=not hosts.first())
+        place = banner.place_in(self.dir.path, settings.iterations, self.dir.is_new)
+        self.monitor.say(f"{self.dir.path}: {place}")
         self.mesh = sharding.make_mesh(**settings.mesh._asdict())
         checks.check_settings(settings)
         self.kind = kind.choose(settings, self.dir.path / "data")
@@ -82,6 +85,9 @@ class Run:
         self.slots = settings.search.slots // hosts.count()
         with self.monitor.during("checking the data"):
             self._check()
+        for line in banner.of_model(shape, self.model, settings.init):
+            self.monitor.say(line)
+        self.monitor.say(banner.of_data(self.dir.path))
 
     def _check(self) -> None:
         """Refuses, before anything is compiled, what could not work later."""
@@ -266,19 +272,29 @@ class Run:
             state, done, over = saver.restore(state)
         self.monitor.restart(name, model, done)
         with self.monitor.progress(f"{model} {name}", steps, "update", done) as advance:
-            shown = done
+            shown, tokens, since = done, 0, time.monotonic()
+            rates = train.learning_rates(optimizer, steps)
+
+            def feed(step: int) -> Any:
+                nonlocal tokens
+                batch = batch_at(step)
+                tokens += getattr(batch, "rows", batch).tokens.size
+                return batch
 
             def on_log(now: int, metrics: dict[str, float]) -> None:
-                nonlocal shown
-                self.monitor.log(name, model, now, metrics)
+                nonlocal shown, tokens, since
+                seconds = time.monotonic() - since
+                metrics = metrics | {"learning_rate": float(rates(now - 1))}
+                speeds = {"tokens_per_second": tokens / seconds}
+                self.monitor.log(name, model, now, metrics, speeds=speeds)
                 advance(now - shown, f"loss {metrics['loss']:.4f}")
-                shown = now
+                shown, tokens, since = now, 0, since + seconds
 
             state, done = train.fit(
                 train.make_update(loss, transform, shardings),
                 state,
                 reference,
-                batch_at,
+                feed,
                 steps,
                 saver=saver,
                 done=done,

@@ -34,6 +34,7 @@ class RunDirectory:
 
     Attributes:
       path: the folder.
+      is_new: whether this claim has made it.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, path: str | os.PathLike):
@@ -45,7 +46,7 @@ class RunDirectory:
         self.path, self._seed = pathlib.Path(path), config.seed
         # Only the first host looks before the file is written: NFS may cache "no such
         # file" on the other hosts.
-        self._new = hosts.first() and not (self.path / "config.json").exists()
+        self.is_new = hosts.first() and not (self.path / "config.json").exists()
         if hosts.first():
             self._claim(to_dict(config))
         hosts.barrier("run directory claimed")
@@ -60,7 +61,7 @@ class RunDirectory:
 
     def give_back(self) -> None:
         """Deletes the folder if this claim has made it; the run could not begin."""
-        if self._new:
+        if self.is_new:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _claim(self, mine: dict) -> None:

@@ -13,7 +13,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
-from stepjax.run.monitor import Clock, Monitor, Progress, usage_line
+from stepjax.run.monitor import Monitor
+from stepjax.run.progress import Clock, Progress, usage_line
 
 DATE = "2026-01-05, stepjax 0.1.0"
 
