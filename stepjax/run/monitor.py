@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorboardX
-from rich import live, table
 from rich import console as rich_console
+from rich import live
 from tensorboardX import summary
 
 import stepjax
