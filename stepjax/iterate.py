@@ -27,7 +27,7 @@ from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.lm import model as lm
 from stepjax.pairs import Pair, pairs_of, summary
-from stepjax.run import finetune, in_words, rollout, rundir
+from stepjax.run import finetune, rollout, rundir
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
 
@@ -63,7 +63,6 @@ def sft(run: Run) -> None:
     inputs = run.dir.data("ift") | run.dir.data("eft")
     stage = _model_stage(run, "sft", 1, inputs)
     if stage.done:
-        run.monitor.say(f"M1 sft: {in_words.of_training(stage.done)}")
         return
     dropped = run.sft_examples.dropped
     if dropped:
@@ -97,7 +96,6 @@ def more_sft(run: Run, number: int) -> None:
     inputs = run.dir.model_digest(number) | data
     stage = _model_stage(run, "more_sft", number + 1, inputs)
     if stage.done:
-        run.monitor.say(f"M{number + 1} sft: {in_words.of_training(stage.done)}")
         return
     last, sizes = run.settings.sft.phases[-1], run.sft_examples.sizes
     shares = {name: getattr(last, name) for name in sizes}
@@ -134,7 +132,6 @@ def search(run: Run, number: int) -> None:
     inputs = run.dir.model_digest(number) | run.dir.data(name)
     stage = run.dir.stage("search", folder / "search.json", inputs, "*search.partial*")
     if stage.done:
-        run.monitor.say(f"M{number} search: {in_words.of_search(stage.done)}")
         return
     questions = run.dir.read(name, records.Question)
     journal = rundir.Journal(folder / "search.partial.jsonl", inputs)
@@ -180,7 +177,6 @@ def dpo(run: Run, number: int) -> None:
     inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
     stage = _model_stage(run, "dpo", number + 1, inputs)
     if stage.done:
-        run.monitor.say(f"M{number + 1} dpo: {in_words.of_training(stage.done)}")
         return
     pairs = records.read_jsonl(source / "pairs.jsonl", Pair)
     row_length = run.settings.train.row_length

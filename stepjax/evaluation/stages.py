@@ -14,7 +14,7 @@ from stepjax import dpo, records, trajectory
 from stepjax.evaluation import causes, diagnose, grading, samples
 from stepjax.lm import files, hosts
 from stepjax.pairs import Pair, summary
-from stepjax.run import checks, in_words, rollout, rundir
+from stepjax.run import checks, rollout, rundir
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
 
@@ -53,7 +53,7 @@ def evaluate(
         sources["training"] = run.dir.model(number - 1) / "pairs.jsonl"
     # Loaded once, when a mode needs them.
     params = functools.cache(lambda: run.sampling_params(number))
-    result, earlier = {}, {}
+    result = {}
     for mode in modes:
         if mode not in sources:
             continue
@@ -72,11 +72,7 @@ def evaluate(
             run.monitor.log(curve, f"M{number}", number, measured["metrics"])
             _say(run, number, curve, measured)
             stage.commit(**measured)
-        else:
-            earlier[mode] = stage.done
         result[mode] = stage.done["metrics"]
-    if earlier:
-        run.monitor.say(f"M{number} eval: {in_words.of_evaluations(earlier)}")
     return result
 
 
