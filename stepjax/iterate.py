@@ -250,10 +250,11 @@ def _train_on_pairs(
 def _say_results(run: Run) -> str:
     """Prints the tables of the run and returns them as text."""
     run.monitor.close()
-    titles = [f"{run.dir.path}, seed {run.settings.seed}", "iterations", "seconds"]
+    titles = [f"{run.dir.path}, seed {run.settings.seed}", "whole and refused"]
+    titles += ["iterations", "seconds"]
     drawn = tables.tables(run.dir.path, run.settings.iterations + 1)
     return "".join(
-        run.monitor.table(title, rows)
+        run.monitor.table(title, rows, tables.LEGEND)
         for title, rows in zip(titles, drawn, strict=True)
         if rows
     )

@@ -189,7 +189,7 @@ def of_state(state: State, is_right: IsRight | None = None) -> str:
     lines = [
         f"{question.id}: {words.get(state.status, state.status)}, "
         f"{len(state.expansions)} expansions, {len(state.steps)} steps kept",
-        *_wrapped(question.problem, "    "),
+        *wrapped(question.problem, "    "),
     ]
     kept: list[str] = []
     for expansion in state.expansions:
@@ -202,7 +202,7 @@ def of_state(state: State, is_right: IsRight | None = None) -> str:
     lines += ["", "  kept:"]
     for at, text in enumerate(kept):
         mark = _marks(question.problem, kept[:at], is_right)(text)
-        lines += _wrapped(text, "    ", f"    {mark}" if mark else "    ")
+        lines += wrapped(text, "    ", f"    {mark}" if mark else "    ")
     if not kept:
         lines.append("    nothing")
     return "\n".join(lines) + "\n"
@@ -211,11 +211,11 @@ def of_state(state: State, is_right: IsRight | None = None) -> str:
 def _marks(
     problem: str, kept: Sequence[str], is_right: IsRight | None
 ) -> Callable[[str], str]:
-    """Returns a function: text of a candidate → "right ", "wrong " or ""."""
+    """Returns a function: text of a candidate → "right: ", "wrong: " or ""."""
 
     def mark(text: str) -> str:
         found = is_right(problem, kept, text) if is_right else None
-        return "" if found is None else "right " if found else "wrong "
+        return "" if found is None else "right: " if found else "wrong: "
 
     return mark
 
@@ -228,11 +228,11 @@ def _of_expansion(expansion: Expansion, mark: Callable[[str], str]) -> Iterator[
     for number, candidate in enumerate(expansion.candidates):
         name = _name(expansion, number)
         head = f"    {name:7} {_facts(expansion, number, candidate)}"
-        yield from _wrapped(candidate.text, " " * 12, f"{head}{mark(candidate.text)}")
+        yield from wrapped(candidate.text, " " * 12, f"{head}{mark(candidate.text)}")
     for refused in expansion.refused:
         samples_ = "sample" if refused.count == 1 else "samples"
         head = f"    refused {refused.count} {samples_}, {refused.fault}: "
-        yield from _wrapped(refused.text, " " * 12, head)
+        yield from wrapped(refused.text, " " * 12, head)
     if not expansion.candidates and not expansion.refused:
         yield f"    no candidates; {expansion.malformed} samples were malformed"
     if expansion.verdicts:
@@ -271,13 +271,19 @@ def _of_verdicts(expansion: Expansion) -> Iterator[str]:
                 said = f"{first} as A, {second} as B: "
                 said += winner.get(verdict.winner, "no verdict")
             if explained or set(pair) == ends:
-                yield from _wrapped(verdict.response, " " * 10, f"      {said}: ")
+                yield from wrapped(verdict.response, " " * 10, f"      {said}: ")
             else:
                 yield f"      {said}"
 
 
-def _wrapped(text: str, indent: str, head: str | None = None) -> list[str]:
-    """Returns a text as lines of the terminal's width, the first one behind `head`."""
+def wrapped(text: str, indent: str, head: str | None = None) -> list[str]:
+    """Returns a text as lines of the terminal's width.
+
+    Args:
+      text: perhaps of several lines.
+      indent: begins each line.
+      head: begins the first line instead; None for `indent`.
+    """
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
     lines: list[str] = []
     for part in text.split("\n") or [""]:

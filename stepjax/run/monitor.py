@@ -287,9 +287,22 @@ class Monitor:
 
     # The end.
 
-    def table(self, title: str, rows: Sequence[dict[str, str]]) -> str:
-        """Prints rows of text as a table and returns it as plain text."""
+    def table(
+        self,
+        title: str,
+        rows: Sequence[dict[str, str]],
+        legend: Mapping[str, str] | None = None,
+    ) -> str:
+        """Prints rows of text as a table and returns it as plain text.
+
+        Args:
+          title: goes above the table.
+          rows: column → text.
+          legend: column → what it says, printed below for the columns that are there.
+        """
         text = text_table(rows, title)
+        known = {name: (legend or {}).get(name) for name in rows[0]}
+        text += "".join(f"{name}: {said}\n" for name, said in known.items() if said)
         if not self.quiet:
             print(text)
         return text

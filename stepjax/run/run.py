@@ -68,8 +68,6 @@ class Run:
     def _begin(self) -> None:
         settings = self.settings
         self.monitor = Monitor(self.dir.path, quiet=not hosts.first())
-        place = banner.place_in(self.dir.path, settings.iterations, self.dir.is_new)
-        self.monitor.say(f"{self.dir.path}: {place}")
         self.mesh = sharding.make_mesh(**settings.mesh._asdict())
         checks.check_settings(settings)
         self.kind = kind.choose(settings, self.dir.path / "data")
@@ -85,9 +83,9 @@ class Run:
         self.slots = settings.search.slots // hosts.count()
         with self.monitor.during("checking the data"):
             self._check()
-        for line in banner.of_model(shape, self.model, settings.init):
+        place = banner.place_in(self.dir.path, settings, self.dir.is_new)
+        for line in banner.lines(self.dir.path, place, self.model, settings.init):
             self.monitor.say(line)
-        self.monitor.say(banner.of_data(self.dir.path))
 
     def _check(self) -> None:
         """Refuses, before anything is compiled, what could not work later."""
