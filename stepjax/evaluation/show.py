@@ -132,9 +132,9 @@ def _of_answers(
 ) -> str:
     """Returns graded answers to test problems as text."""
     if choice == "ties" or not answers:
-        missing = "a search of its questions" if choice == "ties" else "graded answers"
+        missing = "search of its questions" if choice == "ties" else "graded answers"
         raise ValueError(
-            f"M{number} has no {missing}; expected one. Run `stepjax "
+            f"M{number} has no {missing}; expected some. Run `stepjax "
             f"{'search' if choice == 'ties' else 'eval'} --model=M{number}` first."
         )
     file, items = next(iter(answers.items()))
