@@ -61,7 +61,7 @@ class Refused:
     Attributes:
       fault: the reason, one of `FAULTS`.
       count: how many samples there are.
-      text: of the first one.
+      text: of the first one, as far as it was sampled.
     """
 
     fault: str

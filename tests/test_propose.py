@@ -67,10 +67,10 @@ def test_the_parser_leaves_malformed_rows_out_and_counts_them(codec):
     assert proposal.malformed == 7
     assert proposal.refused == (
         Refused(CUT_OFF, 2, "Step 1: 8*7+4=0"),
-        Refused(NO_MARKER, 3, "Step 2: 8*7+4=0"),
-        Refused(OTHER, 2, "Step 1: "),
+        Refused(NO_MARKER, 3, "Step 2: 8*7+4=0\nStep 3: "),
+        Refused(OTHER, 2, "Step 1: \nStep 2: "),
     )
     assert [(c.text, c.count) for c in proposal.candidates] == [("Step 1: 8*7+4=0", 1)]
     nothing = parser.proposal(3, [good, good], [True, True], np.zeros((2, 20)))
-    refused = Refused(NO_MARKER, 2, "Step 1: 8*7+4=0")
+    refused = Refused(NO_MARKER, 2, "Step 1: 8*7+4=0\nStep 2: ")
     assert nothing == Proposal((), 2, (refused,))

@@ -1,4 +1,4 @@
-"""Warnings about searches and answers: what is counted, and what they tell to change."""
+"""Warnings about searches and answers: what they count and tell people to change."""
 
 import dataclasses
 

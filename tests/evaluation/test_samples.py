@@ -57,5 +57,5 @@ def test_a_judgment_stands_under_its_steps_and_candidates():
 
 def test_a_long_text_is_cut():
     assert samples.indented("ab\n" * 300, by=2).endswith(
-        "  ab\n  ab\n   [... 100 more characters]"
+        "  ab\n  ab [... 100 more characters]"
     )

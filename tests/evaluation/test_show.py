@@ -153,7 +153,7 @@ def test_answers_stand_in_where_nothing_was_searched_or_is_known(workdir):
     assert text.startswith("M2: 1 of 1 wrong answers, from eval/M2_test_greedy.json\n")
     assert heads(show.show(workdir, 1, choice="wrong")) == [
         "t1"
-    ]  # no gold of questions
+    ]  # the gold of single steps is not known
 
 
 @pytest.mark.parametrize(
