@@ -24,7 +24,10 @@ The method, one file per stage, in the order in which it runs:
     controls.py     judges of the controls: coins, gold
     srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
 
-    main.py         the command line; __main__.py: the same by python -m stepjax
+    main.py         the command line; __main__.py: the same by python -m stepjax.
+                    cli/: help.py: commands and options in words; options.py: as
+                    flags; arguments.py: their checks; config_files.py: where settings
+                    come from; config_table.py: stepjax config
     config.py       default(): every setting once
     settings.py     settings to typed options
 
@@ -48,7 +51,9 @@ Beside the method; of the files above only main, iterate and ablate import these
                     up; word_problems.py, equations.py, word_problems_judgments.py,
                     word_problems_data.py: problems with an equation
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
-                    their manifests; data.py, checks.py: its data, early errors;
+                    their manifests; redo.py: what changed settings invalidate;
+                    ranges.py: what each setting may be; data.py, more_questions.py,
+                    checks.py: its data, early errors;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; finetune.py: a phase of
                     SFT; banner.py: what a run says first; monitor.py, progress.py:

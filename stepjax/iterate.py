@@ -32,14 +32,18 @@ from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
+def run(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike, redo: str = ""
+) -> str:
     """Runs the whole loop, or what is left of it, and returns the final table.
 
     Args:
       config: the settings, see `stepjax.config`.
       workdir: the run directory; made when missing, continued when it is there.
+      redo: a stage that may be deleted and made again because its settings have
+        changed, see `stepjax.run.redo`; "" for none.
     """
-    this = Run(config, workdir)
+    this = Run(config, workdir, redo)
     initial.make(this)
     stages.evaluate(this, 0, ("greedy", "judge"))
     sft(this)
@@ -63,6 +67,9 @@ def sft(run: Run) -> None:
     inputs = run.dir.data("ift") | run.dir.data("eft")
     stage = _model_stage(run, "sft", 1, inputs)
     if stage.done:
+        counts = stage.done["counts"]
+        parts = [f"{name} {done:,}" for name, done in counts["updates"].items()]
+        run.tell(f"M1: done already, updates of SFT: {', '.join(parts)}")
         return
     dropped = run.sft_examples.dropped
     if dropped:
@@ -96,6 +103,8 @@ def more_sft(run: Run, number: int) -> None:
     inputs = run.dir.model_digest(number) | data
     stage = _model_stage(run, "more_sft", number + 1, inputs)
     if stage.done:
+        updates = stage.done["counts"]["updates"]
+        run.tell(f"M{number + 1}: done already, {updates:,} updates of SFT")
         return
     last, sizes = run.settings.sft.phases[-1], run.sft_examples.sizes
     shares = {name: getattr(last, name) for name in sizes}
@@ -132,6 +141,11 @@ def search(run: Run, number: int) -> None:
     inputs = run.dir.model_digest(number) | run.dir.data(name)
     stage = run.dir.stage("search", folder / "search.json", inputs, "*search.partial*")
     if stage.done:
+        counts = stage.done["counts"]
+        run.tell(
+            f"M{number} search: done already, {counts['pairs']:,} pairs from "
+            f"{counts['questions']:,} questions in {folder / 'pairs.jsonl'}"
+        )
         return
     questions = run.dir.read(name, records.Question)
     journal = rundir.Journal(folder / "search.partial.jsonl", inputs)
@@ -177,6 +191,11 @@ def dpo(run: Run, number: int) -> None:
     inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
     stage = _model_stage(run, "dpo", number + 1, inputs)
     if stage.done:
+        counts = stage.done["counts"]
+        run.tell(
+            f"M{number + 1}: done already, {counts['updates']:,} updates of DPO on "
+            f"{counts['pairs']:,} pairs"
+        )
         return
     pairs = records.read_jsonl(source / "pairs.jsonl", Pair)
     row_length = run.settings.train.row_length

@@ -1,84 +1,55 @@
-"""The command line: ``stepjax run``, ``ablate``, ``eval`` and so on, see `COMMANDS`."""
+"""The command line: ``stepjax run``, ``ablate``, ``eval`` and so on; see `cli.help`.
+
+Whatever takes seconds to import is imported when a command has been understood and its
+settings have been checked; what is wrong with them is said in a fraction of a second.
+"""
 
 import functools
 import os
 import pathlib
+import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import ml_collections
-from absl import flags, logging
-from ml_collections import config_flags
-
 import stepjax
+from stepjax.cli import help
 
 if TYPE_CHECKING:
+    import ml_collections
+
     from stepjax.run.run import Run
 
-_USAGE = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VALUE ...]
-
-  run      the whole loop M0 → M1 → ...; the same command continues after a kill
-  sft      M0 → M1
-  search   what --model makes of its questions: search.jsonl and pairs.jsonl
-  dpo      --model → the next one
-  eval     measures --model; --mode=greedy|unseen|judge|search|training|all,
-           --benchmark=FILE
-  export   writes --model to --out as a Hugging Face directory;
-           --dtype=float32|bfloat16, --verify reads it again and compares
-  ablate   the loop with its controls: one table and a figure;
-           --seeds=0,1,2 --arms=self,random,oracle,sft,srlm
-  init-data  data for M1 from public data sets; `stepjax init-data` says more
-  On a slice of several hosts, every host runs the same command with --hosts=N.
-
-  plan     the memory and time that a run needs on a TPU slice, computed
-           without a TPU and without a --workdir: --topology=v5p:2x2x2 or v5p-16,
-           --stage=sft|dpo|search|all, --utilisation=0.4, --nosuggest
-
-Commands on an existing --workdir take its config.json when --config is left out.
-"""
-
-COMMANDS = (
-    *("run", "sft", "search", "dpo", "eval", "export", "ablate", "plan"),
-    "init-data",
-)
-
-_config = config_flags.DEFINE_config_file("config", None, "Settings of the run.")
-_workdir = flags.DEFINE_string("workdir", None, "The run directory.")
-_model = flags.DEFINE_string("model", "M1", "Which model: M0, M1, ...")
-_modes = ("greedy", "unseen", "judge", "search", "training", "all")
-_mode = flags.DEFINE_enum("mode", "all", _modes, "What to measure.")
-_benchmark = flags.DEFINE_string("benchmark", "test", "'test', or a file of problems.")
-_seeds = flags.DEFINE_list("seeds", "0,1,2", "ablate: seeds of the repetitions.")
-_arms = flags.DEFINE_list(
-    "arms", "self,random,oracle,sft,srlm", "ablate: what to compare."
-)
-_hosts = flags.DEFINE_integer("hosts", 1, "How many hosts run this command together.")
-_topology = flags.DEFINE_string("topology", None, "plan: a slice, v5p:2x2x2 or v5p-16.")
-_stage = flags.DEFINE_string("stage", "all", "plan: sft, dpo, search or all.")
-_utilisation = flags.DEFINE_float(
-    "utilisation", 0.4, "plan: share of the peak reached."
-)
-_suggest = flags.DEFINE_bool(
-    "suggest", True, "plan: find the smallest slice that fits."
-)
-_out = flags.DEFINE_string("out", None, "Where to export to.")
-_dtype = flags.DEFINE_enum(
-    "dtype", "float32", ("float32", "bfloat16"), "export: type of the saved weights."
-)
-_verify = flags.DEFINE_bool(
-    "verify", False, "export: read the written directory again and compare it."
-)
+COMMANDS = tuple(help.COMMANDS)
+_HELPS = ("help", "-h", "--help", "-help")
+_VERSIONS = ("version", "-V", "--version", "-version")
 
 
 def entry() -> None:
     """Entry point of the ``stepjax`` command."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _quit)  # until a run begins
     # Only tokenizers are used of transformers; it need not say that torch is missing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # a terminal without UTF-8 shows \u4e2d and the like
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(main(sys.argv))
+    try:
+        status = main(sys.argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head -1` has read enough
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
+
+
+def _quit(number: int, frame: object) -> None:
+    """Ends the process at once: imports turn KeyboardInterrupt into other errors."""
+    os.write(2, b"stepjax: interrupted before anything was begun.\n")
+    os._exit(128 + number)
 
 
 def main(argv: list[str]) -> int:
@@ -88,16 +59,52 @@ def main(argv: list[str]) -> int:
       argv: program name and arguments.
 
     Returns:
-      Exit status: 0; 1 for a failed run, 2 for wrong arguments, 130 after Ctrl-C.
+      Exit status: 0; 1 for a failed run, 2 for wrong arguments or settings, 130 after
+      Ctrl-C.
     """
-    if len(argv) < 2 or argv[1] not in COMMANDS:
-        asked = len(argv) > 1 and argv[1] in ("help", "-h", "--help", "-help")
-        print(_USAGE, file=sys.stdout if asked else sys.stderr)
-        if len(argv) > 1 and not asked:
-            print(f"stepjax: unknown command {argv[1]!r}", file=sys.stderr)
+    status = _answered(argv[1:])
+    if status is not None:
+        return status
+    try:
+        return _command(argv)
+    except ImportError as error:
+        missing = _missing_extra(error)
+        if not missing:
+            raise
+        return _refused(f"stepjax {argv[1]} {missing}", 1)
+
+
+def _answered(words: list[str]) -> int | None:
+    """Prints help or the version if they are asked for, or what is wrong.
+
+    Returns:
+      The exit status, or None when a command is to be run.
+    """
+    if words and words[0] in _VERSIONS:
+        print(f"stepjax {stepjax.__version__}")
+        return 0
+    if words and words[0] in _HELPS and words[1:2] and words[1] in COMMANDS:
+        words = [words[1], "--help"]
+    if not words or words[0] not in COMMANDS:
+        asked = bool(words) and words[0] in _HELPS
+        print(help.usage(), file=sys.stdout if asked else sys.stderr)
+        if words and not asked:
+            print(f"stepjax: unknown command {words[0]!r}", file=sys.stderr)
         return 0 if asked else 2
-    words = argv[2:]
-    if argv[1] == "init-data":
+    if words[0] != "init-data" and any(word in _HELPS for word in words):
+        print(help.of(words[0]), end="")
+        return 0
+    return None
+
+
+def _command(argv: list[str]) -> int:
+    """Runs a command that is known; returns the exit status."""
+    name, words = argv[1], argv[2:]
+    from absl import flags, logging
+
+    from stepjax.cli import arguments, config_files
+
+    if name == "init-data":
         from stepjax.initial_data import command as init_data
 
         status = init_data.usage(words)
@@ -107,136 +114,194 @@ def main(argv: list[str]) -> int:
     # Before anything that takes seconds: a config file may import what it likes.
     _say(f"stepjax {stepjax.__version__}: {' '.join(argv[1:])}")
     try:
+        words = config_files.arguments(words)
         rest = flags.FLAGS([argv[0], *words])[1:]
         if rest:
-            raise flags.Error(
+            raise ValueError(
                 f"unexpected arguments {rest}; expected options, which begin with --."
             )
-        if argv[1] == "plan" and not (_topology.value and _config.value):
-            raise flags.Error("plan needs --topology and --config; expected both.")
-        if argv[1] not in ("plan", "init-data") and not _workdir.value:
-            raise flags.Error("--workdir is missing; expected the run directory.")
-        if argv[1] == "ablate" and not all(seed.isdigit() for seed in _seeds.value):
-            raise flags.Error(f"--seeds={_seeds.value}; expected numbers from 0.")
-        named = _config.value is not None or _workdir.value
-        config = _settings() if named else None
-        work = functools.partial(_run, argv[1], config)
-        if argv[1] == "init-data":
+        if name != "init-data":
+            arguments.check_options(name)
+        config = arguments.settings(name)
+        work = functools.partial(_run, name, config)
+        if name == "init-data":
             opened = functools.partial(_open_run, config)
             work = init_data.prepare(argv[2], config, opened)
-    except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as e:
-        print(f"stepjax: {_in_words(e)}", file=sys.stderr)
-        return 2
+        elif name not in ("plan", "config", "ablate"):
+            arguments.check_models(name, config)
+    except (
+        *(flags.Error, ValueError, AttributeError, KeyError, TypeError),
+        *(IndexError, OSError),
+    ) as error:
+        return _refused(_in_words(error), 2)
     logging.set_verbosity(logging.WARNING)
+    return _work(work)
+
+
+def _work(work: Callable[[], None]) -> int:
+    """Does the work of a command; returns the exit status."""
     try:
         work()
+    except BrokenPipeError:
+        raise
     except ValueError as error:
         if not _is_ours(error):
             raise
-        print(f"stepjax: {error}", file=sys.stderr)
-        return 1
+        return _refused(str(error), 1)
+    except OSError as error:
+        if error.filename is None and not error.strerror:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _refused(
+            f"{where}{error.strerror}. Nothing that was finished is lost; the same "
+            "command continues once this is mended.",
+            1,
+        )
     except KeyboardInterrupt:
-        print("stepjax: interrupted; the same command continues.", file=sys.stderr)
-        return 130
+        return _refused("interrupted; the same command continues.", 130)
     return 0
+
+
+def _refused(text: str, status: int) -> int:
+    print("\n".join(f"stepjax: {line}" for line in text.split("\n")), file=sys.stderr)
+    return status
+
+
+def _missing_extra(error: ImportError) -> str:
+    """Returns a sentence about the package that is missing, "" if it is none of ours.
+
+    The packages are those of the extras in pyproject.toml.
+    """
+    root = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or root in ("", "stepjax"):
+        return ""
+    extra = {
+        "gguf": "gguf",
+        "gcsfs": "tpu",
+        **dict.fromkeys(("httpx2", "pyarrow", "tenacity", "array_record"), "data"),
+        **dict.fromkeys(("grain", "tensorflow_datasets"), "data"),
+    }.get(root, "train")
+    return (
+        f"needs the Python package {root!r}, which is not installed; install the extra "
+        f"that brings it: pip install -e '.[{extra}]' in the checkout of stepjax."
+    )
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _devices() -> str:
-    """Returns in words what JAX runs on."""
-    import jax
+def _run(name: str, config: "ml_collections.ConfigDict") -> None:
+    from stepjax.cli import arguments, options
 
-    count, kind = jax.device_count(), jax.devices()[0].device_kind
-    named = f"{count} device{'s' if count > 1 else ''} ({kind})"
-    return f"JAX {jax.__version__} on {named}; loading the other libraries"
+    if name == "config":
+        from stepjax.cli import config_table
 
-
-def _settings() -> ml_collections.ConfigDict:
-    """Returns the settings of --config, or of the run directory."""
-    from stepjax.config import from_dict
-    from stepjax.lm.files import read_json
-
-    if _config.value is not None:
-        return _config.value.copy_and_resolve_references()  # raises if not loaded
-    path = pathlib.Path(_workdir.value) / "config.json"
-    if not path.exists():
-        raise ValueError(
-            f"--config is missing and {path} does not exist; expected one of them. "
-            "Give --config=FILE for a new run."
-        )
-    return from_dict(read_json(path))
-
-
-def _open_run(config: ml_collections.ConfigDict) -> "Run":
+        print(config_table.table(config), end="")
+        return
     _say("starting JAX")
-    from stepjax.lm import hosts
-
-    hosts.start(_hosts.value)
-    _say(_devices())
-    from stepjax.run.run import Run
-
-    return Run(config, _workdir.value)
-
-
-def _run(command: str, config: ml_collections.ConfigDict) -> None:
-    _say("starting JAX")
-    if command == "plan":
+    if name == "plan":
         _plan(config)
         return
-    from stepjax.lm import hosts
-
-    hosts.start(_hosts.value)
-    _say(_devices())
+    _start()
     from stepjax import iterate
-    from stepjax.evaluation import stages
-    from stepjax.run.run import Run
 
-    if command == "run":
-        iterate.run(config, _workdir.value)
+    workdir, redo = options.WORKDIR.value, options.REDO.value
+    if name == "run":
+        iterate.run(config, workdir, redo)
         return
-    if command == "ablate":
+    if name == "ablate":
         from stepjax import ablate
 
-        seeds = [int(seed) for seed in _seeds.value]
-        ablate.ablate(config, _workdir.value, seeds, _arms.value)
+        seeds = [int(seed) for seed in options.SEEDS.value]
+        ablate.ablate(config, workdir, seeds, options.ARMS.value)
         return
-    number = _number(command, config)
-    if command == "export" and not _out.value:
-        raise ValueError("--out is missing; expected the folder to write.")
-    run = Run(config, _workdir.value)
-    if command == "sft":
+    number = arguments.number_of(name, config)
+    from stepjax.run.run import Run
+
+    run = Run(config, workdir, redo)
+    if name == "sft":
         iterate.sft(run)
-    elif command == "search":
+    elif name == "search":
         iterate.search(run, number)
-    elif command == "dpo":
+    elif name == "dpo":
         iterate.dpo(run, number)
-    elif command == "eval":
-        modes = _modes[:-1] if _mode.value == "all" else (_mode.value,)
-        measured = stages.evaluate(run, number, modes, _benchmark.value)
-        for mode, metrics in measured.items() if hosts.first() else ():
-            print(mode, {k: round(v, 4) for k, v in metrics.items()})
+    elif name == "eval":
+        _eval(run, number)
     else:
         _export(run, number)
 
 
-def _export(run: "Run", number: int) -> None:
-    from stepjax.lm import export, hosts
+def _start() -> None:
+    """Starts JAX and the other hosts; from here on Ctrl-C stops a run in order."""
+    from stepjax.cli import options
+    from stepjax.lm import hosts
 
-    settings, tokenizer = run.settings, run.codec.tokenizer
+    hosts.start(options.HOSTS.value)
+    import jax
+
+    count, kind = jax.device_count(), jax.devices()[0].device_kind
+    named = f"{count} device{'s' if count > 1 else ''} ({kind})"
+    _say(f"JAX {jax.__version__} on {named}; loading the other libraries")
+    from stepjax import iterate  # noqa: F401, the last import that takes long
+
+    if signal.getsignal(signal.SIGINT) is _quit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _open_run(config: "ml_collections.ConfigDict") -> "Run":
+    from stepjax.cli import options
+
+    _say("starting JAX")
+    _start()
+    from stepjax.run.run import Run
+
+    return Run(config, options.WORKDIR.value)
+
+
+def _eval(run: "Run", number: int) -> None:
+    """Measures a model and prints what was found."""
+    from stepjax.cli import options
+    from stepjax.evaluation import stages
+
+    mode, benchmark = options.MODE.value, options.BENCHMARK.value
+    modes = options.MODES if mode == "all" else (mode,)
+    if benchmark != "test":
+        modes = [mode for mode in modes if mode in ("greedy", "search")]
+    measured = stages.evaluate(run, number, modes, benchmark)
+    for mode, metrics in measured.items():
+        read = benchmark if mode in ("greedy", "search") else "the run's own data"
+        read = "the run's own test" if read == "test" else read
+        rows = [{"metric": k, "value": _rounded(v)} for k, v in metrics.items()]
+        if rows:
+            run.monitor.table(f"M{number} {mode}, {read}", rows)
+    for mode in modes if options.MODE.value == "all" else ():
+        if mode not in measured:
+            run.tell(f"M{number} {mode}: does not apply to this run or model")
+
+
+def _rounded(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _export(run: "Run", number: int) -> None:
+    """Writes a model as a Hugging Face folder, and says what was written."""
+    from stepjax.cli import options
+    from stepjax.lm import export, hosts, tokenizer
+
+    tokenizer = tokenizer.load(run.dir.path / "tokenizer")
+    settings, out = run.settings, options.OUT.value
     shape, params = run.model.config, run.params(number)
     lengths = (
         settings.train.row_length,
         settings.search.context_tokens,
         settings.judge.context_tokens,
     )
-    same = {"stop_ids": tokenizer.stop_ids, "dtype": _dtype.value}
+    same = {"stop_ids": tokenizer.stop_ids, "dtype": options.DTYPE.value}
     export.save_hf(
         params,
         shape,
-        _out.value,
+        out,
         tokenizer_directory=tokenizer.directory,
         bos_id=tokenizer.bos_id,
         pad_id=tokenizer.pad_id,
@@ -244,58 +309,49 @@ def _export(run: "Run", number: int) -> None:
         **same,
     )
     verified = ""
-    if _verify.value:
+    if options.VERIFY.value:
         shardings = run.shardings()
-        verified = export.verify_hf(
-            params, shape, _out.value, shardings=shardings, **same
-        )
+        verified = export.verify_hf(params, shape, out, shardings=shardings, **same)
     if hosts.first():
-        _say(f"M{number} is written to {_out.value} in {_dtype.value}")
+        size = sum(path.stat().st_size for path in pathlib.Path(out).rglob("*"))
+        prompt = repr(run.codec.templates.solve)
+        if run.codec.templates.chat == "template":
+            prompt += " in the tokenizer's chat template"
+        _say(f"M{number} → {out}, {_bytes(size)}, {same['dtype']}, prompt: {prompt}")
         if verified:
             _say(verified)
 
 
-def _plan(config: ml_collections.ConfigDict) -> None:
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            value = count / size
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
+    return f"{count} bytes"
+
+
+def _plan(config: "ml_collections.ConfigDict") -> None:
     import jax
+
+    from stepjax.cli import options
 
     jax.config.update("jax_platforms", "cpu")  # leaves an accelerator to others
     from stepjax.planning import plan
     from stepjax.settings import from_config
 
-    options = _stage.value, _utilisation.value, _suggest.value
-    print(plan.plan(from_config(config), _topology.value, *options, say=_say))
-
-
-def _number(command: str, config: ml_collections.ConfigDict) -> int:
-    """Returns the number of --model, which must be there for the command."""
-    if command == "sft":
-        return 1
-    name = _model.value
-    if name[:1] != "M" or not (name[1:].isascii() and name[1:].isdigit()):
-        raise ValueError(f"--model={name!r}; expected M0, M1, ...")
-    number, last = int(name[1:]), config.iterations
-    low, high = (1, last) if command in ("search", "dpo") else (0, last + 1)
-    if not low <= number <= high:
-        raise ValueError(
-            f"--model={name}; expected M{low} to M{high} for `stepjax {command}` with "
-            f"iterations={last}."
-        )
-    manifest = pathlib.Path(_workdir.value) / name / "manifest.json"
-    if number and not manifest.exists():
-        raise ValueError(
-            f"--model={name}: {manifest} is missing; expected a finished model. Run "
-            "`stepjax run` on the same --workdir first."
-        )
-    return number
+    chosen = options.STAGE.value, options.UTILISATION.value, options.SUGGEST.value
+    print(plan.plan(from_config(config), options.TOPOLOGY.value, *chosen, say=_say))
 
 
 def _in_words(error: Exception) -> str:
     if isinstance(error, KeyError | AttributeError):
         text = error
         while isinstance(text, Exception):  # ml_collections wraps its messages
-            text = text.args[0]
+            text = text.args[0] if text.args else type(text).__name__
         return f"unknown setting: {text}"
-    return f"{error} [{type(error).__name__}]"
+    if isinstance(error, IndexError):
+        return "the number in [ ] is too large for the list of a setting; expected less"
+    return str(error)
 
 
 def _is_ours(error: Exception) -> bool:

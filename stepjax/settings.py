@@ -17,12 +17,6 @@ from stepjax import dpo, forest, prompts, sft
 from stepjax.lm import gguf_files, hf_config, train
 from stepjax.lm import model as lm
 
-WORLDS = ("", "arithmetic", "word_problems")  # data.world
-IMPROVE_BY = ("dpo", "sft")  # improve_by
-KINDS = ("comparisons", "ratings")  # judge.kind
-RULES = ("uct", "puct")  # mcts.rule
-BACKENDS = ("http", "local", "replay", "world")  # teacher.backend
-
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
@@ -60,6 +54,11 @@ class Data:
     make_eft: bool
     test: str
     test_format: str
+
+    def counts(self, iterations: int) -> tuple[int, ...]:
+        """Returns the questions of each iteration; the last count goes on."""
+        last = len(self.questions) - 1
+        return tuple(self.questions[min(n, last)] for n in range(iterations))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +253,7 @@ class Settings:
     Attributes:
       seed: every draw of the run is folded from it.
       iterations: rounds of search and step-DPO.
-      improve_by: one of `IMPROVE_BY`.
+      improve_by: "dpo" or "sft".
       init: where M0 comes from: "random", "hf:DIR" or "gguf:FILE".
       shape: the decoder of the settings; see `model_config`.
       tokenizer: its folder or file, or "".
@@ -308,7 +307,7 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
 
     Raises:
       ValueError: for a value that its own type refuses (`sft.Phase`, `dpo.Options`,
-        `ModelConfig`). `run.checks.check_settings` checks what is left.
+        `ModelConfig`). `run.ranges.check` refuses more, and earlier.
     """
     shape = config.model.to_dict()
     init = shape.pop("init")

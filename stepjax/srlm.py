@@ -220,31 +220,3 @@ def graded(verdicts: Sequence[Verdict], right: Sequence[bool]) -> list[bool]:
     given = [-1 if s is None else s for s in scores(len(right), verdicts)]
     both = itertools.permutations(range(len(right)), 2)
     return [given[i] > given[j] for i, j in both if right[i] and not right[j]]
-
-
-def rules(
-    *, by: str, mode: str, schedule: str, best_beats_all: bool
-) -> list[tuple[str, object, str, bool]]:
-    """Returns the values that ratings need other settings to have.
-
-    Args:
-      by: who judges, `judge.by`.
-      mode: how it judges, `judge.mode`.
-      schedule: which pairs it compares, `judge.schedule`.
-      best_beats_all: `pairs.best_beats_all`.
-
-    Returns:
-      (name, value, what is expected, whether it holds) of each rule.
-    """
-    kind = "with judge.kind='ratings'"
-    return [
-        ("judge.by", by, f"'self' {kind}", by == "self"),
-        ("judge.mode", mode, f"'generate' {kind}", mode == "generate"),
-        ("judge.schedule", schedule, f"'full' {kind}", schedule == "full"),
-        (
-            "pairs.best_beats_all",
-            best_beats_all,
-            f"False {kind}: ratings compare nothing",
-            not best_beats_all,
-        ),
-    ]

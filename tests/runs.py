@@ -21,6 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from stepjax import config, iterate, main
+from stepjax.cli import options
 from stepjax.evaluation import answers, diagnose, grading
 from stepjax.initial_data import command as init_data
 from stepjax.lm import files, sharding
@@ -29,7 +30,8 @@ from stepjax.run.run import Run
 from stepjax.worlds import arithmetic, arithmetic_data, arithmetic_srlm
 
 CONFIG = pathlib.Path(tiny_config.__file__)  # for --config
-INIT_DATA = init_data.ACTIONS  # imported here: `command` forgets flags defined in it
+# Imported here: `command` forgets the flags that are defined in it.
+FLAGS = options.CONFIG, init_data.ACTIONS
 make_mesh = sharding.make_mesh  # all eight devices, also where it is replaced
 
 

@@ -13,7 +13,7 @@ import pytest
 import stepjax
 
 ROOT = pathlib.Path(stepjax.__file__).parent
-BESIDE = {"initial_data", "evaluation", "report", "planning", "worlds", "run"}
+BESIDE = {"initial_data", "evaluation", "report", "planning", "worlds", "run", "cli"}
 DRIVERS = {"__main__", "main", "iterate", "ablate"}  # they may import everything
 SETTINGS = {"config", "settings"}  # read by drivers and by the packages beside
 LM_MAY_IMPORT = {"lm", "forest", "losses"}

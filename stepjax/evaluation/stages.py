@@ -39,6 +39,11 @@ def evaluate(
         the pairs that the model was trained on and what they did to it. Modes that
         do not apply to the run or the model are passed over.
       benchmark: "test" (the run's own), or the path of a file of problems.
+
+    Results of another file than the run's own are named by the file and its digest, so
+    that files of one name, or a file that was edited, do not get in each other's way.
+    A result that is there already is not measured again; nor is a model that is equal
+    to the one before it, such as M2 when M1 made no pairs.
     """
     own = benchmark == "test"
     data = run.dir.path / "data"
@@ -53,26 +58,40 @@ def evaluate(
         sources["training"] = run.dir.model(number - 1) / "pairs.jsonl"
     # Loaded once, when a mode needs them.
     params = functools.cache(lambda: run.sampling_params(number))
-    result = {}
+    result, stored = {}, {}
     for mode in modes:
         if mode not in sources:
             continue
         file, kind = sources[mode], "greedy" if mode == "unseen" else mode
-        inputs = {"benchmark": rundir.file_digest(file)}
+        digest = rundir.file_digest(file)
+        inputs = {"benchmark": digest}
         if number:
             inputs |= run.dir.model_digest(number)
-        name = f"M{number}_{file.stem}_{kind}"
+        is_own = file.parent == data or kind == "training"
+        stem = file.stem if is_own else f"{file.stem[:40]}-{digest[:8]}"
+        name = f"M{number}_{stem}_{kind}"
         target = run.dir.path / "eval" / f"{name}.json"
-        stage = run.dir.stage(f"eval/{kind}", target, inputs)
-        if not stage.done:
-            measured = _STAGES[kind](run, number, params, file)
+        stage = run.dir.measurement(kind, target, inputs)
+        if stage.done:
+            stored[mode] = stage.done["metrics"]
+        else:
+            measured = _of_an_equal_model(run, number, f"{stem}_{kind}", digest)
+            measured = measured or _STAGES[kind](run, number, params, file)
             target.parent.mkdir(exist_ok=True)  # every host may be the first here
-            curve = f"eval/{file.stem}_{kind}"
+            curve = f"eval/{stem}_{kind}"
             run.monitor.restart(curve, f"M{number}")
             run.monitor.log(curve, f"M{number}", number, measured["metrics"])
             _say(run, number, curve, measured)
             stage.commit(**measured)
         result[mode] = stage.done["metrics"]
+    if stored:
+        shares = (
+            f"{mode} {100 * metrics['accuracy']:.1f} %"
+            if "accuracy" in metrics
+            else mode
+            for mode, metrics in stored.items()
+        )
+        run.tell(f"M{number} eval: done already: {', '.join(shares)}")
     return result
 
 
@@ -84,6 +103,36 @@ def _say(run: Run, number: int, curve: str, measured: dict) -> None:
         run.monitor.log_text(curve, number, text)
     for warning in measured.get("warnings", ()):
         run.monitor.say(f"M{number}: {warning}")
+
+
+def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | None:
+    """Returns what was measured of the model before, if this model is the same.
+
+    Args:
+      run: the run.
+      number: of this model.
+      name: what is measured, and how.
+      digest: of the file that is measured with.
+    """
+    before = run.dir.path / "eval" / f"M{number - 1}_{name}.json"
+    if number < 2 or name.endswith("_training"):
+        return None
+
+    def is_known() -> bool:
+        folders = run.dir.model(number), run.dir.model(number - 1)
+        arrays = [files.read_json(f / "manifest.json")["arrays"] for f in folders]
+        inputs = {"benchmark": digest} | run.dir.model_digest(number - 1)
+        kind = name.rpartition("_")[2]
+        return arrays[0] == arrays[1] and run.dir.is_result(kind, before, inputs)
+
+    if not hosts.agreed(f"M{number} {name} is known", is_known):
+        return None
+    run.monitor.say(
+        f"M{number} eval {name}: M{number} is equal to M{number - 1}, whose result "
+        "holds."
+    )
+    done = files.read_json(before)
+    return {key: done[key] for key in ("metrics", "items", "warnings") if key in done}
 
 
 def _greedy(run: Run, number: int, params, file: pathlib.Path) -> dict:

@@ -20,7 +20,7 @@ from stepjax.lm import gguf_files, gguf_tokenizer, hf_config, hosts, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks
 from stepjax.run.kind import Kind, choose
-from stepjax.run.rundir import RunDirectory
+from stepjax.run.rundir import RunDirectory, Stage
 from stepjax.settings import Data, Settings
 from stepjax.worlds import (
     arithmetic,
@@ -69,8 +69,8 @@ def world_templates(world: str) -> Templates:
     return word_problems.templates() if world == "word_problems" else Templates()
 
 
-def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> None:
-    """Writes the data files and the tokenizer of a run, once.
+def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> Stage:
+    """Writes the data files and the tokenizer of a run, once; returns the stage.
 
     Args:
       settings: of the run.
@@ -83,7 +83,7 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> No
     folder = directory.path / "data"
     stage = directory.stage("prepare", folder / "manifest.json", {})
     if stage.done:
-        return
+        return stage
     written, counts = [], {}
     if hosts.first():
         make_tokenizer(settings, directory.path / "tokenizer")
@@ -92,6 +92,7 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> No
         ids = sorted((directory.path / "tokenizer").iterdir())
         written += [f"../tokenizer/{path.name}" for path in ids]
     stage.commit(written, counts=counts, initial_weights=initial_weights(settings))
+    return stage
 
 
 def make_data(
@@ -112,13 +113,7 @@ def make_data(
         rows, or a problem that is in two splits.
     """
     data, kind = settings.data, choose(settings)
-    wanted = data.questions[: settings.iterations]
-    numbers = all(type(count) is int and count > 0 for count in wanted)
-    if len(wanted) < settings.iterations or not numbers:
-        raise ValueError(
-            f"data.questions={data.questions} for iterations={settings.iterations}; "
-            "expected one number above 0 per iteration."
-        )
+    wanted = data.counts(settings.iterations)
     if data.world == "arithmetic":
         splits = _from_world(settings, kind, wanted)
     elif data.world == "word_problems":
@@ -218,9 +213,9 @@ def _from_files(
     }
     splits |= _made_from(settings, texts) if data.make_eft else _eft(data, kind, texts)
     _warn_of_prm800k(settings)
-    questions = _unused(
+    questions = unused(
         "data.question_file",
-        _questions("data.question_file", data.question_file, data, texts),
+        read_questions("data.question_file", data.question_file, data, texts),
         splits,
         sum(wanted),
         f"data.questions={tuple(wanted)}",
@@ -229,10 +224,10 @@ def _from_files(
     if data.make_eft:
         mcts = settings.mcts
         name = "mcts.question_file"
-        pool = _questions(name, mcts.question_file, mcts, texts)
+        pool = read_questions(name, mcts.question_file, mcts, texts)
         elsewhere = splits | {"questions": questions}
         stated = f"mcts.questions={mcts.questions}"
-        pool = _unused(name, pool, elsewhere, mcts.questions, stated)
+        pool = unused(name, pool, elsewhere, mcts.questions, stated)
         splits["tree_questions"] = pool[: mcts.questions]
     starts = [sum(wanted[:n]) for n in range(len(wanted))]
     splits["questions"] = [
@@ -261,15 +256,34 @@ def _read(
     return readers[form](path, texts)
 
 
-def _questions(name: str, path: str, section: Any, texts: Templates) -> list:
+def read_questions(name: str, path: str, section: Any, texts: Templates) -> list:
+    """Reads the questions of a setting.
+
+    Args:
+      name: of the setting.
+      path: its value.
+      section: settings that it belongs to, with a `question_format`.
+      texts: templates of the run.
+    """
     form = section.question_format
     return _read(name, path, form, READERS["question"], texts)
 
 
-def _unused(
+def unused(
     name: str, pool: list, splits: dict[str, list], count: int, stated: str
 ) -> list:
-    """Returns the questions that are in no split; at least `count`."""
+    """Returns the questions that are in no split.
+
+    Args:
+      name: of the setting that names their file.
+      pool: the questions.
+      splits: name → rows, each with a `problem`.
+      count: how many are needed.
+      stated: what needs them, for people, e.g. "data.questions=(4, 5)".
+
+    Raises:
+      ValueError: when there are less than `count`.
+    """
     elsewhere = {row.problem for rows in splits.values() for row in rows}
     left = [row for row in pool if row.problem not in elsewhere]
     if len(left) < count:

@@ -15,7 +15,8 @@ from stepjax.initial_data.formats import sources, tfds
 from stepjax.judge import Judgments, comparisons
 from stepjax.prompts import Templates
 from stepjax.propose import STEP, Unit
-from stepjax.settings import KINDS, Settings
+from stepjax.run.ranges import KINDS
+from stepjax.settings import Settings
 from stepjax.worlds import (
     arithmetic,
     arithmetic_data,

@@ -8,6 +8,7 @@ devices; sampling is split by problems; the first host writes what is written on
 import functools
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,7 @@ from stepjax.lm import (
     weights,
 )
 from stepjax.lm import model as lm
-from stepjax.run import banner, checks, data, kind, rundir
+from stepjax.run import banner, checks, data, kind, more_questions, ranges, rundir
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
 
@@ -49,16 +50,27 @@ class Run:
       kind: what `judge.kind` decides.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: str | os.PathLike):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: str | os.PathLike,
+        redo: str = "",
+    ):
         """Claims the directory, prepares the data, and makes every early check.
+
+        Args:
+          config: the settings, see `stepjax.config`.
+          workdir: the run directory.
+          redo: a stage that may be deleted, see `rundir.RunDirectory`.
 
         Raises:
           ValueError: for settings or data that cannot work, or a directory of another
             configuration.
         """
         config = config.copy_and_resolve_references()
+        ranges.check(config)
         self.settings = from_config(config)
-        self.dir = rundir.RunDirectory(config, workdir)
+        self.dir = rundir.RunDirectory(config, workdir, redo)
         try:
             self._begin()
         except BaseException:
@@ -68,12 +80,14 @@ class Run:
     def _begin(self) -> None:
         settings = self.settings
         self.monitor = Monitor(self.dir.path, quiet=not hosts.first())
+        for line in self.dir.news:
+            self.monitor.say(line)
         self.mesh = sharding.make_mesh(**settings.mesh._asdict())
-        checks.check_settings(settings)
         self.kind = kind.choose(settings, self.dir.path / "data")
         texts = templates(settings.texts, data.world_templates(settings.data.world))
         with self.monitor.during("making the data and the tokenizer"):
-            data.prepare(settings, texts, self.dir)
+            prepared = data.prepare(settings, texts, self.dir)
+            more_questions.add(settings, texts, prepared)
         ids = tokenizer.load(self.dir.path / "tokenizer")
         self.codec = Codec(ids, texts)
         shape = model_config(settings, ids.vocab_size, self.dir.path / "tokenizer")
@@ -114,6 +128,14 @@ class Run:
             for phase in settings.sft.phases:
                 sft.phase_steps(phase, self.sft_examples.sizes)
         checks.check_mesh(settings.search.slots, self.model, self.local_model)
+
+    def tell(self, text: str) -> None:
+        """Says that something was done by an earlier command.
+
+        This is printed only: log.txt tells what happened, and nothing does.
+        """
+        if hosts.first():
+            print(text, file=sys.stderr, flush=True)
 
     @functools.cached_property
     def sft_examples(self) -> sft.Examples:

@@ -16,6 +16,7 @@ import stepjax
 from stepjax import records, trajectory
 from stepjax.config import to_dict
 from stepjax.lm import files, hosts
+from stepjax.run import redo
 
 
 def file_digest(path: pathlib.Path) -> str:
@@ -35,20 +36,36 @@ class RunDirectory:
     Attributes:
       path: the folder.
       is_new: whether this claim has made it.
+      news: what this claim has changed in it, in words.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, path: str | os.PathLike):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        path: str | os.PathLike,
+        redo: str = "",
+    ):
         """Claims the folder for these settings.
 
+        Args:
+          config: the settings.
+          path: the folder.
+          redo: a stage of `redo.DEPENDS` that may be deleted, with all that come after
+            it, if the settings have changed since it was made; "" for none.
+
         Raises:
-          ValueError: when it belongs to other settings, or is a folder of other files.
+          ValueError: when it was made with other settings, or is a folder of other
+            files.
         """
-        self.path, self._seed = pathlib.Path(path), config.seed
+        self.path, self._config = pathlib.Path(path), to_dict(config)
+        self.news: list[str] = []
+        self._redo = redo
+        self._before: dict = {}  # settings that other ones have replaced
         # Only the first host looks before the file is written: NFS may cache "no such
         # file" on the other hosts.
         self.is_new = hosts.first() and not (self.path / "config.json").exists()
         if hosts.first():
-            self._claim(to_dict(config))
+            self._claim(self._config)
         hosts.barrier("run directory claimed")
         if not hosts.first():
             if not (self.path / "config.json").exists():
@@ -57,25 +74,20 @@ class RunDirectory:
                     "which the first host has written; expected a directory that all "
                     "hosts share, e.g. NFS or a mounted bucket."
                 )
-            self._claim(to_dict(config))
+            self._claim(self._config)
 
     def give_back(self) -> None:
-        """Deletes the folder if this claim has made it; the run could not begin."""
+        """Undoes what this claim has written; the run could not begin."""
         if self.is_new:
             shutil.rmtree(self.path, ignore_errors=True)
+        elif self._before:
+            files.write_json(self.path / "config.json", self._before)
 
     def _claim(self, mine: dict) -> None:
-        """Writes config.json, or checks that it is the same."""
+        """Writes config.json, or checks that what was made fits these settings."""
         path = self.path / "config.json"
         if path.exists():
-            theirs = files.read_json(path)
-            different = _difference(theirs, mine)
-            if different:
-                raise ValueError(
-                    f"{self.path} belongs to another configuration ({different}); "
-                    "expected the same one. Use another --workdir, or the settings "
-                    "of its config.json."
-                )
+            self._change(path, mine)
         elif self.path.exists() and not (self.path.is_dir() and self._is_empty()):
             raise ValueError(
                 f"{self.path} is not empty and has no config.json; expected a new "
@@ -83,6 +95,33 @@ class RunDirectory:
             )
         else:
             files.write_json(path, mine)
+
+    def _change(self, path: pathlib.Path, mine: dict) -> None:
+        """Takes over other settings if no stage, or only --redo, stands against it."""
+        theirs, what = files.read_json(path), ""
+        old, names = redo.stale(redo.made(self.path), theirs, mine)
+        changed = redo.changes(theirs, mine)
+        if old:
+            what = ", ".join(f"{name} {changed[name]}" for name in names)
+            order = list(redo.DEPENDS)
+            allowed = self._redo and order.index(self._redo) <= order.index(
+                old[0].stage
+            )
+            if not allowed:
+                redo.refuse(self.path, old, what)
+            redo.delete(self.path, old)
+            self.news.append(f"deleted: {', '.join(map(str, old))} ({what})")
+        elif self._redo:
+            self.news.append(
+                f"--redo={self._redo}: nothing is deleted, because all that was made "
+                "is what these settings give."
+            )
+        others = [f"{name} {how}" for name, how in changed.items() if name not in names]
+        if others:
+            self.news.append(f"settings: {', '.join(others)}")
+        if changed:
+            files.write_json(path, mine)
+            self._before = {} if old else theirs
 
     def _is_empty(self) -> bool:
         return not any(self.path.iterdir())
@@ -113,6 +152,30 @@ class RunDirectory:
         """
         return Stage(self, name, manifest, inputs, scratch)
 
+    def measurement(
+        self, mode: str, target: pathlib.Path, inputs: dict[str, str]
+    ) -> "Stage":
+        """Returns the stage that measures a model; a result of other things is dropped.
+
+        Args:
+          mode: of evaluation, see `redo.MEASURED`.
+          target: the file of the result.
+          inputs: name → digest of what is measured, and with what.
+        """
+        settings = redo.measured_with(self._config, mode)
+        if hosts.first() and not self.is_result(mode, target, inputs):
+            target.unlink(missing_ok=True)
+        return Stage(self, f"eval/{mode}", target, inputs, None, settings)
+
+    def is_result(
+        self, mode: str, target: pathlib.Path, inputs: dict[str, str]
+    ) -> bool:
+        """Whether a file holds what `measurement` would measure."""
+        if not target.exists():
+            return False
+        kept, settings = files.read_json(target), redo.measured_with(self._config, mode)
+        return kept["inputs"] == inputs and kept.get("settings", settings) == settings
+
     def data(self, name: str) -> dict[str, str]:
         """Returns the name and digest of a data file, as a stage's input."""
         path = self.path / "data" / f"{name}.jsonl"
@@ -124,7 +187,7 @@ class RunDirectory:
         versions = {name: importlib.metadata.version(name) for name in names}
         return {
             "config": file_digest(self.path / "config.json"),
-            "seed": self._seed,
+            "seed": self._config["seed"],
             "versions": versions | {"stepjax": stepjax.__version__},
         }
 
@@ -178,6 +241,12 @@ class RunDirectory:
         """Returns the name and digest of a finished model, as a stage's input."""
         return {f"M{number}": file_digest(self.model(number) / "manifest.json")}
 
+    def newest(self) -> int:
+        """Returns the number of the newest finished model; 0 when M1 is not there."""
+        made = self.path.glob("M*/manifest.json")
+        names = (path.parent.name[1:] for path in made)
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
     def read(self, name: str, record_type: type) -> list:
         """Returns the rows of one of the run's data files."""
         return records.read_jsonl(self.path / "data" / f"{name}.jsonl", record_type)
@@ -204,7 +273,8 @@ class Stage:
         name: str,
         manifest: pathlib.Path,
         inputs: dict[str, str],
-        scratch: str | None,
+        scratch: str | None = None,
+        settings: dict[str, Any] | None = None,
     ):
         """Looks whether the stage is done, and starts its clock if it is not.
 
@@ -212,6 +282,7 @@ class Stage:
         """
         self.name, self.manifest = name, manifest
         self._directory, self._inputs, self._scratch = directory, inputs, scratch
+        self._settings = {"settings": settings} if settings else {}
         self.done = hosts.agreed(f"done {manifest}", self._finished)
         self._began = time.monotonic()
         if self.done:
@@ -256,6 +327,7 @@ class Stage:
                 "inputs": self._inputs,
                 "files": digests,
                 "seconds": time.monotonic() - self._began,
+                **self._settings,
                 **extra,
             }
             files.write_json(self.manifest, manifest)
@@ -384,16 +456,3 @@ def _journals(first: pathlib.Path) -> list[pathlib.Path]:
 def _result(path: pathlib.Path) -> pathlib.Path:
     """Returns what to delete so that the stage of a manifest runs again."""
     return path.parent if path.name == "manifest.json" else path
-
-
-def _difference(theirs: Any, mine: Any, at: str = "") -> str:
-    """Returns the first difference of two JSON values in words, or ""."""
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        for key in sorted(theirs.keys() | mine.keys()):
-            difference = _difference(
-                theirs.get(key), mine.get(key), f"{at}.{key}".strip(".")
-            )
-            if difference:
-                return difference
-        return ""
-    return "" if theirs == mine else f"{at} was {theirs!r}, now {mine!r}"

@@ -3,6 +3,7 @@
 import collections
 import functools
 import os
+import pathlib
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -146,6 +147,36 @@ def dataset(
     )
 
 
+def further(
+    equations: Sequence[Equation],
+    known: Sequence[Any],
+    count: int,
+    *,
+    seed: int,
+    say: Callable[[str], None] = print,
+) -> list[Equation]:
+    """Returns problems that differ from those of a run in more than numbers.
+
+    Args:
+      equations: the problems to draw from.
+      known: rows of the run, each with a `problem`.
+      count: how many.
+      seed: of the draw.
+      say: prints a line for people.
+
+    Raises:
+      ValueError: when there are not enough problems.
+    """
+    drawn = _draw(_groups(equations, known, seed, say), count)
+    if len(drawn) < count:
+        raise ValueError(
+            f"data.equations has {len(drawn)} problems that the run does not have yet; "
+            f"expected {count} for its new iterations. Lower data.questions for them, "
+            "or add problems."
+        )
+    return drawn
+
+
 def _groups(
     equations: Sequence[Equation],
     test: Sequence[Problem],
@@ -244,7 +275,9 @@ class Known:
     @functools.cached_property
     def rows(self) -> dict[str, Equation]:
         """Text of a problem → its equation."""
-        read = records.read_jsonl(self._path, Equation)
+        path = pathlib.Path(self._path)  # and those of iterations that were added
+        paths = [path, *sorted(path.parent.glob(f"{path.stem}_*{path.suffix}"))]
+        read = [row for path in paths for row in records.read_jsonl(path, Equation)]
         return {row.problem: row for row in read}
 
     def is_right(

@@ -1,0 +1,130 @@
+"""What a command was told, checked before anything takes time."""
+
+import pathlib
+
+import ml_collections
+from absl import flags
+
+from stepjax.cli import help, options
+from stepjax.config import default
+from stepjax.run import ranges, redo
+
+
+def check_options(name: str) -> None:
+    """Raises ValueError for options that a command lacks, or does not read."""
+    command = help.COMMANDS[name]
+    texts = {"workdir": "the run directory", "out": "the folder to write"}
+    for option in command.needed:
+        if not flags.FLAGS[option].value:
+            what = texts.get(option, help.OPTIONS[option][1].partition(":")[0])
+            raise ValueError(f"--{option} is missing; expected {what}.")
+    unread = [
+        f"--{option}"
+        for option in help.OPTIONS
+        if flags.FLAGS[option].present and option not in command.options
+    ]
+    if unread:
+        known = ", ".join(f"--{option}" for option in command.options)
+        raise ValueError(
+            f"{', '.join(unread)}: `stepjax {name}` does not read this; expected only "
+            f"{known}."
+        )
+    seeds = options.SEEDS.value
+    if not seeds or not all(seed.isascii() and seed.isdigit() for seed in seeds):
+        raise ValueError(f"--seeds={seeds}; expected numbers from 0.")
+    if options.REDO.value and options.REDO.value not in redo.DEPENDS:
+        raise ValueError(
+            f"--redo={options.REDO.value}; expected one of {', '.join(redo.DEPENDS)}."
+        )
+    if name != "eval" or options.BENCHMARK.value == "test":
+        return
+    mode, path = options.MODE.value, options.BENCHMARK.value
+    if mode not in ("greedy", "search", "all"):
+        raise ValueError(
+            f"--mode={mode} does not read --benchmark; expected --mode=greedy, search "
+            "or all (both) with it."
+        )
+    if "://" not in path and not pathlib.Path(path).is_file():
+        raise ValueError(f"--benchmark={path}: no such file; expected 'test' or one.")
+
+
+def settings(name: str) -> ml_collections.ConfigDict | None:
+    """Returns the settings of --config, or of the run directory, checked."""
+    if options.CONFIG.value is None:
+        if name == "config":
+            return default()
+        if name == "init-data" and not options.WORKDIR.value:
+            return None
+        path = pathlib.Path(options.WORKDIR.value) / "config.json"
+        raise ValueError(
+            f"--config is missing and {path} does not exist; expected one of them. "
+            "Give --config=FILE for a new run."
+        )
+    config = options.CONFIG.value.copy_and_resolve_references()  # raises if not loaded
+    if name == "config":
+        return config
+    wrong = ranges.wrong(config)
+    workdir = options.WORKDIR.value
+    begun = workdir and (pathlib.Path(workdir) / "data" / "manifest.json").exists()
+    if name in ("run", "sft", "search", "dpo", "eval", "ablate") and not begun:
+        wrong += ranges.missing_files(config)
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    return config
+
+
+def check_models(name: str, config: ml_collections.ConfigDict) -> None:
+    """Finds the model of --model, before anything takes time.
+
+    Raises:
+      ValueError: for a model that is not there, or that a command does not take.
+    """
+    number, folder = number_of(name, config), pathlib.Path(options.WORKDIR.value)
+    mode = options.MODE.value
+    if name != "eval" or mode == "all":
+        return
+    begun = (folder / "data" / "manifest.json").exists()
+    pairs = folder / f"M{number - 1}" / "pairs.jsonl"
+    if mode == "unseen" and begun and not (folder / "data" / "unseen.jsonl").exists():
+        raise ValueError(
+            f"--mode=unseen: the data of {folder} have no problems of unseen steps "
+            "(data.unseen_blocks); expected another mode."
+        )
+    if mode == "training" and (number < 2 or not pairs.exists()):
+        raise ValueError(
+            f"--mode=training: M{number} was not trained on pairs; expected a model "
+            f"that was, from M2 on ({pairs.name} is in the folder of the model before)."
+        )
+
+
+def number_of(name: str, config: ml_collections.ConfigDict) -> int:
+    """Returns the number of --model, or of the newest one, after looking for it."""
+    if name in ("run", "sft"):
+        return 1
+    folder, asked = pathlib.Path(options.WORKDIR.value), options.MODEL.value
+    made = [path.parent.name[1:] for path in folder.glob("M*/manifest.json")]
+    newest = max((int(text) for text in made if text.isdecimal()), default=0)
+    if asked is None:
+        asked = f"M{newest}"
+        if name in ("search", "dpo") and newest > config.iterations:
+            raise ValueError(
+                f"M{newest} is the last model of {config.iterations} iterations; "
+                f"expected a larger number to go on: add --config.iterations={newest}."
+            )
+    if asked[:1] != "M" or not (asked[1:].isascii() and asked[1:].isdigit()):
+        raise ValueError(f"--model={asked!r}; expected M0, M1, ...")
+    number, last = int(asked[1:]), config.iterations
+    low, high = (1, last) if name in ("search", "dpo") else (0, max(last + 1, newest))
+    if not low <= number <= high:
+        raise ValueError(
+            f"--model={asked}; expected M{low} to M{high} for `stepjax {name}` with "
+            f"iterations={last}."
+        )
+    manifest = folder / asked / "manifest.json"
+    if number and not manifest.exists():
+        there = "" if folder.exists() else f" There is no folder {folder}."
+        raise ValueError(
+            f"--model={asked}: {manifest} is missing; expected a finished model."
+            f"{there} Run `stepjax run` on the same --workdir first."
+        )
+    return number

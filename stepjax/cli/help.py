@@ -1,0 +1,156 @@
+"""What the command line is: its commands, the options of each, and help in words.
+
+This file imports nothing that is not in the standard library, so that help is there
+before anything is installed or loaded.
+"""
+
+import textwrap
+from typing import NamedTuple
+
+OPTIONS = {
+    "config": (
+        "FILE",
+        "settings: a Python file with get_config(), or the name of a shipped one; "
+        "FILE:TEXT hands TEXT to get_config. Without it, the config.json of --workdir "
+        "is taken. --config.NAME=VALUE changes one setting, also on an existing run; "
+        "`stepjax config` lists all of them",
+    ),
+    "workdir": ("DIR", "the run directory"),
+    "model": ("M1", "which model; the newest finished one when left out"),
+    "hosts": ("1", "how many hosts run this command together, each of them"),
+    "redo": (
+        "STAGE",
+        "a stage whose settings have changed: deletes it and all that come after it, "
+        "so that they are made again. Stages, in their order: prepare, policy, "
+        "rollouts, prm, mcts, eft, sft, search, dpo. Nothing is deleted when the "
+        "settings are those that the stages were made with, so the same command can "
+        "be repeated after a kill",
+    ),
+    "mode": (
+        "all",
+        "what to measure: greedy (accuracy), search (accuracy of test-time search), "
+        "judge (accuracy on held-out judgments), unseen (problems of unseen steps), "
+        "training (the pairs that the model was trained on), or all that apply",
+    ),
+    "benchmark": ("test", "'test', the run's own problems, or a file of problems"),
+    "out": ("DIR", "the folder to write, new or empty"),
+    "dtype": ("float32", "type of the saved weights, float32 or bfloat16"),
+    "verify": (None, "reads the written folder again and compares it"),
+    "seeds": ("0,1,2", "seeds of the repetitions"),
+    "arms": ("self,random,oracle,sft,srlm", "what to compare"),
+    "topology": ("v5p-16", "a TPU slice, as v5p-16 or v5p:2x2x2"),
+    "stage": ("all", "sft, dpo, search or all"),
+    "utilisation": ("0.4", "share of the peak that is reached"),
+    "suggest": (
+        None,
+        "looks for the smallest slice that fits; --nosuggest leaves that out",
+    ),
+}
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Attributes:
+      summary: a line of the list of commands.
+      options: those that it reads, keys of `OPTIONS`.
+      needed: those of them that must be given.
+      text: more about it.
+    """
+
+    summary: str
+    options: tuple[str, ...]
+    needed: tuple[str, ...] = ("workdir",)
+    text: str = ""
+
+
+_RUN = ("config", "workdir", "hosts", "redo")
+COMMANDS = {
+    "run": Command(
+        "the whole loop M0 → M1 → ...; the same command continues after a kill",
+        _RUN,
+        text="A finished stage is not repeated. On a finished run, "
+        "--config.iterations=N with a larger N makes further models.",
+    ),
+    "sft": Command("M0 → M1", _RUN),
+    "search": Command(
+        "lets --model search its questions; writes search.jsonl and pairs.jsonl",
+        (*_RUN, "model"),
+    ),
+    "dpo": Command("--model → the next model, by its pairs", (*_RUN, "model")),
+    "eval": Command(
+        "measures --model",
+        (*_RUN, "model", "mode", "benchmark"),
+        text="Results are kept in DIR/eval. Those of a file of --benchmark are named "
+        "by the file and its digest; an edited file is measured anew.",
+    ),
+    "export": Command(
+        "writes --model to --out as a Hugging Face folder",
+        ("config", "workdir", "hosts", "model", "out", "dtype", "verify"),
+        ("workdir", "out"),
+    ),
+    "ablate": Command(
+        "the loop with its controls: one table and a figure",
+        ("config", "workdir", "hosts", "seeds", "arms"),
+        ("workdir", "config"),
+        text="Runs the loop once per arm and seed: 15 runs by default. "
+        "--arms=self,random --seeds=21 is a first taste.",
+    ),
+    "init-data": Command(
+        "data for M1 from public data sets; `stepjax init-data` says more", ()
+    ),
+    "plan": Command(
+        "the memory and time that a run needs on a TPU slice, without a TPU",
+        ("config", "topology", "stage", "utilisation", "suggest"),
+        ("config", "topology"),
+    ),
+    "config": Command(
+        "lists every setting, its value and what it means",
+        ("config", "workdir"),
+        (),
+        text="Settings that --config, --workdir or --config.NAME=VALUE change are "
+        "marked with *.",
+    ),
+}
+
+_HEAD = """usage: stepjax COMMAND --config=FILE --workdir=DIR [--config.NAME=VALUE ...]
+"""
+_TAIL = """
+`stepjax COMMAND --help` says more about one of them, `stepjax --version` the version.
+Commands on an existing --workdir take its config.json when --config is left out.
+On a slice of several hosts, every host runs the same command with --hosts=N.
+"""
+
+
+def usage() -> str:
+    """Returns the list of commands."""
+    names = "".join(f"  {name:10}{c.summary}\n" for name, c in COMMANDS.items())
+    return f"{_HEAD}\n{names}{_TAIL}"
+
+
+def of(name: str) -> str:
+    """Returns the help of one command."""
+    command = COMMANDS[name]
+    needed = [_option(option) for option in command.needed]
+    lines = [f"usage: {' '.join(['stepjax', name, *needed])} [options]", ""]
+    lines += [f"{name}: {command.summary}.", *_wrapped(command.text, ""), ""]
+    for option in command.options:
+        lines.append(f"  {_option(option)}")
+        lines += _wrapped(OPTIONS[option][1], "      ")
+    return "\n".join(lines) + "\n"
+
+
+def _option(name: str) -> str:
+    value = OPTIONS[name][0]
+    return f"--{name}" if value is None else f"--{name}={value}"
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        80,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

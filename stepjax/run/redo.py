@@ -1,0 +1,211 @@
+"""Settings that change on an existing run: which finished stages they invalidate.
+
+The stages of a run come one after the other, and each depends on some settings and on
+the stages before it. A change of settings that no finished stage depends on is taken
+over: more iterations, other devices, how much is logged, how a model is evaluated. A
+change that a finished stage depends on is refused, unless the person who runs it allows
+with ``--redo=STAGE`` that this stage and all that come after it are deleted.
+"""
+
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+# Stage, in the order of a run → settings, or sections of them, that decide its result.
+# What a stage takes over from an earlier one is not repeated.
+DEPENDS: dict[str, tuple[str, ...]] = {
+    "prepare": (
+        *("seed", "tokenizer", "prompts.step", "model.init", "data", "judge.kind"),
+        *("prm.labels", "prm.labels_format", "prm.labels_count", "prm.heldout_count"),
+        *("mcts.questions", "mcts.question_file", "mcts.question_format"),
+    ),
+    "policy": ("model", "prompts", "mcts.phase", "train.row_length"),
+    "rollouts": ("rollouts", "search.context_tokens"),
+    "prm": ("model", "prompts", "prm", "train.row_length"),
+    "mcts": ("mcts", "search.max_step_tokens", "search.context_tokens"),
+    "eft": ("teacher",),
+    "sft": ("model", "prompts", "sft", "srlm", "train.row_length"),
+    "search": ("search", "judge", "srlm", "pairs"),
+    "dpo": ("dpo", "improve_by", "train.row_length"),
+}
+# Mode of evaluation → settings that decide its result.
+_MODEL = ("model.dtype", "prompts")
+MEASURED = {
+    "greedy": (*_MODEL, "eval.max_tokens", "search.context_tokens"),
+    "judge": (
+        *(*_MODEL, "seed", "judge.kind", "judge.mode", "judge.score", "srlm"),
+        *("judge.temperature", "judge.top_p"),
+        *("judge.max_tokens", "judge.context_tokens"),
+    ),
+    "search": (*_MODEL, "seed", "search", "judge", "srlm", "eval.search_count"),
+    "training": ("model.dtype", "seed", "train.row_length"),
+}
+# How a stage is computed, and not what comes out of it.
+_FREE = (
+    *("mesh", "search.slots", "search.tensor", "judge.rows", "mcts.remember_tokens"),
+    *("train.checkpoint_every", "train.log_every", "train.micro_batches"),
+    *("model.remat", "model.attention", "dpo.reference", "iterations"),
+    *("teacher.url", "teacher.key_variable", "teacher.concurrency", "teacher.timeout"),
+    *("teacher.requests_per_minute", "teacher.token_budget", "teacher.retries"),
+)
+
+
+class Made(NamedTuple):
+    """A stage of which something is in the run directory.
+
+    Attributes:
+      stage: a key of `DEPENDS`.
+      number: of the model that it makes or searches with; 0 before M1.
+      paths: its files and folders that are there, the manifest first.
+    """
+
+    stage: str
+    number: int
+    paths: tuple[pathlib.Path, ...]
+
+    def __str__(self) -> str:
+        if self.stage == "prepare":
+            return "the data"
+        if not self.number:
+            return f"init/{self.stage}"
+        return f"M{self.number}{' search' if self.stage == 'search' else ''}"
+
+
+def made(folder: pathlib.Path) -> list[Made]:
+    """Returns the stages that a run has finished or begun, in their order."""
+    before = {
+        "prepare": ("data/manifest.json", "data", "tokenizer"),
+        "policy": ("init/policy/manifest.json", "init/policy"),
+        "rollouts": ("init/values*",),
+        "prm": ("init/prm/manifest.json", "init/prm"),
+        "mcts": ("init/mcts.json", "init/trees*", "init/pairs.jsonl"),
+        "eft": ("init/eft.json", "init/dropped.jsonl"),
+    }
+    model = ("manifest.json", "params", "train")
+    searched = ("search.json", "search.jsonl", "search.partial*", "pairs.jsonl")
+    places = [(name, 0, patterns) for name, patterns in before.items()]
+    numbers = [int(p.name[1:]) for p in folder.glob("M*") if p.name[1:].isdecimal()]
+    for number in range(1, max(numbers, default=0) + 1):
+        own = tuple(f"M{number}/{name}" for name in model)
+        places.append(("sft" if number == 1 else "dpo", number, own))
+        own = tuple(f"M{number}/{name}" for name in searched)
+        places.append(("search", number, own))
+    found = [
+        Made(name, number, tuple(p for text in own for p in sorted(folder.glob(text))))
+        for name, number, own in places
+    ]
+    return [stage for stage in found if stage.paths]
+
+
+def changes(theirs: Any, mine: Any, at: str = "") -> dict[str, str]:
+    """Returns the settings that differ: name → "was ..., now ...".
+
+    Args:
+      theirs: settings of the run, as JSON values.
+      mine: settings of the command, likewise.
+      at: name of the section.
+    """
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        result = {}
+        for key in sorted(theirs.keys() | mine.keys()):
+            name = f"{at}.{key}".strip(".")
+            result |= changes(theirs.get(key), mine.get(key), name)
+        return result
+    return {} if theirs == mine else {at: f"was {theirs!r}, now {mine!r}"}
+
+
+def stale(
+    stages: Sequence[Made], theirs: Mapping[str, Any], mine: Mapping[str, Any]
+) -> tuple[list[Made], list[str]]:
+    """Returns what a change of settings invalidates.
+
+    Args:
+      stages: from `made`.
+      theirs: settings that they were made with, as JSON values.
+      mine: settings of the command, likewise.
+
+    Returns:
+      (the first stage that depends on a changed setting and all that come after it,
+      the names of the changed settings that it depends on).
+    """
+    changed = changes(theirs, mine)
+    asked = [stage for stage in stages if stage.stage == "prepare"]
+    known = len(list(asked[0].paths[0].parent.glob("questions_*"))) if asked else 0
+    for place, stage in enumerate(stages):
+        depends = DEPENDS[stage.stage]
+        if stage.stage == "search" and mine["judge"]["kind"] == "ratings":
+            depends = (*depends, "eval.max_tokens")  # tokens of a candidate
+        names = [name for name in changed if _is_in(name, depends)]
+        for name, section, first, last in (
+            ("data.questions", "data", 0, known),
+            ("dpo.updates", "dpo", stage.number - 2, stage.number - 1),
+        ):
+            if name in names:
+                counts = [s[section][name.partition(".")[2]] for s in (theirs, mine)]
+                if _part(counts[0], first, last) == _part(counts[1], first, last):
+                    names.remove(name)
+        if names:
+            return list(stages[place:]), names
+    return [], []
+
+
+def _part(counts: Sequence[int], first: int, last: int) -> list[int]:
+    """Returns the counts of some iterations; the last count is that of later ones."""
+    return [counts[min(n, len(counts) - 1)] for n in range(first, last) if counts]
+
+
+def _is_in(name: str, sections: Sequence[str]) -> bool:
+    def inside(sections: Sequence[str]) -> bool:
+        return any(name == s or name.startswith(f"{s}.") for s in sections)
+
+    return inside(sections) and not inside(_FREE)
+
+
+def measured_with(config: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    """Returns the settings that decide what a mode of evaluation measures.
+
+    Args:
+      config: all settings, as JSON values.
+      mode: a key of `MEASURED`.
+    """
+    every = _flat(config)
+    skipped = ("judge.by",)  # a model always judges for itself here
+    return {
+        name: value
+        for name, value in every.items()
+        if _is_in(name, MEASURED[mode]) and name not in skipped
+    }
+
+
+def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    result = {}
+    for key, value in values.items():
+        name = f"{at}.{key}".strip(".")
+        result |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return result
+
+
+def refuse(folder: pathlib.Path, old: Sequence[Made], what: str) -> None:
+    """Raises ValueError that names the stages which a change invalidates."""
+    names = ", ".join(map(str, old))
+    raise ValueError(
+        f"{folder}: {what}. {names} would no longer be what these settings give; "
+        f"expected the settings of {folder / 'config.json'}. Add --redo={old[0].stage} "
+        f"to delete {names} and make them again, or use another --workdir."
+    )
+
+
+def delete(folder: pathlib.Path, old: Sequence[Made]) -> None:
+    """Deletes stages, the last one first, and what was measured of their models."""
+    models = [stage.number for stage in old if stage.stage in ("sft", "dpo")]
+    pattern = "M*" if old[0].stage == "prepare" else ""
+    for name in [f"M{number}_*" for number in models] + [pattern] * bool(pattern):
+        for path in folder.glob(f"eval/{name}.json"):
+            path.unlink()
+    for stage in reversed(old):
+        for path in stage.paths:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
