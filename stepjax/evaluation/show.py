@@ -83,6 +83,18 @@ def show(
     return "\n".join([f"{head}, from {path}", "", *parts])
 
 
+def newest_search(workdir: pathlib.Path, newest: int) -> int:
+    """Returns the number of the newest model that has searched its questions.
+
+    Args:
+      workdir: the run directory.
+      newest: number of its newest model, which is returned when none has searched.
+    """
+    numbers = range(newest, 0, -1)
+    made = (n for n in numbers if (workdir / f"M{n}" / "search.jsonl").exists())
+    return next(made, newest)
+
+
 def _states(path: pathlib.Path) -> list[State]:
     if not path.exists():
         return []
