@@ -22,7 +22,7 @@ from stepjax.trajectory import Candidate, Expansion, State, Verdict
 CHOICES = ("", "wrong", "ties", "random")
 _ACTIONS = {
     "pair": "BEST over WORST is a preference, and BEST goes on",
-    "append": "no preference; the candidate sampled most often goes on",
+    "append": "no preference; KEPT, which was sampled most often, goes on",
     "back": "no preference; the search goes back a step",
     "resample": "no preference; step 1 is sampled again",
 }
@@ -253,8 +253,9 @@ def _of_expansion(expansion: Expansion, mark: Callable[[str], str]) -> Iterator[
 
 
 def _name(expansion: Expansion, number: int) -> str:
-    """Returns "1 BEST", "2 WORST", "3": counted from 1."""
-    ends = {expansion.worst: " WORST", expansion.best: " BEST"}
+    """Returns "1 BEST", "2 WORST", "3", counted from 1; "1 KEPT" without a pair."""
+    kept = "BEST" if expansion.action == "pair" else "KEPT"
+    ends = {expansion.worst: " WORST", expansion.best: f" {kept}"}
     return f"{number + 1}{ends.get(number, '')}"
 
 

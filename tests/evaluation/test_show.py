@@ -99,8 +99,8 @@ q1: complete, 2 expansions, 2 steps kept
       1 as A, 3 as B: no verdict: as 02
       3 as A, 1 as B: 1 wins: as 20
 
-  step 2, attempt 1: no preference; the candidate sampled most often goes on
-    1 BEST   score 1, sampled 2×, logp -1.50, ends, right: 1
+  step 2, attempt 1: no preference; KEPT, which was sampled most often, goes on
+    1 KEPT   score 1, sampled 2×, logp -1.50, ends, right: 1
     2        score 1, sampled 1×, logp -1.50, wrong: z
     verdicts:
       1 as A, 2 as B: 1 wins: as 01
