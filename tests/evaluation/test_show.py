@@ -1,8 +1,9 @@
 """``stepjax show``: searches and answers as text, from hand-made files."""
 
 import pytest
+from runs import command
 
-from stepjax import records, trajectory
+from stepjax import config, records, trajectory
 from stepjax.evaluation import show
 from stepjax.lm import files
 from stepjax.records import Question
@@ -183,3 +184,25 @@ def test_long_texts_are_wrapped_under_their_beginning(monkeypatch):
     lines = show.wrapped("word " * 30, "  ", "head: ")
     assert max(map(len, lines)) <= 60 and len(lines) == 3
     assert lines[0].startswith("head: word") and lines[1].startswith("  word")
+
+
+def shown(capsys, *arguments):
+    """Status of the command, and what it prints."""
+    capsys.readouterr()
+    status = command("show", *arguments)
+    return status, capsys.readouterr()
+
+
+def test_the_command_shows_the_newest_model_that_has_searched(workdir, capsys):
+    c = config.default()
+    files.write_json(workdir / "config.json", config.to_dict(c))
+    for number in (1, 2):
+        files.write_json(workdir / f"M{number}" / "manifest.json", {})
+    status, said = shown(capsys, f"--workdir={workdir}", "--ties", "--n=1")
+    assert status == 0 and said.out == show.show(workdir, 1, choice="ties", count=1)
+    status, said = shown(capsys, f"--workdir={workdir}", "--model=M2", "--problem=t1")
+    assert status == 0 and "answer 16, right is 15" in said.out
+    status, said = shown(capsys, f"--workdir={workdir}", "--ties", "--wrong")
+    assert status == 2 and "--wrong and --ties are given together" in said.err
+    status, said = shown(capsys, f"--workdir={workdir}", "--problem=nope")
+    assert status == 1 and "'nope' is no problem of M1" in said.err
