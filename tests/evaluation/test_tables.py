@@ -2,6 +2,7 @@
 
 from stepjax.evaluation import tables
 from stepjax.lm import files
+from stepjax.run.monitor import Monitor
 
 
 def test_the_table_shows_what_the_stages_measured(tmp_path):
@@ -74,3 +75,14 @@ def test_every_column_of_figures_has_a_sentence_in_the_legend(tmp_path):
     shown.append(tables._iteration_row(1, {}, {}))
     known = {"model", "iteration", "questions", "updates"}  # their names say it all
     assert {name for row in shown for name in row} == known | tables.LEGEND.keys()
+    assert max(len(f"{k}: {said}") for k, said in tables.LEGEND.items()) <= 80
+
+
+def test_the_legend_of_the_columns_stands_below_a_table(tmp_path, capsys):
+    rows = [{"model": "M1", "tie %": "5.0", "steps": "3.00"}]
+    text = Monitor(tmp_path).table("a title", rows, tables.LEGEND)
+    *drawn, first, second = text.splitlines()
+    assert drawn[-1].startswith("└") and len(drawn) == 6
+    assert first == f"tie %: {tables.LEGEND['tie %']}"
+    assert second == f"steps: {tables.LEGEND['steps']}"
+    assert capsys.readouterr().out == f"{text}\n"
