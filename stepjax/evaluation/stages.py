@@ -98,9 +98,11 @@ def evaluate(
 def _say(run: Run, number: int, curve: str, measured: dict) -> None:
     """Prints two samples of an evaluation, and its warnings."""
     name = f"M{number} {curve}"
-    for text in map(samples.text_of, samples.pick(measured.get("items", ()))):
+    shown = list(map(samples.text_of, samples.pick(measured.get("items", ()))))
+    for text in shown:
         run.monitor.say(f"{name}: sample {text}")
-        run.monitor.log_text(curve, number, text)
+    if shown:
+        run.monitor.log_text(curve, number, "\n\n".join(shown))
     for warning in measured.get("warnings", ()):
         run.monitor.say(f"M{number}: {warning}")
 

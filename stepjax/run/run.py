@@ -305,7 +305,7 @@ class Run:
                 nonlocal shown, tokens, since
                 seconds = time.monotonic() - since
                 metrics = metrics | {"learning_rate": float(rates(now - 1))}
-                speeds = {"tokens_per_second": tokens / seconds}
+                speeds = {"tokens_per_second": tokens / max(seconds, 1e-9)}
                 self.monitor.log(name, model, now, metrics, speeds=speeds)
                 advance(now - shown, f"loss {metrics['loss']:.4f}")
                 shown, tokens, since = now, 0, since + seconds
