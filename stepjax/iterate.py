@@ -269,7 +269,7 @@ def _train_on_pairs(
 def _say_results(run: Run) -> str:
     """Prints the tables of the run and returns them as text."""
     run.monitor.close()
-    titles = [f"{run.dir.path}, seed {run.settings.seed}", "whole and refused"]
+    titles = [f"{run.dir.path}, seed {run.settings.seed}", "what ended, what was refused"]
     titles += ["iterations", "seconds"]
     drawn = tables.tables(run.dir.path, run.settings.iterations + 1)
     return "".join(
