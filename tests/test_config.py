@@ -9,7 +9,7 @@ import pytest
 
 from stepjax import config, settings, sft
 from stepjax.lm import train
-from stepjax.run import checks, data
+from stepjax.run import data, ranges
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -90,7 +90,7 @@ def test_config_files(path):
     assert isinstance(c, ml_collections.ConfigDict) and c.is_locked
     assert set(c) == set(config.default()) and c != config.default()
     typed = settings.from_config(c)
-    checks.check_settings(typed)
+    ranges.check(c)
     settings.templates(typed.texts, data.world_templates(c.data.world))
     assert len(c.data.questions) >= c.iterations
     text = json.dumps(config.to_dict(c))

@@ -296,11 +296,12 @@ def test_a_model_remade_is_not_mixed_with_what_the_old_one_made(tmp_path):
     copy_run(folder)
     manifest = files.read_json(folder / "M1/manifest.json")
     files.write_json(folder / "M1/manifest.json", manifest | {"seconds": 1.5})
+    run = Run(get_config(), folder)
     with pytest.raises(
         ValueError, match="M1 is not what this stage was made from"
     ) as e:
-        iterate.run(get_config(), folder)
-    assert f"Delete {folder}/eval/M1_test_greedy.json and what was" in str(e.value)
+        iterate.search(run, 1)
+    assert f"Delete {folder}/M1/search.json and what was" in str(e.value)
 
 
 # Gold stays with data preparation and evaluation.

@@ -5,12 +5,15 @@ import json
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from runs import CONFIG, command, contents, copy_run
 from tiny_config import get_config
 
 import stepjax
-from stepjax import main, records
-from stepjax.lm import checkpoint, files, hf_config, weights
+from stepjax import main, records, sft
+from stepjax.cli import config_files, config_table, help
+from stepjax.lm import checkpoint, files, hf_config, train, weights
+from stepjax.run import redo
 from stepjax.run.run import Run
 
 TINY = f"--config={CONFIG}"
@@ -47,11 +50,46 @@ def refused(capsys, status, arguments, *words):
         (["--workdir={}"], ["unknown command '--workdir="]),
         (["run", TINY], ["--workdir is missing; expected the run directory"]),
         (["run", "--workdir={}"], ["--config is missing", "does not exist; expected"]),
+        (
+            ["run", "--workdir={}", "--config.search.width=4"],
+            ["--config.search.width=4 changes one setting, and nothing gives the"],
+        ),
+        (
+            ["run", TINY, "--workdir={}", "--config.sft.phases.0.steps=4"],
+            ["sft.phases is a list; expected", "--config.sft.phases[0].steps=100"],
+        ),
+        (
+            ["run", TINY, "--workdir={}", "--config.sft.phases[7].steps=4"],
+            ["the number in [ ] is too large for the list of a setting"],
+        ),
+        (["run", f"{TINY}:x", "--workdir={}"], [":x: get_config() of this file takes"]),
+        (
+            ["run", TINY, "--workdir={}", "--mode=judge", "--out=x"],
+            ["--mode, --out: `stepjax run` does not read this; expected only --config"],
+        ),
+        (
+            ["run", TINY, "--workdir={}", "--redo=serch"],
+            ["--redo=serch; expected one of prepare, policy, rollouts, prm, mcts, eft"],
+        ),
+        (
+            ["eval", TINY, "--workdir={}", "--mode=judge", "--benchmark=x.jsonl"],
+            ["--mode=judge does not read --benchmark; expected --mode=greedy, search"],
+        ),
+        (
+            ["eval", TINY, "--workdir={}", "--benchmark=x.jsonl"],
+            ["--benchmark=x.jsonl: no such file; expected 'test' or one"],
+        ),
+        (
+            ["eval", TINY, "--workdir={}", "--mode=training", "--model=M0"],
+            ["--mode=training: M0 was not trained on pairs; expected a model that was"],
+        ),
+        (["run", TINY, "--workdir={}", "--hosts=0"], ["--hosts=0: "]),
+        (["plan", TINY], ["--topology is missing; expected a TPU slice"]),
         (["run", TINY, "--workdir={}", "extra"], ["['extra']", "begin with --"]),
         (["run", TINY, "--workdir={}", "--widht=4"], ["flag 'widht'"]),
         (
             ["run", "--config=nowhere.py", "--workdir={}"],
-            ["nowhere.py", "No such file"],
+            ["--config=nowhere.py: no such file (looked in ", "quickstart, qwen2_5"],
         ),
         (
             ["run", TINY, "--workdir={}", "--config.serch.width=4"],
@@ -84,7 +122,66 @@ def test_help_is_no_error(capsys):
     said = capsys.readouterr()
     assert said.out.count("usage: stepjax COMMAND") == 2 and not said.err
     for name in main.COMMANDS:
-        assert f"\n  {name} " in said.out
+        assert f"\n  {name:10}" in said.out
+
+
+@pytest.mark.parametrize("name", [n for n in main.COMMANDS if n != "init-data"])
+def test_help_of_a_command_names_its_options(capsys, name):
+    assert command(name, "--help") == command("help", name) == 0
+    said = capsys.readouterr()
+    assert not said.err and said.out.count(f"usage: stepjax {name}") == 2
+    assert max(map(len, said.out.splitlines())) <= 80
+    for option in help.OPTIONS:
+        expected = option in help.COMMANDS[name].options
+        assert (f"\n  --{option}" in said.out) == expected
+
+
+def test_every_option_is_a_flag_and_is_explained():
+    defined = flags.FLAGS.flags_by_module_dict()["stepjax.cli.options"]
+    assert {flag.name for flag in defined} == set(help.OPTIONS)
+    read = {option for c in help.COMMANDS.values() for option in c.options}
+    assert read == set(help.OPTIONS)
+    assert ", ".join(redo.DEPENDS) in help.OPTIONS["redo"][1]
+
+
+def test_version(capsys):
+    assert command("--version") == 0
+    assert capsys.readouterr().out == f"stepjax {stepjax.__version__}\n"
+
+
+def test_config_lists_every_setting_and_marks_those_of_the_file(capsys):
+    assert command("config", TINY, "--config.search.width=7") == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("* search.width = 7  [2 to 1,000; default 6]")
+    assert lines[at + 1] == "      candidates per step, w (paper)"
+    assert "  judge.mode = 'generate'  [one of ('generate', 'logprob')]" in lines
+    assert "* sft.phases[1].steps = 60  [0 to 100,000,000]" in lines
+    name = "* sft.phases[0].optimizer.learning_rate = 0.01  [above 0 and at most 10]"
+    assert lines[lines.index(name) + 1] == "      peak."
+    assert command("config") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith("*")]
+    names = [line.split(" = ")[0].strip() for line in lines if not line[:6].isspace()]
+    assert len(names) > 130 and len(set(names)) == len(names)
+    assert names[:4] == ["seed", "iterations", "improve_by", "model.init"]
+
+
+def test_every_setting_is_explained_somewhere():
+    known = config_table.comments()
+    sections = ("model", "data", "search", "judge", "dpo", "train", "mcts", "teacher")
+    for section in sections:
+        for name in get_config()[section]:
+            assert f"{section}.{name}" in known, name
+    for owner, made in (("phase", sft.Phase), ("optimizer", train.OptimizerOptions)):
+        assert {f"{owner}.{name}" for name in made.__annotations__} <= known.keys()
+
+
+def test_shipped_configs_are_found_by_name(capsys):
+    assert set(config_files.shipped()) >= {"quickstart", "qwen2_5_math_7b"}
+    assert command("config", "--config=quickstart") == 0
+    assert "* search.slots = 128  [" in capsys.readouterr().out
+    assert command("config", "--config=gsm8k_cpu:here") == 0
+    assert "* data.ift = 'here/gsm8k/train.jsonl'  [" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -118,15 +215,15 @@ def write_config(folder, *lines):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("search.on_tie=forward", "search.on_tie='forward'; expected one of ('back', "),
         ("data.eft_count=0", "eft rows and there are none; expected at least one. Set"),
         ("model.vocab_size=100", "131 ids and the model's vocabulary 100; expected"),
         ("mesh.tensor=2", "'kv_heads' of size 1 does not divide by mesh.tensor=2"),
         ("search.context_tokens=12", "at most search.context_tokens=12. Raise it or"),
-        ("tokenizer=nowhere", "nowhere: no tokenizer here; expected"),
     ],
 )
-def test_settings_are_refused(tmp_path, capsys, no_compilation, setting, words):
+def test_settings_that_do_not_fit_the_data_are_refused(
+    tmp_path, capsys, no_compilation, setting, words
+):
     run = ["run", TINY, f"--workdir={tmp_path / 'run'}", f"--config.{setting}"]
     said = refused(capsys, 1, run, words)
     lines = said.splitlines()  # what begins, and then the error, in one line
@@ -136,13 +233,18 @@ def test_settings_are_refused(tmp_path, capsys, no_compilation, setting, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_phase_of_epochs_and_steps(tmp_path, capsys, no_compilation):
-    path = write_config(tmp_path, "c.sft.phases = (config.phase('p', steps=9),)")
-    arguments = ["sft", f"--config={path}", f"--workdir={tmp_path / 'run'}"]
-    words = (
-        "sft phase 'p' has epochs=3 and steps=9; expected exactly one of them above 0"
-    )
-    refused(capsys, 1, arguments, words)
+def test_values_out_of_range_are_refused_all_at_once_before_jax(tmp_path, capsys):
+    run = ["run", TINY, f"--workdir={tmp_path / 'run'}", "--config.tokenizer=nowhere"]
+    run += ["--config.search.on_tie=forward", "--config.dpo.beta=nan"]
+    said = refused(capsys, 2, [*run, "--config.sft.phases[0].epochs=3"])
+    assert said.splitlines()[1:] == [
+        "stepjax: search.on_tie='forward'; expected one of ('back', 'append').",
+        "stepjax: dpo.beta=nan; expected above 0 and at most 1,000.",
+        "stepjax: epochs and steps of sft phase 'first'=(3, 40); expected exactly one "
+        "of them above 0.",
+        "stepjax: tokenizer='nowhere': no such file; expected a folder or "
+        "tokenizer.json.",
+    ]
     assert not (tmp_path / "run").exists()
 
 
@@ -159,9 +261,8 @@ def test_files_that_are_missing_or_malformed(
     place = f"{tmp_path / name}:1: "
     refused(capsys, 1, arguments, place, "field 'problem' is 5; expected a string")
     (tmp_path / name).unlink()
-    refused(
-        capsys, 1, arguments, f"{tmp_path / name}: cannot be read", "Check the path"
-    )
+    words = f"data.ift='{tmp_path / name}': no such file; expected a file of solutions"
+    refused(capsys, 2, arguments, words)
     assert not (tmp_path / "run").exists()
 
 
@@ -174,18 +275,20 @@ def test_errors_that_are_not_about_input_keep_their_traceback(tmp_path, monkeypa
 # Run directories.
 
 
-def test_a_folder_of_another_configuration(tmp_path, capsys, no_compilation):
-    Run(get_config(), tmp_path / "run")
-    before = contents(tmp_path / "run")
-    arguments = [
-        "run",
-        TINY,
-        f"--workdir={tmp_path / 'run'}",
-        "--config.search.width=4",
-    ]
-    words = "belongs to another configuration (search.width was 3, now 4); expected the"
-    refused(capsys, 1, arguments, words, "Use another --workdir")
-    assert contents(tmp_path / "run") == before
+def test_settings_of_an_existing_run(tmp_path, capsys, no_compilation):
+    folder = tmp_path / "run"
+    Run(get_config(), folder)
+    before = contents(folder)
+    change = ["sft", f"--workdir={folder}", "--config.data.test_count=9"]
+    words = f"{folder}: data.test_count was 24, now 9. the data would no longer be what"
+    refused(capsys, 1, change, words, "Add --redo=prepare to delete the data and make")
+    assert contents(folder) == before
+    # Nothing depends on the width yet, so the run goes on with another one.
+    change = ["eval", f"--workdir={folder}", "--config.search.width=4", "--model=M1"]
+    refused(capsys, 2, change, "M1/manifest.json is missing; expected a finished model")
+    change = ["dpo", f"--workdir={folder}", "--config.search.width=4", "--model=M0"]
+    refused(capsys, 2, change, "--model=M0; expected M1 to M2 for `stepjax dpo`")
+    assert contents(folder) == before
 
 
 def test_folders_that_are_no_runs(tmp_path, capsys, no_compilation):
@@ -198,7 +301,7 @@ def test_folders_that_are_no_runs(tmp_path, capsys, no_compilation):
     assert set(contents(tmp_path)) == {"run/thesis.tex", "file"}
     (tmp_path / "empty").mkdir()
     arguments = ["run", TINY, f"--workdir={tmp_path / 'empty'}", "--config.seed=-1"]
-    refused(capsys, 1, arguments, "seed=-1")
+    refused(capsys, 2, arguments, "seed=-1")
     assert not list(tmp_path.glob("empty/*"))
 
 
@@ -230,13 +333,18 @@ def test_folders_that_are_no_runs(tmp_path, capsys, no_compilation):
             "M1/manifest.json is missing; expected a finished model",
         ),
         ("export", ["--model=M0"], "--out is missing; expected the folder to write"),
+        (
+            "eval",
+            ["--model=M1"],
+            "There is no folder",
+        ),
     ],
 )
 def test_models_that_are_not_there(
     tmp_path, capsys, no_compilation, name, arguments, words
 ):
     arguments = [name, TINY, f"--workdir={tmp_path / 'run'}", *arguments]
-    refused(capsys, 1, arguments, words)
+    refused(capsys, 2, arguments, words)
     assert not (tmp_path / "run").exists()
 
 
@@ -247,19 +355,40 @@ def test_run_and_eval_of_a_finished_run(finished, capsys, no_compilation):
     before = contents(finished)
     assert command("run", f"--workdir={finished}") == 0  # its own config.json
     assert command("run", TINY, f"--workdir={finished}") == 0
-    assert command("eval", f"--workdir={finished}", "--model=M2") == 0
+    assert command("sft", f"--workdir={finished}") == 0
+    said = capsys.readouterr()
+    assert len([line for line in said.out.splitlines() if line[:5] == "│ M2 "]) == 6
+    for name in ("M1: done already, updates of SFT: first 40, second 60\n",) * 3:
+        assert said.err.count(name) == 3
+    counts = files.read_json(finished / "M2/search.json")["counts"]
+    words = f"M2 search: done already, {counts['pairs']} pairs from 24 questions in "
+    assert words in said.err
+    greedy = files.read_json(finished / "eval/M3_test_greedy.json")["metrics"]
+    words = f"M3 eval: done already: greedy {100 * greedy['accuracy']:.1f} %, judge "
+    assert words in said.err
+    assert contents(finished) == before
+
+
+def test_eval_of_a_finished_run_takes_the_newest_model(finished, capsys):
+    before = contents(finished)
     assert command("eval", f"--workdir={finished}", "--mode=judge") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if line.startswith("│ M2 ")]) == 6
-    names = ["test_greedy", "heldout_judge", "test_search", "pairs_training"]
-    shown = [(2, name) for name in names] + [(1, "heldout_judge")]
-    for line, (model, name) in zip(lines[-5:], shown, strict=True):
-        path = finished / "eval" / f"M{model}_{name}.json"
-        mode, _, values = line.partition(" ")
-        metrics = files.read_json(path)["metrics"]
-        assert mode == name.split("_")[1]
-        for key, value in metrics.items():
-            assert f"'{key}': {round(value, 4)}" in values
+    said = capsys.readouterr()
+    assert "M3 judge, the run's own data" in said.out
+    metrics = files.read_json(finished / "eval/M3_heldout_judge.json")["metrics"]
+    shown = dict(
+        line.strip("│ ").split(" │ ", 1)
+        for line in said.out.splitlines()
+        if line.startswith("│ ")
+    )
+    shown = {name.strip(): value.strip(" │") for name, value in shown.items()}
+    assert shown.keys() == metrics.keys()
+    assert shown["accuracy"] == f"{metrics['accuracy']:.4f}"
+    assert command("eval", f"--workdir={finished}", "--model=M1") == 0
+    said = capsys.readouterr()
+    assert "M1 unseen: does not apply to this run or model" in said.err
+    assert "M1 training: does not apply to this run or model" in said.err
+    unseen = ["eval", f"--workdir={finished}", "--mode=unseen"]
+    refused(capsys, 2, unseen, "have no problems of unseen steps")
     assert contents(finished) == before
 
 
@@ -285,14 +414,28 @@ def test_a_benchmark_of_ones_own(finished, tmp_path, capsys):
     records.write_jsonl(path, problems)
     arguments = ["eval", f"--workdir={folder}", "--model=M3", f"--benchmark={path}"]
     assert command(*arguments, "--mode=greedy") == 0
-    made = files.read_json(folder / "eval/M3_mine_greedy.json")
+    digest = contents(tmp_path)["mine.jsonl"][:8]
+    made = files.read_json(folder / f"eval/M3_mine-{digest}_greedy.json")
     whole = files.read_json(finished / "eval/M3_test_greedy.json")
     assert made["items"] == whole["items"][2:5] and made["metrics"]["count"] == 3
-    records.write_jsonl(path, problems[:2])
-    words = f"Delete {folder}/eval/M3_mine_greedy.json and what was made from it"
-    refused(capsys, 1, [*arguments, "--mode=greedy"], "benchmark is not what", words)
-    path.write_text('{"id": "a"}\n')
-    refused(capsys, 1, arguments, f"{path}:1: missing field 'problem'")
+    # A file of the same name as the run's own, and then an edited one.
+    (tmp_path / "test.jsonl").write_bytes(path.read_bytes())
+    before = contents(folder)
+    arguments[-1] = f"--benchmark={tmp_path / 'test.jsonl'}"
+    assert command(*arguments, "--mode=greedy") == 0
+    assert (folder / f"eval/M3_test-{digest}_greedy.json").exists()
+    records.write_jsonl(tmp_path / "test.jsonl", problems[:2])
+    assert command(*arguments, "--mode=greedy") == 0
+    digest = contents(tmp_path)["test.jsonl"][:8]
+    made = files.read_json(folder / f"eval/M3_test-{digest}_greedy.json")
+    assert made["metrics"]["count"] == 2
+    now = contents(folder)
+    changing = ("log.txt", "metrics.jsonl", "tensorboard")
+    for name in before:
+        assert now[name] == before[name] or name.startswith(changing), name
+    assert "M3 greedy, " in capsys.readouterr().out
+    (tmp_path / "test.jsonl").write_text('{"id": "a"}\n')
+    refused(capsys, 1, arguments, "test.jsonl:1: missing field 'problem'")
 
 
 # Export.
@@ -303,6 +446,21 @@ def exported(finished, tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "M2"
     assert command("export", f"--workdir={finished}", "--model=M2", f"--out={out}") == 0
     return out
+
+
+def test_an_export_says_what_it_wrote_and_takes_the_newest_model(
+    finished, tmp_path, capsys
+):
+    out = tmp_path / "new"
+    assert command("export", f"--workdir={finished}", f"--out={out}") == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    size = sum(path.stat().st_size for path in out.iterdir())
+    prompt = r"prompt: '{problem}\n'"
+    assert said == f"M3 → {out}, {size / 1000:.0f} kB, float32, {prompt}"
+    (tmp_path / "file").touch()
+    arguments = ["export", f"--workdir={finished}", f"--out={tmp_path / 'file/below'}"]
+    said = refused(capsys, 1, arguments, "file/below", "Not a directory")
+    assert "Traceback" not in said
 
 
 def test_an_export_loads_back(finished, exported, capsys):

@@ -373,7 +373,7 @@ def _controls(config: Any) -> Iterator[Rule]:
         "dpo.updates",
         updates,
         f"one number above 0 for each of {iterations} iterations, or ()",
-        enough or (not updates and config.improve_by == "dpo"),
+        enough or (not updates and config.improve_by != "sft"),
     )
     yield (
         "judge.by",
