@@ -269,8 +269,8 @@ def _train_on_pairs(
 def _say_results(run: Run) -> str:
     """Prints the tables of the run and returns them as text."""
     run.monitor.close()
-    titles = [f"{run.dir.path}, seed {run.settings.seed}", "what ended, what was refused"]
-    titles += ["iterations", "seconds"]
+    titles = [f"{run.dir.path}, seed {run.settings.seed}"]
+    titles += ["what ended, what was refused", "iterations", "seconds"]
     drawn = tables.tables(run.dir.path, run.settings.iterations + 1)
     return "".join(
         run.monitor.table(title, rows, tables.LEGEND)
