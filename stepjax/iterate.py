@@ -170,6 +170,13 @@ def search(run: Run, number: int) -> None:
     counts = summary(states) | {"pairs": len(pairs)}
     run.monitor.restart("search", f"M{number}")
     run.monitor.log("search", f"M{number}", number, counts)
+    complete, ties = (100 * counts[k] for k in ("complete_rate", "tie_rate"))
+    run.monitor.say(
+        f"M{number} search: {len(pairs)} pairs from {len(states)} questions; "
+        f"{complete:.0f} % of the searches are complete, with "
+        f"{counts['steps_per_solution']:.1f} steps each; {ties:.0f} % of the steps "
+        "gave no preference"
+    )
     warnings = causes.of_search(states, run.settings)
     for warning in warnings:
         run.monitor.say(f"M{number} search: {warning}")

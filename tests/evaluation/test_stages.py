@@ -98,6 +98,9 @@ def test_what_a_search_warned_of_is_kept_and_said(finished):
         states = [trajectory.from_row(row) for _, row in rows]
         found = causes.of_search(states, from_config(get_config()))
         assert manifest["warnings"] == found
+        lines = (finished / f"M{number}" / "pairs.jsonl").read_text("utf-8").count("\n")
+        said = f" M{number} search: {lines} pairs from 24 questions; "
+        assert said in (finished / "log.txt").read_text("utf-8")
         log = (finished / "log.txt").read_text("utf-8")
         assert all(f" M{number} search: {warning}\n" in log for warning in found)
         counts = manifest["counts"]
