@@ -9,7 +9,7 @@ from tiny_config import get_config
 
 from stepjax import records, trajectory
 from stepjax.codec import Codec
-from stepjax.evaluation import causes, diagnose, stages
+from stepjax.evaluation import causes, diagnose, samples, stages
 from stepjax.lm import files, tokenizer
 from stepjax.pairs import Pair
 from stepjax.settings import from_config
@@ -87,7 +87,9 @@ def test_two_samples_of_each_evaluation_are_in_the_log(finished):
             head = f" M{number} eval/{stage}: sample "
             assert sum(head in line for line in lines) == 2
     (at, *_) = (n for n, line in enumerate(lines) if " M1 eval/test_greedy: " in line)
-    item = files.read_json(finished / "eval/M1_test_greedy.json")["items"][0]
+    items = files.read_json(finished / "eval/M1_test_greedy.json")["items"]
+    item = samples.pick(items)[0]
+    assert lines[at].endswith(f" sample {samples.text_of(item).splitlines()[0]}")
     assert lines[at + 1] == f"    {item['problem']}"
 
 
