@@ -58,12 +58,13 @@ Beside the method; of the files above only main, iterate and ablate import these
                     checks.py: its data, early errors;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; finetune.py: a phase of
-                    SFT; monitor.py: progress, metrics; text_table.py: tables that
-                    fit the terminal
+                    SFT; banner.py: what a run says first; monitor.py, progress.py:
+                    progress, metrics; text_table.py: tables that fit the terminal
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
                     its judge; intervals.py: how sure that is; answers.py: extraction,
-                    equivalence; diagnose.py: why a round gains or fails; tables.py:
-                    the final tables
+                    equivalence; diagnose.py: why a round gains or fails; causes.py:
+                    why a search makes few pairs; samples.py, tables.py: samples and
+                    tables; show.py: stepjax show; dry_run.py: stepjax run --dry-run
     planning/       plan.py: the memory and time that a run needs on a TPU slice,
                     computed without a TPU; programs.py, slices.py, flops.py: its
                     programs, how they are compiled, and how FLOPs are counted

@@ -25,7 +25,7 @@ import ml_collections
 
 from stepjax import dpo as step_dpo
 from stepjax import forest, records, trajectory
-from stepjax.evaluation import stages, tables
+from stepjax.evaluation import causes, stages, tables
 from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.lm import model as lm
@@ -173,7 +173,17 @@ def search(run: Run, number: int) -> None:
     counts = summary(states) | {"pairs": len(pairs)}
     run.monitor.restart("search", f"M{number}")
     run.monitor.log("search", f"M{number}", number, counts)
-    stage.commit(["search.jsonl", "pairs.jsonl"], counts=counts)
+    complete, ties = (100 * counts[k] for k in ("complete_rate", "tie_rate"))
+    run.monitor.say(
+        f"M{number} search: {len(pairs)} pairs from {len(states)} questions; "
+        f"{complete:.0f} % of the searches are complete, with "
+        f"{counts['steps_per_solution']:.1f} steps each; {ties:.0f} % of the steps "
+        "gave no preference"
+    )
+    warnings = causes.of_search(states, run.settings)
+    for warning in warnings:
+        run.monitor.say(f"M{number} search: {warning}")
+    stage.commit(["search.jsonl", "pairs.jsonl"], counts=counts, warnings=warnings)
 
 
 # Mi → M(i+1).
@@ -182,7 +192,8 @@ def search(run: Run, number: int) -> None:
 def dpo(run: Run, number: int) -> None:
     """Makes M`number + 1` by step-DPO on the pairs that M`number` made."""
     source, inputs = run.dir.model(number), run.dir.model_digest(number)
-    if not run.dir.stage("search", source / "search.json", inputs).done:
+    searched = run.dir.stage("search", source / "search.json", inputs).done
+    if not searched:
         raise ValueError(
             f"{source / 'search.json'} is missing; expected the finished search of "
             f"M{number}. Run `stepjax search --model=M{number}` first."
@@ -210,7 +221,7 @@ def dpo(run: Run, number: int) -> None:
     else:
         run.monitor.say(
             f"dpo: M{number} made no preference pairs, so M{number + 1} is "
-            f"M{number}. Ask more questions, or raise search.temperature."
+            f"M{number}. {causes.no_pairs(searched['counts'])}"
         )
     counts = {"pairs": len(kept), "dropped": dropped, "updates": updates}
     arrays = run.save(run.dir.model(number + 1), params)
@@ -268,10 +279,11 @@ def _train_on_pairs(
 def _say_results(run: Run) -> str:
     """Prints the tables of the run and returns them as text."""
     run.monitor.close()
-    titles = [f"{run.dir.path}, seed {run.settings.seed}", "iterations", "seconds"]
+    titles = [f"{run.dir.path}, seed {run.settings.seed}"]
+    titles += ["what ended, what was refused", "iterations", "seconds"]
     drawn = tables.tables(run.dir.path, run.settings.iterations + 1)
     return "".join(
-        run.monitor.table(title, rows)
+        run.monitor.table(title, rows, tables.LEGEND)
         for title, rows in zip(titles, drawn, strict=True)
         if rows
     )

@@ -200,6 +200,9 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
 
         print(config_table.table(config), end="")
         return
+    if name == "show":
+        _show(config)
+        return
     _say("starting JAX")
     if name == "plan":
         _plan(config)
@@ -208,6 +211,9 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     from stepjax import iterate
 
     workdir, redo = options.WORKDIR.value, options.REDO.value
+    if name == "run" and options.DRY_RUN.value:
+        _dry_run(config)
+        return
     if name == "run":
         iterate.run(config, workdir, redo)
         return
@@ -231,6 +237,46 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
         _eval(run, number)
     else:
         _export(run, number)
+
+
+def _show(config: "ml_collections.ConfigDict") -> None:
+    """Prints problems of a model."""
+    from stepjax.cli import arguments, options
+    from stepjax.evaluation import show
+    from stepjax.run import kind
+    from stepjax.settings import from_config
+
+    workdir = pathlib.Path(options.WORKDIR.value)
+    number = arguments.number_of("show", config)
+    if options.MODEL.value is None:
+        number = show.newest_search(workdir, number)
+    named = {"wrong": options.WRONG, "ties": options.TIES, "random": options.RANDOM}
+    text = show.show(
+        workdir,
+        number,
+        problem=options.PROBLEM.value,
+        choice="".join(name for name, option in named.items() if option.value),
+        count=options.COUNT.value,
+        is_right=kind.choose(from_config(config), workdir / "data").is_right,
+    )
+    print(text, end="")
+
+
+def _dry_run(config: "ml_collections.ConfigDict") -> None:
+    """Prints what a run would work with; a new run directory is deleted again."""
+    from stepjax.cli import options
+    from stepjax.evaluation import dry_run
+    from stepjax.lm import hosts
+    from stepjax.run.run import Run
+
+    run = Run(config, options.WORKDIR.value)
+    try:
+        text = dry_run.dry_run(run)
+    finally:
+        run.monitor.close()
+        run.dir.give_back()
+    if hosts.first():
+        print(text, end="")
 
 
 def _start() -> None:

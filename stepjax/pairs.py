@@ -6,6 +6,7 @@ that anyone can audit why a step was preferred. Pairs are trained from ids, neve
 re-tokenised text.
 """
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,14 @@ from typing import Any
 from stepjax.codec import Codec
 from stepjax.forest import IdPair
 from stepjax.judge import position_flips
-from stepjax.trajectory import Expansion, State, context_ids
+from stepjax.trajectory import (
+    CUT_OFF,
+    NO_MARKER,
+    OTHER,
+    Expansion,
+    State,
+    context_ids,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +33,7 @@ class Pair:
       problem_id: id of the question.
       problem: its text.
       step: step number, from 1.
+      steps: texts of the steps before.
       context_ids: prompt and steps before, as they were fed; see
         `trajectory.context_ids`.
       chosen_ids: the best candidate as it was sampled.
@@ -48,6 +57,7 @@ class Pair:
     problem_id: str
     problem: str
     step: int
+    steps: list[str]
     context_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
@@ -122,6 +132,7 @@ def pairs_of(
                 problem_id=state.question.id,
                 problem=state.question.problem,
                 step=number + 1,
+                steps=[step.text for step in state.steps[:number]],
                 context_ids=list(context_ids(codec, state, number)),
                 chosen_ids=list(best.ids),
                 rejected_ids=list(worst.ids),
@@ -153,9 +164,11 @@ def _beats_all(expansion: Expansion) -> bool:
 def summary(states: Sequence[State]) -> dict[str, float]:
     """Returns counts and rates of closed searches.
 
-    tie_rate is over expansions with a candidate; flip_rate over pairs of candidates
-    with a parsed verdict in both orders; unparsed_rate over judge calls;
-    malformed_rate over samples.
+    complete_rate is over questions; tie_rate over expansions with a candidate;
+    flip_rate over pairs of candidates with a parsed verdict in both orders;
+    unparsed_rate over judge calls; malformed_rate over samples, and so are its parts:
+    cut_off_rate (not ended within their tokens), unmarked_rate (without the marker of
+    their step) and misshapen_rate (malformed otherwise).
     """
     expansions = [e for state in states for e in state.expansions]
     proposed = [e for e in expansions if e.candidates]
@@ -163,13 +176,18 @@ def summary(states: Sequence[State]) -> dict[str, float]:
     flips = [position_flips(e.verdicts) for e in expansions]
     samples = sum(e.malformed + sum(c.count for c in e.candidates) for e in expansions)
     steps = [step for state in states for step in state.steps]
+    faults: collections.Counter[str] = collections.Counter()
+    for refused in (part for e in expansions for part in e.refused):
+        faults[refused.fault] += refused.count
+    complete = sum(state.status == "complete" for state in states)
 
     def ratio(part, whole):
         return part / whole if whole else 0.0
 
     return {
         "questions": len(states),
-        "complete": sum(state.status == "complete" for state in states),
+        "complete": complete,
+        "complete_rate": ratio(complete, len(states)),
         "expansions": len(expansions),
         "judgments": len(verdicts),
         "samples": samples,
@@ -177,6 +195,9 @@ def summary(states: Sequence[State]) -> dict[str, float]:
         "flip_rate": ratio(sum(f for f, _ in flips), sum(n for _, n in flips)),
         "unparsed_rate": ratio(sum(v.winner is None for v in verdicts), len(verdicts)),
         "malformed_rate": ratio(sum(e.malformed for e in expansions), samples),
+        "cut_off_rate": ratio(faults[CUT_OFF], samples),
+        "unmarked_rate": ratio(faults[NO_MARKER], samples),
+        "misshapen_rate": ratio(faults[OTHER], samples),
         "steps_per_solution": ratio(len(steps), len(states)),
         "tokens_per_step": ratio(sum(len(s.ids) for s in steps), len(steps)),
     }

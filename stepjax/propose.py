@@ -15,7 +15,17 @@ from stepjax.codec import Codec
 from stepjax.lm import draws, stops
 from stepjax.lm.sampler import Sampler, make_decoding, sample_behind
 from stepjax.prompts import Templates
-from stepjax.trajectory import Candidate, Proposal, State, context_ids
+from stepjax.trajectory import (
+    CUT_OFF,
+    FAULTS,
+    NO_MARKER,
+    OTHER,
+    Candidate,
+    Proposal,
+    Refused,
+    State,
+    context_ids,
+)
 
 
 class Unit(NamedTuple):
@@ -24,20 +34,23 @@ class Unit(NamedTuple):
     Attributes:
       stops: templates → strings that end a candidate, besides the stop ids of the
         tokenizer.
-      well_formed: (templates, step number, text) → whether the text is a candidate.
+      fault: (templates, step number, text) → None where the text is a candidate, or
+        why it is none, one of `trajectory.FAULTS`.
     """
 
     stops: Callable[[Templates], tuple[str, ...]]
-    well_formed: Callable[[Templates, int, str], bool]
+    fault: Callable[[Templates, int, str], str | None]
 
 
-def _is_step(templates: Templates, number: int, text: str) -> bool:
-    """Whether a text begins with the marker of its step and goes on after it."""
+def _step_fault(templates: Templates, number: int, text: str) -> str | None:
+    """A step begins with its own marker and goes on after it."""
     marker = prompts.marker(templates, number)
-    return text.startswith(marker) and bool(text[len(marker) :].strip())
+    if not text.startswith(marker):
+        return NO_MARKER
+    return None if text[len(marker) :].strip() else OTHER
 
 
-STEP = Unit(prompts.step_stops, _is_step)
+STEP = Unit(prompts.step_stops, _step_fault)
 
 
 def make_proposer(
@@ -172,21 +185,21 @@ class CandidateParser:
           logps: log-probabilities of each sample's ids, and perhaps more behind them.
         """
         counts: dict[tuple[int, ...], int] = {}
-        kept: dict[tuple[int, ...], tuple[int, int]] = {}
-        malformed = 0
+        # ids of a sample → index of the first such sample, length of the candidate,
+        # and why it is no candidate, or None.
+        read: dict[tuple[int, ...], tuple[int, int, str | None]] = {}
         for index, (ids, ended) in enumerate(zip(samples, stopped, strict=True)):
             ids = tuple(ids)
             if ids not in counts:
-                size = self._length(number, ids, bool(ended))
-                if size is not None:
-                    kept[ids] = (index, size)
+                read[ids] = (index, *self._read(number, ids, bool(ended)))
             counts[ids] = counts.get(ids, 0) + 1
         merged: dict[tuple[int, ...], Candidate] = {}
+        faulty: dict[str, list[tuple[int, ...]]] = {fault: [] for fault in FAULTS}
         for ids, count in counts.items():
-            if ids not in kept:
-                malformed += count
+            index, size, fault = read[ids]
+            if fault is not None:
+                faulty[fault].append(ids)
                 continue
-            index, size = kept[ids]
             step = ids[:size]
             if step in merged:
                 old = merged[step]
@@ -196,14 +209,22 @@ class CandidateParser:
             final = step[-1] in self.codec.stop_ids or prompts.boxed(text) is not None
             logp = float(np.asarray(logps[index][:size], np.float64).sum())
             merged[step] = Candidate(step, text, count, logp, final)
-        return Proposal(tuple(merged.values()), malformed)
+        refused = tuple(
+            Refused(fault, sum(counts[x] for x in found), self.codec.text(found[0]))
+            for fault, found in faulty.items()
+            if found
+        )
+        malformed = sum(part.count for part in refused)
+        return Proposal(tuple(merged.values()), malformed, refused)
 
-    def _length(self, number: int, ids: tuple[int, ...], ended: bool) -> int | None:
-        """Returns how many ids make the candidate, or None when it is malformed."""
+    def _read(
+        self, number: int, ids: tuple[int, ...], ended: bool
+    ) -> tuple[int, str | None]:
+        """Returns how many ids make the candidate, and why it is none, or None."""
         if not ended:
-            return None
+            return len(ids), CUT_OFF
         size = len(ids)
         if ids[-1] not in self.codec.stop_ids:
             size = stops.cut_at_stop(self.codec.tokenizer.token_bytes, ids, self.stops)
-        templates, text = self.codec.templates, self.codec.text(ids[:size])
-        return size if self.unit.well_formed(templates, number, text) else None
+        text = self.codec.text(ids[:size])
+        return size, self.unit.fault(self.codec.templates, number, text)

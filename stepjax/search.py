@@ -108,6 +108,7 @@ def transition(
         worst,
         action,
         state.key_path(iteration),
+        proposal.refused,
     )
     expansions = (*state.expansions, expansion)
     status = "running"

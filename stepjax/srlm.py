@@ -17,7 +17,7 @@ from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.judge import Call, Judgments, Request
 from stepjax.propose import Unit
-from stepjax.trajectory import Verdict
+from stepjax.trajectory import NO_MARKER, OTHER, Verdict
 
 RATE = """You are an impartial judge of mathematical reasoning. You are shown a \
 question and a solution. Rate the solution from 0 to 5: give one point for each of the \
@@ -121,17 +121,17 @@ def _no_stops(templates: prompts.Templates) -> tuple[str, ...]:
     return ()
 
 
-def _is_solution(templates: prompts.Templates, number: int, text: str) -> bool:
-    """Whether a text can be cut into steps and holds a closed box."""
+def _solution_fault(templates: prompts.Templates, number: int, text: str) -> str | None:
+    """A solution can be cut into steps and holds a closed box."""
     del number  # a solution begins with step 1
     try:
         prompts.split_steps(templates, text)
     except ValueError:
-        return False
-    return prompts.boxed(text) is not None
+        return NO_MARKER
+    return OTHER if prompts.boxed(text) is None else None
 
 
-SOLUTION = Unit(_no_stops, _is_solution)
+SOLUTION = Unit(_no_stops, _solution_fault)
 
 
 def ratings(texts: Texts) -> Judgments:

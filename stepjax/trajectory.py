@@ -49,12 +49,39 @@ class Candidate:
     finished: bool
 
 
+# Why a sample is no candidate: it did not end within its budget of tokens, it does not
+# begin with the marker of its step, or it breaks another rule.
+CUT_OFF, NO_MARKER, OTHER = FAULTS = "cut off", "no marker", "other"
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """The samples of one expansion that are no candidates for the same reason.
+
+    Attributes:
+      fault: the reason, one of `FAULTS`.
+      count: how many samples there are.
+      text: of the first one, as far as it was sampled.
+    """
+
+    fault: str
+    count: int
+    text: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """Distinct well-formed candidates, and how many samples were malformed."""
+    """Distinct well-formed candidates, and the samples that are none.
+
+    Attributes:
+      candidates: the candidates.
+      malformed: how many samples are no candidate.
+      refused: these samples by the reason, with the text of the first.
+    """
 
     candidates: tuple[Candidate, ...]
     malformed: int = 0
+    refused: tuple[Refused, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +102,7 @@ class Expansion:
         was dropped), or "resample" (no preference at step 1).
       path: key path of its draws (see `stepjax.lm.draws`): iteration, hash of the
         problem's id, step, attempt.
+      refused: the malformed samples by the reason; see `Proposal`.
     """
 
     step: int
@@ -87,6 +115,7 @@ class Expansion:
     worst: int | None
     action: str
     path: tuple[int, ...]
+    refused: tuple[Refused, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +202,7 @@ def from_row(row: dict[str, Any]) -> State:
                 "verdicts": tuple(Verdict(*v) for v in item["verdicts"]),
                 "scores": tuple(item["scores"]),
                 "path": tuple(item["path"]),
+                "refused": tuple(Refused(**r) for r in item.get("refused", ())),
             }
         )
         for item in row["expansions"]

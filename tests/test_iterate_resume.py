@@ -81,7 +81,7 @@ def test_kills_at_every_stage(tmp_path):
     killed(folder, rundir.Stage, "commit", before_evaluation)
     assert (folder / "M1/manifest.json").exists() and not states.exists()
     logged = [row["stage"] for row in Monitor(folder).rows()]
-    assert logged[-1] == "eval/M1_test_search"
+    assert logged[-1] == "eval/test_search"
 
     # A search of 24 problems at its second pause, and again over a torn line.
     journal = folder / "M1/search.partial.jsonl"

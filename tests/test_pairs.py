@@ -10,7 +10,14 @@ from stepjax import records, search, trajectory
 from stepjax.forest import IdPair
 from stepjax.pairs import Pair, pairs_of, summary
 from stepjax.records import Question
-from stepjax.trajectory import Candidate, Proposal, State, Verdict, hash_id
+from stepjax.trajectory import (
+    Candidate,
+    Proposal,
+    Refused,
+    State,
+    Verdict,
+    hash_id,
+)
 
 QUESTION = Question("arith-1", "8*7+4*4+2*3+1")
 OPTIONS = {"model": "M1", "iteration": 2, "seed": 9}
@@ -79,6 +86,7 @@ def test_rows_are_the_kept_preferences(codec, searched):
         problem_id="arith-1",
         problem="8*7+4*4+2*3+1",
         step=1,
+        steps=[],
         context_ids=list(prompt),
         chosen_ids=list(step("Step 1: 8*7+4=0")),
         rejected_ids=list(step("Step 1: 5*7+4=9")),
@@ -111,6 +119,8 @@ def test_rows_are_the_kept_preferences(codec, searched):
         "Step 2: 0*4+2=2",
         "Step 3: 2*3+1=7; \\boxed{7}",
     ]
+    assert rows[1].steps == [rows[0].chosen]
+    assert rows[2].steps == [rows[0].chosen, rows[1].chosen]
     assert [row.rejected for row in rows[1:]] == [
         "Step 2: 0*4+2=4",
         "Step 3: 2*3+1=1; \\boxed{1}",
@@ -253,10 +263,17 @@ def test_pairs_of_a_read_trajectory_are_the_same(codec, searched):
 
 
 def test_summary_by_hand(searched, appended):
+    refused = (Refused("cut off", 3, "Step 1: 5*"), Refused("no marker", 1, "5*3"))
+    others = (Refused("cut off", 1, "Step 1:"), *appended.expansions[0].refused)
+    first, second, third = appended.expansions
+    second = dataclasses.replace(second, refused=refused)
+    third = dataclasses.replace(third, refused=others)
+    appended = dataclasses.replace(appended, expansions=(first, second, third))
     found = summary([searched, appended])
     assert found == {
         "questions": 2,
         "complete": 1,
+        "complete_rate": 1 / 2,
         "expansions": 8,  # 5 + 3
         "judgments": 14,  # 6 + 2 + 2 + 2 + 2
         # (6 + 2) + 2 + 2 + 2 + 2, and 4 + 4 + (3 + 1)
@@ -265,6 +282,9 @@ def test_summary_by_hand(searched, appended):
         "flip_rate": 1 / 6,  # 3 + 1 + 1 + 1 pairs of candidates; expansion 2 flips
         "unparsed_rate": 1 / 14,
         "malformed_rate": 7 / 28,
+        "cut_off_rate": 4 / 28,
+        "unmarked_rate": 1 / 28,
+        "misshapen_rate": 0,  # the other two samples do not say why
         "steps_per_solution": 4 / 2,
         "tokens_per_step": (7 + 7 + 10 + 7) / 4,
     }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stepjax.propose import CandidateParser
-from stepjax.trajectory import Proposal
+from stepjax.trajectory import CUT_OFF, NO_MARKER, OTHER, Proposal, Refused
 
 
 def line(codec, text):
@@ -65,6 +65,12 @@ def test_the_parser_leaves_malformed_rows_out_and_counts_them(codec):
         1, [r for r, _ in rows], [s for _, s in rows], np.zeros((8, 20), np.float32)
     )
     assert proposal.malformed == 7
+    assert proposal.refused == (
+        Refused(CUT_OFF, 2, "Step 1: 8*7+4=0"),
+        Refused(NO_MARKER, 3, "Step 2: 8*7+4=0\nStep 3: "),
+        Refused(OTHER, 2, "Step 1: \nStep 2: "),
+    )
     assert [(c.text, c.count) for c in proposal.candidates] == [("Step 1: 8*7+4=0", 1)]
     nothing = parser.proposal(3, [good, good], [True, True], np.zeros((2, 20)))
-    assert nothing == Proposal((), 2)
+    refused = Refused(NO_MARKER, 2, "Step 1: 8*7+4=0\nStep 2: ")
+    assert nothing == Proposal((), 2, (refused,))

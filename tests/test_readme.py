@@ -292,7 +292,7 @@ def test_every_command_of_the_pages_exists():
     for line in lines:
         command, *words = line.split()[1:]
         assert command in main.COMMANDS
-        for flag in re.findall(r"(?<= --)[\w.]+", " ".join(["", *words])):
+        for flag in re.findall(r"(?<= --)[\w.-]+", " ".join(["", *words])):
             name, *path = flag.split(".")
             assert name in flags.FLAGS
             value = config.default()

@@ -6,7 +6,14 @@ from stepjax import trajectory
 from stepjax.judge import ordered_pairs
 from stepjax.records import Question
 from stepjax.search import transition
-from stepjax.trajectory import Candidate, Proposal, State, Verdict, hash_id
+from stepjax.trajectory import (
+    Candidate,
+    Proposal,
+    Refused,
+    State,
+    Verdict,
+    hash_id,
+)
 
 QUESTION = Question("q-1", "spell it")
 
@@ -67,9 +74,13 @@ def test_trajectories_survive_json():
     searched = expand(searched, "d", "e", winner=None)  # back
     searched = expand(searched, "a", "c")
     searched = expand(searched, "f", "g")
+    cut = (Refused("cut off", 2, "Step 3: and so \u2028"), Refused("other", 1, ""))
+    proposal = Proposal((step("x"), step("y")), 3, cut)
+    searched = transition(searched, proposal, [], on_tie="append")
+    assert searched.expansions[-1].refused == cut
     appended = expand(State(Question("q-2", "cafe \u2028 {a}")), "a", on_tie="append")
     untouched = State(Question("q-3", "1*3+1"), status="length")
-    assert searched.pair_from == (2, 3) and appended.pair_from == (None,)
+    assert searched.pair_from == (2, 3, None) and appended.pair_from == (None,)
     for state in (searched, appended, untouched):
         row = trajectory.to_row(state)
         assert (row["id"], row["problem"]) == (
@@ -87,4 +98,9 @@ def test_trajectories_survive_json():
         [1, 0, None, "1 or 0?"],
     ]
     assert row["expansions"][3]["path"] == [3, hash_id("q-1"), 2, 1]
-    assert row["steps"][0]["text"] == "a" and row["pair_from"] == [2, 3]
+    assert row["steps"][0]["text"] == "a" and row["pair_from"] == [2, 3, None]
+    assert row["expansions"][4]["refused"][1] == {
+        "fault": "other",
+        "count": 1,
+        "text": "",
+    }

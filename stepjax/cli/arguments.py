@@ -29,6 +29,12 @@ def check_options(name: str) -> None:
             f"{', '.join(unread)}: `stepjax {name}` does not read this; expected only "
             f"{known}."
         )
+    chosen = [o for o in ("problem", "wrong", "ties", "random") if flags.FLAGS[o].value]
+    if len(chosen) > 1:
+        raise ValueError(
+            f"--{' and --'.join(chosen)} are given together; expected at most one of "
+            "them."
+        )
     seeds = options.SEEDS.value
     if not seeds or not all(seed.isascii() and seed.isdigit() for seed in seeds):
         raise ValueError(f"--seeds={seeds}; expected numbers from 0.")

@@ -26,6 +26,17 @@ OPTIONS = {
         "settings are those that the stages were made with, so the same command can "
         "be repeated after a kill",
     ),
+    "dry-run": (
+        None,
+        "prepares the data, prints the sizes of data, prompts and model, a row of "
+        "training as tokens and mask, a sampled step and a judgment, and stops; a new "
+        "--workdir is deleted again",
+    ),
+    "problem": ("ID", "the one problem to show"),
+    "wrong": (None, "problems with a wrong step or a wrong answer"),
+    "ties": (None, "problems with a step whose candidates had equal scores"),
+    "random": (None, "problems drawn at random"),
+    "n": ("3", "how many problems, at most"),
     "mode": (
         "all",
         "what to measure: greedy (accuracy), search (accuracy of test-time search), "
@@ -68,7 +79,7 @@ _RUN = ("config", "workdir", "hosts", "redo")
 COMMANDS = {
     "run": Command(
         "the whole loop M0 → M1 → ...; the same command continues after a kill",
-        _RUN,
+        (*_RUN, "dry-run"),
         text="A finished stage is not repeated. On a finished run, "
         "--config.iterations=N with a larger N makes further models.",
     ),
@@ -83,6 +94,15 @@ COMMANDS = {
         (*_RUN, "model", "mode", "benchmark"),
         text="Results are kept in DIR/eval. Those of a file of --benchmark are named "
         "by the file and its digest; an edited file is measured anew.",
+    ),
+    "show": Command(
+        "shows problems of --model: candidates, scores, verdicts",
+        ("config", "workdir", "model", "problem", "wrong", "ties", "random", "n"),
+        text="Shows the search of its questions, by default of the newest model that "
+        "has searched. A model that has searched nothing has its answers to test "
+        "problems shown. Candidates are marked right or wrong where a world "
+        "(data.world) knows it. The first problems are shown unless --problem, "
+        "--wrong, --ties or --random says otherwise.",
     ),
     "export": Command(
         "writes --model to --out as a Hugging Face folder",

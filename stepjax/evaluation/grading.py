@@ -26,13 +26,18 @@ def accuracy(items: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {"accuracy": rate, "low": low, "high": high, "count": total}
 
 
+def right_so_far(items: Sequence[dict[str, Any]]) -> str:
+    """Returns how many of the items are right, e.g. "62.5 % of 24 right"."""
+    return f"{100 * accuracy(items)['accuracy']:.1f} % of {len(items)} right"
+
+
 def greedy(
     sampler: Sampler,
     codec: Codec,
     problems: Sequence[Problem],
     *,
     max_tokens: int,
-    on_done: Callable[[int], None] = lambda count: None,
+    on_done: Callable[[int, str], None] = lambda count, note: None,
 ) -> list[dict[str, Any]]:
     """Solves every problem with greedy decoding.
 
@@ -41,7 +46,8 @@ def greedy(
       codec: tokenizer and templates.
       problems: with gold answers.
       max_tokens: most tokens of a solution.
-      on_done: called with the number of problems just done.
+      on_done: called with the number of problems just done, and how many answers are
+        right so far, in words.
 
     Returns:
       One item for each problem, for `greedy_metrics`.
@@ -61,7 +67,7 @@ def greedy(
             (row,) = rows[slot]
             items.append(_graded(problem, codec.text(row.ids), len(row.ids), codec))
             items[-1]["finished"] = row.stopped
-        on_done(len(batch))
+        on_done(len(batch), right_so_far(items))
     return items
 
 
@@ -84,6 +90,7 @@ def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str,
     prediction = answers.extract(text)
     return {
         "id": problem.id,
+        "problem": problem.problem,
         "answer": problem.answer,
         "prediction": prediction,
         "right": answers.equivalent(prediction, problem.answer),
@@ -100,7 +107,7 @@ def judge_accuracy(
     *,
     slots: int,
     judgments: Judgments = _COMPARISONS,
-    on_done: Callable[[int], None] = lambda count: None,
+    on_done: Callable[[int, str], None] = lambda count, note: None,
 ) -> list[dict[str, Any]]:
     """Asks the judge every held-out row once; an unparsed verdict is wrong.
 
@@ -110,7 +117,8 @@ def judge_accuracy(
       rows: EFT rows with the right verdicts, records of `judgments`.
       slots: rows asked at once, at most the judge's slots.
       judgments: what is asked.
-      on_done: called with the number of rows just done.
+      on_done: called with the number of rows just done, and how many verdicts are
+        right so far, in words.
 
     Returns:
       One item for each row, for `judge_metrics`.
@@ -126,17 +134,21 @@ def judge_accuracy(
             gold.append(winner)
         calls = [[(0, len(request.candidates) - 1)] for request in requests]
         verdicts = judge(requests, calls)
-        for row, right, (verdict,) in zip(batch, gold, verdicts, strict=True):
+        asked = zip(batch, requests, gold, verdicts, strict=True)
+        for row, request, right, (verdict,) in asked:
             items.append(
                 {
                     "id": row.id,
+                    "problem": row.problem,
+                    "steps": [codec.text(ids) for ids in request.steps],
+                    "candidates": [codec.text(ids) for ids in request.candidates],
                     "answer": right,
                     "prediction": verdict.winner,
                     "right": verdict.winner == right,
                     "response": verdict.response,
                 }
             )
-        on_done(len(batch))
+        on_done(len(batch), right_so_far(items))
     return items
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stepjax import dpo, own_functions, records, trajectory
-from stepjax.evaluation import diagnose, grading
+from stepjax.evaluation import causes, diagnose, grading, samples
 from stepjax.initial_data.formats import sources as formats
 from stepjax.lm import files, hosts
 from stepjax.pairs import Pair, summary
@@ -83,8 +83,10 @@ def evaluate(
             measured = _of_an_equal_model(run, number, f"{stem}_{kind}", digest)
             measured = measured or _STAGES[kind](run, number, params, file)
             target.parent.mkdir(exist_ok=True)  # every host may be the first here
-            run.monitor.restart(f"eval/{name}", f"M{number}")
-            run.monitor.log(f"eval/{name}", f"M{number}", number, measured["metrics"])
+            curve = f"eval/{stem}_{kind}"
+            run.monitor.restart(curve, f"M{number}")
+            run.monitor.log(curve, f"M{number}", number, measured["metrics"])
+            _say(run, number, curve, measured)
             stage.commit(**measured)
         result[mode] = stage.done["metrics"]
     if stored:
@@ -112,6 +114,18 @@ def read_benchmark(path: pathlib.Path, texts: Templates) -> list[records.Problem
         or an answer.
     """
     return formats.read(path, "benchmark", "problem", texts)
+
+
+def _say(run: Run, number: int, curve: str, measured: dict) -> None:
+    """Prints two samples of an evaluation, and its warnings."""
+    name = f"M{number} {curve}"
+    shown = list(map(samples.text_of, samples.pick(measured.get("items", ()))))
+    for text in shown:
+        run.monitor.say(f"{name}: sample {text}")
+    if shown:
+        run.monitor.log_text(curve, number, "\n\n".join(shown))
+    for warning in measured.get("warnings", ()):
+        run.monitor.say(f"M{number}: {warning}")
 
 
 def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | None:
@@ -157,7 +171,10 @@ def _greedy(run: Run, number: int, params, file: pathlib.Path) -> dict:
             on_done=advance,
         )
     items = _merged(run, items, name)
-    return {"metrics": grading.greedy_metrics(items), "items": items}
+    # M0 has not learned yet how a solution ends.
+    warnings = causes.of_greedy(items, run.settings) if number else []
+    metrics = grading.greedy_metrics(items)
+    return {"metrics": metrics, "items": items, "warnings": warnings}
 
 
 def _judge(run: Run, number: int, params, file: pathlib.Path) -> dict:
@@ -213,17 +230,19 @@ def _search(run: Run, number: int, params, file: pathlib.Path) -> dict:
     problems = problems[: run.settings.eval.search_count or None]
     questions = [records.Question(p.id, p.problem) for p in problems]
     name, closed, mine = f"M{number} eval search", {}, hosts.share(questions)
+    ended = 0
     with run.monitor.progress(name, len(mine), "problem") as advance:
         for state in rollout.search_questions(run, params(), mine, 0):
             closed[state.question.id] = trajectory.to_row(state)
-            advance(1)
+            ended += state.status == "complete"
+            advance(1, f"{ended} of {len(closed)} complete")
     rows = _merged(run, [closed[question.id] for question in mine], name)
     states = [trajectory.from_row(row) for row in rows]
     graded = grading.searched(states, problems, run.codec)
     graded["metrics"] |= summary(states)
     if run.kind.is_right:
         graded["metrics"] |= _sampled_judgments(run, states)
-    return graded
+    return graded | {"warnings": causes.of_search(states, run.settings)}
 
 
 def _training(run: Run, number: int, params, file: pathlib.Path) -> dict:
@@ -247,8 +266,6 @@ def _training(run: Run, number: int, params, file: pathlib.Path) -> dict:
         with run.monitor.during(f"M{number} eval training: log-probabilities"):
             metrics |= diagnose.drift(run.model, *both, batches, run.mesh)
         warnings = diagnose.warnings(metrics, _step_lengths(run, number))
-    for warning in warnings:
-        run.monitor.say(f"M{number}: {warning}")
     return {"metrics": metrics, "warnings": warnings}
 
 

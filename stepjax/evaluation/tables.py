@@ -1,4 +1,4 @@
-"""The final tables of a run: its models, its iterations, and the seconds."""
+"""The final tables of a run: models, what did not end or was refused, iterations."""
 
 import functools
 import pathlib
@@ -9,6 +9,33 @@ from stepjax.evaluation import intervals
 from stepjax.lm import files
 
 _MISSING = "-"
+
+# Column → what it says, printed below the tables.
+LEGEND = {
+    "greedy % [95 %]": "test problems that the model solves alone, with an interval",
+    "search %": "test problems that it solves when it samples and judges its steps",
+    "unseen %": "problems solved whose single steps occur in no training data",
+    "judge %": "held-out comparisons that it judges right",
+    "sampled %": "its judgments of a right and a wrong step of its own that are right",
+    "tie %": "searched steps without a preference, often since all samples agree",
+    "flip %": "pairs of steps whose winner depends on which one is shown first",
+    "steps": "steps per greedy solution",
+    "tokens/step": "tokens per step of greedy solutions",
+    "finished %": "greedy solutions that end within eval.max_tokens",
+    "complete %": "searches of test problems that reach the end of a solution",
+    "cut off %": "sampled steps that did not end within search.max_step_tokens",
+    "no marker %": "sampled steps that do not begin with the marker of their step",
+    "misshapen %": "sampled steps that are refused for another reason",
+    "unparsed %": "judgments in which no verdict can be read",
+    "gain [95 %]": "change of greedy accuracy in percentage points, with an interval",
+    "pairs": "preferences that the model made from the questions",
+    "right %": "pairs with a right step over a wrong one",
+    "reversed %": "pairs with a wrong step over a right one",
+    "judged right %": "as sampled %, in the search that made the pairs",
+    "chosen logp": "log-probability of a chosen step in nats, before → after training",
+    "rejected logp": "the same of a rejected step",
+    "KL/token": "how far training moved the model, in nats per token",
+}
 
 
 def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
@@ -22,12 +49,14 @@ def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
       models: M0 ... M`models`.
 
     Returns:
-      Three tables: models, iterations, seconds; "-" where a stage did not run.
+      Four tables: models; what did not end or was refused; iterations; seconds. "-"
+      is where a stage did not run. Columns with nothing else are left out.
     """
     parts = [results(workdir, number) for number in range(models + 1)]
     known = [number for number in range(models + 1) if parts[number]]
-    return [
+    drawn = [
         [_model_row(f"M{number}", parts[number]) for number in known],
+        [_refused_row(f"M{number}", parts[number]) for number in known],
         [
             _iteration_row(number, parts[number], parts[number + 1])
             for number in known
@@ -35,6 +64,12 @@ def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
         ],
         [_seconds_row(f"M{number}", parts[number]) for number in known],
     ]
+    return list(map(_without_empty_columns, drawn))
+
+
+def _without_empty_columns(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    filled = {k for row in rows for k, text in row.items() if text != _MISSING}
+    return [{k: text for k, text in row.items() if k in filled} for row in rows]
 
 
 def results(workdir: pathlib.Path, number: int) -> dict[str, dict[str, Any]]:
@@ -89,9 +124,21 @@ def _model_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
         "sampled %": cell("search", "judge_sampled"),
         "tie %": cell("search", "tie_rate"),
         "flip %": cell("search", "flip_rate"),
-        "unparsed %": cell("search", "unparsed_rate"),
         "steps": cell("greedy", "steps_per_solution", "{:.2f}".format),
         "tokens/step": cell("greedy", "tokens_per_step", "{:.1f}".format),
+    }
+
+
+def _refused_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
+    cell = functools.partial(_cell, parts)
+    return {
+        "model": name,
+        "finished %": cell("greedy", "finished_rate"),
+        "complete %": cell("search", "complete_rate"),
+        "cut off %": cell("search", "cut_off_rate"),
+        "no marker %": cell("search", "unmarked_rate"),
+        "misshapen %": cell("search", "misshapen_rate"),
+        "unparsed %": cell("search", "unparsed_rate"),
     }
 
 

@@ -118,7 +118,7 @@ def cut_steps(codec: Codec, ids: Ids, ended: bool) -> tuple[Ids, ...]:
             break
         step, ids = ids[:size], ids[len(ids[:size]) :]
         text = codec.text(step)
-        if not STEP.well_formed(codec.templates, len(steps) + 1, text):
+        if STEP.fault(codec.templates, len(steps) + 1, text):
             break
         steps.append(step)
         if prompts.boxed(text) is not None:

@@ -56,8 +56,12 @@ class OptimizerOptions(NamedTuple):
     clip_norm: float = 1.0
 
 
-def make_optimizer(options: OptimizerOptions, steps: int):
-    """Returns the optax transformation for a run of `steps` updates.
+def learning_rates(options: OptimizerOptions, steps: int) -> optax.Schedule:
+    """Returns a function: updates done → learning rate of the next update.
+
+    Args:
+      options: of the optimizer.
+      steps: updates of the whole training.
 
     Raises:
       ValueError: for an unknown schedule.
@@ -76,10 +80,19 @@ def make_optimizer(options: OptimizerOptions, steps: int):
         rate = optax.join_schedules(
             [optax.linear_schedule(peak / warmup, peak, warmup), rate], [warmup]
         )
+    return rate
+
+
+def make_optimizer(options: OptimizerOptions, steps: int):
+    """Returns the optax transformation for a run of `steps` updates.
+
+    Raises:
+      ValueError: for an unknown schedule.
+    """
     return optax.chain(
         optax.clip_by_global_norm(options.clip_norm),
         optax.adamw(
-            rate,
+            learning_rates(options, steps),
             b1=options.b1,
             b2=options.b2,
             weight_decay=options.weight_decay,

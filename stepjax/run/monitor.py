@@ -6,42 +6,29 @@ import functools
 import json
 import math
 import pathlib
+import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorboardX
-from rich import cells, live, progress_bar, table
 from rich import console as rich_console
+from rich import live
+from tensorboardX import summary
 
 import stepjax
 from stepjax.lm import files
 from stepjax.records import read_objects
+from stepjax.run.progress import Clock, Progress, duration
 from stepjax.run.text_table import text_table
 
 _LINE_SECONDS = 30  # between two lines of a stage
 _QUIET_SECONDS = 3  # of silence before the first line about work that takes long
-_BAR = 4, 24  # characters of a bar, at least and at most
-_FIRST = "compiling or first batch"  # what happens while nothing is done yet
-_NAME = 18  # characters that a stage's name is padded to, where there is room
-
-
-class Clock:
-    """Tells the time and waits; tests use one that they move themselves."""
-
-    def now(self) -> datetime.datetime:
-        """Returns date and time of the day, for people."""
-        return datetime.datetime.now()
-
-    def seconds(self) -> float:
-        """Returns seconds since some moment in the past; they never go back."""
-        return time.monotonic()
-
-    def wait(self, over: threading.Event, seconds: float) -> bool:
-        """Waits for the event, at most these seconds; returns whether it came."""
-        return over.wait(seconds)
+_TRAININGS = ("sft", "dpo")  # stages with a curve for each model
+# Numbers that tell nothing over the models: intervals, and counts of what is measured.
+_NO_CURVE = re.compile(r"low|high|left_out|(.*_)?count")
+_MAIN_CURVE = "eval/test_greedy/accuracy"  # beside the settings in TensorBoard
 
 
 class Monitor:
@@ -91,8 +78,17 @@ class Monitor:
 
     @functools.cached_property
     def _events(self) -> tensorboardX.SummaryWriter:
-        """The event file; a run with nothing left to do makes none."""
-        return tensorboardX.SummaryWriter(str(self._folder), write_to_disk=True)
+        """The event file; a run with nothing left to do makes none.
+
+        It begins with the settings of the run, as TensorBoard's hyperparameters.
+        """
+        events = tensorboardX.SummaryWriter(str(self._folder), write_to_disk=True)
+        config = self.path.with_name("config.json")
+        if config.exists():
+            settings = _flat(files.read_json(config))
+            for part in summary.hparams(settings, {_MAIN_CURVE: 0.0}):
+                events.file_writer.add_summary(part)
+        return events
 
     def close(self) -> None:
         """Writes the events that are still in memory to disk."""
@@ -148,7 +144,7 @@ class Monitor:
 
         def tick() -> None:
             passed = self._clock.seconds() - began
-            self._show(f"{text}, {_duration(passed)} so far")
+            self._show(f"{text}, {duration(passed)} so far")
 
         with self._ticks(tick):
             yield
@@ -193,7 +189,7 @@ class Monitor:
         finally:
             tick()
 
-    def _bar(self, stage: "Progress") -> contextlib.AbstractContextManager:
+    def _bar(self, stage: Progress) -> contextlib.AbstractContextManager:
         if not self._draws:
             return contextlib.nullcontext()
         return live.Live(
@@ -241,17 +237,49 @@ class Monitor:
         with files.replacing(self.path) as file:
             file.writelines(f"{line}\n" for line in kept)
 
-    def log(self, stage: str, model: str, step: int, metrics: dict[str, Any]) -> None:
-        """Appends one line of metrics and the same numbers as TensorBoard scalars."""
+    def log(
+        self,
+        stage: str,
+        model: str,
+        step: int,
+        metrics: dict[str, Any],
+        *,
+        speeds: Mapping[str, float] | None = None,
+    ) -> None:
+        """Appends one line of metrics, and adds the numbers to TensorBoard's curves.
+
+        The curves of a training are "STAGE/MODEL/NAME" over its updates. Every other
+        stage measures a model once, and has one curve "STAGE/NAME" over the numbers of
+        the models; the ends of intervals and counts of items make none.
+
+        Args:
+          stage: e.g. "sft/mixed" or "eval/test_greedy".
+          model: name of the model.
+          step: updates done, or the number of the model.
+          metrics: name → number.
+          speeds: curves only. They differ each time that the same run is made, so that
+            they are no part of ``metrics.jsonl``.
+        """
         if self.quiet:
             return
         row = {"stage": stage, "model": model, "step": step, **metrics}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        for name, value in metrics.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self._events.add_scalar(f"{stage}/{model}/{name}", value, step)
+        training = stage.split("/")[0] in _TRAININGS
+        place = f"{stage}/{model}" if training else stage
+        for name, value in (metrics | dict(speeds or {})).items():
+            number = isinstance(value, int | float) and math.isfinite(value)
+            if number and (training or not _NO_CURVE.fullmatch(name)):
+                self._events.add_scalar(f"{place}/{name}", value, step)
         self._events.flush()
+
+    def log_text(self, stage: str, step: int, text: str) -> None:
+        """Adds a text to TensorBoard, e.g. two samples of an evaluation."""
+        if not self.quiet:
+            lines = text.splitlines()  # as code, so that nothing in it is markup
+            code = "".join(f"    {line}\n" for line in lines)
+            self._events.add_text(stage, code, step)
+            self._events.flush()
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns all metrics lines."""
@@ -259,150 +287,30 @@ class Monitor:
 
     # The end.
 
-    def table(self, title: str, rows: Sequence[dict[str, str]]) -> str:
-        """Prints rows of text as a table and returns it as plain text."""
+    def table(
+        self,
+        title: str,
+        rows: Sequence[dict[str, str]],
+        legend: Mapping[str, str] | None = None,
+    ) -> str:
+        """Prints rows of text as a table and returns it as plain text.
+
+        Args:
+          title: goes above the table.
+          rows: column → text.
+          legend: column → what it says, printed below for the columns that are there.
+        """
         text = text_table(rows, title)
+        known = {name: (legend or {}).get(name) for name in rows[0]}
+        text += "".join(f"{name}: {said}\n" for name, said in known.items() if said)
         if not self.quiet:
             print(text)
         return text
 
 
-class Progress:
-    """How far a stage is, as a line of text and as a bar.
-
-    Attributes:
-      done: units that are done, those of an earlier process included.
-      note: what `advance` was last told, e.g. the loss.
-      outcome: "" while the stage runs.
-    """
-
-    def __init__(self, name: str, total: int, unit: str, done: int, clock: Clock):
-        """Begins the stage; for the arguments see `Monitor.progress`."""
-        self.name, self.total, self.done = name, total, done
-        self.units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
-        self.note, self.outcome = "", ""
-        self._clock, self._earlier = clock, done
-        self._began, self._ended = clock.seconds(), 0.0
-
-    def advance(self, units: int, note: str = "") -> None:
-        """Counts units as done; keeps the old note when there is no new one."""
-        self.done += units
-        self.note = note or self.note
-
-    def end(self, outcome: str) -> None:
-        """Stops the time; `outcome` is the words before it, e.g. "done in"."""
-        self._ended, self.outcome = self._clock.seconds(), outcome
-
-    def elapsed(self) -> float:
-        """Returns seconds since the stage began in this process."""
-        end = self._ended if self.outcome else self._clock.seconds()
-        return end - self._began
-
-    def rate(self) -> float:
-        """Returns units per second; 0 where nothing is done yet."""
-        units, elapsed = self.done - self._earlier, self.elapsed()
-        return units / elapsed if units > 0 and elapsed > 0 else 0.0
-
-    def left(self) -> float:
-        """Returns the seconds left at this rate, which must be above 0."""
-        return max(0, self.total - self.done) / self.rate()
-
-    def line(self) -> str:
-        """Returns the state in words."""
-        parts = [self.name, f"{self.done}/{self.total} {self.units}"]
-        elapsed, rate = _duration(self.elapsed()), self.rate()
-        if rate:
-            parts.append(_rate(rate))
-        if self.outcome:
-            parts.append(f"{self.outcome} {elapsed}")
-        elif rate:
-            parts.append(f"{_duration(self.left())} left")
-        else:
-            parts.append(f"{elapsed} so far, {_FIRST}")
-        return "  ".join([*parts, self.note] if self.note else parts)
-
-    def bar(self, width: int) -> table.Table:
-        """Returns the state as one line of at most `width` characters.
-
-        It shows the time left, or the time so far while there is no rate yet or when
-        the stage has ended. What a narrow terminal has no room for is left out: the bar
-        first, then the time so far, the unit, the rate.
-        """
-        total = str(self.total)
-        parts = {
-            "count": f"{self.done:>{len(total)}}/{total}",
-            "unit": self.units,
-            "rate": _rate(self.rate()) if self.rate() else "",
-            "elapsed": _clock_time(self.elapsed()),
-            "left": "",
-            "note": self.note,
-        }
-        if not self.outcome:
-            left = self.rate() and f"{_clock_time(self.left())} left"
-            parts["left"] = left or _FIRST
-            parts["elapsed"] = "" if left else parts["elapsed"]
-        for name in ("", "elapsed", "unit", "rate", "left", "note"):
-            parts.pop(name, None)
-            rest = " ".join(filter(None, parts.values()))
-            room = width - cells.cell_len(self.name) - len(rest) - 2
-            if room >= -1:
-                break
-        least, most = _BAR
-        columns = [self.name, rest]
-        if room > least:
-            gap = max(0, min(_NAME - cells.cell_len(self.name), room - 2 * least))
-            bar = progress_bar.ProgressBar(
-                total=max(self.total, 1),
-                completed=self.done if self.total else 1,
-                width=min(room - gap, most),
-            )
-            columns = [self.name + " " * gap, bar, rest]
-        grid = table.Table.grid(padding=(0, 1))
-        for _ in columns:
-            grid.add_column(no_wrap=True, overflow="crop")
-        grid.add_row(*columns)
-        return grid
-
-
-def _rate(rate: float) -> str:
-    """Returns a rate, given per second, in words; per minute or hour when below 1."""
-    if rate >= 1:
-        value, unit = rate, "s"
-    elif 60 * rate >= 1:
-        value, unit = 60 * rate, "min"
-    else:
-        value, unit = 3600 * rate, "h"
-    return f"{value:.1f}/{unit}" if value < 100 else f"{value:.0f}/{unit}"
-
-
-def _duration(seconds: float) -> str:
-    """Returns a duration in words: "8 s", "4 min 05 s", "2 h 05 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _clock_time(seconds: float) -> str:
-    """Returns a duration as a clock shows it: "2:05:00"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def usage_line(
-    in_flight: Sequence[int], slots: int, useful: Mapping[str, float]
-) -> str:
-    """Returns how busy a search kept the devices, in words.
-
-    Args:
-      in_flight: for each round of the search, the problems that were in flight.
-      slots: problems that can be in flight.
-      useful: "candidates", "judgments" → share of the tokens decoded for them that
-        became text. The rest was computed while shorter texts waited for the longest
-        of their round, or for rows that held no text.
-    """
-    busy = sum(in_flight) / len(in_flight) / slots
-    text = f"search: {busy:.0%} of slots busy"
-    parts = [f"{name} {share:.0%}" for name, share in useful.items()]
-    return f"{text}; useful decoding: {', '.join(parts)}" if parts else text
+def _flat(values: Any, at: str = "") -> dict[str, str | int | float | bool]:
+    """Returns settings as one level: "search.width" → 4; lists become text."""
+    if not isinstance(values, dict):
+        return {at: values if isinstance(values, int | float) else str(values)}
+    parts = (_flat(value, f"{at}.{name}".strip(".")) for name, value in values.items())
+    return {name: value for part in parts for name, value in part.items()}

@@ -11,7 +11,7 @@ from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
 from stepjax.records import Question
-from stepjax.run.monitor import usage_line
+from stepjax.run.progress import usage_line
 from stepjax.run.run import Run
 from stepjax.run.rundir import Journal
 from stepjax.self_judge import make_judge
@@ -43,6 +43,7 @@ def search_from_journal(
         closed.clear()
 
     name, done = f"M{number} search", sum(q.id in journal.closed for q in mine)
+    pairs = sum(map(_pairs, journal.closed.values()))
     with run.monitor.progress(name, len(mine), "problem", done) as advance:
         for state in search_questions(
             run,
@@ -54,9 +55,15 @@ def search_from_journal(
             on_pause=pause,
         ):
             closed.append(state)
-            advance(1)
+            pairs += _pairs(state)
+            advance(1, f"{pairs} preferences")
     journal.finish(closed)
     return [journal.closed[question.id] for question in questions]
+
+
+def _pairs(state: State) -> int:
+    """Returns how many kept steps of a search have a preference."""
+    return sum(index is not None for index in state.pair_from)
 
 
 def search_questions(

@@ -9,6 +9,7 @@ import functools
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ from stepjax.lm import (
     weights,
 )
 from stepjax.lm import model as lm
-from stepjax.run import checks, data, kind, more_questions, ranges, rundir
+from stepjax.run import banner, checks, data, kind, more_questions, ranges, rundir
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
 
@@ -98,6 +99,9 @@ class Run:
         self.slots = settings.search.slots // hosts.count()
         with self.monitor.during("checking the data"):
             self._check()
+        place = banner.place_in(self.dir.path, settings, self.dir.is_new)
+        for line in banner.lines(self.dir.path, place, self.model, settings.init):
+            self.monitor.say(line)
 
     def _check(self) -> None:
         """Refuses, before anything is compiled, what could not work later."""
@@ -290,19 +294,29 @@ class Run:
             state, done, over = saver.restore(state)
         self.monitor.restart(name, model, done)
         with self.monitor.progress(f"{model} {name}", steps, "update", done) as advance:
-            shown = done
+            shown, tokens, since = done, 0, time.monotonic()
+            rates = train.learning_rates(optimizer, steps)
+
+            def feed(step: int) -> Any:
+                nonlocal tokens
+                batch = batch_at(step)
+                tokens += getattr(batch, "rows", batch).tokens.size
+                return batch
 
             def on_log(now: int, metrics: dict[str, float]) -> None:
-                nonlocal shown
-                self.monitor.log(name, model, now, metrics)
+                nonlocal shown, tokens, since
+                seconds = time.monotonic() - since
+                metrics = metrics | {"learning_rate": float(rates(now - 1))}
+                speeds = {"tokens_per_second": tokens / max(seconds, 1e-9)}
+                self.monitor.log(name, model, now, metrics, speeds=speeds)
                 advance(now - shown, f"loss {metrics['loss']:.4f}")
-                shown = now
+                shown, tokens, since = now, 0, since + seconds
 
             state, done = train.fit(
                 train.make_update(loss, transform, shardings),
                 state,
                 reference,
-                batch_at,
+                feed,
                 steps,
                 saver=saver,
                 done=done,

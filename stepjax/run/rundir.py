@@ -35,6 +35,7 @@ class RunDirectory:
 
     Attributes:
       path: the folder.
+      is_new: whether this claim has made it.
       news: what this claim has changed in it, in words.
     """
 
@@ -62,7 +63,7 @@ class RunDirectory:
         self._before: dict = {}  # settings that other ones have replaced
         # Only the first host looks before the file is written: NFS may cache "no such
         # file" on the other hosts.
-        self._new = hosts.first() and not (self.path / "config.json").exists()
+        self.is_new = hosts.first() and not (self.path / "config.json").exists()
         if hosts.first():
             self._claim(self._config)
         hosts.barrier("run directory claimed")
@@ -77,7 +78,7 @@ class RunDirectory:
 
     def give_back(self) -> None:
         """Undoes what this claim has written; the run could not begin."""
-        if self._new:
+        if self.is_new:
             shutil.rmtree(self.path, ignore_errors=True)
         elif self._before:
             files.write_json(self.path / "config.json", self._before)

@@ -37,12 +37,16 @@ def test_greedy_grades_batches_of_different_lengths(codec):
         answers[codec.tokenizer.decode(codec.solve_prompt(problem))] = ids
         sizes.append(len(ids))
     slots = FakeSampler(codec, 3, lambda *row: answers[row[0] + row[1]])
-    done = []
+    done, notes = [], []
+
+    def on_done(count, note):
+        done.append(count)
+        notes.append(note)
+
     limit = sorted(sizes)[-2]  # the longest answer is cut off
     assert limit < max(sizes) and sizes.index(max(sizes)) == 2
-    items = grading.greedy(
-        slots, codec, problems, max_tokens=limit, on_done=done.append
-    )
+    items = grading.greedy(slots, codec, problems, max_tokens=limit, on_done=on_done)
+    assert notes == ["66.7 % of 3 right", "40.0 % of 5 right"]
     assert [len(batch.rows) for batch in slots.batches] == done == [3, 2]
     for batch in slots.batches:
         assert batch.groups is None and batch.options["temperature"] == 0
@@ -54,6 +58,7 @@ def test_greedy_grades_batches_of_different_lengths(codec):
     assert [item["steps"] for item in items] == [2, 1, 3, 0, 1]
     tokens = [min(size, limit) for size in sizes]
     assert [item["tokens"] for item in items] == tokens
+    assert [item["problem"] for item in items] == list(texts)
     assert items[0]["text"] == texts["8*7+4*4+2"] and items[0]["answer"] == "2"
     metrics = grading.greedy_metrics(items)
     low, high = intervals.wilson(2, 5)
@@ -91,12 +96,18 @@ def test_judge_accuracy_counts_unparsed_as_wrong(codec):
         asked.append((requests, calls))
         return [[Verdict(0, 1, said[r.problem_id], f"on {r.slot}")] for r in requests]
 
-    items = grading.judge_accuracy(judge, codec, rows, slots=2, on_done=done.append)
-    assert done == [2, 1] and [len(requests) for requests, _ in asked] == [2, 1]
+    items = grading.judge_accuracy(
+        judge, codec, rows, slots=2, on_done=lambda *told: done.append(told)
+    )
+    assert done == [(2, "50.0 % of 2 right"), (1, "33.3 % of 3 right")]
+    assert [len(requests) for requests, _ in asked] == [2, 1]
     assert all(calls == [[(0, 1)]] * len(requests) for requests, calls in asked)
     assert [item["right"] for item in items] == [True, False, False]
     assert [item["prediction"] for item in items] == ["A", "A", None]
     assert [item["answer"] for item in items] == ["A", "B", "A"]
+    assert [item["problem"] for item in items] == [row.problem for row in rows]
+    assert [item["steps"] for item in items] == [[], [], list(rows[2].steps)]
+    assert [item["candidates"] for item in items] == [[r.a, r.b] for r in rows]
     assert [item["response"] for item in items] == ["on 0", "on 1", "on 0"]
     metrics = grading.judge_metrics(items)
     assert metrics == grading.accuracy(items) | {"unparsed_rate": 1 / 3}
@@ -138,5 +149,6 @@ def test_searched_grades_closed_searches_in_any_order(codec):
     assert [item["status"] for item in items] == ["complete", "length", "budget"]
     assert [item["steps"] for item in items] == [2, 1, 0]
     sizes = [len(codec.step(text)) for text in first]
+    assert items[0]["problem"] == "8*7+4*4+2"
     assert items[0]["tokens"] == sum(sizes) and items[0]["text"] == "\n".join(first)
     assert graded["metrics"] == grading.accuracy(items)

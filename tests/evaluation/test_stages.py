@@ -5,12 +5,14 @@ import shutil
 import numpy as np
 import pytest
 from runs import copy_run
+from tiny_config import get_config
 
-from stepjax import records
+from stepjax import records, trajectory
 from stepjax.codec import Codec
-from stepjax.evaluation import diagnose, stages
+from stepjax.evaluation import causes, diagnose, samples, stages
 from stepjax.lm import files, tokenizer
 from stepjax.pairs import Pair
+from stepjax.settings import from_config
 from stepjax.worlds import arithmetic
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -76,3 +78,35 @@ def test_modes_that_do_not_apply_are_passed_over(tmp_path):
     # No unseen blocks in this world; M1 was not trained on pairs.
     assert stages.evaluate(run, 1, ("unseen", "training")) == {}
     assert not (folder / "eval").exists()
+
+
+def test_two_samples_of_each_evaluation_are_in_the_log(finished):
+    lines = (finished / "log.txt").read_text("utf-8").splitlines()
+    for stage in ("test_greedy", "heldout_judge", "test_search"):
+        for number in (1, 2, 3):
+            head = f" M{number} eval/{stage}: sample "
+            assert sum(head in line for line in lines) == 2
+    (at, *_) = (n for n, line in enumerate(lines) if " M1 eval/test_greedy: " in line)
+    items = files.read_json(finished / "eval/M1_test_greedy.json")["items"]
+    item = samples.pick(items)[0]
+    assert lines[at].endswith(f" sample {samples.text_of(item).splitlines()[0]}")
+    assert lines[at + 1] == f"    {item['problem']}"
+
+
+def test_what_a_search_warned_of_is_kept_and_said(finished):
+    for number in (1, 2):
+        manifest = files.read_json(finished / f"M{number}" / "search.json")
+        rows = records.read_objects(finished / f"M{number}" / "search.jsonl")
+        states = [trajectory.from_row(row) for _, row in rows]
+        found = causes.of_search(states, from_config(get_config()))
+        assert manifest["warnings"] == found
+        lines = (finished / f"M{number}" / "pairs.jsonl").read_text("utf-8").count("\n")
+        said = f" M{number} search: {lines} pairs from 24 questions; "
+        assert said in (finished / "log.txt").read_text("utf-8")
+        log = (finished / "log.txt").read_text("utf-8")
+        assert all(f" M{number} search: {warning}\n" in log for warning in found)
+        counts = manifest["counts"]
+        parts = ("cut_off_rate", "unmarked_rate", "misshapen_rate")
+        assert sum(counts[part] for part in parts) == pytest.approx(
+            counts["malformed_rate"]
+        )

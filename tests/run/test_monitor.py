@@ -12,8 +12,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 from tensorboardX.proto import event_pb2
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from stepjax.run.monitor import Clock, Monitor, Progress, usage_line
+from stepjax.run.monitor import Monitor
+from stepjax.run.progress import Clock, Progress, usage_line
 
 DATE = "2026-01-05, stepjax 0.1.0"
 
@@ -388,35 +390,50 @@ def test_metrics_of_a_stage_run_again_replace_its_own(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def tensorboard_scalars(folder):
-    """Returns (tag, step) → value of the one event file in the folder.
+def tensorboard_events(folder):
+    """Yields the events of the one event file in the folder.
 
     A record of the file is the length of its data (8 bytes, little-endian), a checksum
     (4 bytes), the data, and a checksum (4 bytes).
     """
     (path,) = folder.iterdir()
-    scalars = {}
     with open(path, "rb") as file:
         while length := file.read(8):
             file.read(4)
             data = file.read(int.from_bytes(length, "little"))
             file.read(4)
-            event = event_pb2.Event.FromString(data)
-            for value in event.summary.value:
-                scalars[value.tag, event.step] = value.simple_value
-    return scalars
+            yield event_pb2.Event.FromString(data)
+
+
+def tensorboard_scalars(folder):
+    """Returns (tag, step) → value of the one event file in the folder."""
+    return {
+        (value.tag, event.step): value.simple_value
+        for event in tensorboard_events(folder)
+        for value in event.summary.value
+        if value.WhichOneof("value") == "simple_value"
+    }
 
 
 def test_finite_numbers_are_tensorboard_scalars(tmp_path):
     monitor = Monitor(tmp_path)
     monitor.log("sft/judge", "M1", 20, {"loss": 0.25, "grad_norm": 3})
     monitor.log("sft/judge", "M1", 40, {"loss": 0.125, "grad_norm": math.nan})
-    monitor.log("dpo", "M2", 8, {"rewards/margins": -1.5, "name": "x"})
+    margins = {"rewards/margins": -1.5, "name": "x"}
+    monitor.log("dpo", "M2", 8, margins, speeds={"tokens_per_second": 512.0})
+    for number, rate in ((2, 0.75), (3, 0.875)):  # one curve over the models
+        measured = {"accuracy": rate, "low": 0.5, "high": 1.0, "count": 9}
+        measured |= {"left_out": 1, "judge_sampled_count": 2}
+        monitor.log("eval/test_greedy", f"M{number}", number, measured)
+    assert "tokens_per_second" not in monitor.rows()[2]
     expected = {
         ("sft/judge/M1/loss", 20): 0.25,
         ("sft/judge/M1/grad_norm", 20): 3.0,
         ("sft/judge/M1/loss", 40): 0.125,
         ("dpo/M2/rewards/margins", 8): -1.5,
+        ("dpo/M2/tokens_per_second", 8): 512.0,
+        ("eval/test_greedy/accuracy", 2): 0.75,
+        ("eval/test_greedy/accuracy", 3): 0.875,
     }
     monitor.close()
     assert tensorboard_scalars(tmp_path / "tensorboard") == expected
@@ -427,6 +444,45 @@ def test_every_metric_of_a_run_is_a_tensorboard_scalar(finished):
     rows = Monitor(finished).rows()
     for row in rows:
         for name in row.keys() - {"stage", "model", "step"}:
-            tag = f"{row['stage']}/{row['model']}/{name}"
-            assert scalars[tag, row["step"]] == pytest.approx(row[name], rel=1e-6)
+            own = row["stage"].startswith(("sft/", "dpo"))
+            place = f"{row['stage']}/{row['model']}" if own else row["stage"]
+            value = scalars.get((f"{place}/{name}", row["step"]))
+            if name in ("low", "high", "left_out") or name.endswith("count"):
+                assert value is None
+            else:
+                assert value == pytest.approx(row[name], rel=1e-6)
     assert len(rows) > 20
+    rates = [n for tag, n in scalars if tag == "eval/test_greedy/accuracy"]
+    assert sorted(rates) == [0, 1, 2, 3]  # one curve over M0 ... M3
+    assert scalars["dpo/M2/learning_rate", 5] == pytest.approx(1e-3)
+    assert scalars["dpo/M2/tokens_per_second", 5] > 0
+
+
+def test_settings_and_texts_are_in_tensorboard(tmp_path):
+    config = {"seed": 3, "dpo": {"beta": 0.5, "updates": [], "nested": {"on": True}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monitor = Monitor(tmp_path)
+    monitor.log_text("eval/test_greedy", 2, "a: right\n    5*3\n    <b> **x**")
+    monitor.close()
+    texts, settings = {}, {}
+    for event in tensorboard_events(tmp_path / "tensorboard"):
+        for value in event.summary.value:
+            if value.tag.endswith("/text_summary"):
+                (text,) = value.tensor.string_val
+                texts[value.tag, event.step] = text.decode()
+            if value.tag == "_hparams_/session_start_info":
+                content = value.metadata.plugin_data.content
+                started = HParamsPluginData.FromString(content).session_start_info
+                settings = {
+                    name: getattr(field, field.WhichOneof("kind"))
+                    for name, field in started.hparams.items()
+                }
+    # As code, so that TensorBoard reads no markup.
+    shown = "    a: right\n        5*3\n        <b> **x**\n"
+    assert texts == {("eval/test_greedy/text_summary", 2): shown}
+    assert settings == {
+        "seed": 3,
+        "dpo.beta": 0.5,
+        "dpo.updates": "[]",
+        "dpo.nested.on": True,
+    }

@@ -33,6 +33,7 @@ PAIR = Pair(
     problem_id="q",
     problem=TEXT,
     step=1,
+    steps=[TEXT, ""],
     context_ids=[61, 14],
     chosen_ids=[3, 60, 2**31],
     rejected_ids=[3],

@@ -1,0 +1,169 @@
+"""Why a search made few pairs, or a model few answers, and which setting to change.
+
+A warning counts what went wrong, names the setting to change, and shows the first text
+that went wrong.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stepjax import prompts
+from stepjax.pairs import summary
+from stepjax.settings import Settings
+from stepjax.trajectory import CUT_OFF, NO_MARKER, OTHER, Refused, State
+
+OFTEN = 0.2  # share above which something that goes wrong is worth a warning
+_TEXT = 200  # most characters of a text in a warning
+
+
+def of_search(states: Sequence[State], settings: Settings) -> list[str]:
+    """Returns what kept searches from going on, as far as it happened often.
+
+    Args:
+      states: closed searches of one model.
+      settings: of the run.
+    """
+    counts = summary(states)
+    messages = [
+        _refused(fault, parts, int(counts["samples"]), settings)
+        for fault, parts in _by_fault(states).items()
+        if sum(part.count for part in parts) > OFTEN * counts["samples"]
+    ]
+    if counts["unparsed_rate"] > OFTEN:
+        verdicts = [v for s in states for e in s.expansions for v in e.verdicts]
+        unread = [v.response for v in verdicts if v.winner is None]
+        setting, limit = "judge.max_tokens", settings.judge.max_tokens
+        if settings.judge.kind == "ratings":
+            setting, limit = "srlm.max_tokens", settings.srlm.max_tokens
+        messages.append(
+            f"{_share(len(unread), len(verdicts), 'judgments')} hold no verdict. If "
+            f"they are cut off, raise {setting}={limit}; otherwise train M1 longer on "
+            f"EFT rows (sft.phases). The first one is {shown(unread[0])}."
+        )
+    if states and counts["complete_rate"] < 1 - OFTEN:
+        messages.append(_incomplete(states, settings))
+    return messages
+
+
+def _by_fault(states: Sequence[State]) -> dict[str, list[Refused]]:
+    """Returns reason → the samples that are no candidates because of it."""
+    expansions = [e for state in states for e in state.expansions]
+    every = list(itertools.chain.from_iterable(e.refused for e in expansions))
+    faults = (CUT_OFF, NO_MARKER, OTHER)
+    return {fault: [x for x in every if x.fault == fault] for fault in faults}
+
+
+def _refused(
+    fault: str, parts: Sequence[Refused], samples: int, settings: Settings
+) -> str:
+    """Returns the warning of samples that are no candidates for one reason."""
+    solutions = settings.judge.kind == "ratings"
+    unit = "sampled solutions" if solutions else "sampled steps"
+    share = _share(sum(part.count for part in parts), samples, unit)
+    first = f"The first one is {shown(parts[0].text)}."
+    if fault == CUT_OFF:
+        setting, limit = "search.max_step_tokens", settings.search.max_step_tokens
+        if solutions:
+            setting, limit = "eval.max_tokens", settings.eval.max_tokens
+        return f"{share} were cut off at {setting}={limit}. Raise {setting}. {first}"
+    if fault == NO_MARKER:
+        marker = prompts.marker(prompts.Templates(step=settings.texts.step), 1)
+        return (
+            f"{share} do not begin with the marker of their step (for step 1: "
+            f"{marker!r}). Train M1 longer on IFT rows (sft.phases), or set "
+            f"prompts.step to the marker that the model writes. {first}"
+        )
+    missing = "hold no boxed answer" if solutions else "hold nothing after their marker"
+    return (
+        f"{share} {missing}. Train M1 longer on IFT rows (sft.phases), or lower "
+        f"search.temperature={settings.search.temperature}. {first}"
+    )
+
+
+def _incomplete(states: Sequence[State], settings: Settings) -> str:
+    """Returns the warning of searches that did not reach the end of a solution."""
+    closed = [state.status for state in states]
+    parts = []
+    if "budget" in closed:
+        parts.append(
+            f"{closed.count('budget')} used up search.max_expansions="
+            f"{settings.search.max_expansions}, which a search also does while its "
+            "steps are refused or tie"
+        )
+    if "length" in closed:
+        parts.append(
+            f"{closed.count('length')} found no room for another step in "
+            f"search.context_tokens={settings.search.context_tokens} or "
+            f"judge.context_tokens={settings.judge.context_tokens}"
+        )
+    unfinished = len(closed) - closed.count("complete")
+    return (
+        f"{_share(unfinished, len(closed), 'searches')} did not reach the end of a "
+        f"solution: {'; '.join(parts)}. Raise the setting, or lengthen the training of "
+        "M1, whose solutions should end with a boxed answer."
+    )
+
+
+def of_greedy(items: Sequence[Mapping[str, Any]], settings: Settings) -> list[str]:
+    """Returns whether many greedy solutions did not end.
+
+    Args:
+      items: of `grading.greedy`.
+      settings: of the run.
+    """
+    endless = [item for item in items if not item["finished"]]
+    if len(endless) <= OFTEN * len(items):
+        return []
+    return [
+        f"{_share(len(endless), len(items), 'greedy solutions')} did not end within "
+        f"eval.max_tokens={settings.eval.max_tokens}. Raise eval.max_tokens, or train "
+        "M1 longer on IFT rows (sft.phases), which end with the end-of-sequence token. "
+        f"The first one is {shown(endless[0]['text'])}."
+    ]
+
+
+def no_pairs(counts: Mapping[str, float]) -> str:
+    """Returns why a search made no preference pairs, and what to change.
+
+    Args:
+      counts: of the search, from `pairs.summary`.
+    """
+    if not counts["expansions"]:
+        return (
+            "No question left room for a step. Raise search.context_tokens and "
+            "judge.context_tokens."
+        )
+    if counts["malformed_rate"] > 0.5:
+        return (
+            f"{counts['malformed_rate']:.0%} of its samples were refused; the warnings "
+            "after its search say why."
+        )
+    if not counts["judgments"]:
+        return (
+            "The samples of each step were all the same. Raise search.temperature or "
+            "search.width."
+        )
+    if counts["unparsed_rate"] > 0.5:
+        return (
+            f"{counts['unparsed_rate']:.0%} of its judgments hold no verdict; the "
+            "warnings after its search say why."
+        )
+    return (
+        "The judge gave all candidates of each step the same score, or the settings "
+        "pairs.min_margin and pairs.best_beats_all kept none of the pairs. Ask more "
+        "questions, raise search.temperature, or relax these settings."
+    )
+
+
+def shown(text: str) -> str:
+    """Returns a text between quotation marks on one line, shortened in the middle."""
+    if len(text) > _TEXT:
+        half = _TEXT // 2
+        text = f"{text[:half]} [...] {text[-half:]}"
+    return repr(text)
+
+
+def _share(count: int, total: int, unit: str) -> str:
+    """Returns "83 % of the sampled steps (20 of 24)"."""
+    return f"{100 * count / total:.0f} % of the {unit} ({count} of {total})"

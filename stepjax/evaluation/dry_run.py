@@ -1,0 +1,197 @@
+"""``stepjax run --dry-run``: what a run would work with, before it takes hours.
+
+It shows how large data, prompts and model are, a row of training as tokens with the
+mask of the loss, one sampled step with its judgments, and one held-out judgment.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from stepjax import forest, records, sft
+from stepjax.evaluation import grading, samples, show
+from stepjax.lm import model as lm
+from stepjax.run import rollout
+from stepjax.run.run import Run
+
+_MOST = 24  # tokens of a part of a row that are shown at its start and at its end
+_TRAINING_BYTES = 16  # per parameter: value, gradient, two moments of AdamW in float32
+
+
+def dry_run(run: Run) -> str:
+    """Returns what a prepared run would work with, as text; it trains nothing.
+
+    The newest finished model of the run samples and judges, or M0.
+
+    Args:
+      run: the run.
+    """
+    number = _newest(run.dir.path)
+    params = run.sampling_params(number)
+    parts = [
+        _sizes(run),
+        *_training_rows(run),
+        _search(run, params, number),
+        _judgment(run, params, number),
+    ]
+    return "\n".join(parts)
+
+
+def _newest(path: pathlib.Path) -> int:
+    made = [p.parent.name[1:] for p in path.glob("M*/manifest.json")]
+    return max((int(name) for name in made if name.isdecimal()), default=0)
+
+
+# Sizes.
+
+
+def _sizes(run: Run) -> str:
+    settings = run.settings
+    weights = jax.tree.leaves(lm.unboxed(lm.abstract_params(run.model)))
+    count = sum(int(np.prod(x.shape)) for x in weights)
+    lines = [
+        "sizes",
+        f"  model: {count:,} parameters; training holds about "
+        f"{_bytes(count * _TRAINING_BYTES)} for them on all devices together",
+    ]
+    makes_eft = not (run.dir.path / "data" / "eft.jsonl").exists()
+    if makes_eft:
+        lines.append(f"  ift rows: {_lengths(run.ift_trees)}; eft rows are made later")
+    else:
+        examples = run.sft_examples
+        unit = "trees of a problem" if settings.sft.share_problems else "rows"
+        lines += [
+            f"  {name} {unit}: {_lengths(trees)}"
+            for name, trees in examples.trees.items()
+        ]
+        lines.append(
+            f"  {len(examples.dropped)} rows are longer than train.row_length="
+            f"{settings.train.row_length} and left out"
+        )
+        for phase in settings.sft.phases:
+            steps = sft.phase_steps(phase, examples.sizes)
+            lines.append(
+                f"  sft phase {phase.name}: {steps} updates of {phase.batch_size} rows"
+            )
+    for name in _question_files(run):
+        lines.append(_prompts(run, name))
+    search = settings.search
+    lines.append(
+        f"  search: {search.width} candidates per step, {run.slots} problems at a time "
+        f"on this host, {search.max_expansions} expansions per problem at most"
+    )
+    return "\n".join([*lines, ""])
+
+
+def _question_files(run: Run) -> list[str]:
+    asked = [f"questions_{n}" for n in range(1, run.settings.iterations + 1)]
+    return [*asked, *run.dir.benchmarks()]
+
+
+def _prompts(run: Run, name: str) -> str:
+    """Returns how long the prompts of a file are, and what room there is."""
+    kind = records.Question if name.startswith("questions") else records.Problem
+    rows = run.dir.read(name, kind)
+    if not rows:
+        return f"  {name}: none"
+    sizes = [len(run.codec.solve_prompt(row.problem)) for row in rows]
+    judged = [
+        len(run.kind.judgments.context(run.codec, row.problem, ())) for row in rows
+    ]
+    return (
+        f"  {name}: {len(rows)} problems, prompts of {min(sizes)} to {max(sizes)} "
+        f"tokens (search.context_tokens={run.settings.search.context_tokens}), the "
+        f"judge's {min(judged)} to {max(judged)} "
+        f"(judge.context_tokens={run.settings.judge.context_tokens})"
+    )
+
+
+def _lengths(trees: Sequence[forest.Tree]) -> str:
+    sizes = [len(tree.tokens) for tree in trees]
+    if not sizes:
+        return "none"
+    return (
+        f"{len(sizes)}, of {min(sizes)} to {max(sizes)} tokens, "
+        f"{sum(sizes) / len(sizes):.0f} on average"
+    )
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1000:.1f} kB"
+
+
+# A row of training.
+
+
+def _training_rows(run: Run) -> Iterator[str]:
+    """Yields the first row of each kind of training data as tokens and mask."""
+    trees: dict[str, Sequence[forest.Tree]] = {"ift": run.ift_trees}
+    if (run.dir.path / "data" / "eft.jsonl").exists():
+        trees = run.sft_examples.trees
+    for name, rows in trees.items():
+        if rows:
+            head = f"the first {name} row, {len(rows[0].tokens)} tokens"
+            yield "\n".join([head, *_tokens(run, rows[0]), ""])
+
+
+def _tokens(run: Run, tree: forest.Tree) -> Iterator[str]:
+    """Yields the tokens of a tree in parts of equal weight, id and text of each."""
+    weights = np.zeros(len(tree.tokens))
+    weights[tree.scored] = tree.weight
+    names = run.codec.tokenizer.token_bytes
+    pairs = zip(weights.tolist(), tree.tokens.tolist(), strict=True)
+    for weight, part in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        ids = [token for _, token in part]
+        loss = f"weight {weight:g} in the loss" if weight else "not in the loss"
+        yield f"  {len(ids)} tokens, {loss}:"
+        texts = [f"{i}:{names[i].decode(errors='backslashreplace')!r}" for i in ids]
+        if len(texts) > 2 * _MOST:
+            left = len(texts) - 2 * _MOST
+            texts = [*texts[:_MOST], f"[{left} more]", *texts[-_MOST:]]
+        yield from show.wrapped(" ".join(texts), "    ")
+
+
+# A sampled step and a judgment.
+
+
+def _search(run: Run, params: Any, number: int) -> str:
+    """Returns one expansion of the first question, with its judgments."""
+    if not run.settings.iterations:
+        return "iterations=0: nothing is searched\n"
+    question = run.dir.read("questions_1", records.Question)[0]
+    before = run.settings
+    once = dataclasses.replace(before.search, max_expansions=1)
+    run.settings = dataclasses.replace(before, search=once)
+    try:
+        (state,) = rollout.search_questions(
+            run, params, [question], 0, by=before.judge.by
+        )
+    finally:
+        run.settings = before
+    shown = show.of_state(state, run.kind.is_right)
+    return f"one step that M{number} samples and judges\n{shown}"
+
+
+def _judgment(run: Run, params: Any, number: int) -> str:
+    """Returns the model's judgment of the first held-out row."""
+    path = run.dir.path / "data" / "heldout.jsonl"
+    rows = records.read_jsonl(path, run.kind.judgments.record) if path.exists() else []
+    if not rows:
+        return "no held-out row to judge\n"
+    sampler = rollout.open_sampler(run, params, run.settings.judge.context_tokens)
+    (item,) = grading.judge_accuracy(
+        rollout.self_judge(run, sampler, rows=1),
+        run.codec,
+        rows[:1],
+        slots=run.slots,
+        judgments=run.kind.judgments,
+    )
+    return f"one held-out judgment of M{number}\n{samples.text_of(item)}\n"

@@ -1,0 +1,127 @@
+"""Warnings about searches and answers: what they count and tell people to change."""
+
+import dataclasses
+
+import pytest
+
+from stepjax import config, settings
+from stepjax.evaluation import causes
+from stepjax.pairs import summary
+from stepjax.records import Question
+from stepjax.trajectory import Candidate, Expansion, Refused, State, Verdict
+
+SETTINGS = settings.from_config(config.default())
+
+
+def candidate(text):
+    return Candidate((1,), text, 1, -1.0, False)
+
+
+def expansion(texts=("a", "b"), refused=(), verdicts=(), action="append"):
+    made = tuple(map(candidate, texts))
+    malformed = sum(part.count for part in refused)
+    scores, best = (0,) * len(made), 0 if made else None
+    return Expansion(
+        *(1, 0, made, malformed, tuple(verdicts), scores, best, None, action),
+        (0, 0, 1, 0),
+        tuple(refused),
+    )
+
+
+def state(*expansions, status="complete"):
+    return State(Question("q", "5*3"), (), (), expansions, status)
+
+
+def test_each_reason_names_its_share_its_setting_and_its_first_text():
+    cut = [
+        Refused("cut off", 3, "Step 1: Natalia sold\nclips"),
+        Refused("other", 2, ""),
+    ]
+    bare = [Refused("no marker", 4, "The answer is 7")]
+    more = [Refused("cut off", 2, "later"), Refused("other", 2, "Step 2: ")]
+    found = causes.of_search(
+        [state(expansion((), cut), expansion((), bare)), state(expansion((), more))],
+        SETTINGS,
+    )
+    assert found == [
+        "38 % of the sampled steps (5 of 13) were cut off at "
+        "search.max_step_tokens=256. Raise search.max_step_tokens. The first one is "
+        "'Step 1: Natalia sold\\nclips'.",
+        "31 % of the sampled steps (4 of 13) do not begin with the marker of their "
+        "step (for step 1: 'Step 1: '). Train M1 longer on IFT rows (sft.phases), or "
+        "set prompts.step to the marker that the model writes. The first one is 'The "
+        "answer is 7'.",
+        "31 % of the sampled steps (4 of 13) hold nothing after their marker. Train M1 "
+        "longer on IFT rows (sft.phases), or lower search.temperature=0.5. The first "
+        "one is ''.",
+    ]
+
+
+@pytest.mark.parametrize(("refused", "warned"), [(1, 0), (2, 1)])
+def test_a_fifth_of_the_samples_is_not_often(refused, warned):
+    texts = "abcdef"[: 5 - refused]  # 1 of 5 samples, or 2 of 5
+    searched = state(expansion(texts, [Refused("cut off", refused, "x")]))
+    assert len(causes.of_search([searched], SETTINGS)) == warned
+
+
+def test_whole_solutions_name_the_settings_of_solutions():
+    c = config.default()
+    c.judge.kind, c.eval.max_tokens = "ratings", 99
+    rated = [Verdict(0, 0, None, "I like it"), Verdict(1, 1, "3", "good")]
+    searched = state(expansion("ab", [Refused("cut off", 2, "x")], rated))
+    found = causes.of_search([searched], settings.from_config(c))
+    assert found[0].startswith(
+        "50 % of the sampled solutions (2 of 4) were cut off at eval.max_tokens=99."
+    )
+    assert found[1] == (
+        "50 % of the judgments (1 of 2) hold no verdict. If they are cut off, raise "
+        "srlm.max_tokens=512; otherwise train M1 longer on EFT rows (sft.phases). The "
+        "first one is 'I like it'."
+    )
+
+
+def test_searches_that_do_not_end_are_counted_by_the_reason():
+    closed = ["complete", "budget", "length", "budget", "complete"]
+    states = [state(expansion(), status=status) for status in closed]
+    (found,) = causes.of_search(states, SETTINGS)
+    assert found.startswith(
+        "60 % of the searches (3 of 5) did not reach the end of a solution: 2 used up "
+        "search.max_expansions=20"
+    )
+    assert "; 1 found no room for another step in search.context_tokens=2048" in found
+    assert causes.of_search(states[:1] * 4 + states[1:2], SETTINGS) == []
+    assert causes.of_search([], SETTINGS) == []
+
+
+def test_greedy_solutions_that_do_not_end():
+    ended = {"finished": True, "text": "Step 1: \\boxed{1}"}
+    endless = {"finished": False, "text": "so " * 200}
+    (found,) = causes.of_greedy([ended, endless, endless], SETTINGS)
+    assert found.startswith(
+        "67 % of the greedy solutions (2 of 3) did not end within eval.max_tokens=2048."
+    )
+    assert " [...] " in found and len(found) < 500
+    assert causes.of_greedy([ended] * 4 + [endless], SETTINGS) == []
+    assert causes.of_greedy([], SETTINGS) == []
+
+
+@pytest.mark.parametrize(
+    ("states", "word"),
+    [
+        ([state(status="length")], "search.context_tokens"),
+        ([state(expansion("a", [Refused("other", 3, "x")]))], "75% of its samples"),
+        ([state(expansion("a"))], "search.temperature or search.width"),
+        (
+            [state(expansion(verdicts=[Verdict(0, 1, None, "hm")]))],
+            "100% of its judgments hold no verdict",
+        ),
+        ([state(expansion(verdicts=[Verdict(0, 1, "A")]))], "pairs.min_margin"),
+    ],
+)
+def test_a_search_without_pairs_says_why(states, word):
+    assert word in causes.no_pairs(summary(states))
+
+
+def test_counts_of_an_older_search_without_reasons_give_no_reasons():
+    old = dataclasses.replace(expansion("a"), malformed=9)
+    assert causes.of_search([state(old)], SETTINGS) == []
