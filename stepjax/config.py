@@ -69,6 +69,9 @@ def default() -> ml_collections.ConfigDict:
     data.test_count = 0  # test problems, 0 all
     data.equations = ""  # word_problems: file of {"problem", "answer", "equation"}
     data.explanations = "short"  # word_problems: of EFT rows: "short", "worked", "none"
+    data.ift_variants = (
+        0  # word_problems: solutions with other numbers, per IFT problem
+    )
     # In a world, with `data.make_eft`: comparisons (two rows each) with corrupted steps
     # that are added to what the teacher's filter keeps.
     data.corrupted_count = 0

@@ -50,6 +50,7 @@ class Data:
     test_count: int
     equations: str
     explanations: str
+    ift_variants: int
     corrupted_count: int
     ift: str
     ift_format: str

@@ -41,6 +41,7 @@ _LEAST = {
     "seed": 0,
     "iterations": 0,
     "data.ift_count": 0,
+    "data.ift_variants": 0,
     "data.eft_count": 0,
     "data.heldout_count": 0,
     "data.test_count": 0,

@@ -190,6 +190,7 @@ def _word_problems(
         heldout=data.heldout_count,
         questions=wanted,
         tree_questions=settings.mcts.questions if data.make_eft else 0,
+        ift_variants=data.ift_variants,
         templates=texts,
         style=data.explanations,
     )._asdict()
