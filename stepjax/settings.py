@@ -51,6 +51,7 @@ class Data:
     equations: str
     explanations: str
     ift_variants: int
+    drills: int
     corrupted_count: int
     ift: str
     ift_format: str
@@ -167,6 +168,7 @@ class Sft:
     phases: tuple[sft.Phase, ...]
     verdict_weight: float
     share_problems: bool
+    from_policy: bool
 
 
 @dataclasses.dataclass(frozen=True)

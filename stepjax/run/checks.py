@@ -42,6 +42,7 @@ _LEAST = {
     "iterations": 0,
     "data.ift_count": 0,
     "data.ift_variants": 0,
+    "data.drills": 0,
     "data.eft_count": 0,
     "data.heldout_count": 0,
     "data.test_count": 0,

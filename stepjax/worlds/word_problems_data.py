@@ -85,6 +85,7 @@ def dataset(
     questions: Sequence[int],
     tree_questions: int = 0,
     ift_variants: int = 0,
+    drills: int = 0,
     templates: Templates = Templates(),  # noqa: B008
     style: str = "short",
     say: Callable[[str], None] = print,
@@ -105,6 +106,7 @@ def dataset(
       tree_questions: number of questions for the tree search.
       ift_variants: further solutions of each IFT problem, with other numbers, where
         `word_problems_numbers` finds some.
+      drills: solutions of plain calculations that are added to the IFT rows.
       templates: their step marker begins each step.
       style: of the explanations, see `word_problems_judgments`.
       say: prints a line for people.
@@ -132,6 +134,7 @@ def dataset(
     if ift_variants:
         say(f"word problems: {len(varied)} more solutions, with other numbers.")
     solutions = _solutions([*drawn["ift"], *varied], templates)
+    solutions += [numbers.drill(f"drill-{n}", rng, templates) for n in range(drills)]
 
     def judge(name: str, undecided: float) -> list[Comparison]:
         rng = random.Random(f"word problems, {name}, seed {seed}")

@@ -8,9 +8,14 @@ import random
 import re
 from fractions import Fraction
 
+from stepjax import prompts
 from stepjax.initial_data.formats import word_problems as form
-from stepjax.worlds.equations import Equation, read_equation
+from stepjax.initial_data.formats import worked
+from stepjax.prompts import Templates
+from stepjax.records import Solution
+from stepjax.worlds.equations import Equation, Operation, read_equation
 
+_CALCULATIONS = 6  # of a drill
 _TRIES = 200  # draws of numbers before there are none
 # A whole number that is not a part of a decimal, a fraction, a time or a word.
 _WHOLE = re.compile(r"(?<![\w.,/:$-])\$?([0-9]{1,4})(?![\w/:-]|[.,][0-9])")
@@ -63,6 +68,41 @@ def with_other_numbers(row: Equation, rng: random.Random) -> Equation | None:
     node, operations = read_equation(equation)
     value = operations[-1].value if operations else node
     return Equation(row.id, text, form.written(value), equation)
+
+
+def drill(id: str, rng: random.Random, templates: Templates) -> Solution:
+    """Makes a solution of `_CALCULATIONS` plain calculations with whole results.
+
+    The numbers have one to three digits, most often two. Sums and differences are
+    drawn more often than products and quotients. The answer is the last result.
+
+    Args:
+      id: name of the row.
+      rng: source of the numbers; it is advanced.
+      templates: their step marker begins each step.
+    """
+    drawn = [_calculation(rng) for _ in range(_CALCULATIONS)]
+    asked = [form.expression(*operation[:3]) for operation in drawn]
+    lines = [f"{form.calculation(*operation)}." for operation in drawn]
+    answer = form.written(drawn[-1].value)
+    lines[-1] += f" {worked.closing(answer)}"
+    steps = prompts.numbered(templates, lines)
+    problem = f"Work out {', '.join(asked[:-1])}, and {asked[-1]}."
+    return Solution(id, problem, steps, answer)
+
+
+def _calculation(rng: random.Random) -> Operation:
+    """Draws an operation whose result is a whole number of 0 or more."""
+    symbol = rng.choices("+-*/", (4, 4, 2, 2))[0]
+    one, two = (_drawn(rng.choices((1, 2, 3), (3, 5, 2))[0], rng) for _ in range(2))
+    if symbol in "*/":
+        one, two = _drawn(rng.choice((1, 2)), rng), rng.randint(2, 20)
+    if symbol == "-":
+        one, two = max(one, two), min(one, two)
+    if symbol == "/":
+        one *= two
+    values = Fraction(one), Fraction(two)
+    return Operation(symbol, *values, form.apply(symbol, *values))
 
 
 def _drawn(digits: int, rng: random.Random) -> int:
