@@ -154,6 +154,14 @@ def _rules_of_controls(settings: Settings) -> list[tuple]:
     ]
     rules.append(
         (
+            "sft.from_policy",
+            settings.sft.from_policy,
+            "False without data.make_eft, which makes the policy",
+            settings.data.make_eft or not settings.sft.from_policy,
+        )
+    )
+    rules.append(
+        (
             "judge.kind",
             judge.kind,
             "'comparisons' with data.world='word_problems', which makes no ratings",

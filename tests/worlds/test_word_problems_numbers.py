@@ -4,6 +4,8 @@ import random
 
 import pytest
 
+from stepjax.prompts import Templates
+from stepjax.worlds import word_problems as world
 from stepjax.worlds import word_problems_numbers as numbers
 from stepjax.worlds.equations import Equation, read_equation
 
@@ -81,3 +83,27 @@ def test_amounts_of_money_change_behind_their_sign():
     for row in varied("He had $20 and paid $8.", "- 20 8", "12"):
         left, right = row.equation.split()[1:]
         assert row.problem == f"He had ${left} and paid ${right}."
+
+
+def test_a_drill_asks_for_six_calculations_and_answers_with_the_last():
+    rng = random.Random(0)
+    templates = Templates(step="Step {n}: ")
+    symbols = set()
+    for number in range(50):
+        row = numbers.drill(f"drill-{number}", rng, templates)
+        assert row.problem.startswith("Work out ") and len(row.steps) == 6
+        for step, text in enumerate(row.steps, 1):
+            assert text.startswith(f"Step {step}: ")
+            symbol, left, right, result, _ = world.read_step(text).calculation
+            exact = {
+                "+": left.value + right.value,
+                "-": left.value - right.value,
+                "*": left.value * right.value,
+                "/": left.value / (right.value or 1),
+            }[symbol]
+            assert result.value == exact >= 0
+            assert f"{left.value} {symbol} {right.value}" in row.problem
+            symbols.add(symbol)
+        assert world.read_step(row.steps[-1]).boxed == row.answer == str(exact)
+        assert all(world.read_step(text).boxed is None for text in row.steps[:-1])
+    assert symbols == set("+-*/")
