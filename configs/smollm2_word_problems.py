@@ -27,15 +27,18 @@ def get_config(data: str = "data"):
     c.data.test_format = "word_problems"
     c.data.ift_count = 700
     c.data.heldout_count = 118
-    c.data.questions = (450, 450)
+    c.data.ift_variants = 1
+    c.data.drills = 1500
+    c.data.questions = (600, 600)
 
     # EFT: steps that the policy samples, scored by the equations, and corrupted ones.
     c.data.make_eft = True
     c.data.corrupted_count = 1000
+    c.data.explanations = "worked"
     c.prm.labels = "gold"
     c.teacher.backend = "world"
     c.teacher.undecided_margin = 0.5
-    c.mcts.questions = 950
+    c.mcts.questions = 700
     c.mcts.width = 6
     c.mcts.temperature = 1.0
     c.mcts.top_p = 1.0
@@ -50,35 +53,29 @@ def get_config(data: str = "data"):
     c.mcts.phase = config.phase(
         "policy",
         eft=0.0,
-        epochs=2,
+        epochs=1,
         batch_size=16,
-        optimizer=config.optimizer(3e-4, "cosine", **rate),
+        optimizer=config.optimizer(5e-4, "cosine", **rate),
     )
 
     c.train.row_length = 512
     c.train.checkpoint_every = 50
     c.sft.verdict_weight = 3.0
     c.sft.share_problems = True
+    c.sft.from_policy = True
     c.sft.phases = (
         config.phase(
-            "judge",
-            ift=0.0,
-            epochs=1,
-            batch_size=6,
-            optimizer=config.optimizer(3e-4, "cosine", **rate),
-        ),
-        config.phase(
             "mixed",
-            ift=0.8,
-            eft=0.2,
+            ift=0.3,
+            eft=0.7,
             epochs=0,
-            steps=88,
-            batch_size=20,
-            optimizer=config.optimizer(2e-4, "cosine", **rate),
+            steps=240,
+            batch_size=9,
+            optimizer=config.optimizer(3e-4, "cosine", **rate),
         ),
     )
 
-    c.search.width = 5
+    c.search.width = 4
     c.search.temperature = 1.0
     c.search.top_p = 1.0
     c.search.on_tie = "append"
@@ -87,7 +84,7 @@ def get_config(data: str = "data"):
     c.search.context_tokens = 320
     c.search.slots = 32
     c.judge.score = "consistent"
-    c.judge.max_tokens = 64
+    c.judge.max_tokens = 96
     c.judge.context_tokens = 320
     c.judge.rows = 4
     c.pairs.best_beats_all = True
@@ -95,7 +92,7 @@ def get_config(data: str = "data"):
     c.dpo.beta = 1.0
     c.dpo.nll_weight = 1.0
     c.dpo.batch_size = 16
-    c.dpo.optimizer = config.optimizer(2e-5, warmup_steps=5, b2=0.98)
+    c.dpo.optimizer = config.optimizer(3e-5, warmup_steps=5, b2=0.98)
 
     c.eval.max_tokens = 80
     c.eval.search_count = 100

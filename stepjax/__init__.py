@@ -51,7 +51,8 @@ Beside the method; of the files above only main, iterate and ablate import these
     worlds/         built-in worlds, whose gold is known: arithmetic.py,
                     arithmetic_data.py, arithmetic_srlm.py, arithmetic_teacher.py: made
                     up; word_problems.py, equations.py, word_problems_judgments.py,
-                    word_problems_data.py: problems with an equation
+                    word_problems_data.py, word_problems_numbers.py: problems
+                    with an equation
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
                     their manifests; redo.py: what changed settings invalidate;
                     ranges.py: what each setting may be; data.py, more_questions.py,

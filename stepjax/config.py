@@ -73,6 +73,8 @@ def default() -> ml_collections.ConfigDict:
     data.test_count = 0  # test problems, 0 all
     data.equations = ""  # word_problems: file of {"problem", "answer", "equation"}
     data.explanations = "short"  # word_problems: of EFT rows: "short", "worked", "none"
+    data.ift_variants = 0  # word_problems: more solutions per problem, other numbers
+    data.drills = 0  # word_problems: more solutions, of plain calculations
     # In a world, with `data.make_eft`: comparisons (two rows each) with corrupted steps
     # that are added to what the teacher's filter keeps.
     data.corrupted_count = 0
@@ -189,6 +191,9 @@ def default() -> ml_collections.ConfigDict:
     # True: the judgments of a problem are trained together, as branches of one tree
     # that computes the problem once; a batch then counts them as one sequence.
     sft.share_problems = False
+    # True, with data.make_eft: SFT goes on from the policy of `mcts`, which has learned
+    # the IFT rows already; M1 does not learn them a second time from the beginning.
+    sft.from_policy = False
 
     c.search = search = ml_collections.ConfigDict()
     # Who writes the candidates: "self" (paper), or "module:function", a function of

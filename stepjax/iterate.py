@@ -68,6 +68,9 @@ def sft(run: Run) -> None:
     """Makes M1 from M0 by supervised fine-tuning on IFT and EFT data."""
     initial.make(run)
     inputs = run.dir.data("ift") | run.dir.data("eft")
+    from_policy = run.settings.sft.from_policy
+    if from_policy:
+        inputs |= initial.digests(run, "policy")
     stage = _model_stage(run, "sft", 1, inputs)
     if stage.done:
         counts = stage.done["counts"]
@@ -81,7 +84,8 @@ def sft(run: Run) -> None:
             f"{run.settings.train.row_length} tokens and are left out (the first is "
             f"{dropped[0]})."
         )
-    phases, params, updates = run.settings.sft.phases, run.params(0), {}
+    phases, updates = run.settings.sft.phases, {}
+    params = run.load(initial.policy_folder(run)) if from_policy else run.params(0)
     for order, phase in enumerate(phases):
         params, updates[phase.name] = finetune.fit_phase(
             run,

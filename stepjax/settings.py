@@ -47,6 +47,8 @@ class Data:
     test_count: int
     equations: str
     explanations: str
+    ift_variants: int
+    drills: int
     corrupted_count: int
     ift: str
     ift_format: str
@@ -174,6 +176,7 @@ class Sft:
     phases: tuple[sft.Phase, ...]
     verdict_weight: float
     share_problems: bool
+    from_policy: bool
 
 
 @dataclasses.dataclass(frozen=True)

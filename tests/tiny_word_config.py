@@ -64,6 +64,8 @@ def settings(folder: pathlib.Path):
     c.data.questions = (16,)
     c.data.heldout_count = 6
     c.data.ift_count = 60
+    c.data.ift_variants = 1
+    c.data.drills = 4
     c.data.make_eft = True
     c.data.corrupted_count = 20
     c.prm.labels = "gold"
@@ -96,6 +98,7 @@ def settings(folder: pathlib.Path):
     c.mcts.pairs_per_node = 2
     c.mcts.undecided_share = 0.3
     c.mcts.remember_tokens = 0
+    c.sft.from_policy = True
     c.sft.phases = (config.phase("mixed", steps=100, **sizes),)
     c.search.width = 4
     c.search.temperature = 1.0

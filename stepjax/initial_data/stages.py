@@ -72,7 +72,7 @@ def make_labels(run: Run) -> None:
     if run.settings.prm.labels != "rollouts":
         return
     folder, options = run.dir.path / "init", run.settings.rollouts
-    inputs = run.dir.data("ift") | _digests(run, "policy")
+    inputs = run.dir.data("ift") | digests(run, "policy")
     stage = run.dir.stage("rollouts", folder / "values.json", inputs, "values.partial*")
     if stage.done:
         return
@@ -108,7 +108,7 @@ def _estimate_values(
 ) -> None:
     """Tries this host's problems, as many of them as the journal does not have."""
     options, seed = run.settings.rollouts, run.settings.seed
-    params = run.for_sampling(run.load(run.dir.path / "init" / "policy"))
+    params = run.for_sampling(run.load(policy_folder(run)))
     sampler = rollout.open_sampler(run, params, run.settings.search.context_tokens)
 
     def is_correct(problem: records.Problem, text: str) -> bool:
@@ -137,7 +137,7 @@ def make_prm(run: Run) -> None:
         return
     inputs = run.dir.data("labels") | run.dir.data("labels_heldout")
     if options.from_policy:
-        inputs |= _digests(run, "policy")
+        inputs |= digests(run, "policy")
     stage = _model_stage(run, "prm", inputs)
     if stage.done:
         return
@@ -157,7 +157,7 @@ def make_prm(run: Run) -> None:
         stage,
         options.phase,
         {"ift": [], "eft": kept},  # the PRM's rows take the place of EFT rows
-        start=run.dir.path / "init" / "policy" if options.from_policy else None,
+        start=policy_folder(run) if options.from_policy else None,
         order=_PRM_ORDER,
         counts={"rows": len(kept), "dropped": len(dropped)},
         measure=lambda params: measure_prm(run, params),
@@ -213,7 +213,7 @@ def read_steps(
 def make_pairs(run: Run) -> None:
     """Searches the tree questions with policy and PRM, and keeps pairs of steps."""
     folder, options = run.dir.path / "init", run.settings.mcts
-    inputs = run.dir.data("tree_questions") | _digests(run, *_searchers(run))
+    inputs = run.dir.data("tree_questions") | digests(run, *_searchers(run))
     stage = run.dir.stage("mcts", folder / "mcts.json", inputs, "trees.partial*")
     if stage.done:
         return
@@ -394,7 +394,12 @@ def in_words(metrics: dict[str, Any]) -> str:
 # How the stages train.
 
 
-def _digests(run: Run, *names: str) -> dict[str, str]:
+def policy_folder(run: Run) -> pathlib.Path:
+    """Returns where the policy is."""
+    return run.dir.path / "init" / "policy"
+
+
+def digests(run: Run, *names: str) -> dict[str, str]:
     """Returns the names and digests of finished models in DIR/init, as inputs."""
     folder = run.dir.path / "init"
     return {name: rundir.file_digest(folder / name / "manifest.json") for name in names}

@@ -188,6 +188,8 @@ def _word_problems(
         heldout=data.heldout_count,
         questions=wanted,
         tree_questions=settings.mcts.questions if data.make_eft else 0,
+        ift_variants=data.ift_variants,
+        drills=data.drills,
         templates=texts,
         style=data.explanations,
     )._asdict()

@@ -83,6 +83,8 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "data.guessed_share": _SHARE,
     "data.unseen_blocks": Range(0, 24),
     "data.ift_count": _COUNT,
+    "data.ift_variants": Range(0, 1000),
+    "data.drills": _COUNT,
     "data.eft_count": _COUNT,
     "data.heldout_count": _COUNT,
     "data.test_count": _COUNT,
@@ -407,6 +409,12 @@ def _controls(config: Any) -> Iterator[Rule]:
         "'full' with judge.by='module:function', which scores all candidates in one "
         "call",
         judge.schedule == "full" or not _is_own(judge.by),
+    )
+    yield (
+        "sft.from_policy",
+        config.sft.from_policy,
+        "False without data.make_eft, which makes the policy",
+        config.data.make_eft or not config.sft.from_policy,
     )
     yield (
         "judge.kind",

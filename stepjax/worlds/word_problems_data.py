@@ -1,6 +1,7 @@
 """The rows of a run on word problems: its splits, and its equations by problem."""
 
 import collections
+import dataclasses
 import functools
 import os
 import pathlib
@@ -17,6 +18,7 @@ from stepjax.prompts import Templates
 from stepjax.records import Comparison, Preference, Problem, Question, Solution
 from stepjax.worlds import word_problems as world
 from stepjax.worlds import word_problems_judgments as judgments
+from stepjax.worlds import word_problems_numbers as numbers
 from stepjax.worlds.equations import Equation, read_equation
 
 _MOST_DECIMALS = 4  # of any number of a solution; longer ones come from floating point
@@ -83,6 +85,8 @@ def dataset(
     heldout: int,
     questions: Sequence[int],
     tree_questions: int = 0,
+    ift_variants: int = 0,
+    drills: int = 0,
     templates: Templates = Templates(),  # noqa: B008
     style: str = "short",
     say: Callable[[str], None] = print,
@@ -101,6 +105,9 @@ def dataset(
       heldout: number of further problems to judge, for measuring the judge.
       questions: number of questions of each iteration.
       tree_questions: number of questions for the tree search.
+      ift_variants: further solutions of each IFT problem, with other numbers, where
+        `word_problems_numbers` finds some.
+      drills: solutions of plain calculations that are added to the IFT rows.
       templates: their step marker begins each step.
       style: of the explanations, see `word_problems_judgments`.
       say: prints a line for people.
@@ -123,7 +130,12 @@ def dataset(
             "least 1). Lower these counts, or add problems."
         )
     say(f"word problems: {found}, {left} left over.")
-    solutions = _solutions(drawn["ift"], templates)
+    rng = random.Random(f"word problems, other numbers, seed {seed}")
+    varied = _varied(drawn["ift"], ift_variants, rng)
+    if ift_variants:
+        say(f"word problems: {len(varied)} more solutions, with other numbers.")
+    solutions = _solutions([*drawn["ift"], *varied], templates)
+    solutions += [numbers.drill(f"drill-{n}", rng, templates) for n in range(drills)]
 
     def judge(name: str, undecided: float) -> list[Comparison]:
         rng = random.Random(f"word problems, {name}, seed {seed}")
@@ -143,7 +155,7 @@ def dataset(
         heldout=judge("heldout", 0.0),
         questions=[ask(f"q{n}") for n in range(1, len(questions) + 1)],
         tree_questions=ask("tree_questions"),
-        equations=[row for rows in drawn.values() for row in rows],
+        equations=[*(row for rows in drawn.values() for row in rows), *varied],
     )
 
 
@@ -228,6 +240,19 @@ def _draw(groups: list[list[Equation]], count: int) -> list[Equation]:
         taken += kept.pop(0)[: count - len(taken)]
     groups[:] = kept
     return taken
+
+
+def _varied(rows: Sequence[Equation], times: int, rng: random.Random) -> list[Equation]:
+    """Returns the problems again, up to `times` each, with other numbers."""
+    seen = {row.problem for row in rows}
+    made = []
+    for number in range(1, times + 1):
+        for row in rows:
+            other = numbers.with_other_numbers(row, rng)
+            if other and other.problem not in seen and _consistent(other):
+                seen.add(other.problem)
+                made.append(dataclasses.replace(other, id=f"{row.id}-numbers-{number}"))
+    return made
 
 
 def _short(row: Equation) -> bool:

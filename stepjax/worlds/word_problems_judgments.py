@@ -30,12 +30,12 @@ EXPLANATIONS = ("short", "worked", "none")  # data.explanations
 # How often a corrupted step has each mistake, if the problem allows it. SmolLM2-135M
 # makes these mistakes about as often after SFT on 700 solutions.
 SHARES = {
-    world.OPERATION: 0.25,
-    world.OPERANDS: 0.15,
-    world.ORDER: 0.05,
-    world.ARITHMETIC: 0.4,
-    world.ENDS_EARLY: 0.075,
-    world.GOES_ON: 0.075,
+    world.OPERATION: 0.3,
+    world.OPERANDS: 0.2,
+    world.ORDER: 0.07,
+    world.ARITHMETIC: 0.25,
+    world.ENDS_EARLY: 0.11,
+    world.GOES_ON: 0.07,
 }
 # Of the swapped operands: 3 - 4 = 1 for 4 - 3 = 1, the rest is worked out: 3 - 4 = -1.
 RESULT_KEPT = 0.5

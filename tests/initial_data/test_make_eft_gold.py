@@ -12,6 +12,7 @@ from stepjax import iterate, records
 from stepjax.initial_data import eft_stage, stages
 from stepjax.lm import files
 from stepjax.records import Comparison, Question
+from stepjax.run import rundir
 from stepjax.run.run import Run
 from stepjax.worlds import arithmetic
 
@@ -53,7 +54,16 @@ def test_layout(made):
         "equations",
     }
     rows = len((made / "run/data/equations.jsonl").read_text().splitlines())
-    assert rows == 60 + 6 + 16 + 40
+    ift = opened(made).dir.read("ift", records.Solution)
+    varied = sum("-numbers-" in row.id for row in ift)
+    assert 30 < varied <= 60 and len(ift) == 60 + varied + 4
+    assert rows == 60 + 6 + 16 + 40 + varied
+
+
+def test_m1_goes_on_from_the_policy(made):
+    policy = made / "run/init/policy/manifest.json"
+    inputs = files.read_json(made / "run/M1/manifest.json")["inputs"]
+    assert inputs["policy"] == rundir.file_digest(policy)
 
 
 def test_pairs_are_sampled_steps_of_tree_questions_that_the_gold_tells_apart(made):

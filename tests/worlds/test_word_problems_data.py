@@ -116,6 +116,22 @@ def test_too_few_problems_are_refused_with_all_counts():
         dataset(made(33), ift=0)
 
 
+def test_solutions_with_other_numbers_are_right_and_their_equations_are_known():
+    plain, _ = dataset(made())
+    found, lines = dataset(made(), ift_variants=2)
+    assert found[1:5] == plain[1:5] and found.ift[:20] == plain.ift
+    more = found.ift[20:]
+    assert 20 < len(more) <= 40 and f" {len(more)} more solutions" in lines[2]
+    assert len({row.problem for row in found.ift}) == len(found.ift)
+    assert len({row.id for row in found.ift}) == len(found.ift)
+    forms = {data.without_numbers(row.problem) for row in plain.ift}
+    known = {row.problem: row for row in found.equations}
+    for row in more:
+        assert data.without_numbers(row.problem) in forms
+        for number, step in enumerate(row.steps):
+            assert world.is_right(known[row.problem], row.steps[:number], step)
+
+
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
