@@ -92,7 +92,7 @@ def test_config_files(path):
     typed = settings.from_config(c)
     ranges.check(c)
     settings.templates(typed.texts, data.world_templates(c.data.world))
-    assert len(c.data.questions) >= c.iterations
+    assert not c.data.questions or len(c.data.questions) >= c.iterations
     text = json.dumps(config.to_dict(c))
     back = config.from_dict(json.loads(text))
     assert back == c and back.is_locked
