@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
 import stepjax
 from stepjax import config, forest, main, own_functions, prompts, records
@@ -289,12 +290,13 @@ def test_every_command_of_the_pages_exists():
         if line.startswith("stepjax ")
     ]
     assert len(lines) > 8
+    known = {*help.OPTIONS, *flags.FLAGS}
     for line in lines:
         command, *words = line.split()[1:]
         assert command in main.COMMANDS
         for flag in re.findall(r"(?<= --)[\w.-]+", " ".join(["", *words])):
             name, *path = flag.split(".")
-            assert name in help.OPTIONS
+            assert name in known
             value = config.default()
             for part in path:
                 value = value[part]  # raises for a setting that does not exist
