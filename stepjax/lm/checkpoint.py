@@ -50,16 +50,19 @@ def _bit_sum(array):
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
     if array.dtype == bool:
         array = array.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32)
-    place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
-    for axis in reversed(range(bits.ndim)):
-        index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        place += index * jnp.uint32(stride % 2**32)
-        stride *= bits.shape[axis]
+
+    def of_salt(salt):
+        bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32)
+        place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+        for axis in reversed(range(bits.ndim)):
+            index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            place += index * jnp.uint32(stride % 2**32)
+            stride *= bits.shape[axis]
+        return _mix(_mix(place ^ salt) ^ bits).sum(dtype=jnp.uint32)
+
+    # One sum after the other: side by side, XLA for CPU keeps what each one adds up.
     salts = np.arange(1, 9, dtype=np.uint32) * np.uint32(0x9E3779B9)
-    return jnp.stack(
-        [_mix(_mix(place ^ salt) ^ bits).sum(dtype=jnp.uint32) for salt in salts]
-    )
+    return jax.lax.map(of_salt, salts)
 
 
 def _mix(x):
