@@ -14,6 +14,9 @@ in each iteration as self-judging did:
     DIR/ablation.json  ablation.md  ablation.png
 """
 
+import stepjax.lm  # noqa: F401, says what to install when something is missing
+
+# isort: split
 import os
 import pathlib
 import sys

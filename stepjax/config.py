@@ -4,6 +4,9 @@ Files in ``configs/`` call `default` and set only what differs. Unknown names an
 wrong types are errors. "paper" is arXiv 2503.03746.
 """
 
+import stepjax.lm  # noqa: F401, says what to install when something is missing
+
+# isort: split
 import ml_collections
 
 

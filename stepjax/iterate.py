@@ -12,6 +12,9 @@ The search and DPO stages read questions without answers: no gold reaches them, 
 the settings ask for the oracle judge.
 """
 
+import stepjax.lm  # noqa: F401, says what to install when something is missing
+
+# isort: split
 import dataclasses
 import functools
 import os

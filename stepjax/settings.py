@@ -6,6 +6,9 @@ and fields have the names of the config, where each is explained with its unit a
 source in the paper.
 """
 
+import stepjax.lm  # noqa: F401, says what to install when something is missing
+
+# isort: split
 import dataclasses
 import os
 from typing import NamedTuple

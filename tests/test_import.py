@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,13 @@ def test_the_first_line_of_a_command_comes_before_jax():
     new = run(
         """
 import contextlib, io
-sys.modules["jax"] = None  # importing it is an error
+class Refused(Exception):
+    pass
+class RefuseJax(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "jax":
+            raise Refused("jax")
+sys.meta_path.insert(0, RefuseJax())
 arguments = ["run", "--config=configs/quickstart.py", "--workdir=runs/one"]
 sys.argv = ["stepjax", *arguments]
 from stepjax import main
@@ -111,16 +118,133 @@ said, error = io.StringIO(), ""
 with contextlib.redirect_stderr(said):
     try:
         main.main(sys.argv)
-    except ImportError as e:
+    except Refused as e:
         error = str(e)
 print(json.dumps([said.getvalue().splitlines(), error, roots(loaded())]))
 """,
-        refused=[name for name in REFUSED if name != "ml_collections"],
+        refused=["numpy"],
     )
     first = f"stepjax {stepjax.__version__}: run --config=configs/quickstart.py"
     assert new[0] == [f"{first} --workdir=runs/one", "starting JAX"]
     assert "jax" in new[1] and not Path("runs/one").exists()
-    assert not {"numpy", "rich", "tensorboardX"} & set(new[2])
+    assert not {"numpy", "rich", "tensorboardX", "flax", "optax"} & set(new[2])
+
+
+# With JAX only. A module that is None in sys.modules is taken to be not installed.
+HIDE = f"""
+for name in {REFUSED + ["absl", "etils", "rich", "scipy"]!r}:
+    sys.modules[name] = None
+"""
+
+
+def test_help_and_version_need_no_extra():
+    new = run(
+        HIDE
+        + """
+import contextlib, io
+before, said = loaded(), io.StringIO()
+from stepjax import main
+with contextlib.redirect_stdout(said):
+    status = [main.main(["stepjax", *words.split()])
+              for words in ("--help", "run --help", "--version")]
+print(json.dumps([status, said.getvalue(), roots(loaded() - before)]))
+""",
+        refused=["jax", "numpy"],
+    )
+    assert new[0] == [0, 0, 0] and new[1].endswith(f"stepjax {stepjax.__version__}\n")
+    assert "usage: stepjax run --workdir=DIR [options]" in new[1]
+    assert new[2] == ["stepjax"]
+
+
+@pytest.mark.parametrize(
+    "module", ["search", "iterate", "config", "settings", "ablate", "dpo"]
+)
+def test_a_missing_extra_is_named_in_one_sentence(module):
+    error = run(
+        HIDE
+        + f"""
+try:
+    import stepjax.{module}
+except ModuleNotFoundError as e:
+    print(json.dumps([str(e), e.name]))
+"""
+    )
+    assert error == [
+        "everything in stepjax but its losses needs the extra `train`, and flax, "
+        "ml_collections, optax, orbax, transformers are not installed: pip install "
+        "-e '.[train]' in the checkout of stepjax.",
+        "flax",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "extra"), [("ml_collections", "train"), ("httpx2", "data")]
+)
+def test_a_command_without_its_extra_says_which(hidden, extra):
+    found = run(
+        f"""
+import contextlib, io
+from stepjax import main
+def work(argv):
+    raise ModuleNotFoundError("No module named {hidden!r}", name="{hidden}.part")
+main._command = work
+said = io.StringIO()
+with contextlib.redirect_stderr(said):
+    status = main.main(["stepjax", "run"])
+print(json.dumps([status, said.getvalue()]))
+"""
+    )
+    assert found == [
+        1,
+        f"stepjax: run needs the Python package '{hidden}', which is not "
+        "installed; install the extra that brings it: pip install -e "
+        f"'.[{extra}]' in the checkout of stepjax.\n",
+    ]
+
+
+# The process around a command.
+
+
+def process(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "stepjax", *arguments],
+        cwd=Path(stepjax.__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("command", ["--help", "config"])
+def test_a_closed_pipe_ends_a_command_in_silence(command):
+    reader, writer = os.pipe()
+    os.close(reader)  # like `| head -0`
+    done = subprocess.run(
+        [sys.executable, "-m", "stepjax", command],
+        cwd=Path(stepjax.__file__).parent.parent,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path):
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import sys, time\n\ndef get_config():\n    print('loading', file=sys.stderr, "
+        "flush=True)\n    time.sleep(60)\n"
+    )
+    with process("run", f"--config={slow}", f"--workdir={tmp_path / 'x'}") as started:
+        lines = [started.stderr.readline(), started.stderr.readline()]
+        assert lines[1] == "loading\n"
+        started.send_signal(signal.SIGINT)
+        said = started.stderr.read()
+        assert started.wait(20) == 130
+    assert said == "stepjax: interrupted before anything was begun.\n"
 
 
 def test_every_public_name_is_there():
