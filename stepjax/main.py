@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         missing = _missing_extra(error)
         if not missing:
             raise
-        return _refused(f"stepjax {argv[1]} {missing}", 1)
+        return _refused(f"{argv[1]} {missing}", 1)
 
 
 def _answered(words: list[str]) -> int | None:
@@ -319,9 +319,10 @@ def _eval(run: "Run", number: int) -> None:
     for mode, metrics in measured.items():
         read = benchmark if mode in ("greedy", "search") else "the run's own data"
         read = "the run's own test" if read == "test" else read
-        rows = [{"metric": k, "value": _rounded(v)} for k, v in metrics.items()]
+        name = f"M{number} {mode}"
+        rows = [{name: k, read: _rounded(v)} for k, v in metrics.items()]
         if rows:
-            run.monitor.table(f"M{number} {mode}, {read}", rows)
+            run.monitor.table("", rows)
     for mode in modes if options.MODE.value == "all" else ():
         if mode not in measured:
             run.tell(f"M{number} {mode}: does not apply to this run or model")

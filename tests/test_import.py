@@ -104,7 +104,13 @@ def test_the_first_line_of_a_command_comes_before_jax():
     new = run(
         """
 import contextlib, io
-sys.modules["jax"] = None  # importing it is an error
+class Refused(Exception):
+    pass
+class RefuseJax(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "jax":
+            raise Refused("jax")
+sys.meta_path.insert(0, RefuseJax())
 arguments = ["run", "--config=configs/quickstart.py", "--workdir=runs/one"]
 sys.argv = ["stepjax", *arguments]
 from stepjax import main
@@ -112,7 +118,7 @@ said, error = io.StringIO(), ""
 with contextlib.redirect_stderr(said):
     try:
         main.main(sys.argv)
-    except ImportError as e:
+    except Refused as e:
         error = str(e)
 print(json.dumps([said.getvalue().splitlines(), error, roots(loaded())]))
 """,
@@ -190,7 +196,7 @@ print(json.dumps([status, said.getvalue()]))
     )
     assert found == [
         1,
-        f"stepjax: stepjax run needs the Python package '{hidden}', which is not "
+        f"stepjax: run needs the Python package '{hidden}', which is not "
         "installed; install the extra that brings it: pip install -e "
         f"'.[{extra}]' in the checkout of stepjax.\n",
     ]

@@ -179,6 +179,17 @@ def test_a_model_without_pairs_goes_on_unchanged(tmp_path, monkeypatch, capsys):
     assert made["counts"] == {"pairs": 0, "dropped": 0, "updates": 0}
     said = " ".join(capsys.readouterr().err.split())
     assert "M1 made no preference pairs, so M2 is M1. Ask more questions" in said
+    # M2 is not measured, because what was measured of M1 holds.
+    modes = ("greedy", "judge", "search")
+    monkeypatch.setattr(stages, "_STAGES", {})
+    found = stages.evaluate(run, 2, modes)
+    for mode, name in zip(modes, ("test", "heldout", "test"), strict=True):
+        one, two = (
+            files.read_json(folder / f"eval/M{n}_{name}_{mode}.json") for n in (1, 2)
+        )
+        assert found[mode] == one["metrics"] and two["items"] == one["items"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "M2 eval test_greedy: M2 is equal to M1, whose result holds." in said
 
 
 # A search with fakes.

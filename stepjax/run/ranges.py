@@ -264,10 +264,14 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
 
 
 def words(name: str) -> str:
-    """Returns what a setting may be, in words; "" where it is a text of any kind."""
+    """Returns what a setting may be, in words; "" where it is a text of any kind.
+
+    Args:
+      name: of the setting; of a phase, as "sft.phases[0].steps".
+    """
     allowed = SETTINGS.get(name)
-    if name.startswith("sft.phases."):
-        allowed = _PHASE.get(name.split(".", 3)[3])
+    if name.startswith("sft.phases["):
+        allowed = _PHASE.get(name.partition("].")[2])
     return "" if allowed is None else _expected(name, allowed)
 
 

@@ -130,7 +130,7 @@ def test_a_problem_in_two_splits_and_too_few_questions(settings, tmp_path):
     [
         ("search.on_tie", "forward", "('back', 'append')"),
         ("data.ift_format", "csv", "('jsonl', 'gsm8k', 'word_problems', 'math'"),
-        ("model.dtype", "int8", "'float32' or 'bfloat16'"),
+        ("model.dtype", "int8", "one of ('float32', 'bfloat16')"),
         ("mesh.tensor", 3, "8 devices"),
     ],
 )
