@@ -62,7 +62,8 @@ def default() -> ml_collections.ConfigDict:
     # "arithmetic": made on the spot; "word_problems": made of `data.equations` and
     # `data.test`; "": the files below.
     data.world = ""
-    data.questions = (400, 800, 1200)  # new questions per iteration (paper)
+    # New questions per iteration (paper); the last number also counts for further ones.
+    data.questions = (400, 800, 1200)
     data.operations = 3  # arithmetic: steps of a problem
     data.guessed_share = 0.0  # arithmetic: share of the steps that IFT solutions guess
     data.unseen_blocks = 0  # arithmetic: blocks (of 24) that only "unseen" tests hold
