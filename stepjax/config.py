@@ -62,7 +62,8 @@ def default() -> ml_collections.ConfigDict:
     # "arithmetic": made on the spot; "word_problems": made of `data.equations` and
     # `data.test`; "": the files below.
     data.world = ""
-    # New questions per iteration (paper); () deals out all of `data.question_file`.
+    # New questions per iteration (paper); the last number also counts for further
+    # iterations. () deals out all of `data.question_file`.
     data.questions = (400, 800, 1200)
     data.operations = 3  # arithmetic: steps of a problem
     data.guessed_share = 0.0  # arithmetic: share of the steps that IFT solutions guess
