@@ -14,6 +14,7 @@ from absl import flags
 
 import stepjax
 from stepjax import config, forest, main, prompts, records
+from stepjax.cli import help
 from stepjax.initial_data import command as init_data
 from stepjax.initial_data.formats import sources
 from stepjax.run import data
@@ -257,7 +258,7 @@ def test_every_command_of_the_pages_exists():
         assert command in main.COMMANDS
         for flag in re.findall(r"(?<= --)[\w.]+", " ".join(["", *words])):
             name, *path = flag.split(".")
-            assert name in flags.FLAGS
+            assert name in help.OPTIONS or name in flags.FLAGS
             value = config.default()
             for part in path:
                 value = value[part]  # raises for a setting that does not exist
