@@ -2,12 +2,13 @@
 
 An explanation redoes the calculation that is due, then checks both candidates:
 
-    The last calculation is 76 - 25 = 51. A calculates 76 / 25. B is right. [[B]]
+    The last calculation is 76 - 25 = 51. A: 76 / 25 = 3, ends, wrong.
+    B: 76 - 25 = 51, ends, right. [[B]]
 
 With the style "worked" it also does the calculation digit by digit, as small models
 often get a sum of two-digit numbers wrong:
 
-    The last calculation is 76 - 25. 76 - 20 = 56, 56 - 5 = 51. A calculates …
+    The last calculation is 76 - 25. 76 - 20 = 56, 56 - 5 = 51. A: 76 / 25 = 3, …
 """
 
 import random
@@ -293,7 +294,7 @@ def explanation(
         done = worked(due.operation) if style == "worked" else ""
         done = done or form.calculation(*due.operation)
         start = f"The {which} calculation is {done}. "
-    said = (_said(row, steps, *side, due) for side in (("A", a), ("B", b)))
+    said = (_said(row, steps, *side) for side in (("A", a), ("B", b)))
     return start + "".join(f"{text} " for text in said)
 
 
@@ -337,35 +338,25 @@ def _places(number: Fraction) -> list[Fraction]:
     return [Fraction(value) for value in values if value]
 
 
-def _said(
-    row: Equation,
-    steps: Sequence[str],
-    name: str,
-    text: str,
-    due: equations.Move | None,
-) -> str:
-    """Returns the sentence about a candidate."""
-    kind, read = world.mistake(row, steps, text), world.read_step(text)
-    if kind is None:
-        return f"{name} is right."
-    if kind in (world.OPERATION, world.OPERANDS, world.ORDER):
-        symbol, left, right, _, _ = read.calculation
-        return f"{name} calculates {form.expression(symbol, left.value, right.value)}."
-    if kind == world.ARITHMETIC:
-        move = world.move_of(row, steps, text)
-        stated = form.written(read.calculation.result.value)
-        if move != due:  # another due calculation than the one at the beginning
-            return f"{name} calculates {form.expression(*move.operation[:3])} wrongly."
-        return f"{name} gets {stated}, not {form.written(move.operation.value)}."
-    if kind == world.BOX:
-        number = world.read_number(read.boxed)
+def _said(row: Equation, steps: Sequence[str], name: str, text: str) -> str:
+    """Returns the sentence about a candidate: what it does, and whether that is right.
+
+    The word comes last, when what it depends on has been written.
+    """
+    stated, boxed = world.read_step(text)
+    parts, result = [], None
+    if stated is not None:
+        symbol, *numbers, _ = stated
+        parts.append(form.calculation(symbol, *(number.value for number in numbers)))
+        result = numbers[-1].value
+    if boxed is not None:
+        number = world.read_number(boxed)
         answer = "no number" if number is None else form.written(number.value)
-        return f"{name} answers {answer}."
-    return {
-        world.ENDS_EARLY: f"{name} ends too early.",
-        world.GOES_ON: f"{name} does not end.",
-        world.FORM: f"{name} has no clear calculation.",
-    }[kind]
+        ends = number is not None and number.value == result
+        parts.append("ends" if ends else f"answers {answer}")
+    right = world.mistake(row, steps, text) is None
+    parts = parts or ["no clear calculation"]
+    return f"{name}: {', '.join(parts)}, {'right' if right else 'wrong'}."
 
 
 # The world as a teacher.

@@ -103,33 +103,38 @@ def test_a_corruption_needs_a_due_calculation():
     [
         (
             *(ONE, [], r"Step 1: 76 / 25 = 3.04. \boxed{3.04}", RIGHT),
-            "The last calculation is 76 - 25 = 51. A calculates 76 / 25. B is right. ",
+            "The last calculation is 76 - 25 = 51. A: 76 / 25 = 3.04, ends, wrong. "
+            "B: 76 - 25 = 51, ends, right. ",
         ),
         (
             *(ONE, [], RIGHT, r"Step 1: 76 - 25 = 41. \boxed{41}"),
-            "The last calculation is 76 - 25 = 51. A is right. B gets 41, not 51. ",
+            "The last calculation is 76 - 25 = 51. A: 76 - 25 = 51, ends, right. "
+            "B: 76 - 25 = 41, ends, wrong. ",
         ),
         (
             *(TWO, [], r"Step 1: 8 + 3 = 11. \boxed{11}", "Step 1: many"),
-            "The next calculation is 8 + 3 = 11. A ends too early. "
-            "B has no clear calculation. ",
+            "The next calculation is 8 + 3 = 11. A: 8 + 3 = 11, ends, wrong. "
+            "B: no clear calculation, wrong. ",
         ),
         (  # the right candidate's own order is taken
             *(TWO, [], "Step 1: 8 - 2 = 6.", "Step 1: 8 * 3 = 24."),
-            "The next calculation is 8 - 2 = 6. A is right. B calculates 8 * 3. ",
+            "The next calculation is 8 - 2 = 6. A: 8 - 2 = 6, right. "
+            "B: 8 * 3 = 24, wrong. ",
         ),
         (
             *(TWO, [], "Step 1: 8 + 3 = 11.", "Step 1: 8 - 2 = 5."),
-            "The next calculation is 8 + 3 = 11. A is right. "
-            "B calculates 8 - 2 wrongly. ",
+            "The next calculation is 8 + 3 = 11. A: 8 + 3 = 11, right. "
+            "B: 8 - 2 = 5, wrong. ",
         ),
         (
             *(TWO, [FIRST], "Step 2: 11 - 2 = 9.", r"Step 2: 11 - 2 = 9. \boxed{8}"),
-            "The last calculation is 11 - 2 = 9. A does not end. B answers 8. ",
+            "The last calculation is 11 - 2 = 9. A: 11 - 2 = 9, wrong. "
+            "B: 11 - 2 = 9, answers 8, wrong. ",
         ),
         (
             *(TWO, [FIRST, "Step 2: 11 - 2 = 9."], "Step 3: 9 + 2 = 11.", LAST),
-            "All calculations are done. A does not end. B does not end. ",
+            "All calculations are done. A: 9 + 2 = 11, wrong. "
+            "B: 11 - 2 = 9, ends, wrong. ",
         ),
     ],
 )
@@ -163,10 +168,12 @@ def test_a_worked_explanation_replaces_the_calculation():
     found = judgments.explanation(ONE, [], "Step 1: 76 + 25 = 101.", RIGHT, "worked")
     assert found == (
         "The last calculation is 76 - 25. 76 - 20 = 56, 56 - 5 = 51. "
-        "A calculates 76 + 25. B is right. "
+        "A: 76 + 25 = 101, wrong. B: 76 - 25 = 51, ends, right. "
     )
     small = judgments.explanation(TWO, [], FIRST, "Step 1: 8 * 3 = 24.", "worked")
-    assert small.startswith("The next calculation is 8 + 3 = 11. A is right. ")
+    assert small.startswith(
+        "The next calculation is 8 + 3 = 11. A: 8 + 3 = 11, right. "
+    )
 
 
 def test_comparisons_show_one_right_step_in_both_orders():
@@ -223,9 +230,13 @@ def test_the_world_answers_as_a_teacher():
     answers = judgments.answers(pairs, rows, templates)
     assert [a["prompt"] for a in answers] == eft.requests(pairs, templates)
     texts = [answer["text"] for answer in answers]
-    assert texts[0].endswith("A is right. B calculates 76 + 25. [[A]]")
-    assert texts[1].endswith("A calculates 76 + 25. B is right. [[B]]")
-    assert texts[2].endswith("A gets 50, not 51. B calculates 76 + 25. [[A]]")
+    assert texts[0].endswith("ends, right. B: 76 + 25 = 101, ends, wrong. [[A]]")
+    assert texts[1].endswith(
+        "A: 76 + 25 = 101, ends, wrong. B: 76 - 25 = 51, ends, right. [[B]]"
+    )
+    assert texts[2].endswith(
+        "76 - 25 = 50, ends, wrong. B: 76 + 25 = 101, ends, wrong. [[A]]"
+    )
     assert texts[3].endswith("[[A]]")
     assert not any("[[" in text for text in texts[4:])
     bare = judgments.answers(pairs[:1], rows[:1], templates, style="none")
