@@ -23,12 +23,15 @@ The method, one file per stage, in the order in which it runs:
     ablate.py       the loop against its controls: coins, gold, more SFT, SRLM
     controls.py     judges of the controls: coins, gold
     own_functions.py  a judge, a PRM or a proposer of your own, as a function
+    own_files.py    what is wrong in a config file or an own function, in a sentence
     srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
 
     main.py         the command line; __main__.py: the same by python -m stepjax.
                     cli/: help.py: commands and options in words; options.py: as
                     flags; arguments.py: their checks; config_files.py: where settings
-                    come from; config_table.py: stepjax config
+                    come from; load_config.py: reads and checks such a file;
+                    explain.py: errors of settings that the command line changes;
+                    config_table.py: stepjax config
     config.py       default(): every setting once
     settings.py     settings to typed options
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import stepjax
+from stepjax import own_files
 from stepjax.cli import help
 
 if TYPE_CHECKING:
@@ -69,10 +70,11 @@ def main(argv: list[str]) -> int:
     try:
         return _command(argv)
     except ImportError as error:
-        missing = _missing_extra(error)
+        missing = own_files.missing_package(error)
         if not missing:
             raise
-        return _refused(f"{argv[1]} {missing}", 1)
+        name = f"{argv[1]} " if missing.startswith("needs") else ""
+        return _refused(f"{name}{missing}", 1)
 
 
 def _answered(words: list[str]) -> int | None:
@@ -103,7 +105,7 @@ def _command(argv: list[str]) -> int:
     name, words = argv[1], argv[2:]
     from absl import flags, logging
 
-    from stepjax.cli import arguments, config_files
+    from stepjax.cli import arguments, config_files, explain
 
     if name == "init-data":
         from stepjax.initial_data import command as init_data
@@ -116,7 +118,13 @@ def _command(argv: list[str]) -> int:
     _say(f"stepjax {stepjax.__version__}: {' '.join(argv[1:])}")
     try:
         words = config_files.arguments(words)
-        rest = flags.FLAGS([argv[0], *words])[1:]
+        try:
+            rest = flags.FLAGS([argv[0], *words])[1:]
+        except (
+            *(flags.Error, ValueError, AttributeError, KeyError, TypeError),
+            IndexError,
+        ) as error:
+            return _refused(explain.override(error, words), 2)
         if rest:
             raise ValueError(
                 f"unexpected arguments {rest}; expected options, which begin with --."
@@ -130,11 +138,8 @@ def _command(argv: list[str]) -> int:
             work = init_data.prepare(argv[2], config, opened)
         elif name not in ("plan", "config", "ablate"):
             arguments.check_models(name, config)
-    except (
-        *(flags.Error, ValueError, AttributeError, KeyError, TypeError),
-        *(IndexError, OSError),
-    ) as error:
-        return _refused(_in_words(error), 2)
+    except (flags.Error, ValueError, OSError) as error:
+        return _refused(str(error), 2)
     logging.set_verbosity(logging.WARNING)
     return _work(work)
 
@@ -166,26 +171,6 @@ def _work(work: Callable[[], None]) -> int:
 def _refused(text: str, status: int) -> int:
     print("\n".join(f"stepjax: {line}" for line in text.split("\n")), file=sys.stderr)
     return status
-
-
-def _missing_extra(error: ImportError) -> str:
-    """Returns a sentence about the package that is missing, "" if it is none of ours.
-
-    The packages are those of the extras in pyproject.toml.
-    """
-    root = (error.name or "").partition(".")[0]
-    if not isinstance(error, ModuleNotFoundError) or root in ("", "stepjax"):
-        return ""
-    extra = {
-        "gguf": "gguf",
-        "gcsfs": "tpu",
-        **dict.fromkeys(("httpx2", "pyarrow", "tenacity", "array_record"), "data"),
-        **dict.fromkeys(("grain", "tensorflow_datasets"), "data"),
-    }.get(root, "train")
-    return (
-        f"needs the Python package {root!r}, which is not installed; install the extra "
-        f"that brings it: pip install -e '.[{extra}]' in the checkout of stepjax."
-    )
 
 
 def _say(text: str) -> None:
@@ -390,17 +375,6 @@ def _plan(config: "ml_collections.ConfigDict") -> None:
 
     chosen = options.STAGE.value, options.UTILISATION.value, options.SUGGEST.value
     print(plan.plan(from_config(config), options.TOPOLOGY.value, *chosen, say=_say))
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, KeyError | AttributeError):
-        text = error
-        while isinstance(text, Exception):  # ml_collections wraps its messages
-            text = text.args[0] if text.args else type(text).__name__
-        return f"unknown setting: {text}"
-    if isinstance(error, IndexError):
-        return "the number in [ ] is too large for the list of a setting; expected less"
-    return str(error)
 
 
 def _is_ours(error: Exception) -> bool:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepjax import prompts
+from stepjax import own_files, prompts
 from stepjax.codec import Codec
 from stepjax.judge import Judge, Request, all_calls, comparisons
 from stepjax.trajectory import Candidate, Proposal, State, Verdict, context_ids
@@ -86,31 +86,41 @@ def load(name: str, value: str) -> Callable:
       value: "module:function".
 
     Raises:
-      ValueError: when there is no such module, or it has no such function.
+      ValueError: when there is no such module, when its import fails, or when it has
+        no such function.
     """
     module, _, function = value.partition(":")
     shown = f"{name}={value!r}"
+    if not all(part.isidentifier() for part in [*module.split("."), function]):
+        raise ValueError(
+            f"{shown}: these are no names of a module and of a function; expected "
+            "'module:function', such as 'own_code:score'."
+        )
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
-        found = importlib.import_module(module) if module else None
-    except ModuleNotFoundError as error:
-        if error.name and not f"{module}.".startswith(f"{error.name}."):
-            raise  # something that the module itself imports
-        raise ValueError(
-            f"{shown}: there is no module {module!r} in {here} or on Python's path; "
-            "expected 'module:function', without '.py'. Start the command in the "
-            "module's folder, or add that folder to PYTHONPATH."
-        ) from error
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        if missing and f"{module}.".startswith(f"{missing}."):
+            raise ValueError(
+                f"{shown}: there is no module {module!r} in {here} or on Python's "
+                "path; expected 'module:function', without '.py'. Start the command in "
+                "the module's folder, or add that folder to PYTHONPATH."
+            ) from error
+        path = os.path.join(here, *module.split(".")) + ".py"
+        said = own_files.sentence(error, path, "a module that can be imported")
+        raise ValueError(f"{shown}: {said}") from error
     finally:
         sys.path.remove(here)
-    made = getattr(found, function, None) if function else None
-    if not callable(made):
-        raise ValueError(
-            f"{shown}: the module has no function {function!r}; expected "
-            "'module:function'."
-        )
-    return made
+    made = getattr(found, function, None)
+    if callable(made):
+        return made
+    reason = f"no function {function!r}"
+    if hasattr(found, function):
+        kind = own_files.kind(type(made).__name__)
+        reason = f"{function!r}, but it is {kind} ({reprlib.repr(made)}), no function"
+    raise ValueError(f"{shown}: the module has {reason}; expected 'module:function'.")
 
 
 def check(judge_by: str, propose_by: str) -> None:
@@ -121,11 +131,17 @@ def check(judge_by: str, propose_by: str) -> None:
       propose_by: setting `search.propose_by`.
 
     Raises:
-      ValueError: see `load`.
+      ValueError: see `load`; names everything that is wrong with both.
     """
+    wrong = []
     for name, value in (("judge.by", judge_by), ("search.propose_by", propose_by)):
-        if named(value):
-            load(name, value)
+        try:
+            if named(value):
+                load(name, value)
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError("\n".join(wrong))
 
 
 def judge(

@@ -103,9 +103,24 @@ def refused(capsys, status, arguments, *words):
         ),
         (
             ["run", TINY, "--workdir={}", "--config.search.width=four"],
-            ["flag --config.search.width=four: invalid literal for int()"],
+            ["search.width='four'; expected a whole number from 2 to 1,000."],
         ),
-        (["run", TINY, "--workdir={}", "--config.dpo.beta=x"], ["to float: 'x'"]),
+        (
+            ["run", TINY, "--workdir={}", "--config.dpo.beta=abc"],
+            ["stepjax: dpo.beta='abc'; expected a number above 0 and at most 1,000.\n"],
+        ),
+        (
+            ["run", TINY, "--workdir={}", "--config.dpo.batch_size", "2.5"],
+            ["dpo.batch_size='2.5'; expected a whole number from 1 to 1,000,000.\n"],
+        ),
+        (
+            ["run", TINY, "--workdir={}", "--config.data.make_eft=maybe"],
+            ["stepjax: data.make_eft='maybe'; expected True or False.\n"],
+        ),
+        (
+            ["run", TINY, "--workdir={}", "--config.sft.phases[1].steps=x"],
+            ["sft.phases[1].steps='x'; expected a whole number from 0 to 100,000,000."],
+        ),
         (["ablate", TINY, "--workdir={}", "--seeds=1,x"], ["'x']; expected numbers"]),
         (
             ["eval", TINY, "--workdir={}", "--mode=all_of_it"],
@@ -192,17 +207,89 @@ def test_shipped_configs_are_found_by_name(capsys):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("c.search.widht = 4", ['Key "widht" does not exist', 'Did you mean "width"']),
-        ("c.search.width = '4'", ["'width'", "cannot be casted to type <class 'int'>"]),
-        ("c.sft.phases[0].epocs = 1", ['"epocs" does not exist', 'mean "epochs"']),
-        ("c.sft.phases = c.sft.phases[0]", ["'phases'", "<class 'tuple'>"]),
+        ("c.search.widht = 4", ["no setting 'widht'", '(did you mean "width"?)']),
+        (
+            "c.search.width = '4'",
+            ["'width' cannot be 4 (a text); expected a whole num"],
+        ),
+        ("c.dpo.beta = 'x'", ["'beta' cannot be x (a text); expected a number."]),
+        ("c.sft.phases[0].epocs = 1", ["no setting 'epocs'", 'mean "epochs"']),
+        ("c.sft.phases = c.sft.phases[0]", ["'phases' cannot be ", "expected a tuple"]),
+        ("config.phase(stepz=3)", ["argument 'stepz'; expected only name, ift, eft,"]),
+        ("1 / 0", ["ZeroDivisionError: division by zero; expected a file whose get_"]),
+        (
+            "raise SystemExit",
+            ["SystemExit; expected a file whose get_config() changes"],
+        ),
+        (
+            "import no_such_library",
+            ["imports 'no_such_library'", "pip install no_such"],
+        ),
     ],
 )
 def test_a_wrong_line_in_a_config_file(tmp_path, capsys, no_compilation, line, words):
     path = write_config(tmp_path, line)
     arguments = ["run", f"--config={path}", f"--workdir={tmp_path / 'run'}"]
-    refused(capsys, 2, arguments, *words)
+    said = refused(capsys, 2, arguments, f"stepjax: {path}, line 6: ", *words)
+    assert len(said.splitlines()) == 2 and "Traceback" not in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("c = 1\ndef get_config(:\n", ", line 2: this is no Python (invalid syn"),
+        ("import no_such.part\n", ", line 1: imports 'no_such', and there is no such"),
+        ("c = 1\n", " has no function get_config(); expected a file whose"),
+        (
+            "get_config = 3\n",
+            ": get_config is a whole number and no function; expected",
+        ),
+        (
+            "def get_config(x):\n  return x\n",
+            ", line 1: get_config() of this file needs ",
+        ),
+        (
+            "def get_config():\n  return {}\n",
+            ", line 1: get_config() returns a dict; exp",
+        ),
+        (
+            "def get_config():\n  return 3\n",
+            "get_config() returns a whole number; expect",
+        ),
+        (
+            "def get_config():\n  pass\n",
+            "returns None (is `return c` missing?); expected",
+        ),
+        (
+            "import ml_collections\ndef get_config():\n"
+            "  return ml_collections.ConfigDict({'sed': 0})\n",
+            "expected all that stepjax.config.default() gives; an unknown setting sed; "
+            'expected only known ones (did you mean "seed"?).',
+        ),
+        (
+            "from tiny_config import get_config as tiny\ndef get_config():\n"
+            "  c = tiny()\n  c.sft.phases = (3,)\n  return c\n",
+            "returns sft.phases[0]=3; expected what stepjax.config.phase() gives.",
+        ),
+        (
+            "from tiny_config import get_config as tiny\ndef get_config():\n"
+            "  c = tiny().unlock()\n  del c.dpo.beta\n  return c\n",
+            "returns settings without dpo.beta; expected all that",
+        ),
+    ],
+)
+def test_a_config_file_that_gives_no_settings(
+    tmp_path, capsys, no_compilation, text, words
+):
+    path = tmp_path / "settings.py"
+    path.write_text(text, encoding="utf-8")
+    for name in ("run", "config"):
+        arguments = [name, f"--config={path}"]
+        arguments += [f"--workdir={tmp_path / 'run'}"] * (name == "run")
+        said = refused(capsys, 2, arguments, f"stepjax: {path}", words)
+        assert len(said.splitlines()) == 2 and "Traceback" not in said
+    assert {item.name for item in tmp_path.iterdir()} == {"settings.py"}
 
 
 def write_config(folder, *lines):

@@ -37,6 +37,8 @@ def module(tmp_path, monkeypatch):
     """A module own_code in the working directory, which is not on Python's path."""
     (tmp_path / "own_code.py").write_text("score = len\nnumber = 3\n")
     (tmp_path / "needs_more.py").write_text("import no_such_library_at_all\n")
+    (tmp_path / "no_python.py").write_text("score = len\ndef f(:\n")
+    (tmp_path / "raises.py").write_text("\nnumbers = {}\nnumbers['a']\n")
     monkeypatch.chdir(tmp_path)
     yield
     sys.modules.pop("own_code", None)
@@ -46,8 +48,6 @@ def test_a_function_of_the_working_directory_is_found(module, tmp_path):
     before = list(sys.path)
     assert own_functions.load("judge.by", "own_code:score") is len
     assert sys.path == before
-    with pytest.raises(ModuleNotFoundError, match="no_such_library_at_all"):
-        own_functions.load("judge.by", "needs_more:score")
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,14 @@ def test_a_function_of_the_working_directory_is_found(module, tmp_path):
         ("nowhere:score", "there is no module 'nowhere' in "),
         ("own_code.py:score", "expected 'module:function', without '.py'"),
         ("own_code:scroe", "has no function 'scroe'"),
-        ("own_code:number", "has no function 'number'"),
-        ("own_code:", "has no function ''"),
-        (":score", "has no function 'score'"),
+        ("own_code:number", "has 'number', but it is a whole number (3), no function"),
+        ("own_code:", "expected 'module:function', such as 'own_code:score'"),
+        (":score", "expected 'module:function', such as 'own_code:score'"),
+        ("../own_code:score", "these are no names of a module and of a function"),
+        (":nan", "these are no names of a module and of a function"),
+        ("needs_more:score", "needs_more.py, line 1: imports 'no_such_library_at_all'"),
+        ("no_python:score", "no_python.py, line 2: this is no Python (invalid syntax)"),
+        ("raises:score", "raises.py, line 3: KeyError: 'a'; expected a module that"),
     ],
 )
 def test_what_cannot_be_found_is_named(module, value, words):
@@ -93,6 +98,13 @@ def test_both_settings_are_loaded(module):
     own_functions.check("own_code:score", "own_code:score")
     with pytest.raises(ValueError, match="search.propose_by='own_code:no': the module"):
         own_functions.check("own_code:score", "own_code:no")
+    with pytest.raises(ValueError) as caught:
+        own_functions.check("nowhere:score", "own_code:no")
+    lines = str(caught.value).splitlines()
+    assert [line.partition("=")[0] for line in lines] == [
+        "judge.by",
+        "search.propose_by",
+    ]
 
 
 # The judge.

@@ -1,6 +1,5 @@
 """Where settings come from: a file, the name of a shipped file, or a run directory."""
 
-import ast
 import json
 import pathlib
 import re
@@ -97,30 +96,7 @@ def _path(named: str) -> str:
             f"--config={named}: no such file (looked in {pathlib.Path.cwd()}); "
             f"expected a Python file, or one of {', '.join(known)}."
         )
-    _check_file(path, text)
     return f"{path}{colon}{text}"
-
-
-def _check_file(path: pathlib.Path, text: str) -> None:
-    """Raises ValueError unless a file has a get_config that takes the text."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is no Python file ({error}); expected one with get_config()."
-        ) from error
-    own = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    imported = (node for node in tree.body if isinstance(node, ast.ImportFrom))
-    names = {name.asname or name.name for node in imported for name in node.names}
-    if "get_config" not in own.keys() | names:
-        raise ValueError(f"{path} has no function get_config(); expected one.")
-    if text and "get_config" in own:
-        taken = own["get_config"].args
-        if not (taken.args or taken.posonlyargs or taken.vararg):
-            raise ValueError(
-                f"--config={path}:{text}: get_config() of this file takes no text; "
-                f"expected --config={path}."
-            )
 
 
 def _refuse_phases(words: Sequence[str]) -> None:

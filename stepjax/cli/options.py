@@ -3,6 +3,7 @@
 from absl import flags
 from ml_collections import config_flags
 
+from stepjax.cli import load_config
 from stepjax.cli.help import OPTIONS
 
 MODES = ("greedy", "unseen", "judge", "search", "training")
@@ -13,6 +14,7 @@ def _text(name: str) -> str:
 
 
 CONFIG = config_flags.DEFINE_config_file("config", None, _text("config"))
+flags.FLAGS["config"].parser = load_config.Parser()  # says what is wrong with a file
 WORKDIR = flags.DEFINE_string("workdir", None, _text("workdir"))
 MODEL = flags.DEFINE_string("model", None, _text("model"))
 MODE = flags.DEFINE_enum("mode", "all", (*MODES, "all"), _text("mode"))
