@@ -72,7 +72,8 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
     wrong = ranges.wrong(config)
     workdir = options.WORKDIR.value
     begun = workdir and (pathlib.Path(workdir) / "data" / "manifest.json").exists()
-    if name in ("run", "sft", "search", "dpo", "eval", "ablate") and not begun:
+    reads = not begun or options.REDO.value == "prepare"
+    if name in ("run", "sft", "search", "dpo", "eval", "ablate") and reads:
         wrong += ranges.missing_files(config)
     if wrong:
         raise ValueError("\n".join(wrong))
