@@ -157,7 +157,7 @@ def rows(
         stem = name[: -len(ending)] if ending else name.removesuffix(file.suffix)
         before = rejects.read
         with _readable(file):
-            _check_kind(file, ending or "")
+            _check_kind(file)
             if ending == ".parquet":
                 yield from _parquet(file, stem, rejects)
             elif ending in (".json", ".json.gz"):
@@ -186,17 +186,12 @@ _KINDS = {
 }
 
 
-def _check_kind(file: Path, ending: str) -> None:
-    """Raises ValueError for a file that its name says nothing of, or that is no text.
-
-    Args:
-      file: what is read.
-      ending: of its name, "" for an unknown one.
-    """
+def _check_kind(file: Path) -> None:
+    """Raises ValueError for a file that is packed, or a table, without its ending."""
     with open(file, "rb") as opened:
         first = opened.read(4)
     for start, (kind, known, remedy) in _KINDS.items():
-        if first.startswith(start) and not (known and ending.endswith(known)):
+        if first.startswith(start) and file.suffix.lower() != known:
             raise ValueError(
                 f"{file}: the file is {kind}; expected JSON, JSON lines, CSV (all also "
                 f"packed by gzip) or parquet, as its name says. {remedy}."
@@ -318,7 +313,8 @@ def _readable(file: Path) -> Iterator[None]:
         words = getattr(error, "strerror", None) or error
         raise ValueError(
             f"{file}: cannot be read ({words}); expected a whole file of JSON, JSON "
-            "lines, CSV (also with .gz) or parquet. Check the path, or get the file again."
+            "lines, CSV (also with .gz) or parquet. Check the path, or get the file "
+            "again."
         ) from error
 
 
