@@ -13,10 +13,14 @@ from stepjax.run import ranges, redo
 def check_options(name: str) -> None:
     """Raises ValueError for options that a command lacks, or does not read."""
     command = help.COMMANDS[name]
-    texts = {"workdir": "the run directory", "out": "the folder to write"}
+    texts = {
+        "config": "a file of settings, or the name of a shipped one",
+        "workdir": "the run directory",
+        "out": "the folder to write",
+    }
     for option in command.needed:
         if not flags.FLAGS[option].value:
-            what = texts.get(option, help.OPTIONS[option][1].partition(":")[0])
+            what = texts.get(option, help.OPTIONS[option][1].partition(": ")[0])
             raise ValueError(f"--{option} is missing; expected {what}.")
     unread = [
         f"--{option}"
