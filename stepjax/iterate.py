@@ -47,6 +47,7 @@ def run(
         changed, see `stepjax.run.redo`; "" for none.
     """
     this = Run(config, workdir, redo)
+    this.dir.accept()
     initial.make(this)
     stages.evaluate(this, 0, ("greedy", "judge"))
     sft(this)

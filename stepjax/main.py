@@ -212,6 +212,7 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     from stepjax.run.run import Run
 
     run = Run(config, workdir, redo)
+    run.dir.accept()
     if name == "sft":
         iterate.sft(run)
     elif name == "search":
@@ -254,7 +255,7 @@ def _dry_run(config: "ml_collections.ConfigDict") -> None:
     from stepjax.lm import hosts
     from stepjax.run.run import Run
 
-    run = Run(config, options.WORKDIR.value)
+    run = Run(config, options.WORKDIR.value, options.REDO.value)
     try:
         text = dry_run.dry_run(run)
     finally:
@@ -288,7 +289,9 @@ def _open_run(config: "ml_collections.ConfigDict") -> "Run":
     _start()
     from stepjax.run.run import Run
 
-    return Run(config, options.WORKDIR.value)
+    run = Run(config, options.WORKDIR.value)
+    run.dir.accept()
+    return run
 
 
 def _eval(run: "Run", number: int) -> None:

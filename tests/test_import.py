@@ -205,9 +205,17 @@ print(json.dumps([status, said.getvalue()]))
 # The process around a command.
 
 
+# A shell may start a job in the background with Ctrl-C ignored, and the job hands that
+# on to what it starts. This turns Ctrl-C on again before the command begins.
+HEARS_CTRL_C = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def process(*arguments, **options):
     return subprocess.Popen(
-        [sys.executable, "-m", "stepjax", *arguments],
+        [sys.executable, "-c", HEARS_CTRL_C, "-m", "stepjax", *arguments],
         cwd=Path(stepjax.__file__).parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

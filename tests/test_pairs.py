@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from fakes import by_rank
@@ -240,7 +241,8 @@ def test_malformed_rows_are_refused(codec, searched, tmp_path, field, value, mes
     rows[1][field] = value
     path = tmp_path / "pairs.jsonl"
     records.write_jsonl(path, rows)
-    with pytest.raises(ValueError, match=rf"pairs\.jsonl:2: .*{message}"):
+    place = rf"pairs\.jsonl:2 \(id {re.escape(rows[1]['id'])}\): "
+    with pytest.raises(ValueError, match=f"{place}.*{message}"):
         records.read_jsonl(path, Pair)
 
 

@@ -13,10 +13,14 @@ from stepjax.run import ranges, redo
 def check_options(name: str) -> None:
     """Raises ValueError for options that a command lacks, or does not read."""
     command = help.COMMANDS[name]
-    texts = {"workdir": "the run directory", "out": "the folder to write"}
+    texts = {
+        "config": "a file of settings, or the name of a shipped one",
+        "workdir": "the run directory",
+        "out": "the folder to write",
+    }
     for option in command.needed:
         if not flags.FLAGS[option].value:
-            what = texts.get(option, help.OPTIONS[option][1].partition(":")[0])
+            what = texts.get(option, help.OPTIONS[option][1].partition(": ")[0])
             raise ValueError(f"--{option} is missing; expected {what}.")
     unread = [
         f"--{option}"
@@ -72,7 +76,8 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
     wrong = ranges.wrong(config)
     workdir = options.WORKDIR.value
     begun = workdir and (pathlib.Path(workdir) / "data" / "manifest.json").exists()
-    if name in ("run", "sft", "search", "dpo", "eval", "ablate") and not begun:
+    reads = not begun or options.REDO.value == "prepare"
+    if name in ("run", "sft", "search", "dpo", "eval", "ablate") and reads:
         wrong += ranges.missing_files(config)
     if wrong:
         raise ValueError("\n".join(wrong))

@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from stepjax.lm import files
+
 # Stage, in the order of a run → settings, or sections of them, that decide its result.
 # What a stage takes over from an earlier one is not repeated.
 DEPENDS: dict[str, tuple[str, ...]] = {
@@ -49,6 +51,10 @@ _FREE = (
     *("teacher.url", "teacher.key_variable", "teacher.concurrency", "teacher.timeout"),
     *("teacher.requests_per_minute", "teacher.token_budget", "teacher.retries"),
 )
+
+
+_ASIDE = "replaced"  # folder of a run directory with what --redo takes away
+_RECORD = "record.json"
 
 
 class Made(NamedTuple):
@@ -96,6 +102,24 @@ def made(folder: pathlib.Path) -> list[Made]:
         for name, number, own in places
     ]
     return [stage for stage in found if stage.paths]
+
+
+def filled(theirs: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run, with the default of each that it does not have.
+
+    A run that was begun with an earlier version lacks settings that were added later.
+
+    Args:
+      theirs: settings of the run, as JSON values.
+      default: all settings, likewise.
+    """
+    missing = {key: value for key, value in default.items() if key not in theirs}
+    inside = {
+        key: filled(value, default[key])
+        for key, value in theirs.items()
+        if isinstance(value, Mapping) and isinstance(default.get(key), Mapping)
+    }
+    return {**theirs, **inside, **missing}
 
 
 def changes(theirs: Any, mine: Any, at: str = "") -> dict[str, str]:
@@ -196,16 +220,55 @@ def refuse(folder: pathlib.Path, old: Sequence[Made], what: str) -> None:
     )
 
 
-def delete(folder: pathlib.Path, old: Sequence[Made]) -> None:
-    """Deletes stages, the last one first, and what was measured of their models."""
+def set_aside(folder: pathlib.Path, old: Sequence[Made]) -> None:
+    """Moves stages, and what was measured of their models, into a folder beside them.
+
+    They can come back (`restore`) until it is certain that the new settings work
+    (`drop`). A process that is killed in between leaves them there; the next command
+    on the run directory brings them back first.
+    """
     models = [stage.number for stage in old if stage.stage in ("sft", "dpo")]
-    pattern = "M*" if old[0].stage == "prepare" else ""
-    for name in [f"M{number}_*" for number in models] + [pattern] * bool(pattern):
-        for path in folder.glob(f"eval/{name}.json"):
-            path.unlink()
-    for stage in reversed(old):
-        for path in stage.paths:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    names = [f"M{number}_*" for number in models]
+    names += ["M*"] if old[0].stage == "prepare" else []
+    paths = [path for name in names for path in folder.glob(f"eval/{name}.json")]
+    paths += [path for stage in reversed(old) for path in stage.paths]
+    paths = [path for path in paths if not set(path.parents) & set(paths)]
+    inside = dict.fromkeys(str(path.relative_to(folder)) for path in paths)
+    aside = folder / _ASIDE
+    aside.mkdir()
+    settings = files.read_json(folder / "config.json")
+    record = {"paths": list(inside), "config": settings}
+    files.write_json(aside / _RECORD, record)
+    for name in inside:
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).rename(aside / name)
+
+
+def restore(folder: pathlib.Path) -> bool:
+    """Brings back what was set aside; returns whether there was anything."""
+    aside = folder / _ASIDE
+    if not (aside / _RECORD).exists():
+        shutil.rmtree(aside, ignore_errors=True)  # it was dropped, but not wholly
+        return False
+    record = files.read_json(aside / _RECORD)
+    for name in reversed(record["paths"]):
+        if (aside / name).exists():
+            _delete(folder / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).rename(folder / name)
+    files.write_json(folder / "config.json", record["config"])
+    drop(folder)
+    return True
+
+
+def drop(folder: pathlib.Path) -> None:
+    """Deletes what was set aside, if anything."""
+    (folder / _ASIDE / _RECORD).unlink(missing_ok=True)  # from here on it is gone
+    shutil.rmtree(folder / _ASIDE, ignore_errors=True)
+
+
+def _delete(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import ml_collections
 
 import stepjax
 from stepjax import records, trajectory
-from stepjax.config import to_dict
+from stepjax.config import default, to_dict
 from stepjax.lm import files, hosts
 from stepjax.run import redo
 
@@ -61,6 +61,7 @@ class RunDirectory:
         self.news: list[str] = []
         self._redo = redo
         self._before: dict = {}  # settings that other ones have replaced
+        self._before_data: dict[pathlib.Path, bytes | None] = {}
         # Only the first host looks before the file is written: NFS may cache "no such
         # file" on the other hosts.
         self.is_new = hosts.first() and not (self.path / "config.json").exists()
@@ -81,7 +82,21 @@ class RunDirectory:
         if self.is_new:
             shutil.rmtree(self.path, ignore_errors=True)
         elif self._before:
+            redo.restore(self.path)
+            for path in set(self._data_files()) - self._before_data.keys():
+                path.unlink()
+            for path, content in self._before_data.items():
+                if content is not None:
+                    path.write_bytes(content)
             files.write_json(self.path / "config.json", self._before)
+
+    def accept(self) -> None:
+        """Deletes for good what --redo takes away: the new settings can work."""
+        if hosts.first():
+            redo.drop(self.path)
+
+    def _data_files(self) -> list[pathlib.Path]:
+        return [path for path in self.path.glob("data/*") if path.is_file()]
 
     def _claim(self, mine: dict) -> None:
         """Writes config.json, or checks that what was made fits these settings."""
@@ -98,7 +113,14 @@ class RunDirectory:
 
     def _change(self, path: pathlib.Path, mine: dict) -> None:
         """Takes over other settings if no stage, or only --redo, stands against it."""
-        theirs, what = files.read_json(path), ""
+        if redo.restore(self.path):
+            self.news.append("brought back what a command that was killed had replaced")
+        manifest = self.path / "data" / "manifest.json"  # grows with more questions
+        self._before_data = {
+            path: path.read_bytes() if path == manifest else None
+            for path in self._data_files()
+        }
+        theirs = redo.filled(files.read_json(path), to_dict(default()))
         old, names = redo.stale(redo.made(self.path), theirs, mine)
         changed = redo.changes(theirs, mine)
         if old:
@@ -109,7 +131,7 @@ class RunDirectory:
             )
             if not allowed:
                 redo.refuse(self.path, old, what)
-            redo.delete(self.path, old)
+            redo.set_aside(self.path, old)
             self.news.append(f"deleted: {', '.join(map(str, old))} ({what})")
         elif self._redo:
             self.news.append(
@@ -120,8 +142,8 @@ class RunDirectory:
         if others:
             self.news.append(f"settings: {', '.join(others)}")
         if changed:
+            self._before = theirs
             files.write_json(path, mine)
-            self._before = {} if old else theirs
 
     def _is_empty(self) -> bool:
         return not any(self.path.iterdir())

@@ -102,5 +102,5 @@ def test_values_that_do_not_fit_are_refused_at_their_line(
     good = {"id": "q", "problem": "p", "solutions": [["a"]], "values": [[1, 0.5]]}
     path = tmp_path / "values.jsonl"
     path.write_text(json.dumps(good) + "\n" + json.dumps(good | {field: value}) + "\n")
-    with pytest.raises(ValueError, match=rf"values.jsonl:2: field .*{reason}"):
+    with pytest.raises(ValueError, match=rf"values.jsonl:2 \(id q\): field .*{reason}"):
         records.read_jsonl(path, StepValues)

@@ -99,7 +99,12 @@ def test_bad_arguments_are_refused(capsys):
     with pytest.raises(ValueError, match="--utilisation=40; expected above 0, at most"):
         plan.plan(from_config(tiny()), "v5e:2x2", "dpo", utilisation=40)
     assert command("plan", "--topology=v5e:2x2") == 2
-    assert "plan needs --topology and --config" in capsys.readouterr().err
+    missing = "--config is missing; expected a file of settings, or the name of a"
+    assert missing in capsys.readouterr().err
+    config = f"--config={CONFIGS / 'qwen2_5_math_7b.py'}"
+    assert command("plan", config) == 2
+    missing = "--topology is missing; expected a TPU slice, as v5p-16 or v5p:2x2x2"
+    assert missing in capsys.readouterr().err
     c = tiny(model__vocab_size=0, model__init="hf:/nowhere")
     with pytest.raises(ValueError, match="/nowhere.*A plan needs model.vocab_size"):
         programs.model_config(from_config(c))

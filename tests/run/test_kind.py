@@ -22,7 +22,8 @@ def test_comparisons_are_of_steps():
     assert found.candidate_tokens == 12 and found.judgment_tokens == 16
     assert found.judgments.record is records.Comparison
     assert found.is_right is arithmetic.is_right
-    assert set(found.readers) == {"jsonl", "prm800k"}
+    rated = {"trl", "step_dpo", "values"}  # pairs of steps, read as two rows each
+    assert set(found.readers) == {"jsonl", "prm800k"} | rated
     assert len(found.judgments.calls(3, (0,))) == 6
     single = chosen(judge__score="single")
     assert len(single.judgments.calls(3, (0,))) == 3
@@ -41,7 +42,10 @@ def test_word_problems_know_their_gold_from_the_folder_of_the_run(tmp_path):
     assert found.mistake("How many?", [], wrong) == "arithmetic"
     pair = records.Preference("p", "How many?", (), right, wrong)
     text = found.teach([pair], prompts.Templates())[0]["text"]
-    assert text.endswith("A is right. B gets 6, not 5. [[A]]")
+    assert text == (
+        "The last calculation is 2 + 3 = 5. A: 2 + 3 = 5, ends, right. "
+        "B: 2 + 3 = 6, ends, wrong. [[A]]"
+    )
     assert len(found.world_rows("c", "How many?", random.Random(0), 0.0)) == 2
 
 

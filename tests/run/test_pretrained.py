@@ -1,6 +1,7 @@
 """Runs whose M0 is pretrained: from Hugging Face directories and from GGUF files."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -95,7 +96,10 @@ def test_a_run_needs_only_the_weights_from_where_m0_was(
     arguments = [f"--workdir={tmp_path / 'run'}", "--model=M1", f"--out={out}"]
     assert command("export", *arguments, "--dtype=bfloat16", "--verify") == 0
     said = capsys.readouterr().err
-    assert f"M1 is written to {out} in bfloat16" in said
+    size = sum(path.stat().st_size for path in out.rglob("*"))
+    line = rf"M1 → {re.escape(str(out))}, {size / 1000:,.0f} kB, bfloat16, prompt: '.*'"
+    assert re.search(rf"^{line}$", said, re.MULTILINE)
+    assert size > 10_000
     assert "read again: 21 tensors with" in said
     assert "rounded to bfloat16; config.json and the stop ids [1, 5] are" in said
     config = hf_config.config_from_hf(out)

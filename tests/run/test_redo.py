@@ -110,6 +110,7 @@ def test_changes_that_a_result_depends_on_name_its_stage(folder, changes, stage,
     claimed = RunDirectory(settings, folder, redo=stage)
     assert claimed.news[0].startswith(f"deleted: {names} ({name} was ")
     assert kept(folder) == config.to_dict(settings)
+    claimed.accept()
     deleted = set(FINISHED) - contents(folder)
     first = names.split(",")[0]
     assert deleted >= {f for f in FINISHED if f.startswith("M2/")}
@@ -186,3 +187,60 @@ def flat(values, at=""):
             yield from flat(value, f"{at}{name}.")
         else:
             yield f"{at}{name}", value
+
+
+REDONE = [
+    ({"dpo__beta": 0.7}, "dpo"),
+    ({"search__width": 9}, "search"),
+    ({"train__row_length": 33}, "sft"),
+    ({"seed": 1}, "prepare"),
+]
+
+
+def bytes_of(folder):
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(("changes", "stage"), REDONE)
+def test_settings_that_cannot_work_take_nothing_away(folder, changes, stage):
+    before = bytes_of(folder)
+    claimed = RunDirectory(changed(**changes), folder, redo=stage)
+    assert contents(folder) != set(FINISHED)
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data/manifest.json").write_text("half made")  # before a check failed
+    claimed.give_back()
+    assert bytes_of(folder) == before
+
+
+@pytest.mark.parametrize(("changes", "stage"), REDONE)
+def test_a_killed_command_takes_nothing_away(folder, changes, stage):
+    before = bytes_of(folder)
+    RunDirectory(changed(**changes), folder, redo=stage)
+    again = RunDirectory(get_config(), folder)
+    assert again.news == ["brought back what a command that was killed had replaced"]
+    assert bytes_of(folder) == before
+
+
+def test_a_deletion_that_was_cut_off_is_finished(folder):
+    RunDirectory(changed(dpo__beta=0.7), folder, redo="dpo")
+    (folder / "replaced/record.json").unlink()
+    again = RunDirectory(changed(dpo__beta=0.7), folder)
+    assert not (folder / "replaced").exists() and again.news == []
+
+
+def test_a_run_that_could_not_begin_leaves_the_data_as_they_were(folder):
+    before = bytes_of(folder)
+    claimed = RunDirectory(changed(iterations=3), folder)
+    (folder / "data/questions_3.jsonl").write_text("new")
+    (folder / "data/manifest.json").write_text("with three")
+    claimed.give_back()
+    assert bytes_of(folder) == before
+
+
+def test_settings_that_are_newer_than_a_run_have_their_defaults(folder):
+    theirs = kept(folder)
+    del theirs["data"]["drills"], theirs["sft"]["from_policy"]
+    files.write_json(folder / "config.json", theirs)
+    assert RunDirectory(get_config(), folder).news == []
+    with pytest.raises(ValueError, match="data.drills was 0, now 3"):
+        RunDirectory(changed(data__drills=3), folder)

@@ -142,10 +142,14 @@ def test_equations_are_read_with_their_place_in_errors(tmp_path):
     path = write(tmp_path / "p.jsonl", [row | {"source": "x"} for row in rows])
     assert data.read_equations(path) == [Equation(**row) for row in rows]
     rows[1]["equation"] = "+ 1 1"
-    with pytest.raises(ValueError, match=r"p.jsonl:2: the equation '\+ 1 1' gives 2"):
+    with pytest.raises(
+        ValueError, match=r"p.jsonl:2 \(id made-1\): the equation '\+ 1 1' gives 2 "
+    ):
         data.read_equations(write(path, rows))
     rows[1]["equation"] = 5
-    with pytest.raises(ValueError, match="p.jsonl:2: field 'equation' is 5"):
+    with pytest.raises(
+        ValueError, match=r"p.jsonl:2 \(id made-1\): field 'equation' is 5"
+    ):
         data.read_equations(write(path, rows))
 
 

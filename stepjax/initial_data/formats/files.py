@@ -157,6 +157,7 @@ def rows(
         stem = name[: -len(ending)] if ending else name.removesuffix(file.suffix)
         before = rejects.read
         with _readable(file):
+            _check_kind(file)
             if ending == ".parquet":
                 yield from _parquet(file, stem, rejects)
             elif ending in (".json", ".json.gz"):
@@ -170,6 +171,30 @@ def rows(
             raise ValueError(
                 f"{file}: no rows; expected at least one. The file is empty: take it "
                 "away, or get it again."
+            )
+
+
+# First bytes of a file → (what it is, the endings that say so, what to do).
+_KINDS = {
+    b"\x1f\x8b": ("packed by gzip", ".gz", "Give it a name that ends with .gz"),
+    b"PAR1": ("a parquet table", ".parquet", "Give it a name that ends with .parquet"),
+    b"PK\x03\x04": (
+        "a spreadsheet or a zip archive",
+        "",
+        "Save the spreadsheet as CSV, or unpack the archive",
+    ),
+}
+
+
+def _check_kind(file: Path) -> None:
+    """Raises ValueError for a file that is packed, or a table, without its ending."""
+    with open(file, "rb") as opened:
+        first = opened.read(4)
+    for start, (kind, known, remedy) in _KINDS.items():
+        if first.startswith(start) and file.suffix.lower() != known:
+            raise ValueError(
+                f"{file}: the file is {kind}; expected JSON, JSON lines, CSV (all also "
+                f"packed by gzip) or parquet, as its name says. {remedy}."
             )
 
 
@@ -288,7 +313,8 @@ def _readable(file: Path) -> Iterator[None]:
         words = getattr(error, "strerror", None) or error
         raise ValueError(
             f"{file}: cannot be read ({words}); expected a whole file of JSON, JSON "
-            "lines (also with .gz) or parquet. Check the path, or get the file again."
+            "lines, CSV (also with .gz) or parquet. Check the path, or get the file "
+            "again."
         ) from error
 
 

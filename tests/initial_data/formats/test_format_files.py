@@ -283,3 +283,19 @@ def test_a_name_that_is_not_utf8_stops(tmp_path):
     for place in (tmp_path, os.fsdecode(path)):
         with pytest.raises(ValueError, match="the name is not UTF-8"):
             list(files.rows(place))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", gzip.compress(b"{}"), "packed by gzip; .* name that ends with .gz"),
+        ("a", gzip.compress(b"{}"), "packed by gzip; .* name that ends with .gz"),
+        ("a.json", b"PAR1xxxx", "a parquet table; .* ends with .parquet"),
+        ("a.xlsx", b"PK\x03\x04xx", "a spreadsheet or a zip archive; .* as CSV"),
+        ("a.csv", b"PK\x03\x04xx", "a spreadsheet or a zip archive; .* as CSV"),
+    ],
+)
+def test_files_of_another_kind_than_their_name_says(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: the file is {words}"):
+        list(files.rows(tmp_path / name))
