@@ -177,8 +177,13 @@ def test_a_model_without_pairs_goes_on_unchanged(tmp_path, monkeypatch, capsys):
     before = files.read_json(folder / "M1/manifest.json")
     assert made["arrays"] == before["arrays"] and len(made["arrays"]) > 10
     assert made["counts"] == {"pairs": 0, "dropped": 0, "updates": 0}
-    said = " ".join(capsys.readouterr().err.split())
-    assert "M1 made no preference pairs, so M2 is M1. Ask more questions" in said
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(
+        " dpo: M1 made no preference pairs, so M2 is M1. The judge gave all candidates "
+        "of each step the same score, or the settings pairs.min_margin and "
+        "pairs.best_beats_all kept none of the pairs. Ask more questions, raise "
+        "search.temperature, or relax these settings."
+    )
     # M2 is not measured, because what was measured of M1 holds.
     modes = ("greedy", "judge", "search")
     monkeypatch.setattr(stages, "_STAGES", {})

@@ -73,6 +73,7 @@ class Monitor:
         self._draws = self.console.is_terminal and not self.console.is_dumb_terminal
         self._clock = clock or Clock()
         self._days: dict[str, datetime.date] = {}  # of the last lines, by place
+        self._announced: list[str] = []  # lines that log.txt gets before its next one
         self._lock = threading.Lock()  # lines come from two threads
         self._folder = workdir / "tensorboard"
 
@@ -104,10 +105,21 @@ class Monitor:
             self._keep(text)
             self._show(text)
 
+    def announce(self, text: str) -> None:
+        """Prints a line now, and appends it to log.txt before the next line there.
+
+        So a command that has nothing to do leaves log.txt as it is.
+        """
+        if not self.quiet:
+            with self._lock:
+                self._announced.append(self._dated(text, "log.txt"))
+            self._show(text)
+
     def _keep(self, text: str) -> None:
-        """Appends a line to log.txt."""
+        """Appends a line to log.txt, after what was announced before it."""
         with self._lock, open(self.log_path, "a", encoding="utf-8") as file:
-            file.write(self._dated(text, "log.txt"))
+            file.writelines([*self._announced, self._dated(text, "log.txt")])
+            self._announced.clear()
 
     def _show(self, text: str) -> None:
         """Prints a line, with the time where it may be read later."""

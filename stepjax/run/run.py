@@ -101,7 +101,7 @@ class Run:
             self._check()
         place = banner.place_in(self.dir.path, settings, self.dir.is_new)
         for line in banner.lines(self.dir.path, place, self.model, settings.init):
-            self.monitor.say(line)
+            self.monitor.announce(line)
 
     def _check(self) -> None:
         """Refuses, before anything is compiled, what could not work later."""

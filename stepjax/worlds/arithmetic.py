@@ -338,6 +338,9 @@ def train_tokenizer(directory: str | Path) -> None:
     )
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     names = [pieces.id_to_piece(token) for token in range(pieces.vocab_size())]
+    # The space is a word too, because transformers reads every model of the type qwen2
+    # with Qwen2's own rules, which have no other way to this tokenizer's space.
+    words.append(" ")
     texts = {word.replace(" ", space): word for word in words}
     ids = {texts.get(name, name): token for token, name in enumerate(names)}
 

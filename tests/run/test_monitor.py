@@ -236,6 +236,28 @@ def test_log_txt_dates_each_day_and_a_continued_run_appends(tmp_path):
     assert printed.getvalue().splitlines()[-1] == "00:03:00 four → five"
 
 
+def test_what_is_announced_is_kept_once_something_happens(tmp_path):
+    clock = FakeClock()
+    monitor, printed = monitor_of(tmp_path, clock)
+    monitor.announce("one")
+    monitor.announce("two")
+    assert printed.getvalue().splitlines() == [DATE, "14:03:00 one", "14:03:00 two"]
+    assert not monitor.log_path.exists()
+    clock.at += 5
+    monitor.say("three")
+    monitor.say("four")
+    assert monitor.log_path.read_text().splitlines() == [
+        DATE,
+        "14:03:00 one",
+        "14:03:00 two",
+        "14:03:05 three",
+        "14:03:05 four",
+    ]
+    quiet, said = monitor_of(tmp_path / "quiet", clock, quiet=True)
+    quiet.announce("one")
+    assert not said.getvalue() and not quiet.log_path.exists()
+
+
 def test_a_long_sentence_is_one_line_in_a_file(tmp_path):
     monitor, printed = monitor_of(tmp_path)
     monitor.say("a long sentence [with brackets] " * 9)
