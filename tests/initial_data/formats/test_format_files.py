@@ -288,12 +288,21 @@ def test_a_name_that_is_not_utf8_stops(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", gzip.compress(b"{}"), "packed by gzip; .* name that ends with .gz"),
-        ("a", gzip.compress(b"{}"), "packed by gzip; .* name that ends with .gz"),
+        (
+            "a.jsonl",
+            gzip.compress(b"{}", mtime=0),
+            "packed by gzip; .* name that ends with .gz",
+        ),
+        (
+            "a",
+            gzip.compress(b"{}", mtime=0),
+            "packed by gzip; .* name that ends with .gz",
+        ),
         ("a.json", b"PAR1xxxx", "a parquet table; .* ends with .parquet"),
         ("a.xlsx", b"PK\x03\x04xx", "a spreadsheet or a zip archive; .* as CSV"),
         ("a.csv", b"PK\x03\x04xx", "a spreadsheet or a zip archive; .* as CSV"),
     ],
+    ids=["gz-jsonl", "gz-bare", "parquet-json", "xlsx", "zip-csv"],
 )
 def test_files_of_another_kind_than_their_name_says(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
