@@ -4,7 +4,8 @@ The stages of a run come one after the other, and each depends on some settings 
 the stages before it. A change of settings that no finished stage depends on is taken
 over: more iterations, other devices, how much is logged, how a model is evaluated. A
 change that a finished stage depends on is refused, unless the person who runs it allows
-with ``--redo=STAGE`` that this stage and all that come after it are deleted.
+with ``--redo=STAGE`` that this stage and all that come after it are deleted. They are
+only set aside until the new settings have passed all checks.
 """
 
 import pathlib
@@ -58,7 +59,7 @@ _RECORD = "record.json"
 
 
 class Made(NamedTuple):
-    """A stage of which something is in the run directory.
+    """A stage that has left files in the run directory, finished or not.
 
     Attributes:
       stage: a key of `DEPENDS`.
@@ -111,7 +112,7 @@ def filled(theirs: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, A
 
     Args:
       theirs: settings of the run, as JSON values.
-      default: all settings, likewise.
+      default: all settings, as JSON values.
     """
     missing = {key: value for key, value in default.items() if key not in theirs}
     inside = {
@@ -127,7 +128,7 @@ def changes(theirs: Any, mine: Any, at: str = "") -> dict[str, str]:
 
     Args:
       theirs: settings of the run, as JSON values.
-      mine: settings of the command, likewise.
+      mine: settings of the command, as JSON values.
       at: name of the section.
     """
     if isinstance(theirs, dict) and isinstance(mine, dict):
@@ -147,7 +148,7 @@ def stale(
     Args:
       stages: from `made`.
       theirs: settings that they were made with, as JSON values.
-      mine: settings of the command, likewise.
+      mine: settings of the command, as JSON values.
 
     Returns:
       (the first stage that depends on a changed setting and all that come after it,

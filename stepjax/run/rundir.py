@@ -113,14 +113,16 @@ class RunDirectory:
 
     def _change(self, path: pathlib.Path, mine: dict) -> None:
         """Takes over other settings if no stage, or only --redo, stands against it."""
-        if redo.restore(self.path):
+        # The other hosts come here after the first one has set stages aside.
+        if hosts.first() and redo.restore(self.path):
             self.news.append("brought back what a command that was killed had replaced")
         manifest = self.path / "data" / "manifest.json"  # grows with more questions
         self._before_data = {
             path: path.read_bytes() if path == manifest else None
             for path in self._data_files()
         }
-        theirs = redo.filled(files.read_json(path), to_dict(default()))
+        kept = files.read_json(path)
+        theirs = redo.filled(kept, to_dict(default()))
         old, names = redo.stale(redo.made(self.path), theirs, mine)
         changed = redo.changes(theirs, mine)
         if old:
@@ -142,7 +144,7 @@ class RunDirectory:
         if others:
             self.news.append(f"settings: {', '.join(others)}")
         if changed:
-            self._before = theirs
+            self._before = kept
             files.write_json(path, mine)
 
     def _is_empty(self) -> bool:

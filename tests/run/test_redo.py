@@ -4,7 +4,7 @@ import pytest
 from tiny_config import changed, get_config
 
 from stepjax import config
-from stepjax.lm import files
+from stepjax.lm import files, hosts
 from stepjax.run import redo
 from stepjax.run.rundir import RunDirectory
 
@@ -244,3 +244,23 @@ def test_settings_that_are_newer_than_a_run_have_their_defaults(folder):
     assert RunDirectory(get_config(), folder).news == []
     with pytest.raises(ValueError, match="data.drills was 0, now 3"):
         RunDirectory(changed(data__drills=3), folder)
+
+
+def test_another_host_leaves_what_the_first_one_set_aside(folder, monkeypatch):
+    settings = changed(dpo__beta=0.7)
+    RunDirectory(settings, folder, redo="dpo")
+    before = bytes_of(folder)
+    assert folder / "replaced/record.json" in before
+    monkeypatch.setattr(hosts, "first", lambda: False)
+    other = RunDirectory(settings, folder, redo="dpo")
+    other.accept()
+    other.give_back()
+    assert bytes_of(folder) == before
+
+
+def test_a_run_that_could_not_begin_keeps_the_settings_as_they_were_written(folder):
+    theirs = kept(folder)
+    del theirs["data"]["drills"]
+    files.write_json(folder / "config.json", theirs)
+    RunDirectory(changed(iterations=3), folder).give_back()
+    assert kept(folder) == theirs
