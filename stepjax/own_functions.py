@@ -237,8 +237,8 @@ def proposer(
 
     A text that is empty, too long or holds several steps counts as malformed. Equal
     texts are one candidate. The token ids are those that training on the text would
-    use; a step with a boxed answer is final and gets EOS. Its log-probability is that
-    of the model that searches, which breaks ties and stands in the pair.
+    use; a step with a boxed answer is final and gets EOS. The model that searches gives
+    the log-probability of each candidate, which breaks ties and is kept in the pair.
 
     Args:
       function: see the head of this file.

@@ -242,8 +242,8 @@ def _of_expansion(expansion: Expansion, mark: Callable[[str], str]) -> Iterator[
         head = f"    {name:7} {_facts(expansion, number, candidate)}"
         yield from wrapped(candidate.text, " " * 12, f"{head}{mark(candidate.text)}")
     for refused in expansion.refused:
-        samples_ = "sample" if refused.count == 1 else "samples"
-        head = f"    refused {refused.count} {samples_}, {refused.fault}: "
+        ending = "" if refused.count == 1 else "s"
+        head = f"    refused {refused.count} sample{ending}, {refused.fault}: "
         yield from wrapped(refused.text, " " * 12, head)
     if not expansion.candidates and not expansion.refused:
         yield f"    no candidates; {expansion.malformed} samples were malformed"

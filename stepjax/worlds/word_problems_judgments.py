@@ -28,8 +28,11 @@ from stepjax.worlds.equations import Equation, Operation
 
 EXPLANATIONS = ("short", "worked", "none")  # data.explanations
 
-# How often a corrupted step has each mistake, if the problem allows it. SmolLM2-135M
-# makes these mistakes about as often after SFT on 700 solutions.
+# How often a corrupted step has each mistake, if the problem allows it. Of the wrong
+# first steps that SmolLM2-135M sampled after SFT on solutions and drills, 27 % had a
+# wrong operation, 23 % wrong operands, 5 % the wrong order, 37 % wrong arithmetic, 6 %
+# ended early and 1 % went on. The last two are drawn more often, so that the judge sees
+# enough of them, and arithmetic less often.
 SHARES = {
     world.OPERATION: 0.3,
     world.OPERANDS: 0.2,
