@@ -60,7 +60,8 @@ def get_config(data: str = "data"):
 
     c.train.row_length = 512
     c.train.checkpoint_every = 50
-    c.sft.verdict_weight = 3.0
+    c.sft.verdict_weight = 5.0
+    c.sft.verdict_words = ("right", "wrong")
     c.sft.share_problems = True
     c.sft.from_policy = True
     c.sft.phases = (

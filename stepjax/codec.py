@@ -15,6 +15,8 @@ the first piece and to the last piece of a prompt, and EOS is the model's end of
 
 import dataclasses
 import functools
+import itertools
+import re
 from collections.abc import Sequence
 
 from stepjax import prompts
@@ -191,6 +193,24 @@ class Codec:
             count += 1
             need -= len(self.tokenizer.token_bytes[response[-count]])
         return count
+
+    def words(self, ids: Sequence[int], words: Sequence[str]) -> list[bool]:
+        """Returns for each id whether it holds a part of one of some words.
+
+        Args:
+          ids: of a text.
+          words: only whole words count: "right" is not in "brighter".
+        """
+        pieces = [self.tokenizer.token_bytes[id] for id in ids]
+        spelled = b"|".join(re.escape(word.encode()) for word in words)
+        letter = rb"[0-9A-Za-z_\x80-\xff]"
+        word = re.compile(rb"(?<!%b)(?:%b)(?!%b)" % (letter, spelled, letter))
+        found = [match.span() for match in word.finditer(b"".join(pieces)) if words]
+        ends = list(itertools.accumulate(map(len, pieces)))
+        return [
+            any(start < end and end - len(piece) < stop for start, stop in found)
+            for piece, end in zip(pieces, ends, strict=True)
+        ]
 
     def strip(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Returns ids without a stop id at the end."""

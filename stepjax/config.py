@@ -189,6 +189,9 @@ def default() -> ml_collections.ConfigDict:
     c.sft = sft = ml_collections.ConfigDict()
     sft.phases = (phase(),)  # paper: one phase, IFT and EFT mixed
     sft.verdict_weight = 1.0  # loss weight of the verdict's tokens
+    # Words of an explanation that weigh as much as the verdict, such as ("right",
+    # "wrong") where it says of each candidate which of the two it is.
+    sft.verdict_words = ()
     # True: the judgments of a problem are trained together, as branches of one tree
     # that computes the problem once; a batch then counts them as one sequence.
     sft.share_problems = False

@@ -175,6 +175,7 @@ class Sft:
 
     phases: tuple[sft.Phase, ...]
     verdict_weight: float
+    verdict_words: tuple[str, ...]
     share_problems: bool
     from_policy: bool
 

@@ -75,6 +75,7 @@ def judgment_tree(
     codec: Codec,
     example: Example,
     verdict_weight: float,
+    verdict_words: Sequence[str] = (),
 ) -> forest.Tree:
     """Returns an EFT row as a path, scored on explanation and verdict.
 
@@ -83,10 +84,12 @@ def judgment_tree(
       example: ids of the prompt, ids of the response with EOS, and the text of the
         verdict that ends the response; see `judge.Judgments.example`.
       verdict_weight: weight of the verdict's tokens and EOS; tokens before have 1.
+      verdict_words: words of the explanation that weigh as much as the verdict.
     """
     prompt, response, verdict = example
     last = codec.verdict_tokens(response, verdict)
-    weights = [1.0] * (len(response) - last) + [verdict_weight] * last
+    heavy = codec.words(response[:-last], verdict_words) + [True] * last
+    weights = [verdict_weight if h else 1.0 for h in heavy]
     return forest.path_tree(prompt + response, [0.0] * len(prompt) + weights)
 
 
@@ -166,6 +169,7 @@ def examples(
     example: Callable[[Codec, Any], Example],
     row_length: int,
     verdict_weight: float,
+    verdict_words: Sequence[str] = (),
     share: bool = False,
 ) -> Examples:
     """Returns IFT and EFT rows as trees, without the rows that are too long.
@@ -177,14 +181,16 @@ def examples(
       example: what a judgment teaches, see `judge.Judgments`.
       row_length: most tokens of an example.
       verdict_weight: see `judgment_tree`.
+      verdict_words: see `judgment_tree`.
       share: one tree for all judgments of a problem, see `share_problems`.
 
     Raises:
       ValueError: when all rows of one kind are too long.
     """
+    weighed = verdict_weight, verdict_words
     every = {
         "ift": [solution_tree(codec, row) for row in ift],
-        "eft": [judgment_tree(codec, example(codec, r), verdict_weight) for r in eft],
+        "eft": [judgment_tree(codec, example(codec, row), *weighed) for row in eft],
     }
     kept, dropped = {}, []
     for name, rows in (("ift", ift), ("eft", eft)):

@@ -1,5 +1,6 @@
 """Records as ids: pieces that grow, EOS where it belongs, sampled equals encoded."""
 
+import itertools
 import json
 
 import numpy as np
@@ -233,3 +234,24 @@ def test_final_step_reads_alike_however_it_ended(codec):
 def test_bad_templates_are_refused(codec):
     with pytest.raises(ValueError, match="'judge' has {b} 0"):
         Codec(codec.tokenizer, Templates(judge="{problem}\n{steps}\n{a}\n"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), ""),
+        (("right", "wrong"), "right|wrong"),
+        (("brighter",), "brighter"),
+        (("é",), "é"),
+        (("ght", "cl"), ""),  # only parts of words
+        (("r.ght",), ""),  # no pattern, a word
+    ],
+)
+def test_words_covers_whole_words_and_nothing_else(prose_codec, words, expected):
+    codec = prose_codec
+    ids = codec.tokenizer.encode_line("Step 1: brighter is right, é éclair wrong. x")
+    inside = codec.words(ids, words)
+    assert len(inside) == len(ids)
+    groups = itertools.groupby(zip(inside, ids, strict=True), key=lambda pair: pair[0])
+    found = [codec.tokenizer.decode([i for _, i in g]) for hit, g in groups if hit]
+    assert "|".join(text.strip() for text in found) == expected

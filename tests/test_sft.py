@@ -95,6 +95,16 @@ def test_a_comparison_is_scored_on_its_explanation_and_verdict(
         assert tree.weight.tolist() == [1.0] * ones + [weight] * (count + 1)
 
 
+def test_words_of_an_explanation_weigh_as_much_as_the_verdict(codec):
+    (row, _) = arithmetic_data.comparisons("c", "8*7+4*4+2*3+1", random.Random(1))
+    tree = sft.judgment_tree(codec, example(codec, row), 4.0, ("Check",))
+    plain = sft.judgment_tree(codec, example(codec, row), 4.0)
+    changed = (tree.weight != plain.weight).nonzero()[0]
+    text = codec.tokenizer.decode(tree.tokens[tree.scored[changed]].tolist())
+    assert text == "Check: "
+    assert tree.weight[changed].tolist() == [4.0] * len(changed)
+
+
 def test_the_loss_and_its_gradient_are_those_of_the_response_tokens(codec):
     problems, rng = arithmetic.problems(2, seed=4), random.Random(2)
     trees = [

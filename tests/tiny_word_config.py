@@ -99,6 +99,7 @@ def settings(folder: pathlib.Path):
     c.mcts.undecided_share = 0.3
     c.mcts.remember_tokens = 0
     c.sft.from_policy = True
+    c.sft.verdict_words = ("right", "wrong")
     c.sft.phases = (config.phase("mixed", steps=100, **sizes),)
     c.search.width = 4
     c.search.temperature = 1.0

@@ -414,6 +414,13 @@ def _controls(config: Any) -> Iterator[Rule]:
         "call",
         judge.schedule == "full" or not _is_own(judge.by),
     )
+    said = config.sft.verdict_words
+    yield (
+        "sft.verdict_words",
+        said,
+        "a tuple of words, such as ('right', 'wrong'), or ()",
+        all(isinstance(word, str) and word and word == word.strip() for word in said),
+    )
     yield (
         "sft.from_policy",
         config.sft.from_policy,

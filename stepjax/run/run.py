@@ -149,6 +149,7 @@ class Run:
             example=self.kind.judgments.example,
             row_length=self.settings.train.row_length,
             verdict_weight=self.settings.sft.verdict_weight,
+            verdict_words=self.settings.sft.verdict_words,
             share=self.settings.sft.share_problems,
         )
 
