@@ -211,7 +211,7 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     number = arguments.number_of(name, config)
     from stepjax.run.run import Run
 
-    run = Run(config, workdir, redo)
+    run = Run(config, workdir, redo, keep=name in ("eval", "export"))
     run.dir.accept()
     if name == "sft":
         iterate.sft(run)
@@ -296,23 +296,28 @@ def _open_run(config: "ml_collections.ConfigDict") -> "Run":
 
 def _eval(run: "Run", number: int) -> None:
     """Measures a model and prints what was found."""
-    from stepjax.cli import options
-    from stepjax.evaluation import stages
+    from stepjax.cli import benchmarks, options
+    from stepjax.evaluation import stages, tables
 
-    mode, benchmark = options.MODE.value, options.BENCHMARK.value
+    mode, named = options.MODE.value, benchmarks.paths(options.BENCHMARK.value)
     modes = options.MODES if mode == "all" else (mode,)
-    if benchmark != "test":
-        modes = [mode for mode in modes if mode in ("greedy", "search")]
-    measured = stages.evaluate(run, number, modes, benchmark)
-    for mode, metrics in measured.items():
-        read = benchmark if mode in ("greedy", "search") else "the run's own data"
-        read = "the run's own test" if read == "test" else read
-        name = f"M{number} {mode}"
-        rows = [{name: k, read: _rounded(v)} for k, v in metrics.items()]
-        if rows:
-            run.monitor.table("", rows)
-    for mode in modes if options.MODE.value == "all" else ():
-        if mode not in measured:
+    measured = stages.evaluate(run, number, modes, named)
+    several = len(named) > 1
+    for benchmark, by_mode in measured.items():
+        for mode, metrics in by_mode.items():
+            answered = mode in ("greedy", "search")
+            if several and answered:
+                continue  # one line below
+            read = benchmark if answered else "the run's own data"
+            read = "the run's own test" if read == "test" else read
+            name = f"M{number} {mode}"
+            rows = [{name: k, read: _rounded(v)} for k, v in metrics.items()]
+            if rows:
+                run.monitor.table("", rows)
+    if several:
+        run.monitor.table("", tables.benchmarks(f"M{number}", measured))
+    for mode in modes if options.MODE.value == "all" and "test" in named else ():
+        if mode not in measured["test"]:
             run.tell(f"M{number} {mode}: does not apply to this run or model")
 
 

@@ -15,19 +15,18 @@ by comparing two numbers, so scores, pairs and tables are made as always. The mo
 not asked, and the gold is not read.
 
 A proposer returns texts, each one next step, with or without its marker.
+
+`stepjax.own_import` finds the function that a setting names.
 """
 
-import importlib
 import math
-import os
 import reprlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepjax import own_files, prompts
+from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.judge import Judge, Request, all_calls, comparisons
 from stepjax.trajectory import Candidate, Proposal, State, Verdict, context_ids
@@ -71,77 +70,6 @@ class Place(NamedTuple):
 
 # (slot → ids of a context, slot → ids of each candidate) → slot → log-probabilities.
 Measure = Callable[[Mapping[int, Sequence[int]], Mapping[int, Sequence]], dict]
-
-
-def named(setting: str) -> bool:
-    """Whether a setting names a function of one's own."""
-    return ":" in setting
-
-
-def load(name: str, value: str) -> Callable:
-    """Returns the function that a setting names.
-
-    Args:
-      name: of the setting, for messages.
-      value: "module:function".
-
-    Raises:
-      ValueError: when there is no such module, when its import fails, or when it has
-        no such function.
-    """
-    module, _, function = value.partition(":")
-    shown = f"{name}={value!r}"
-    if not all(part.isidentifier() for part in [*module.split("."), function]):
-        raise ValueError(
-            f"{shown}: these are no names of a module and of a function; expected "
-            "'module:function', such as 'own_code:score'."
-        )
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        found = importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name
-        if missing and f"{module}.".startswith(f"{missing}."):
-            raise ValueError(
-                f"{shown}: there is no module {module!r} in {here} or on Python's "
-                "path; expected 'module:function', without '.py'. Start the command in "
-                "the module's folder, or add that folder to PYTHONPATH."
-            ) from error
-        path = os.path.join(here, *module.split(".")) + ".py"
-        said = own_files.sentence(error, path, "a module that can be imported")
-        raise ValueError(f"{shown}: {said}") from error
-    finally:
-        sys.path.remove(here)
-    made = getattr(found, function, None)
-    if callable(made):
-        return made
-    reason = f"no function {function!r}"
-    if hasattr(found, function):
-        kind = own_files.kind(type(made).__name__)
-        reason = f"{function!r}, but it is {kind} ({reprlib.repr(made)}), no function"
-    raise ValueError(f"{shown}: the module has {reason}; expected 'module:function'.")
-
-
-def check(judge_by: str, propose_by: str) -> None:
-    """Loads the functions that the settings name.
-
-    Args:
-      judge_by: setting `judge.by`.
-      propose_by: setting `search.propose_by`.
-
-    Raises:
-      ValueError: see `load`; names everything that is wrong with both.
-    """
-    wrong = []
-    for name, value in (("judge.by", judge_by), ("search.propose_by", propose_by)):
-        try:
-            if named(value):
-                load(name, value)
-        except ValueError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise ValueError("\n".join(wrong))
 
 
 def judge(

@@ -5,9 +5,13 @@ import pathlib
 import ml_collections
 from absl import flags
 
-from stepjax.cli import help, options
+from stepjax import own_import
+from stepjax.cli import benchmarks, help, options
 from stepjax.config import default
 from stepjax.run import ranges, redo
+
+# Commands that may begin a run.
+WORKING = ("run", "sft", "search", "dpo", "eval", "ablate")
 
 
 def check_options(name: str) -> None:
@@ -46,16 +50,15 @@ def check_options(name: str) -> None:
         raise ValueError(
             f"--redo={options.REDO.value}; expected one of {', '.join(redo.DEPENDS)}."
         )
-    if name != "eval" or options.BENCHMARK.value == "test":
+    if name != "eval":
         return
-    mode, path = options.MODE.value, options.BENCHMARK.value
-    if mode not in ("greedy", "search", "all"):
+    mode, named = options.MODE.value, options.BENCHMARK.value
+    if named != ["test"] and mode not in ("greedy", "search", "all"):
         raise ValueError(
             f"--mode={mode} does not read --benchmark; expected --mode=greedy, search "
             "or all (both) with it."
         )
-    if "://" not in path and not pathlib.Path(path).is_file():
-        raise ValueError(f"--benchmark={path}: no such file; expected 'test' or one.")
+    benchmarks.paths(named)
 
 
 def settings(name: str) -> ml_collections.ConfigDict | None:
@@ -77,8 +80,12 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
     workdir = options.WORKDIR.value
     begun = workdir and (pathlib.Path(workdir) / "data" / "manifest.json").exists()
     reads = not begun or options.REDO.value == "prepare"
-    if name in ("run", "sft", "search", "dpo", "eval", "ablate") and reads:
+    if name in WORKING and reads:
         wrong += ranges.missing_files(config)
+    if name in WORKING and options.HOSTS.value == 1:
+        # With several hosts, a module that uses JAX must not come before `hosts.start`;
+        # there `Run` looks.
+        wrong += own_import.wrong(config.judge.by, config.search.propose_by)
     if wrong:
         raise ValueError("\n".join(wrong))
     return config

@@ -43,7 +43,11 @@ OPTIONS = {
         "judge (accuracy on held-out judgments), unseen (problems of unseen steps), "
         "training (the pairs that the model was trained on), or all that apply",
     ),
-    "benchmark": ("test", "'test', the run's own problems, or a file of problems"),
+    "benchmark": (
+        "test",
+        "'test' (the run's own problems), files of problems, or folders of such files, "
+        "with commas between them: a.jsonl,b.csv,folder",
+    ),
     "out": ("DIR", "the folder to write, new or empty"),
     "dtype": ("float32", "type of the saved weights, float32 or bfloat16"),
     "verify": (None, "reads the written folder again and compares it"),
@@ -93,7 +97,10 @@ COMMANDS = {
         "measures --model",
         (*_RUN, "model", "mode", "benchmark"),
         text="Results are kept in DIR/eval. Those of a file of --benchmark are named "
-        "by the file and its digest; an edited file is measured anew.",
+        "by the file and its digest; an edited file is measured anew. All files are "
+        "read before the model is loaded. Other settings than those of the run, such "
+        "as --config.eval.max_tokens=512, hold for this command only, and its results "
+        "have names of their own.",
     ),
     "show": Command(
         "shows problems of --model: candidates, scores, verdicts",

@@ -18,7 +18,7 @@ flags.FLAGS["config"].parser = load_config.Parser()  # says what is wrong with a
 WORKDIR = flags.DEFINE_string("workdir", None, _text("workdir"))
 MODEL = flags.DEFINE_string("model", None, _text("model"))
 MODE = flags.DEFINE_enum("mode", "all", (*MODES, "all"), _text("mode"))
-BENCHMARK = flags.DEFINE_string("benchmark", "test", _text("benchmark"))
+BENCHMARK = flags.DEFINE_list("benchmark", "test", _text("benchmark"))
 SEEDS = flags.DEFINE_list("seeds", "0,1,2", _text("seeds"))
 ARMS = flags.DEFINE_list("arms", "self,random,oracle,sft,srlm", _text("arms"))
 HOSTS = flags.DEFINE_integer("hosts", 1, _text("hosts"), lower_bound=1)

@@ -1,8 +1,10 @@
 """``stepjax show``: problems that a model searched, judged step by judged step.
 
 Where a model has searched its questions (M1/search.jsonl), a problem is shown with the
-candidates of each step, their scores, and the verdicts in both orders. A model that has
-searched nothing yet, such as the last one, has its answers to test problems shown.
+candidates of each step, their scores, and the verdicts in both orders. For the last
+model, which searches no questions, the searches of its evaluation (eval/*_search.jsonl)
+take their place. A model that has searched nothing has its answers to test problems
+shown.
 """
 
 import pathlib
@@ -58,17 +60,18 @@ def show(
         raise ValueError(
             f"choice={choice!r}, n={count}; expected one of {CHOICES} and at least 1."
         )
-    path = workdir / f"M{number}" / "search.jsonl"
-    states = _states(path)
+    searched = {path: _states(path) for path in _searches(workdir, number)}
+    path, states = next(iter(searched.items()), (None, []))
     answers = _answers(workdir, number)
     if not states and not answers:
         raise ValueError(
-            f"M{number} of {workdir} has no search.jsonl and no answers in "
+            f"M{number} of {workdir} has no searches and no answers in "
             f"{workdir / 'eval'}; expected one of them. Run `stepjax search` or "
             f"`stepjax eval` with --model=M{number} first."
         )
     if problem:
-        return _one(problem, states, answers, is_right, f"M{number} of {workdir}")
+        every = [state for found in searched.values() for state in found]
+        return _one(problem, every, answers, is_right, f"M{number} of {workdir}")
     if states and choice == "wrong" and not _is_known(states, is_right):
         states = []  # right answers are known of test problems only
     if not states:
@@ -84,36 +87,44 @@ def show(
 
 
 def newest_search(workdir: pathlib.Path, newest: int) -> int:
-    """Returns the number of the newest model that has searched its questions.
+    """Returns the number of the newest model whose searches are kept.
 
     Args:
       workdir: the run directory.
       newest: number of its newest model, which is returned when none has searched.
     """
     numbers = range(newest, 0, -1)
-    made = (n for n in numbers if (workdir / f"M{n}" / "search.jsonl").exists())
-    return next(made, newest)
+    return next((n for n in numbers if _searches(workdir, n)), newest)
+
+
+def _searches(workdir: pathlib.Path, number: int) -> list[pathlib.Path]:
+    """Returns the files with searches of a model: of its questions, of evaluations."""
+    measured = _results(workdir, number, "search")
+    paths = [path.with_suffix(".jsonl") for path in measured]
+    own = workdir / f"M{number}" / "search.jsonl"
+    return [path for path in (own, *paths) if path.exists()]
+
+
+def _results(workdir: pathlib.Path, number: int, mode: str) -> list[pathlib.Path]:
+    """Returns the results of a mode of evaluation, those of the run's own test first."""
+    own = workdir / "eval" / f"M{number}_test_{mode}.json"
+    paths = sorted(own.parent.glob(f"M{number}_*_{mode}.json"))
+    return sorted(paths, key=own.__ne__)
 
 
 def _states(path: pathlib.Path) -> list[State]:
-    if not path.exists():
-        return []
     try:
         return [trajectory.from_row(row) for _, row in read_objects(path)]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: a row is no search ({type(error).__name__}: {error}); expected "
-            "the file that `stepjax search` wrote."
+            "the file that `stepjax search` or `stepjax eval` wrote."
         ) from error
 
 
 def _answers(workdir: pathlib.Path, number: int) -> dict[str, list[Mapping[str, Any]]]:
     """Returns file name → graded answers of a model, greedy ones first."""
-    folder = workdir / "eval"
-    paths = [
-        *sorted(folder.glob(f"M{number}_*_greedy.json")),
-        *sorted(folder.glob(f"M{number}_*_search.json")),
-    ]
+    paths = [p for m in ("greedy", "search") for p in _results(workdir, number, m)]
     return {path.name: files.read_json(path)["items"] for path in paths}
 
 

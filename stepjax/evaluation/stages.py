@@ -1,16 +1,18 @@
 """The evaluation stages of a run: what a model is worth, and what training did to it.
 
 These stages, data preparation and the oracle judge are all that reads gold answers.
-Each stage writes ``eval/MODEL_BENCHMARK_MODE.json`` with its metrics and items.
+Each stage writes ``eval/MODEL_BENCHMARK_MODE.json`` with its metrics and items; beside
+it, the mode "search" writes its searches as JSON lines.
 """
 
 import collections
+import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from stepjax import dpo, own_functions, records, trajectory
+from stepjax import dpo, own_import, records, trajectory
 from stepjax.evaluation import causes, diagnose, grading, samples
 from stepjax.initial_data.formats import sources as formats
 from stepjax.lm import files, hosts
@@ -28,9 +30,9 @@ def evaluate(
     run: Run,
     number: int,
     modes: Iterable[str] = MODES,
-    benchmark: str = "test",
-) -> dict[str, Any]:
-    """Measures M`number` and writes ``eval/``; returns mode → metrics.
+    benchmarks: Sequence[str] = ("test",),
+) -> dict[str, dict[str, Any]]:
+    """Measures M`number` and writes ``eval/``; returns benchmark → mode → metrics.
 
     Args:
       run: the run.
@@ -40,64 +42,98 @@ def evaluate(
         accuracy of test-time search, and of the judge on its samples; "training":
         the pairs that the model was trained on and what they did to it. Modes that
         do not apply to the run or the model are passed over.
-      benchmark: "test" (the run's own), or the path of a file of problems; see
-        `read_benchmark`.
+      benchmarks: "test" (the run's own data), or paths of files of problems; see
+        `read_benchmark`. Files have the modes "greedy" and "search" only. All of them
+        are read before a model is loaded.
 
     Results of another file than the run's own are named by the file and its digest, so
     that files of one name, or a file that was edited, do not get in each other's way.
+    Results of other settings than those of config.json are named by these settings too.
     A result that is there already is not measured again; nor is a model that is equal
     to the one before it, such as M2 when M1 made no pairs.
     """
-    own = benchmark == "test"
+    sources: dict[str, dict[str, pathlib.Path]] = {}
+    for benchmark in benchmarks:
+        if benchmark == "test":
+            sources[benchmark] = _own_sources(run, number)
+            continue
+        path = pathlib.Path(benchmark)
+        problems = {path.name: read_benchmark(path, run.codec.templates)}
+        checks.check_budgets(run.settings, run.codec, problems)
+        for warning in checks.check_characters(run.codec, problems):
+            run.monitor.say(warning)
+        sources[benchmark] = {"greedy": path, "search": path}
+    # Loaded once, when a mode needs them.
+    params = functools.cache(lambda: run.sampling_params(number))
+    modes = tuple(modes)
+    result: dict[str, dict[str, Any]] = {}
+    for benchmark, files_by_mode in sources.items():
+        result[benchmark], stored = {}, []
+        for mode in modes:
+            if mode not in files_by_mode:
+                continue
+            metrics, is_new = _measure(run, number, mode, files_by_mode[mode], params)
+            result[benchmark][mode] = metrics
+            if not is_new:
+                rate = metrics.get("accuracy")
+                stored.append(mode if rate is None else f"{mode} {100 * rate:.1f} %")
+        if stored:
+            name = "" if benchmark == "test" else f" {benchmark}"
+            run.tell(f"M{number} eval{name}: done already: {', '.join(stored)}")
+    return result
+
+
+def _own_sources(run: Run, number: int) -> dict[str, pathlib.Path]:
+    """Returns mode → file, for the modes that apply to the run's own data."""
     data = run.dir.path / "data"
-    path = data / "test.jsonl" if own else pathlib.Path(benchmark)
-    if not own:
-        problems = read_benchmark(path, run.codec.templates)
-        checks.check_budgets(run.settings, run.codec, {path.name: problems})
-    sources = {"greedy": path, "search": path}
-    if not own_functions.named(run.settings.judge.by):  # the model is no judge
+    sources = dict.fromkeys(("greedy", "search"), data / "test.jsonl")
+    if not own_import.named(run.settings.judge.by):  # the model is no judge
         sources["judge"] = data / "heldout.jsonl"
     if "unseen" in run.dir.benchmarks():
         sources["unseen"] = data / "unseen.jsonl"
     if number > 1 and (run.dir.model(number - 1) / "pairs.jsonl").exists():
         sources["training"] = run.dir.model(number - 1) / "pairs.jsonl"
-    # Loaded once, when a mode needs them.
-    params = functools.cache(lambda: run.sampling_params(number))
-    result, stored = {}, {}
-    for mode in modes:
-        if mode not in sources:
-            continue
-        file, kind = sources[mode], "greedy" if mode == "unseen" else mode
-        digest = rundir.file_digest(file)
-        inputs = {"benchmark": digest}
-        if number:
-            inputs |= run.dir.model_digest(number)
-        is_own = file.parent == data or kind == "training"
-        stem = file.stem if is_own else f"{file.stem[:40]}-{digest[:8]}"
-        name = f"M{number}_{stem}_{kind}"
-        target = run.dir.path / "eval" / f"{name}.json"
-        stage = run.dir.measurement(kind, target, inputs)
-        if stage.done:
-            stored[mode] = stage.done["metrics"]
-        else:
-            measured = _of_an_equal_model(run, number, f"{stem}_{kind}", digest)
-            measured = measured or _STAGES[kind](run, number, params, file)
-            target.parent.mkdir(exist_ok=True)  # every host may be the first here
-            curve = f"eval/{stem}_{kind}"
-            run.monitor.restart(curve, f"M{number}")
-            run.monitor.log(curve, f"M{number}", number, measured["metrics"])
-            _say(run, number, curve, measured)
-            stage.commit(**measured)
-        result[mode] = stage.done["metrics"]
-    if stored:
-        shares = (
-            f"{mode} {100 * metrics['accuracy']:.1f} %"
-            if "accuracy" in metrics
-            else mode
-            for mode, metrics in stored.items()
+    return sources
+
+
+def _measure(
+    run: Run,
+    number: int,
+    mode: str,
+    file: pathlib.Path,
+    params: Callable[[], Any],
+) -> tuple[dict[str, Any], bool]:
+    """Measures one mode on one file; returns its metrics and whether they are new."""
+    kind, digest = "greedy" if mode == "unseen" else mode, rundir.file_digest(file)
+    inputs = {"benchmark": digest}
+    if number:
+        inputs |= run.dir.model_digest(number)
+    is_own = file.parent == run.dir.path / "data" or kind == "training"
+    stem = file.stem if is_own else f"{file.stem[:40]}-{digest[:8]}"
+    stem += run.dir.variant(kind, number)
+    name = f"M{number}_{stem}_{kind}"
+    target = run.dir.path / "eval" / f"{name}.json"
+    if target.exists() and not run.dir.is_result(kind, target, inputs):
+        run.monitor.say(
+            f"{name}: measured again, because the model, the problems or the settings "
+            "are no longer those of the earlier result"
         )
-        run.tell(f"M{number} eval: done already: {', '.join(shares)}")
-    return result
+    stage = run.dir.measurement(kind, target, inputs)
+    if stage.done:
+        return stage.done["metrics"], False
+    measured = _of_an_equal_model(run, number, f"{stem}_{kind}", digest)
+    measured = measured or _STAGES[kind](run, number, params, file)
+    target.parent.mkdir(exist_ok=True)  # every host may be the first here
+    curve = f"eval/{stem}_{kind}"
+    run.monitor.restart(curve, f"M{number}")
+    run.monitor.log(curve, f"M{number}", number, measured["metrics"])
+    _say(run, number, curve, measured)
+    searches = measured.pop("searches", [])
+    if searches and hosts.first():
+        records.write_jsonl(target.with_suffix(".jsonl"), searches)
+    written = [f"{name}.jsonl"] if searches else []
+    stage.commit(written, prompts=dataclasses.asdict(run.codec.templates), **measured)
+    return stage.done["metrics"], True
 
 
 def read_benchmark(path: pathlib.Path, texts: Templates) -> list[records.Problem]:
@@ -155,7 +191,11 @@ def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | 
         "holds."
     )
     done = files.read_json(before)
-    return {key: done[key] for key in ("metrics", "items", "warnings") if key in done}
+    kept = {key: done[key] for key in ("metrics", "items", "warnings") if key in done}
+    searches = before.with_suffix(".jsonl")
+    if searches.name in done["files"] and searches.exists():
+        kept["searches"] = [row for _, row in records.read_objects(searches)]
+    return kept
 
 
 def _greedy(run: Run, number: int, params, file: pathlib.Path) -> dict:
@@ -242,7 +282,8 @@ def _search(run: Run, number: int, params, file: pathlib.Path) -> dict:
     graded["metrics"] |= summary(states)
     if run.kind.is_right:
         graded["metrics"] |= _sampled_judgments(run, states)
-    return graded | {"warnings": causes.of_search(states, run.settings)}
+    warnings = causes.of_search(states, run.settings)
+    return graded | {"warnings": warnings, "searches": rows}
 
 
 def _training(run: Run, number: int, params, file: pathlib.Path) -> dict:

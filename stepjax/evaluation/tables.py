@@ -97,6 +97,36 @@ def results(workdir: pathlib.Path, number: int) -> dict[str, dict[str, Any]]:
     return {k: files.read_json(p) for k, p in paths.items() if p.exists()}
 
 
+def benchmarks(
+    model: str, measured: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> list[dict[str, str]]:
+    """Returns a table with a row for each benchmark.
+
+    Args:
+      model: its name.
+      measured: from `stages.evaluate`: benchmark → mode → metrics.
+    """
+
+    def cell(metrics: Mapping[str, float] | None) -> str:
+        if metrics is None:
+            return _MISSING
+        return _interval(*(metrics[key] for key in ("accuracy", "low", "high")))
+
+    rows = []
+    for benchmark, by_mode in measured.items():
+        greedy, search = by_mode.get("greedy"), by_mode.get("search")
+        rows.append(
+            {
+                model: benchmark,
+                "problems": str(greedy["count"]) if greedy else _MISSING,
+                "greedy % [95 %]": cell(greedy),
+                "searched": str(search["count"]) if search else _MISSING,
+                "search % [95 %]": cell(search),
+            }
+        )
+    return _without_empty_columns(rows)
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 

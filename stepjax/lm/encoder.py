@@ -24,12 +24,15 @@ class Encoder(NamedTuple):
       tokenizer: the copy that knows special tokens by their marks.
       marks: name of a special token → its mark.
       ids: id in the copy → id in the original tokenizer, where the two differ.
+      unknown: id, in the original tokenizer, of characters that its vocabulary does not
+        hold; None where it has no such id.
       names: finds the names in a text; the longest one where several begin.
     """
 
     tokenizer: tokenizers.Tokenizer
     marks: dict[str, str]
     ids: dict[int, int]
+    unknown: int | None
     names: re.Pattern[str]
 
     def mark(self, text: str) -> str:
@@ -55,6 +58,9 @@ def make(backend: tokenizers.Tokenizer, control: Mapping[str, int]) -> Encoder:
     marks = {name: f"<|{key}:{token}|>" for name, token in control.items()}
     rules = json.loads(backend.to_str())
     rules |= {"truncation": None, "padding": None, "post_processor": None}
+    unknown = rules["model"].get("unk_id")
+    if rules["model"].get("unk_token"):
+        unknown = backend.token_to_id(rules["model"]["unk_token"])
     _rename(rules["model"], marks)
     added = rules["added_tokens"]
     for token in added:
@@ -65,6 +71,7 @@ def make(backend: tokenizers.Tokenizer, control: Mapping[str, int]) -> Encoder:
         tokenizer=copy,
         marks=marks,
         ids={own: token for own, token in pairs if own != token},
+        unknown=unknown,
         names=re.compile("|".join(map(re.escape, sorted(marks, key=len)[::-1]))),
     )
 

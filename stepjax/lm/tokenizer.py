@@ -124,6 +124,11 @@ class Tokenizer:
             )
         return joint[len(newline) :]
 
+    @property
+    def unknown_id(self) -> int | None:
+        """Id of characters that the vocabulary does not hold; None without one."""
+        return self._encoder.unknown
+
     def has_markup(self, text: str) -> bool:
         """Returns whether a text holds the name of a special token."""
         return self._encoder.mark(text) != text

@@ -3,10 +3,10 @@
 The settings alone are checked earlier, by `stepjax.run.ranges`.
 """
 
-from stepjax import own_functions, prompts
+from stepjax import own_import, prompts
 from stepjax.codec import Codec
 from stepjax.initial_data import prm, teacher
-from stepjax.lm import hf_config, hosts, sharding, tokenizer
+from stepjax.lm import hf_config, hosts, sharding, tokenizer, unknown
 from stepjax.lm import model as lm
 from stepjax.run.kind import choose
 from stepjax.settings import Search, Settings
@@ -110,6 +110,45 @@ def check_disjoint(files: dict[str, list]) -> None:
 _TRAINING = ("ift", "eft", "labels", "tree_questions")
 
 
+def check_characters(codec: Codec, files: dict[str, list]) -> list[str]:
+    """Looks for characters that the tokenizer does not know.
+
+    Args:
+      codec: tokenizer and templates.
+      files: name → rows, each with a `problem`, and perhaps `steps`.
+
+    Returns:
+      A warning for each file with such characters in some of its problems.
+
+    Raises:
+      ValueError: for a file with such characters in all of its problems.
+    """
+    warnings = []
+    for name, rows in files.items():
+        texts = ["".join([row.problem, *getattr(row, "steps", ())]) for row in rows]
+        lost = unknown.characters(codec.tokenizer, texts)
+        bad = [row.id for row, characters in zip(rows, lost, strict=True) if characters]
+        if not bad:
+            continue
+        found = "".join(dict.fromkeys("".join(lost)))
+        shown = repr(found[:40]) + (f" and {len(found) - 40} more" * (len(found) > 40))
+        said = (
+            f"hold characters that the tokenizer does not know: {shown}. The first of "
+            f"these problems is {bad[0]!r}"
+        )
+        if len(bad) == len(rows):
+            raise ValueError(
+                f"{name}: all of the {len(rows)} problems {said}; expected problems "
+                "that it can read. Use another file, or a model whose tokenizer knows "
+                "these characters."
+            )
+        warnings.append(
+            f"{name}: {len(bad)} of {len(rows)} problems {said}. The model does not "
+            "see these characters."
+        )
+    return warnings
+
+
 def check_budgets(settings: Settings, codec: Codec, files: dict[str, list]) -> None:
     """Raises ValueError when a prompt does not fit its sequence budget.
 
@@ -125,7 +164,7 @@ def check_budgets(settings: Settings, codec: Codec, files: dict[str, list]) -> N
             tokens = len(codec.solve_prompt(row.problem))
             row_name = f"{name} row {row.id!r}: its prompt"
             _check_room_for_a_step(row_name, tokens, settings.search)
-            if own_functions.named(judge.by):
+            if own_import.named(judge.by):
                 continue
             need = len(context(codec, row.problem, ()))
             if need > judge.context_tokens:

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from stepjax import own_functions, prompts, records
+from stepjax import own_import, prompts, records
 from stepjax.initial_data.formats import sources
 from stepjax.lm import gguf_files, gguf_tokenizer, hf_config, hosts, tokenizer
 from stepjax.prompts import Templates
@@ -219,7 +219,7 @@ def _from_files(
     }
     if data.make_eft:
         splits |= _made_from(settings, texts)
-    elif own_functions.named(settings.judge.by) and not data.eft:
+    elif own_import.named(settings.judge.by) and not data.eft:
         splits |= {"eft": [], "heldout": []}  # the model does not learn to judge
     else:
         splits |= _eft(data, kind, texts)

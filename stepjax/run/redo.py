@@ -187,19 +187,24 @@ def _is_in(name: str, sections: Sequence[str]) -> bool:
     return inside(sections) and not inside(_FREE)
 
 
-def measured_with(config: Mapping[str, Any], mode: str) -> dict[str, Any]:
+def measured_with(
+    config: Mapping[str, Any], mode: str, number: int = 1
+) -> dict[str, Any]:
     """Returns the settings that decide what a mode of evaluation measures.
 
     Args:
       config: all settings, as JSON values.
       mode: a key of `MEASURED`.
+      number: of the model; M0 itself is decided by settings, too.
     """
     every = _flat(config)
-    skipped = ("judge.by",)  # a model always judges for itself here
+    depends = (*MEASURED[mode], *(() if number else ("model", "seed")))
     return {
         name: value
         for name, value in every.items()
-        if _is_in(name, MEASURED[mode]) and name not in skipped
+        if _is_in(name, depends)
+        # Here a model judges for itself, unless a function of one's own does.
+        and (name != "judge.by" or ":" in value)
     }
 
 
@@ -231,7 +236,7 @@ def set_aside(folder: pathlib.Path, old: Sequence[Made]) -> None:
     models = [stage.number for stage in old if stage.stage in ("sft", "dpo")]
     names = [f"M{number}_*" for number in models]
     names += ["M*"] if old[0].stage == "prepare" else []
-    paths = [path for name in names for path in folder.glob(f"eval/{name}.json")]
+    paths = [path for name in names for path in folder.glob(f"eval/{name}.json*")]
     paths += [path for stage in reversed(old) for path in stage.paths]
     paths = [path for path in paths if not set(path.parents) & set(paths)]
     inside = dict.fromkeys(str(path.relative_to(folder)) for path in paths)

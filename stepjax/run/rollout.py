@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from stepjax import controls, own_functions, propose, search, tournament
+from stepjax import controls, own_functions, own_import, propose, search, tournament
 from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
 from stepjax.records import Question
+from stepjax.run.journal import Journal
 from stepjax.run.progress import usage_line
 from stepjax.run.run import Run
-from stepjax.run.rundir import Journal
 from stepjax.self_judge import make_judge
 from stepjax.trajectory import State, context_ids
 
@@ -158,9 +158,9 @@ def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> Judge:
 def _proposer(run: Run, solver: Sampler, iteration: int) -> Callable:
     """Returns who writes the candidates: the model, or a function of one's own."""
     options, seed = run.settings.search, run.settings.seed
-    if own_functions.named(options.propose_by):
+    if own_import.named(options.propose_by):
         return own_functions.proposer(
-            own_functions.load("search.propose_by", options.propose_by),
+            own_import.load("search.propose_by", options.propose_by),
             run.codec,
             functools.partial(_measure, solver, run.codec.tokenizer.vocab_size),
             name=f"search.propose_by={options.propose_by!r}",
@@ -211,9 +211,9 @@ def _judge(run: Run, params: Any, by: str) -> tuple[Judge, Sampler | None]:
     """Returns who judges, and the context caches that it uses, if any."""
     options, seed, sampler = run.settings.judge, run.settings.seed, None
     score, schedule = options.score, options.schedule
-    if own_functions.named(options.by):
+    if own_import.named(options.by):
         judge = own_functions.judge(
-            own_functions.load("judge.by", options.by),
+            own_import.load("judge.by", options.by),
             run.codec,
             name=f"judge.by={options.by!r}",
             score=score,
@@ -238,7 +238,7 @@ def _fits(run: Run, state: State) -> bool:
     most = run.kind.candidate_tokens
     if len(solved) + most > settings.search.context_tokens:
         return False
-    if own_functions.named(settings.judge.by):  # which has no context of ours
+    if own_import.named(settings.judge.by):  # which has no context of ours
         return True
     judged = run.kind.judgments.context(run.codec, state.question.problem, steps)
     return len(judged) <= settings.judge.context_tokens

@@ -17,7 +17,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from stepjax import forest, own_functions, records, sft
+from stepjax import forest, own_import, records, sft
 from stepjax.codec import Codec
 from stepjax.lm import (
     checkpoint,
@@ -55,6 +55,8 @@ class Run:
         config: ml_collections.ConfigDict,
         workdir: str | os.PathLike,
         redo: str = "",
+        *,
+        keep: bool = False,
     ):
         """Claims the directory, prepares the data, and makes every early check.
 
@@ -62,6 +64,7 @@ class Run:
           config: the settings, see `stepjax.config`.
           workdir: the run directory.
           redo: a stage that may be deleted, see `rundir.RunDirectory`.
+          keep: whether the directory keeps its own settings, see there.
 
         Raises:
           ValueError: for settings or data that cannot work, or a directory of another
@@ -71,8 +74,10 @@ class Run:
         ranges.check(config)
         self.settings = from_config(config)
         by, proposed = self.settings.judge.by, self.settings.search.propose_by
-        own_functions.check(by, proposed)
-        self.dir = rundir.RunDirectory(config, workdir, redo)
+        wrong = own_import.wrong(by, proposed)
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        self.dir = rundir.RunDirectory(config, workdir, redo, keep=keep)
         try:
             self._begin()
         except BaseException:
@@ -89,7 +94,8 @@ class Run:
         texts = templates(settings.texts, data.world_templates(settings.data.world))
         with self.monitor.during("making the data and the tokenizer"):
             prepared = data.prepare(settings, texts, self.dir)
-            more_questions.add(settings, texts, prepared)
+            if not self.dir.borrowed:
+                more_questions.add(settings, texts, prepared)
         ids = tokenizer.load(self.dir.path / "tokenizer")
         self.codec = Codec(ids, texts)
         shape = model_config(settings, ids.vocab_size, self.dir.path / "tokenizer")
@@ -106,9 +112,11 @@ class Run:
     def _check(self) -> None:
         """Refuses, before anything is compiled, what could not work later."""
         settings = self.settings
+        made = len(list(self.dir.path.glob("data/questions_*.jsonl")))
         asked = {
             f"questions_{n}": self.dir.read(f"questions_{n}", records.Question)
             for n in range(1, settings.iterations + 1)
+            if n <= made or not self.dir.borrowed
         }
         for name in self.dir.benchmarks():
             asked[name] = self.dir.read(name, records.Problem)
@@ -117,6 +125,11 @@ class Run:
         if makes_eft:
             asked["tree_questions"] = self.dir.read("tree_questions", records.Question)
         checks.check_budgets(settings, self.codec, asked)
+        read = dict(asked)
+        if not (self.dir.model(1) / "manifest.json").exists():
+            read["ift"] = self.dir.read("ift", records.Solution)
+        for warning in checks.check_characters(self.codec, read):
+            self.monitor.say(warning)
         if makes_eft:
             rows = {
                 "ift": self.dir.read("ift", records.Solution),

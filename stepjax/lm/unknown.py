@@ -1,0 +1,51 @@
+"""Characters that a tokenizer does not know, so that a model never sees them.
+
+A vocabulary of pieces has an unknown token for them, or drops them without a trace. A
+byte-level vocabulary knows all characters, unless some of the 256 bytes are not in it.
+"""
+
+from collections.abc import Sequence
+
+from stepjax.lm.tokenizer import Tokenizer
+
+
+def characters(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """Returns for each text its characters that are lost, each once, in their order.
+
+    A character is lost when the unknown token stands for it, or nothing at all. A
+    tokenizer that writes it in another way, such as in lower case, does not lose it.
+
+    Args:
+      tokenizer: the tokenizer.
+      texts: without markup; names of special tokens in them are plain text.
+    """
+    lost = {c for c in set().union(*texts) if _is_lost(tokenizer, c)}
+    return [_lost_in(tokenizer, text, lost) for text in texts]
+
+
+def _is_lost(tokenizer: Tokenizer, character: str) -> bool:
+    """Whether a character between two letters is lost."""
+    found = _read_back(tokenizer, f"a{character}a")
+    if found is None or character in found:
+        return found is None
+    return "\ufffd" in found or found.strip() == "aa"
+
+
+def _lost_in(tokenizer: Tokenizer, text: str, lost: set[str]) -> str:
+    """Returns which of some characters are lost in a text.
+
+    A longer piece of the vocabulary may hold a character that is no piece alone.
+    """
+    if lost.isdisjoint(text):
+        return ""
+    found = _read_back(tokenizer, text)
+    within = [c for c in dict.fromkeys(text) if c in lost]
+    if found is None:
+        return "".join(within)
+    return "".join(c for c in within if found.count(c) < text.count(c))
+
+
+def _read_back(tokenizer: Tokenizer, text: str) -> str | None:
+    """Returns what the ids of a text stand for; None with an unknown token in them."""
+    ids = tokenizer.encode_prompt("{}", {"{}": text}, bos=False)
+    return None if tokenizer.unknown_id in ids else tokenizer.decode(ids)
