@@ -356,12 +356,16 @@ def _export(run: "Run", number: int) -> None:
         verified = export.verify_hf(params, shape, out, shardings=shardings, **same)
     if hosts.first():
         size = sum(path.stat().st_size for path in pathlib.Path(out).rglob("*"))
-        prompt = repr(run.codec.templates.solve)
+        asked = run.codec.templates.solve
+        prompt = repr(asked)
         if run.codec.templates.chat == "template":
             prompt += " in the tokenizer's chat template"
         _say(f"M{number} → {out}, {_bytes(size)}, {same['dtype']}, prompt: {prompt}")
         if verified:
             _say(verified)
+        warning = "" if "://" in out else export.other_ids(out, tokenizer, asked)
+        if warning:
+            _say(warning)
 
 
 def _bytes(count: int) -> str:

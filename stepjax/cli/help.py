@@ -106,8 +106,9 @@ COMMANDS = {
         "shows problems of --model: candidates, scores, verdicts",
         ("config", "workdir", "model", "problem", "wrong", "ties", "random", "n"),
         text="Shows the search of its questions, by default of the newest model that "
-        "has searched. A model that has searched nothing has its answers to test "
-        "problems shown. Candidates are marked right or wrong where a world "
+        "has searched. For a model that has searched no questions, such as the last "
+        "one, it shows the searches of its evaluation, and without these its answers "
+        "to test problems. Candidates are marked right or wrong where a world "
         "(data.world) knows it. The first problems are shown unless --problem, "
         "--wrong, --ties or --random says otherwise.",
     ),

@@ -106,7 +106,7 @@ def _searches(workdir: pathlib.Path, number: int) -> list[pathlib.Path]:
 
 
 def _results(workdir: pathlib.Path, number: int, mode: str) -> list[pathlib.Path]:
-    """Returns the results of a mode of evaluation, those of the run's own test first."""
+    """Returns the results of a mode of evaluation, the run's own test first."""
     own = workdir / "eval" / f"M{number}_test_{mode}.json"
     paths = sorted(own.parent.glob(f"M{number}_*_{mode}.json"))
     return sorted(paths, key=own.__ne__)

@@ -21,6 +21,7 @@ from flax import traverse_util
 from jax.sharding import PartitionSpec
 from safetensors import numpy as safetensors_numpy
 from safetensors.numpy import save_file
+from transformers import AutoTokenizer
 
 from stepjax.lm import hosts, tokenizer
 from stepjax.lm.hf_config import (
@@ -211,6 +212,50 @@ def verify_hf(
     )
 
 
+def other_ids(
+    directory: str | os.PathLike, own: tokenizer.Tokenizer, prompt: str
+) -> str:
+    """Returns a warning when transformers reads a few texts as other ids than we do.
+
+    Of a folder of the type qwen2, transformers takes the vocabulary only: it cuts texts
+    into words by Qwen2's own rules, whatever the tokenizer.json says.
+
+    Args:
+      directory: what `save_hf` wrote, on this machine.
+      own: the tokenizer of the model.
+      prompt: a text that the model is often given.
+
+    Returns:
+      Some sentences, or "" when all ids are the same.
+    """
+    try:
+        theirs = AutoTokenizer.from_pretrained(
+            os.fspath(directory), local_files_only=True
+        )
+    except Exception as error:  # the tokenizers library raises bare Exception
+        return (
+            f"warning: transformers cannot read the tokenizer of {directory}: {error}"
+        )
+    for text in (prompt, *_PROBES):
+        ids = own.encode_prompt(text, bos=False)
+        found = theirs.encode(text, add_special_tokens=False)
+        if ids != found:
+            return (
+                f"warning: AutoTokenizer of transformers reads {text[:60]!r} in "
+                f"{directory} as {len(found)} tokens {found[:8]}..., and the model was "
+                f"trained on the {len(ids)} tokens {ids[:8]}.... It reads every model "
+                "of the type qwen2 by the rules of Qwen2's tokenizer. Use "
+                f"PreTrainedTokenizerFast.from_pretrained({str(directory)!r}), which "
+                "reads the tokenizer.json as it is."
+            )
+    return ""
+
+
+_PROBES = (
+    "12345 + 67.5 = 12412.5",
+    "Step 1: They're here, don't  wait.\n\n\tSo \\frac{1}{2} of 3*(4-1)\n",
+    "Gr\u00f6\u00dfe \u2264 \u4e2d\u6587",
+)
 _AGAIN = "Remove the directory and export again."
 
 
