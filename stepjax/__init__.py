@@ -23,13 +23,14 @@ The method, one file per stage, in the order in which it runs:
     ablate.py       the loop against its controls: coins, gold, more SFT, SRLM
     controls.py     judges of the controls: coins, gold
     own_functions.py  a judge, a PRM or a proposer of your own, as a function
+    own_import.py   finds such a function and checks it
     own_files.py    what is wrong in a config file or an own function, in a sentence
     srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
 
     main.py         the command line; __main__.py: the same by python -m stepjax.
                     cli/: help.py: commands and options in words; options.py: as
-                    flags; arguments.py: their checks; config_files.py: where settings
-                    come from; load_config.py: reads and checks such a file;
+                    flags; arguments.py: their checks; benchmarks.py: files to
+                    measure on; config_files.py: where settings come from; load_config.py: reads and checks such a file;
                     explain.py: errors of settings that the command line changes;
                     config_table.py: stepjax config
     config.py       default(): every setting once
@@ -57,7 +58,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     word_problems_data.py, word_problems_numbers.py: problems
                     with an equation
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
-                    their manifests; redo.py: what changed settings invalidate;
+                    their manifests; journal.py: searches that go on; redo.py: what
+                    changed settings invalidate;
                     ranges.py: what each setting may be; data.py, more_questions.py,
                     checks.py: its data, early errors;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
@@ -89,7 +91,8 @@ The language model; it imports nothing of the above but forest and losses:
                     draws.py       random keys, one token from the nucleus
                     stops.py       stop strings as an automaton over token ids
                     tokenizer.py   text to ids and back; encoder.py: names of special
-                                   tokens in data stay text; chat.py: chat templates
+                                   tokens in data stay text; chat.py: chat templates;
+                                   unknown.py: characters that are lost
                     weights.py     Hugging Face directories in; hf_config.py,
                                    tensor_files.py; export.py writes them
                     gguf_files.py  GGUF files in; gguf_tokenizer.py: their tokenizers
