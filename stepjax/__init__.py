@@ -30,9 +30,10 @@ The method, one file per stage, in the order in which it runs:
     main.py         the command line; __main__.py: the same by python -m stepjax.
                     cli/: help.py: commands and options in words; options.py: as
                     flags; arguments.py: their checks; benchmarks.py: files to
-                    measure on; config_files.py: where settings come from; load_config.py: reads and checks such a file;
-                    explain.py: errors of settings that the command line changes;
-                    config_table.py: stepjax config
+                    measure on; config_files.py: where settings come from;
+                    load_config.py: reads and checks such a file; explain.py: errors
+                    of settings that the command line changes; config_table.py:
+                    stepjax config
     config.py       default(): every setting once
     settings.py     settings to typed options
 

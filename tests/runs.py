@@ -175,7 +175,9 @@ def assert_same_results(one: pathlib.Path, other: pathlib.Path) -> None:
     for name in ("M1", "M2", "M3"):
         a, b = (files.read_json(f / name / "manifest.json") for f in (one, other))
         assert a["arrays"] == b["arrays"], name
-    for path in (one / "eval").iterdir():
+    for path in (one / "eval").glob("*.jsonl"):
+        assert path.read_bytes() == (other / "eval" / path.name).read_bytes(), path.name
+    for path in (one / "eval").glob("*.json"):
         a, b = (files.read_json(f / "eval" / path.name) for f in (one, other))
         for part in ("metrics", "items"):
             assert a.get(part) == b.get(part), path.name

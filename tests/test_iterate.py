@@ -61,6 +61,8 @@ def test_layout_of_the_run_directory(finished):
     for number in range(4):
         for split, mode in evaluations[: None if number else 2]:
             expected.add(f"eval/M{number}_{split}_{mode}.json")
+            if mode == "search":
+                expected.add(f"eval/M{number}_{split}_{mode}.jsonl")
         if number > 1:
             expected.add(f"eval/M{number}_pairs_training.json")
     for number in (1, 2, 3):

@@ -193,7 +193,9 @@ def test_a_model_without_pairs_goes_on_unchanged(tmp_path, monkeypatch, capsys):
         one, two = (
             files.read_json(folder / f"eval/M{n}_{name}_{mode}.json") for n in (1, 2)
         )
-        assert found[mode] == one["metrics"] and two["items"] == one["items"]
+        assert found["test"][mode] == one["metrics"] and two["items"] == one["items"]
+    kept = [(folder / f"eval/M{n}_test_search.jsonl").read_bytes() for n in (1, 2)]
+    assert kept[0] == kept[1]
     said = " ".join(capsys.readouterr().err.split())
     assert "M2 eval test_greedy: M2 is equal to M1, whose result holds." in said
 

@@ -1,7 +1,6 @@
 """A judge and a proposer of one's own: what they get, return, and may not return."""
 
 import math
-import sys
 
 import pytest
 from fakes import candidate
@@ -29,48 +28,7 @@ def judged(codec, function, requests, calls=None, score="sum"):
     return made(requests, calls)
 
 
-# Loading.
-
-
-@pytest.fixture
-def module(tmp_path, monkeypatch):
-    """A module own_code in the working directory, which is not on Python's path."""
-    (tmp_path / "own_code.py").write_text("score = len\nnumber = 3\n")
-    (tmp_path / "needs_more.py").write_text("import no_such_library_at_all\n")
-    (tmp_path / "no_python.py").write_text("score = len\ndef f(:\n")
-    (tmp_path / "raises.py").write_text("\nnumbers = {}\nnumbers['a']\n")
-    monkeypatch.chdir(tmp_path)
-    yield
-    sys.modules.pop("own_code", None)
-
-
-def test_a_function_of_the_working_directory_is_found(module, tmp_path):
-    before = list(sys.path)
-    assert own_functions.load("judge.by", "own_code:score") is len
-    assert sys.path == before
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        ("nowhere:score", "there is no module 'nowhere' in "),
-        ("own_code.py:score", "expected 'module:function', without '.py'"),
-        ("own_code:scroe", "has no function 'scroe'"),
-        ("own_code:number", "has 'number', but it is a whole number (3), no function"),
-        ("own_code:", "expected 'module:function', such as 'own_code:score'"),
-        (":score", "expected 'module:function', such as 'own_code:score'"),
-        ("../own_code:score", "these are no names of a module and of a function"),
-        (":nan", "these are no names of a module and of a function"),
-        ("needs_more:score", "needs_more.py, line 1: imports 'no_such_library_at_all'"),
-        ("no_python:score", "no_python.py, line 2: this is no Python (invalid syntax)"),
-        ("raises:score", "raises.py, line 3: KeyError: 'a'; expected a module that"),
-    ],
-)
-def test_what_cannot_be_found_is_named(module, value, words):
-    with pytest.raises(ValueError) as caught:
-        own_functions.load("judge.by", value)
-    assert str(caught.value).startswith(f"judge.by={value!r}: ")
-    assert words in str(caught.value)
+# The settings.
 
 
 def test_settings_that_do_not_go_together():
@@ -91,20 +49,6 @@ def test_settings_that_do_not_go_together():
     assert broken(**proposed, judge__schedule="knockout") == []
     assert broken(search__propose_by="random") == ["search.propose_by"]
     assert broken(judge__by="fsum") == ["judge.by"]
-
-
-def test_both_settings_are_loaded(module):
-    own_functions.check("self", "self")
-    own_functions.check("own_code:score", "own_code:score")
-    with pytest.raises(ValueError, match="search.propose_by='own_code:no': the module"):
-        own_functions.check("own_code:score", "own_code:no")
-    with pytest.raises(ValueError) as caught:
-        own_functions.check("nowhere:score", "own_code:no")
-    lines = str(caught.value).splitlines()
-    assert [line.partition("=")[0] for line in lines] == [
-        "judge.by",
-        "search.propose_by",
-    ]
 
 
 # The judge.

@@ -157,11 +157,29 @@ def test_answers_stand_in_where_nothing_was_searched_or_is_known(workdir):
     ]  # the gold of single steps is not known
 
 
+def test_the_searches_of_an_evaluation_stand_in_for_those_of_questions(workdir):
+    for name, states in (("test", (SEARCHED, WRONG)), ("a-1234", (EMPTY,))):
+        path = workdir / "eval" / f"M2_{name}_search.jsonl"
+        records.write_jsonl(path, map(trajectory.to_row, states))
+        files.write_json(path.with_suffix(".json"), {"items": []})
+    text = show.show(workdir, 2, is_right=is_right)
+    assert heads(text) == ["q1", "q3"]
+    first = workdir / "eval" / "M2_test_search.jsonl"
+    assert text.startswith(f"M2: 2 of 2 problems, from {first}\n")
+    assert heads(show.show(workdir, 2, choice="ties")) == ["q1"]
+    assert show.show(workdir, 2, problem="q2") == show.of_state(EMPTY)
+    assert show.newest_search(workdir, 3) == 2
+    # Those of M1's own questions come first; a result that was dropped has none.
+    assert "M1/search.jsonl" in show.show(workdir, 1)
+    first.with_suffix(".json").unlink()
+    assert heads(show.show(workdir, 2)) == ["q2"]
+
+
 @pytest.mark.parametrize(
     ("number", "options", "words"),
     [
         (1, {"problem": "q9"}, "'q9' is no problem of M1.* such as q1, q2, q3, t2, t1"),
-        (3, {}, "M3 of .* has no search.jsonl and no answers"),
+        (3, {}, "M3 of .* has no searches and no answers"),
         (2, {"choice": "ties"}, "M2 has no search of its questions"),
         (1, {"count": 0}, "n=0; expected"),
         (1, {"choice": "best"}, "choice='best'"),

@@ -12,6 +12,7 @@ from stepjax.codec import Codec
 from stepjax.evaluation import causes, diagnose, samples, stages
 from stepjax.lm import files, tokenizer
 from stepjax.pairs import Pair
+from stepjax.run import rundir
 from stepjax.settings import from_config
 from stepjax.worlds import arithmetic
 
@@ -76,8 +77,19 @@ def test_modes_that_do_not_apply_are_passed_over(tmp_path):
     run = copy_run(folder, "eval/*")
     shutil.rmtree(folder / "eval")
     # No unseen blocks in this world; M1 was not trained on pairs.
-    assert stages.evaluate(run, 1, ("unseen", "training")) == {}
+    assert stages.evaluate(run, 1, ("unseen", "training")) == {"test": {}}
     assert not (folder / "eval").exists()
+
+
+def test_the_searches_of_an_evaluation_are_kept(finished):
+    for number in (1, 2, 3):
+        path = finished / f"eval/M{number}_test_search.json"
+        result, kept = files.read_json(path), path.with_suffix(".jsonl")
+        assert result["files"] == {kept.name: rundir.file_digest(kept)}
+        states = [trajectory.from_row(row) for _, row in records.read_objects(kept)]
+        assert [s.question.id for s in states] == [i["id"] for i in result["items"]]
+        assert [s.status for s in states] == [i["status"] for i in result["items"]]
+        assert result["prompts"]["solve"] == arithmetic.templates().solve
 
 
 def test_two_samples_of_each_evaluation_are_in_the_log(finished):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chat_tokenizers
 import jax
 import ml_dtypes
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from golden_models import GOLDEN, copy_golden
 from safetensors.numpy import load_file, save_file
 
-from stepjax.lm import export, hf_config, sharding, weights
+from stepjax.lm import export, hf_config, sharding, tokenizer, weights
 from stepjax.lm import model as lm
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -211,3 +212,33 @@ def test_numbers_that_are_not_finite_are_named(name, place, words, value):
             weights.check_finite(tree, config, "a model", "Train it again.")
         message = f"a model: {words} are NaN or infinite; expected finite numbers only."
         assert str(error.value) == f"{message} Train it again."
+
+
+@pytest.mark.parametrize(
+    ("family", "model_type", "differs"),
+    [
+        ("qwen", "qwen2", False),
+        ("smollm", "llama", False),
+        ("llama3", "llama", False),
+        ("llama3", "qwen2", True),  # digits in threes; Qwen2's are single
+    ],
+)
+def test_other_ids_of_transformers_are_warned_of(tmp_path, family, model_type, differs):
+    folder = chat_tokenizers.write(family, tmp_path / "t")
+    own = tokenizer.load(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    said = export.other_ids(folder, own, "{problem}\n")
+    assert bool(said) == differs
+    if differs:
+        assert said.startswith("warning: AutoTokenizer of transformers reads ")
+        assert f"PreTrainedTokenizerFast.from_pretrained({str(folder)!r})" in said
+
+
+def test_the_ids_of_the_world_are_those_of_transformers(tmp_path, codec):
+    codec.tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    # The texts with unknown characters are not compared: Qwen2's rules drop these.
+    assert export.other_ids(tmp_path, codec.tokenizer, codec.templates.solve) == ""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    said = export.other_ids(tmp_path, codec.tokenizer, codec.templates.solve)
+    assert said.startswith("warning: transformers cannot read the tokenizer of ")

@@ -10,7 +10,7 @@ from tiny_config import changed
 from stepjax.initial_data import prm
 from stepjax.lm import model as lm
 from stepjax.lm import sharding
-from stepjax.records import Problem, Question, StepLabels
+from stepjax.records import Problem, Question, Solution, StepLabels
 from stepjax.run import checks
 from stepjax.settings import from_config, model_config
 
@@ -62,6 +62,25 @@ def test_what_would_stop_a_run_while_it_makes_its_eft_rows(changes, words, codec
     with pytest.raises(ValueError) as error:
         checks.check_initial_data(from_config(c), codec, FILES)
     assert words in str(error.value)
+
+
+def test_problems_with_unknown_characters_are_counted_or_refused(codec):
+    rows = [Question("a", "5*3+1"), Question("b", "5\u00d73"), Question("c", "\u00e95")]
+    steps = Solution("s", "5*3+1", ("Step 1: 5*3+1=1\u00e9",), "1")
+    assert checks.check_characters(codec, {"own": rows[:1], "none": []}) == []
+    said = checks.check_characters(codec, {"x.csv": rows, "ift": [steps, rows[0]]})
+    assert said == [
+        "x.csv: 2 of 3 problems hold characters that the tokenizer does not know: "
+        "'\u00d7\u00e9'. The first of these problems is 'b'. The model does not see "
+        "these characters.",
+        "ift: 1 of 2 problems hold characters that the tokenizer does not know: "
+        "'\u00e9'. The first of these problems is 's'. The model does not see these "
+        "characters.",
+    ]
+    with pytest.raises(ValueError) as error:
+        checks.check_characters(codec, {"x.csv": rows[1:]})
+    assert "x.csv: all of the 2 problems hold characters that" in str(error.value)
+    assert "is 'b'; expected problems that it can read. Use another" in str(error.value)
 
 
 def test_budgets_of_the_prm_to_the_token(codec):
