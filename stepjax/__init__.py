@@ -59,7 +59,7 @@ Beside the method; of the files above only main, iterate and ablate import these
                     word_problems_data.py, word_problems_numbers.py: problems
                     with an equation
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
-                    their manifests; journal.py: searches that go on; redo.py: what
+                    their manifests; journal.py: unfinished searches; redo.py: what
                     changed settings invalidate;
                     ranges.py: what each setting may be; data.py, more_questions.py,
                     checks.py: its data, early errors;

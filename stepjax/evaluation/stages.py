@@ -113,7 +113,8 @@ def _measure(
     stem += run.dir.variant(kind, number)
     name = f"M{number}_{stem}_{kind}"
     target = run.dir.path / "eval" / f"{name}.json"
-    if target.exists() and not run.dir.is_result(kind, target, inputs):
+    old = hosts.first() and target.exists()  # it is deleted below
+    if old and not run.dir.is_result(kind, target, inputs):
         run.monitor.say(
             f"{name}: measured again, because the model, the problems or the settings "
             "are no longer those of the earlier result"

@@ -1,4 +1,4 @@
-"""Where an unfinished search of a run is kept, so that the same command goes on."""
+"""What an unfinished search has done so far, kept so that it can go on after a kill."""
 
 import json
 import pathlib
