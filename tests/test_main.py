@@ -79,7 +79,7 @@ def refused(capsys, status, arguments, *words):
         ),
         (
             ["eval", TINY, "--workdir={}", "--benchmark=x.jsonl"],
-            ["--benchmark=x.jsonl: no such file; expected 'test' or one"],
+            ["--benchmark=x.jsonl: no such file; expected 'test', files"],
         ),
         (
             ["eval", TINY, "--workdir={}", "--mode=training", "--model=M0"],

@@ -168,6 +168,49 @@ def test_a_measurement_of_other_settings_is_made_anew(tmp_path):
     assert other.measurement("greedy", target, {"benchmark": "b"}).done is None
 
 
+def test_a_command_that_only_looks_leaves_the_settings_as_they_are(folder):
+    before = bytes_of(folder)
+    same = RunDirectory(get_config(), folder, keep=True)
+    assert same.news == [] and not same.borrowed and same.variant("greedy", 1) == ""
+    other = RunDirectory(changed(eval__max_tokens=64), folder, keep=True)
+    said = "for this command only: eval.max_tokens was 32, now 64"
+    assert other.news == [f"{said}. {folder / 'config.json'} stays as it is"]
+    assert other.borrowed and bytes_of(folder) == before
+    # What does not depend on it has the names of the run's own results.
+    assert other.variant("judge", 1) == other.variant("search", 0) == ""
+    name = other.variant("greedy", 1)
+    assert len(name) == 9 and name.startswith("-")
+    longer = RunDirectory(changed(eval__max_tokens=65), folder, keep=True)
+    assert longer.variant("greedy", 1) not in ("", name)
+    with pytest.raises(ValueError, match="Add --redo=dpo to delete M2, M2 search"):
+        RunDirectory(changed(dpo__beta=0.3), folder, keep=True)
+    assert bytes_of(folder) == before
+
+
+def test_without_data_the_settings_are_those_that_make_them(tmp_path):
+    RunDirectory(get_config(), tmp_path / "run")
+    settings = changed(data__ift_count=9)
+    claimed = RunDirectory(settings, tmp_path / "run", keep=True)
+    assert kept(tmp_path / "run") == config.to_dict(settings)
+    assert not claimed.borrowed
+
+
+def test_a_random_m0_is_told_from_that_of_other_settings(tmp_path):
+    folder = tmp_path / "run"
+    RunDirectory(get_config(), folder)
+    (folder / "data").mkdir()
+    (folder / "data/manifest.json").write_text("{}")
+    wider = RunDirectory(changed(model__hidden_size=32), folder, keep=True)
+    assert wider.variant("greedy", 1) == "" != wider.variant("greedy", 0)
+
+
+def test_a_judge_of_ones_own_is_told_from_the_model(tmp_path):
+    own = config.to_dict(changed(judge__by="own_code:score"))
+    assert redo.measured_with(own, "search")["judge.by"] == "own_code:score"
+    coin = config.to_dict(changed(judge__by="random"))  # the model judges all the same
+    assert "judge.by" not in redo.measured_with(coin, "search")
+
+
 def test_every_stage_depends_on_settings_that_there_are():
     every = {name for name, _ in flat(config.to_dict(config.default()))}
     sections = {name.rpartition(".")[0] for name in every}
