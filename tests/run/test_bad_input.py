@@ -111,6 +111,27 @@ def test_budgets_smaller_than_a_prompt(settings, tmp_path):
     refused(settings, tmp_path, "train.row_length=12", "Raise train.row_length")
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"), [("ift", "ift"), ("questions", "questions_1"), ("test", "test")]
+)
+def test_characters_that_the_tokenizer_does_not_know(settings, tmp_path, name, shown):
+    rows = [row | {"problem": f"{row['problem']}\u00e9"} for row in ROWS[name]]
+    write(tmp_path, name, rows)
+    words = f"{shown}: all of the {len(rows)} problems hold characters that the"
+    refused(
+        settings, tmp_path, words, "know: '\u00e9'. The first", "; expected problems"
+    )
+
+
+def test_a_question_with_an_unknown_character_is_named(settings, tmp_path, capsys):
+    rows = [*ROWS["questions"][:3], {"id": "odd", "problem": "3\u00d79+1*4+2"}]
+    write(tmp_path, "questions", rows)
+    Run(settings, tmp_path / "run")
+    said = " questions_1: 1 of 4 problems hold characters that the tokenizer does not "
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if said in x)
+    assert "know: '\u00d7'. The first of these problems is 'odd'." in line
+
+
 def test_a_problem_in_two_splits_and_too_few_questions(settings, tmp_path):
     write(tmp_path, "test", [ROWS["ift"][0] | {"id": "t"}])
     settings.data.strict = True
