@@ -31,6 +31,7 @@ from stepjax.lm import hosts, train
 from stepjax.lm import model as lm
 from stepjax.pairs import Pair, pairs_of, summary
 from stepjax.run import finetune, rollout, rundir
+from stepjax.run.journal import Journal
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
 
@@ -156,7 +157,7 @@ def search(run: Run, number: int) -> None:
         )
         return
     questions = run.dir.read(name, records.Question)
-    journal = rundir.Journal(folder / "search.partial.jsonl", inputs)
+    journal = Journal(folder / "search.partial.jsonl", inputs)
     states = rollout.search_from_journal(run, number, questions, journal)
     pairs = [
         pair

@@ -21,6 +21,7 @@ from stepjax.evaluation import stages
 from stepjax.lm import files, train
 from stepjax.records import Question
 from stepjax.run import rollout, rundir
+from stepjax.run.journal import Journal
 from stepjax.run.monitor import Monitor
 from stepjax.run.run import Run
 
@@ -85,7 +86,7 @@ def test_kills_at_every_stage(tmp_path):
 
     # A search of 24 problems at its second pause, and again over a torn line.
     journal = folder / "M1/search.partial.jsonl"
-    killed(folder, rundir.Journal, "add", lambda count, args: count == 2)
+    killed(folder, Journal, "add", lambda count, args: count == 2)
     _, line = journal.read_text("utf-8").splitlines()
     done = {row["id"] for row in json.loads(line)["closed"]}
     flying = {row["id"] for _, row in json.loads(line)["active"]}
@@ -149,7 +150,7 @@ def test_training_goes_on_before_a_damaged_state(tmp_path):
 
 def test_at_a_pause_the_caches_are_those_of_a_run_that_goes_on(tmp_path, monkeypatch):
     run = copy_run(tmp_path / "run", "M1/search*", "M1/pairs*", "M2", "M3")
-    make, add, caches, held = rollout.open_sampler, rundir.Journal.add, [], []
+    make, add, caches, held = rollout.open_sampler, Journal.add, [], []
 
     def make_slots(*args):
         caches.append(make(*args))
@@ -160,7 +161,7 @@ def test_at_a_pause_the_caches_are_those_of_a_run_that_goes_on(tmp_path, monkeyp
         add(*args)
 
     monkeypatch.setattr(rollout, "open_sampler", make_slots)
-    monkeypatch.setattr(rundir.Journal, "add", look)
+    monkeypatch.setattr(Journal, "add", look)
     iterate.search(run, 1)
     *pauses, _ = held  # the last one is the end
     assert pauses == [[0] * 16] * 2  # eight slots to solve with and eight to judge
@@ -232,7 +233,7 @@ def go_on(path, stop=None):
 
     Returns (how many problems it had, or had in flight, all closed problems).
     """
-    journal, closed, pauses = rundir.Journal(path, {"M1": "x"}), [], itertools.count(1)
+    journal, closed, pauses = Journal(path, {"M1": "x"}), [], itertools.count(1)
     begun = {state.question.id for state in journal.active.values()}
     begun |= journal.closed.keys()
 
@@ -261,8 +262,8 @@ def test_a_search_goes_on_from_every_pause(tmp_path):
         tear(path, '{"closed": [{"id": "q1", "pro')
         begun, found = go_on(path)
         assert 4 * stop <= begun <= 30 and found == wanted
-        assert rundir.Journal(path, {"M1": "x"}).closed.items() <= wanted.items()
-        assert not rundir.Journal(path, {"M1": "another model"}).closed
+        assert Journal(path, {"M1": "x"}).closed.items() <= wanted.items()
+        assert not Journal(path, {"M1": "another model"}).closed
 
 
 # A process that is really killed.

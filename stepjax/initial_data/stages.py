@@ -27,6 +27,7 @@ from stepjax.initial_data.eft_stage import make_eft, write_pairs
 from stepjax.initial_data.step_values import StepValues
 from stepjax.lm import hosts
 from stepjax.run import data, finetune, rollout, rundir
+from stepjax.run.journal import Journal
 from stepjax.run.run import Run
 
 # Numbers of the phases, from which their shuffles are drawn; M1's begin with 0.
@@ -78,7 +79,7 @@ def make_labels(run: Run) -> None:
         return
     rows = run.dir.read("ift", records.Solution)[: options.problems or None]
     problems = [records.Problem(row.id, row.problem, row.answer) for row in rows]
-    journal = rundir.Journal(
+    journal = Journal(
         folder / "values.partial.jsonl",
         inputs,
         to_row=vars,
@@ -104,7 +105,7 @@ def make_labels(run: Run) -> None:
 
 
 def _estimate_values(
-    run: Run, problems: Sequence[records.Problem], journal: rundir.Journal
+    run: Run, problems: Sequence[records.Problem], journal: Journal
 ) -> None:
     """Tries this host's problems, as many of them as the journal does not have."""
     options, seed = run.settings.rollouts, run.settings.seed
@@ -218,7 +219,7 @@ def make_pairs(run: Run) -> None:
     if stage.done:
         return
     questions = run.dir.read("tree_questions", records.Question)
-    journal = rundir.Journal(
+    journal = Journal(
         folder / "trees.partial.jsonl",
         inputs,
         to_row=mcts.to_row,
@@ -259,7 +260,7 @@ def _searchers(run: Run) -> tuple[str, ...]:
 
 
 def _search(
-    run: Run, questions: Sequence[records.Question], journal: rundir.Journal
+    run: Run, questions: Sequence[records.Question], journal: Journal
 ) -> dict[str, int]:
     """Searches this host's questions, as many of them as the journal does not have.
 

@@ -11,9 +11,9 @@ from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
 from stepjax.records import Question
+from stepjax.run.journal import Journal
 from stepjax.run.progress import usage_line
 from stepjax.run.run import Run
-from stepjax.run.rundir import Journal
 from stepjax.self_judge import make_judge
 from stepjax.trajectory import State, context_ids
 

@@ -55,6 +55,7 @@ class Run:
         config: ml_collections.ConfigDict,
         workdir: str | os.PathLike,
         redo: str = "",
+        dry_run: bool = False,
     ):
         """Claims the directory, prepares the data, and makes every early check.
 
@@ -62,6 +63,7 @@ class Run:
           config: the settings, see `stepjax.config`.
           workdir: the run directory.
           redo: a stage that may be deleted, see `rundir.RunDirectory`.
+          dry_run: whether what `redo` takes away comes back at the end.
 
         Raises:
           ValueError: for settings or data that cannot work, or a directory of another
@@ -72,7 +74,7 @@ class Run:
         self.settings = from_config(config)
         by, proposed = self.settings.judge.by, self.settings.search.propose_by
         own_functions.check(by, proposed)
-        self.dir = rundir.RunDirectory(config, workdir, redo)
+        self.dir = rundir.RunDirectory(config, workdir, redo, dry_run)
         try:
             self._begin()
         except BaseException:

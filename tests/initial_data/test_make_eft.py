@@ -27,6 +27,7 @@ from stepjax.initial_data.step_values import StepValues
 from stepjax.lm import export, files, train
 from stepjax.records import Comparison, Question, StepLabels
 from stepjax.run import rundir
+from stepjax.run.journal import Journal
 from stepjax.run.monitor import Monitor
 from stepjax.run.run import Run
 from stepjax.worlds import arithmetic, arithmetic_teacher
@@ -199,7 +200,7 @@ def test_kills_at_every_stage(made, tmp_path):
     # The first, the second and the third pause of the tree search.
     journal = folder / "init/trees.partial.jsonl"
     for pause in (1, 2, 2):
-        killed(rundir.Journal, "add", lambda count, args, n=pause: count == n)
+        killed(Journal, "add", lambda count, args, n=pause: count == n)
     lines = journal.read_text("utf-8").splitlines()
     assert [len(json.loads(line)["closed"]) >= 8 for line in lines[1:]] == [True, True]
     with open(journal, "a", encoding="utf-8") as file:
@@ -389,7 +390,7 @@ def test_labels_from_rollouts(tmp_path):
         files.write_json(own / "config.json", to_dict(c))
     stages.make(Run(c, finished), last="prm")
     with (
-        kill(rundir.Journal, "add", lambda count, args: count == 6),
+        kill(Journal, "add", lambda count, args: count == 6),
         pytest.raises(KeyboardInterrupt),
     ):
         stages.make(Run(c, folder), last="prm")

@@ -1,0 +1,116 @@
+"""What an unfinished search has done so far, kept so that it can go on after a kill."""
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from stepjax import trajectory
+from stepjax.lm import files, hosts
+
+
+class Journal:
+    """Where an unfinished search can go on: one line per pause.
+
+    Each host writes its own file and reads the files of all hosts, so that a run may go
+    on with another number of hosts.
+
+    Attributes:
+      path: this host's file.
+      closed: id → closed search, of all hosts.
+      active: slot → this host's search in flight at the last pause.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        inputs: dict[str, str],
+        *,
+        to_row: Callable[[Any], dict[str, Any]] = trajectory.to_row,
+        from_row: Callable[[dict[str, Any]], Any] = trajectory.from_row,
+        name: Callable[[Any], str] = lambda search: search.question.id,
+    ):
+        """Reads what an earlier run left, if it worked on the same inputs.
+
+        Args:
+          path: the first host's file; the name of another host's file ends with the
+            host's number.
+          inputs: name → digest of what is searched with.
+          to_row: a search → JSON object.
+          from_row: the inverse.
+          name: a search → id of its question.
+        """
+        self._first, self._inputs = path, inputs
+        self._to_row, self._from_row, self._name = to_row, from_row, name
+        number = hosts.index()
+        name = path.name if not number else f"{path.stem}.{number}.jsonl"
+        self.path = path.with_name(name)
+        self.closed: dict[str, Any] = {}
+        self.active: dict[int, Any] = {}
+        self.read()
+        hosts.barrier(f"{path} read")
+        if not self.path.exists():
+            self.path.write_text(self._head() + "\n", "utf-8")
+
+    def _head(self) -> str:
+        return json.dumps({"inputs": self._inputs}, sort_keys=True)
+
+    def read(self) -> None:
+        """Reads the files of all hosts; cuts a torn last line off this host's own."""
+        for path in _journals(self._first):
+            lines = path.read_text("utf-8").split("\n")
+            whole = lines[:-1] if lines[:1] == [self._head()] else [self._head()]
+            for line in whole[1:]:
+                row = json.loads(line)
+                states = map(self._from_row, row["closed"])
+                self.closed |= {self._name(state): state for state in states}
+                if path == self.path:
+                    self.active = {
+                        slot: self._from_row(item) for slot, item in row["active"]
+                    }
+            if path == self.path:
+                with files.replacing(path) as file:
+                    file.writelines(f"{line}\n" for line in whole)
+
+    def add(self, closed: Sequence[Any], active: Mapping[int, Any]) -> None:
+        """Keeps the searches closed since the last pause, and those in flight."""
+        self.closed |= {self._name(state): state for state in closed}
+        self.active = dict(active)
+        row = {
+            "closed": list(map(self._to_row, closed)),
+            "active": [[slot, self._to_row(state)] for slot, state in active.items()],
+        }
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def rest(self, mine: Sequence, slots: int) -> tuple[list, dict[int, Any]]:
+        """Returns what is left to search of this host's questions.
+
+        Args:
+          mine: this host's questions. With another number of hosts than before, some
+            of those in flight are now another host's.
+          slots: problems in flight on this host.
+
+        Returns:
+          (questions that were not begun, slot → search in flight).
+        """
+        active = {
+            slot: state
+            for slot, state in self.active.items()
+            if slot < slots and state.question in mine
+        }
+        begun = {self._name(state) for state in active.values()} | self.closed.keys()
+        return [question for question in mine if question.id not in begun], active
+
+    def finish(self, closed: Sequence[Any]) -> None:
+        """Keeps this host's last searches, waits for all hosts, and reads theirs."""
+        self.add(closed, {})
+        if hosts.count() > 1:
+            hosts.barrier(f"{self._first.name} written")
+            self.read()
+
+
+def _journals(first: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the journals of all hosts, also of hosts that have left the run."""
+    numbered = sorted(first.parent.glob(f"{first.stem}.*.jsonl"))
+    return [path for path in (first, *numbered) if path.exists()]
