@@ -107,6 +107,8 @@ def sentence(error: BaseException, path: str, expected: str) -> str:
     if known:
         return f"{_where(error, path)}: {known}."
     text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and "; expected" in text:
+        return f"{_where(error, path)}: {text}"
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{_where(error, path)}: {reason.rstrip('.')}; expected {expected}."
 

@@ -134,7 +134,11 @@ def _refuse_repeats(words: Sequence[str]) -> None:
         name, value = option.groups()
         name = _SWITCHES.get(name, name)
         after = words[at + 1] if at + 1 < len(words) else ""
-        if value is None and name not in _SWITCHES.values() and after[:1] != "-":
+        if (
+            value is None
+            and name not in _SWITCHES.values()
+            and not _OPTION.match(after)
+        ):
             word = f"{word} {after}".strip()
         if name in given:
             raise ValueError(

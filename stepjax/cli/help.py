@@ -156,7 +156,7 @@ def of(name: str) -> str:
     lines = [f"usage: {usage}", ""]
     if "hosts" in command.options and "config" not in command.needed:
         new = usage.replace(name, f"{name} {_option('config')}", 1)
-        lines[:1] = [f"usage: {new}", f"       {usage}", ""]
+        lines = [f"usage: {new}", f"       {usage}", ""]
         lines += ["The second form takes the settings of a run that has begun.", ""]
     lines += [f"{name}: {command.summary}.", *_wrapped(command.text, ""), ""]
     for option in command.options:

@@ -204,8 +204,9 @@ def _check_kind(file: Path) -> None:
 def _check_lines(file: Path) -> None:
     """Raises ValueError for a file of another ending that does not begin as JSON."""
     with _opened(file) as lines:
-        first = next(filter(None, map(bytes.strip, lines)), b"{")
-    if not first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        stripped = (line.strip(b"\xef\xbb\xbf \t\r\n") for line in lines)
+        first = next(filter(None, stripped), b"{")
+    if not first.startswith(b"{"):
         endings = ", ".join(name for name in (*SUFFIXES, *TABLES) if "gz" not in name)
         raise ValueError(
             f"{file}: the ending of its name does not say what the file holds, and it "
