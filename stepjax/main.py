@@ -139,16 +139,16 @@ def _command(argv: list[str]) -> int:
         if name != "init-data":
             arguments.check_options(name)
         config = arguments.settings(name)
-        if name == "config":
-            return _list_settings(config)
         work = functools.partial(_run, name, config)
         if name == "init-data":
             opened = functools.partial(_open_run, config)
             work = init_data.prepare(argv[2], config, opened)
-        elif name not in ("plan", "ablate"):
+        elif name not in ("plan", "config", "ablate"):
             arguments.check_models(name, config)
     except (flags.Error, ValueError, OSError) as error:
         return _refused(str(error), 2)
+    if name == "config":
+        return _list_settings(config)
     logging.set_verbosity(logging.WARNING)
     return _work(work)
 
