@@ -4,7 +4,7 @@
 
 WEIGHTS is a Hugging Face folder or a GGUF file of a Qwen2, Qwen2.5, Llama 2, Llama 3 or
 SmolLM2. DATA is a folder with the files ift, eft, questions and test, each as .jsonl,
-.json, .csv or .parquet; docs/data.md has a row of each. tests/own_data is such a
+.json, .csv, .tsv or .parquet; docs/data.md has a row of each. tests/own_data is such a
 folder, with a handful of rows: copy it, and put your own rows in their place.
 
 The settings below are those that people change first, for a model of 0.1 to 2 billion
@@ -23,6 +23,8 @@ def get_config(names: str = "model,data"):
       names: WEIGHTS,DATA.
     """
     weights, _, data = names.rpartition(",")
+    if not weights or not data:
+        raise ValueError(f"{names!r} after the colon; expected WEIGHTS,DATA.")
     c = config.default()
 
     # The model.
@@ -82,6 +84,6 @@ def _init(weights: str) -> str:
 
 def _file(folder: str, name: str) -> str:
     """Returns the path of a file in a folder, whichever of its endings it has."""
-    endings = (".jsonl", ".json", ".csv", ".parquet")
+    endings = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
     paths = [pathlib.Path(folder) / f"{name}{ending}" for ending in endings]
     return str(next((path for path in paths if path.exists()), paths[0]))

@@ -29,6 +29,8 @@ def get_config(paths: str = "Qwen2.5-Math-7B,data"):
       paths: folder of the weights, a comma, folder of the data files.
     """
     weights, _, data = paths.partition(",")
+    if not weights or not data:
+        raise ValueError(f"{paths!r} after the colon; expected WEIGHTS,DATA.")
     c = config.default()
     c.data.ift = f"{data}/ift.jsonl"
     c.data.eft = f"{data}/eft.jsonl"

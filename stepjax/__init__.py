@@ -48,8 +48,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     file; teacher_answers.py: keeps answers; eft.py: which judgments
                     are kept; stages.py, eft_stage.py: all this as stages of a run
       formats/      public formats to records and back. sources.py: all of them by name;
-                    own.py: our own; files.py, csv_files.py, fields.py: rows of files,
-                    bad rows; worked.py,
+                    own.py: our own; files.py, csv_files.py, json_text.py, fields.py:
+                    rows of files, bad rows; worked.py,
                     word_problems.py, prm800k.py, step_labels.py, preferences.py,
                     run_pairs.py: one or two formats each; tfds.py, tfds_files.py,
                     tfds_builder.py: tensorflow-datasets
@@ -60,9 +60,9 @@ Beside the method; of the files above only main, iterate and ablate import these
                     with an equation
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
                     their manifests; journal.py: unfinished searches; redo.py: what
-                    changed settings invalidate;
-                    ranges.py: what each setting may be; data.py, more_questions.py,
-                    checks.py: its data, early errors;
+                    changed settings invalidate; ranges.py: what each setting may be;
+                    missing_files.py, checks.py: early errors; data.py,
+                    more_questions.py: its data;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; finetune.py: a phase of
                     SFT; banner.py: what a run says first; monitor.py, progress.py:

@@ -88,11 +88,18 @@ def _answered(words: list[str]) -> int | None:
         return 0
     if words and words[0] in _HELPS and words[1:2] and words[1] in COMMANDS:
         words = [words[1], "--help"]
+    if words and words[0] in _HELPS and words[1:2] and words[1][:1] != "-":
+        words = words[1:]  # of a command that there is not
     if not words or words[0] not in COMMANDS:
         asked = bool(words) and words[0] in _HELPS
         print(help.usage(), file=sys.stdout if asked else sys.stderr)
         if words and not asked:
-            print(f"stepjax: unknown command {words[0]!r}", file=sys.stderr)
+            hint = own_files.did_you_mean(words[0], COMMANDS)
+            _refused(
+                f"unknown command {words[0]!r}; expected one of {', '.join(COMMANDS)}"
+                f"{hint}.",
+                2,
+            )
         return 0 if asked else 2
     if words[0] != "init-data" and any(word in _HELPS for word in words):
         print(help.of(words[0]), end="")
@@ -140,6 +147,8 @@ def _command(argv: list[str]) -> int:
             arguments.check_models(name, config)
     except (flags.Error, ValueError, OSError) as error:
         return _refused(str(error), 2)
+    if name == "config":
+        return _list_settings(config)
     logging.set_verbosity(logging.WARNING)
     return _work(work)
 
@@ -177,14 +186,19 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _list_settings(config: "ml_collections.ConfigDict") -> int:
+    """Prints all settings, then what is wrong with them; returns the exit status."""
+    from stepjax.cli import config_table
+    from stepjax.run import ranges
+
+    print(config_table.table(config), end="", flush=True)
+    wrong = ranges.wrong(config)
+    return _refused("\n".join(wrong), 2) if wrong else 0
+
+
 def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     from stepjax.cli import arguments, options
 
-    if name == "config":
-        from stepjax.cli import config_table
-
-        print(config_table.table(config), end="")
-        return
     if name == "show":
         _show(config)
         return
@@ -255,7 +269,7 @@ def _dry_run(config: "ml_collections.ConfigDict") -> None:
     from stepjax.lm import hosts
     from stepjax.run.run import Run
 
-    run = Run(config, options.WORKDIR.value, options.REDO.value)
+    run = Run(config, options.WORKDIR.value, options.REDO.value, dry_run=True)
     try:
         text = dry_run.dry_run(run)
     finally:

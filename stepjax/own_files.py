@@ -1,11 +1,14 @@
 """What is wrong in a Python file of the person who runs stepjax, in one sentence.
 
-Config files and own functions are such files. Only the standard library is imported.
+Config files and own functions are such files. What is meant by a mistyped name is told
+here for all that a person types. Only the standard library is imported.
 """
 
+import difflib
 import pathlib
 import re
 import traceback
+from collections.abc import Iterable
 
 # Packages of the extras in pyproject.toml, by the names under which they are imported.
 _TRAIN = (
@@ -40,6 +43,18 @@ _KINDS = {
 def kind(name: str) -> str:
     """Returns the name of a Python type in words, for messages."""
     return _KINDS.get(name, f"a {name.rpartition('.')[2]}")
+
+
+def did_you_mean(word: str, known: Iterable[str], at: str = "") -> str:
+    """Returns ' (did you mean "run"?)' for a mistyped word, or "".
+
+    Args:
+      word: as it was typed.
+      known: the words that there are.
+      at: what to write in front of the right word.
+    """
+    found = difflib.get_close_matches(word.lower(), list(known), 1)
+    return f' (did you mean "{at}{found[0]}"?)' if found else ""
 
 
 def missing_package(error: ImportError) -> str:
@@ -92,6 +107,8 @@ def sentence(error: BaseException, path: str, expected: str) -> str:
     if known:
         return f"{_where(error, path)}: {known}."
     text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and "; expected" in text:
+        return f"{_where(error, path)}: {text}"
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{_where(error, path)}: {reason.rstrip('.')}; expected {expected}."
 

@@ -175,7 +175,7 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
     r"""Reads the JSON objects of a file, one per line.
 
     Args:
-      path: the file, UTF-8. Only "\n" ends a line.
+      path: the file, UTF-8. Only "\n" ends a line. Blank lines are passed over.
 
     Yields:
       (place, object): where the object is, as "PATH:LINE" with lines counted
@@ -183,8 +183,7 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
 
     Raises:
       ValueError: "PATH: reason" when the file cannot be opened, "PATH:LINE: reason"
-        for an empty line, bytes that are not UTF-8, broken JSON, or JSON that is not
-        an object.
+        for bytes that are not UTF-8, broken JSON, or JSON that is not an object.
     """
     try:
         file = open(path, "rb")
@@ -197,9 +196,7 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
         for number, line in enumerate(file, 1):
             place = f"{path}:{number}"
             if not line.strip():
-                raise ValueError(
-                    f"{place}: empty line; expected one JSON object per line."
-                )
+                continue
             try:
                 value = json.loads(line.decode("utf-8"))
             except (ValueError, RecursionError) as error:
@@ -263,10 +260,10 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
       The records, in the file's order; an empty file gives an empty list.
 
     Raises:
-      ValueError: "PATH:LINE: reason; expected ..." (lines from 1) for an empty line,
-        broken JSON, or an id that an earlier line has; "PATH:LINE (id ID): reason;
-        expected ..." for a missing, unknown or mistyped field, or a verdict other than
-        "A" or "B"; "PATH: reason; expected ..." when the file cannot be opened.
+      ValueError: "PATH:LINE: reason; expected ..." (lines from 1) for broken JSON, or
+        an id that an earlier line has; "PATH:LINE (id ID): reason; expected ..." for a
+        missing, unknown or mistyped field, or a verdict other than "A" or "B"; "PATH:
+        reason; expected ..." when the file cannot be opened.
     """
     records = []
     places: dict[str, str] = {}

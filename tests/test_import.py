@@ -152,7 +152,7 @@ print(json.dumps([status, said.getvalue(), roots(loaded() - before)]))
         refused=["jax", "numpy"],
     )
     assert new[0] == [0, 0, 0] and new[1].endswith(f"stepjax {stepjax.__version__}\n")
-    assert "usage: stepjax run --workdir=DIR [options]" in new[1]
+    assert "usage: stepjax run --config=FILE --workdir=DIR [options]" in new[1]
     assert new[2] == ["stepjax"]
 
 

@@ -121,7 +121,7 @@ def refused(capsys, status, arguments, *words):
             ["run", TINY, "--workdir={}", "--config.sft.phases[1].steps=x"],
             ["sft.phases[1].steps='x'; expected a whole number from 0 to 100,000,000."],
         ),
-        (["ablate", TINY, "--workdir={}", "--seeds=1,x"], ["'x']; expected numbers"]),
+        (["ablate", TINY, "--workdir={}", "--seeds=1,x"], ["--seeds=1,x; expected "]),
         (
             ["eval", TINY, "--workdir={}", "--mode=all_of_it"],
             ["greedy|unseen|judge|search|training|all"],
@@ -333,8 +333,8 @@ def test_values_out_of_range_are_refused_all_at_once_before_jax(tmp_path, capsys
     assert said.splitlines()[1:] == [
         "stepjax: search.on_tie='forward'; expected one of ('back', 'append').",
         "stepjax: dpo.beta=nan; expected above 0 and at most 1,000.",
-        "stepjax: epochs and steps of sft phase 'first'=(3, 40); expected exactly one "
-        "of them above 0.",
+        "stepjax: sft.phases[0].epochs, sft.phases[0].steps=(3, 40); expected exactly "
+        "one of them above 0.",
         "stepjax: tokenizer='nowhere': no such file; expected a folder or "
         "tokenizer.json.",
     ]
@@ -407,9 +407,11 @@ def test_folders_that_are_no_runs(tmp_path, capsys, no_compilation):
             ["--model=M9"],
             "--model=M9; expected M0 to M3 for `stepjax eval` with",
         ),
-        ("eval", ["--model=foo"], "--model='foo'; expected M0, M1, ..."),
-        ("eval", ["--model=M-1"], "--model='M-1'; expected M0, M1, ..."),
-        ("eval", ["--model=M\u0663"], "expected M0, M1, ..."),
+        ("eval", ["--model=foo"], "--model='foo'; expected M0, M1, ... or 0, 1, ..."),
+        ("eval", ["--model=M-1"], "--model='M-1'; expected M0, M1, ... or 0, 1, ..."),
+        ("eval", ["--model=M\u0663"], "expected M0, M1, ... or 0, 1, ..."),
+        ("show", ["--model=1"], "run: there is no such folder; expected the --workdir"),
+        ("export", ["--model=9", "--out=x"], "--model=M9; expected M0 to M3 for"),
         (
             "search",
             ["--model=M0"],

@@ -90,11 +90,14 @@ def test_empty_file_has_no_rows(tmp_path):
 GOOD = '{"id": "a", "problem": "p"}\n'
 
 
+def test_blank_lines_are_passed_over(tmp_path):
+    path = write_text(tmp_path / "rows.jsonl", f"\n{GOOD} \n\n{GOOD}")
+    expect_error(path, Question, f"{path}:5: id 'a' is at {path}:2 already")
+
+
 @pytest.mark.parametrize(
     "second, reason",
     [
-        ("\n", "empty line"),
-        ("  \n", "empty line"),
         ('{"id": "b", "probl', "broken JSON"),
         ("[" * 100_000 + "\n", "broken JSON"),
         ("[1, 2]\n", "[1, 2] is no JSON object"),

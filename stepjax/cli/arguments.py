@@ -1,6 +1,7 @@
 """What a command was told, checked before anything takes time."""
 
 import pathlib
+from collections.abc import Iterator
 
 import ml_collections
 from absl import flags
@@ -8,7 +9,8 @@ from absl import flags
 from stepjax import own_import
 from stepjax.cli import benchmarks, help, options
 from stepjax.config import default
-from stepjax.run import ranges, redo
+from stepjax.own_files import did_you_mean
+from stepjax.run import missing_files, ranges, redo
 
 # Commands that may begin a run.
 WORKING = ("run", "sft", "search", "dpo", "eval", "ablate")
@@ -43,13 +45,6 @@ def check_options(name: str) -> None:
             f"--{' and --'.join(chosen)} are given together; expected at most one of "
             "them."
         )
-    seeds = options.SEEDS.value
-    if not seeds or not all(seed.isascii() and seed.isdigit() for seed in seeds):
-        raise ValueError(f"--seeds={seeds}; expected numbers from 0.")
-    if options.REDO.value and options.REDO.value not in redo.DEPENDS:
-        raise ValueError(
-            f"--redo={options.REDO.value}; expected one of {', '.join(redo.DEPENDS)}."
-        )
     if name != "eval":
         return
     mode, named = options.MODE.value, options.BENCHMARK.value
@@ -61,27 +56,56 @@ def check_options(name: str) -> None:
     benchmarks.paths(named)
 
 
+def _wrong_values() -> Iterator[str]:
+    """Yields a sentence about every option whose value no command can read."""
+    given = ",".join(options.ARMS.value)
+    known = help.OPTIONS["arms"][0].split(",")
+    hints = [did_you_mean(a, known) for a in options.ARMS.value if a not in known]
+    if hints:
+        yield f"--arms={given}; expected some of {','.join(known)}{''.join(hints)}."
+    seeds = options.SEEDS.value
+    good = seeds and all(seed.isascii() and seed.isdigit() for seed in seeds)
+    if not good or len(set(map(int, seeds))) < len(seeds):
+        yield (
+            f"--seeds={','.join(seeds)}; expected whole numbers from 0, all different, "
+            "with commas between them."
+        )
+    if options.REDO.value and options.REDO.value not in redo.DEPENDS:
+        yield redo.no_stage(options.REDO.value)
+    share = options.UTILISATION.value
+    if not 0 < share <= 1:
+        yield f"--utilisation={share:g}; expected above 0 and at most 1, such as 0.4."
+
+
 def settings(name: str) -> ml_collections.ConfigDict | None:
-    """Returns the settings of --config, or of the run directory, checked."""
+    """Returns the settings of --config, or of the run directory, checked.
+
+    Raises:
+      ValueError: with a line about each setting and each option that cannot work.
+    """
+    wrong = list(_wrong_values())
+    if name == "show":
+        _check_run(pathlib.Path(options.WORKDIR.value))
     if options.CONFIG.value is None:
         if name == "config":
             return default()
         if name == "init-data" and not options.WORKDIR.value:
             return None
         path = pathlib.Path(options.WORKDIR.value) / "config.json"
-        raise ValueError(
+        wrong.append(
             f"--config is missing and {path} does not exist; expected one of them. "
             "Give --config=FILE for a new run."
         )
+        raise ValueError("\n".join(wrong))
     config = options.CONFIG.value.copy_and_resolve_references()  # raises if not loaded
     if name == "config":
         return config
-    wrong = ranges.wrong(config)
+    wrong += ranges.wrong(config)
     workdir = options.WORKDIR.value
     begun = workdir and (pathlib.Path(workdir) / "data" / "manifest.json").exists()
     reads = not begun or options.REDO.value == "prepare"
     if name in WORKING and reads:
-        wrong += ranges.missing_files(config)
+        wrong += missing_files.missing_files(config)
     if name in WORKING and options.HOSTS.value == 1:
         # With several hosts, a module that uses JAX must not come before `hosts.start`;
         # there `Run` looks.
@@ -89,6 +113,22 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
     if wrong:
         raise ValueError("\n".join(wrong))
     return config
+
+
+def _check_run(folder: pathlib.Path) -> None:
+    """Raises ValueError unless a folder holds a run."""
+    expected = "expected the --workdir of a run that has begun"
+    if not folder.is_dir():
+        raise ValueError(f"--workdir={folder}: there is no such folder; {expected}.")
+    if not (folder / "config.json").exists():
+        made = [*folder.glob("*/data/manifest.json")]
+        made += folder.glob("*/*/data/manifest.json")  # of `stepjax ablate`
+        runs = sorted(str(path.parents[1].relative_to(folder)) for path in made)
+        hint = f" Runs in it: {', '.join(runs[:5])}." if runs else ""
+        raise ValueError(
+            f"--workdir={folder}: this folder holds no run, because there is no "
+            f"config.json in it; {expected}.{hint}"
+        )
 
 
 def check_models(name: str, config: ml_collections.ConfigDict) -> None:
@@ -129,9 +169,11 @@ def number_of(name: str, config: ml_collections.ConfigDict) -> int:
                 f"M{newest} is the last model of {config.iterations} iterations; "
                 f"expected a larger number to go on: add --config.iterations={newest}."
             )
-    if asked[:1] != "M" or not (asked[1:].isascii() and asked[1:].isdigit()):
-        raise ValueError(f"--model={asked!r}; expected M0, M1, ...")
-    number, last = int(asked[1:]), config.iterations
+    digits = asked.upper().removeprefix("M")
+    if not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"--model={asked!r}; expected M0, M1, ... or 0, 1, ...")
+    number, last = int(digits), config.iterations
+    asked = f"M{number}"
     low, high = (1, last) if name in ("search", "dpo") else (0, max(last + 1, newest))
     if not low <= number <= high:
         raise ValueError(

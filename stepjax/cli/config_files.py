@@ -7,11 +7,20 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from stepjax import config
+from stepjax import config, own_files
+from stepjax.cli import help
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Of an installed package, and of a checkout.
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+_OPTION = re.compile(r"--?([A-Za-z][^=\s]*)(?:=(.*))?\Z", re.S)
+# "wrong" and "nowrong" → "wrong", of options that have no value.
+_SWITCHES = {
+    f"{no}{name}": name
+    for name, (value, _) in help.OPTIONS.items()
+    for no in ("", "no")
+    if value is None
+}
 _PHASES = re.compile(r"--config\.(sft\.phases)(?!\[\d+\]\.)")
 
 
@@ -45,9 +54,11 @@ def arguments(words: Sequence[str]) -> list[str]:
       words: options, as the person has typed them.
 
     Raises:
-      ValueError: when there is no such file, or settings are changed and none named.
+      ValueError: when there is no such file, when settings are changed and none named,
+        or when an option is given twice.
     """
     _refuse_phases(words)
+    _refuse_repeats(words)
     rest, named = _taken(words, "config")
     if named is not None:
         return [f"--config={_path(named)}", *rest]
@@ -92,11 +103,49 @@ def _path(named: str) -> str:
     elif name.removesuffix(".py") in known:
         path = known[name.removesuffix(".py")]
     else:
-        raise ValueError(
-            f"--config={named}: no such file (looked in {pathlib.Path.cwd()}); "
-            f"expected a Python file, or one of {', '.join(known)}."
-        )
+        raise ValueError(_no_file(named, name))
     return f"{path}{colon}{text}"
+
+
+def _no_file(named: str, name: str) -> str:
+    """Returns a sentence about a --config that names no file of settings."""
+    known = shipped()
+    expected = f"expected a Python file, or one of {', '.join(known)}"
+    for folder in (named, name):
+        if (pathlib.Path(folder) / "data" / "manifest.json").is_file():
+            return (
+                f"--config={named}: this is a run directory; {expected}. Its own "
+                f"settings are taken with --workdir={folder} and no --config."
+            )
+        if pathlib.Path(folder).is_dir():
+            return f"--config={named}: this is a folder; {expected}."
+    hint = own_files.did_you_mean(name.removesuffix(".py"), known)
+    where = f"no such file (looked in {pathlib.Path.cwd()})"
+    return f"--config={named}: {where}; {expected}{hint}."
+
+
+def _refuse_repeats(words: Sequence[str]) -> None:
+    """Raises ValueError for an option that is given twice, with both values."""
+    given: dict[str, str] = {}
+    for at, word in enumerate(words):
+        option = _OPTION.match(word)
+        if not option:
+            continue
+        name, value = option.groups()
+        name = _SWITCHES.get(name, name)
+        after = words[at + 1] if at + 1 < len(words) else ""
+        if (
+            value is None
+            and name not in _SWITCHES.values()
+            and not _OPTION.match(after)
+        ):
+            word = f"{word} {after}".strip()
+        if name in given:
+            raise ValueError(
+                f"{given[name]} and {word} are both given; expected --{name} once. "
+                "Leave one of them out."
+            )
+        given[name] = word
 
 
 def _refuse_phases(words: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ OPTIONS = {
         "`stepjax config` lists all of them",
     ),
     "workdir": ("DIR", "the run directory"),
-    "model": ("M1", "which model; the newest finished one when left out"),
+    "model": ("M1", "which model, M1 or 1; the newest finished one when left out"),
     "hosts": ("1", "how many hosts run this command together, each of them"),
     "redo": (
         "STAGE",
@@ -160,7 +160,12 @@ def of(name: str) -> str:
     """Returns the help of one command."""
     command = COMMANDS[name]
     needed = [_option(option) for option in command.needed]
-    lines = [f"usage: {' '.join(['stepjax', name, *needed])} [options]", ""]
+    usage = " ".join(["stepjax", name, *needed, "[options]"])
+    lines = [f"usage: {usage}", ""]
+    if "hosts" in command.options and "config" not in command.needed:
+        new = usage.replace(name, f"{name} {_option('config')}", 1)
+        lines = [f"usage: {new}", f"       {usage}", ""]
+        lines += ["The second form takes the settings of a run that has begun.", ""]
     lines += [f"{name}: {command.summary}.", *_wrapped(command.text, ""), ""]
     for option in command.options:
         lines.append(f"  {_option(option)}")

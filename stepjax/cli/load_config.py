@@ -1,6 +1,5 @@
 """Reads a config file, and says in one sentence what is wrong with it."""
 
-import difflib
 import importlib.machinery
 import importlib.util
 import inspect
@@ -140,8 +139,7 @@ def _differences(made: Any, usual: Any, at: str) -> Iterator[str]:
         yield f"settings without {few}; expected {wanted}"
     for name, value in made.items():
         if name not in usual:
-            near = difflib.get_close_matches(str(name), list(usual), 1)
-            hint = f' (did you mean "{at}{near[0]}"?)' if near else ""
+            hint = own_files.did_you_mean(str(name), usual, at)
             yield f"an unknown setting {at}{name}; expected only known ones{hint}"
         elif isinstance(usual[name], ml_collections.ConfigDict):
             yield from _section(value, usual[name], f"{at}{name}")

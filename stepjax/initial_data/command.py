@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import ml_collections
 from absl import flags
 
-from stepjax import records
+from stepjax import own_files, records
 from stepjax.initial_data.formats import files, preferences, prm800k, sources
 from stepjax.prompts import Templates
 
@@ -35,7 +35,7 @@ _USAGE = """usage: stepjax init-data ACTION [--NAME=VALUE ...]
   eft      --config=FILE --workdir=DIR   judgments of these pairs by a teacher
            The last three need a run with data.make_eft, and first make what they need.
 
-PATH is a JSON, JSON lines, CSV or parquet file, also with .gz, or a folder of them; or
+PATH is a JSON, JSON lines, CSV, TSV or parquet file, also with .gz, or a folder; or
 tfds:NAME/SPLIT?FIELD=NAME&data_dir=DIR for rows of tensorflow-datasets.
 --rejects=FILE lists bad rows there instead of stopping at the first. --against=FILE,...
 leaves out problems of these evaluation files. --force replaces output files.
@@ -108,7 +108,10 @@ def usage(arguments: Sequence[str]) -> int | None:
     text += f"\nA preference can also be written with --to={'|'.join(WRITERS)}."
     (_print if asked else _say)(text)
     if arguments and not asked:
-        print(f"stepjax init-data: unknown action {arguments[0]!r}", file=sys.stderr)
+        _say(
+            f"stepjax: init-data: unknown action {arguments[0]!r}; expected one of "
+            f"{', '.join(ACTIONS)}{own_files.did_you_mean(arguments[0], ACTIONS)}."
+        )
     return 0 if asked else 2
 
 

@@ -256,5 +256,5 @@ def _unknown(file: GgufFile, key: str, value, expected: str) -> ValueError:
     return ValueError(
         f"{file.path}: metadata {key} is {value!r}; expected {expected}, which stepjax "
         "can make a tokenizer of. Put the model's tokenizer.json beside the file, or "
-        "name its folder in config.tokenizer."
+        "name its folder in the setting tokenizer."
     )

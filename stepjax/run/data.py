@@ -411,8 +411,8 @@ def make_tokenizer(settings: Settings, directory: pathlib.Path) -> tokenizer.Tok
             arithmetic.train_tokenizer(directory)
         else:
             raise ValueError(
-                "config.tokenizer is empty; expected a folder or a tokenizer.json file "
-                "(or model.init=hf:DIR or gguf:FILE, or a data.world)."
+                "tokenizer is empty; expected a folder or a tokenizer.json file (or "
+                "model.init=hf:DIR or gguf:FILE, or a data.world)."
             )
     if kind == "hf":
         _keep(epath.Path(source), directory)

@@ -1,16 +1,16 @@
 """What every setting may be: one table, checked before anything heavy is imported.
 
-`check` looks at a whole config and names everything that is wrong at once. Only the
-standard library is imported here, so that a mistyped number costs a tenth of a second.
+`check` looks at a whole config and names everything that is wrong at once. Nothing that
+takes long is imported here, so that a mistyped number costs a tenth of a second.
 Limits above are far beyond what a run needs: they catch a slip such as 1e9 before it
 takes the memory of a computer.
 """
 
-import difflib
 import math
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+
+from stepjax.own_files import did_you_mean
 
 WORLDS = ("", "arithmetic", "word_problems")  # data.world
 IMPROVE_BY = ("dpo", "sft")  # improve_by
@@ -219,50 +219,6 @@ def wrong(config: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(sentences))
 
 
-def missing_files(config: Mapping[str, Any]) -> list[str]:
-    """Returns a sentence about every file that a new run reads and that is not there.
-
-    Files of servers and rows of tensorflow-datasets are looked for later.
-    """
-    data, found = config.data, []
-
-    def look(name: str, path: str, what: str, needed: bool = True) -> None:
-        elsewhere = path.startswith("tfds:") or "://" in path
-        if not path and needed:
-            found.append(f"{name} is empty; expected {what}.")
-        elif path and not elsewhere and not os.path.exists(path):
-            found.append(f"{name}={path!r}: no such file; expected {what}.")
-
-    kind, _, source = config.model.init.partition(":")
-    if kind == "hf" and "://" not in source and not os.path.isdir(source):
-        found.append(
-            f"model.init={config.model.init!r}: no such folder; expected 'hf:' and a "
-            f"folder on this computer. `hf download {source} --local-dir DIR` fetches "
-            "a model of the hub; then set hf:DIR."
-        )
-    if kind == "gguf":
-        look("model.init", source, "'gguf:' and a file")
-    look("tokenizer", config.tokenizer, "a folder or tokenizer.json", False)
-    if data.world == "word_problems":
-        look("data.equations", data.equations, "a file of word problems")
-        look("data.test", data.test, "a file of test problems")
-    elif data.world == "":
-        look("data.ift", data.ift, "a file of solutions (or set data.world)")
-        look("data.question_file", data.question_file, "a file of questions")
-        look("data.test", data.test, "a file of test problems")
-        if not data.make_eft:
-            needed = not _is_own(config.judge.by)  # then the model need not judge
-            look("data.eft", data.eft, "a file of judgments", needed)
-        elif config.prm.labels not in ("gold", "rollouts"):
-            look("prm.labels", config.prm.labels, "a file of step labels")
-        if config.tokenizer == "" and kind == "random":
-            found.append(
-                "tokenizer is empty; expected a folder or a tokenizer.json file (or "
-                "model.init=hf:DIR or gguf:FILE, or a data.world)."
-            )
-    return found
-
-
 def words(name: str) -> str:
     """Returns what a setting may be, in words; "" where it is a text of any kind.
 
@@ -299,8 +255,7 @@ def _rule(name: str, value: Any, allowed: Range | tuple[str, ...]) -> Rule:
     if name in OWN and _is_own(value):
         return name, value, expected, True
     if not isinstance(allowed, Range):
-        near = difflib.get_close_matches(str(value).lower(), allowed, 1)
-        expected += f' (did you mean "{near[0]}"?)' if near else ""
+        expected += did_you_mean(str(value), allowed)
     return name, value, expected, value in allowed
 
 
@@ -312,23 +267,22 @@ def _phases(config: Any) -> Iterator[Rule]:
         "at least one phase, and every name once",
         0 < len(set(names)) == len(names),
     )
-    every = [(f"sft phase {p.name!r}", p) for p in config.sft.phases]
+    every = [(f"sft.phases[{n}]", p) for n, p in enumerate(config.sft.phases)]
     for place, phase in every:
         for name, allowed in _PHASE.items():
-            _, value, expected, good = _rule(name, _value(phase, name), allowed)
-            yield f"{name} of {place}", value, expected, good
+            yield _rule(f"{place}.{name}", _value(phase, name), allowed)
     every += [("prm.phase", config.prm.phase), ("mcts.phase", config.mcts.phase)]
     for place, phase in every:
         epochs, steps = phase.epochs, phase.steps
         yield (
-            f"epochs and steps of {place}",
+            f"{place}.epochs, {place}.steps",
             (epochs, steps),
             "exactly one of them above 0",
             (epochs > 0) != (steps > 0),
         )
         shares = phase.ift, phase.eft
         good = not any(map(math.isnan, shares)) and sum(shares) > 0
-        yield f"shares ift and eft of {place}", shares, "a sum above 0", good
+        yield f"{place}.ift, {place}.eft", shares, "a sum above 0", good
 
 
 def _shape(model: Any) -> Iterator[Rule]:
@@ -485,16 +439,16 @@ def _initial_data(config: Any) -> Iterator[Rule]:
         "'' for M0, or 'hf:DIR', with teacher.backend='local'",
         teacher.backend != "local"
         or not teacher.model
-        or teacher.model.startswith("hf:"),
+        or (teacher.model.startswith("hf:") and teacher.model != "hf:"),
     )
     yield (
-        "shares of mcts.phase",
+        "mcts.phase.ift, mcts.phase.eft",
         (policy.ift, policy.eft),
         "ift above 0 and eft 0, because the policy learns from IFT rows alone",
         policy.ift > 0 and not policy.eft,
     )
     yield (
-        "shares of prm.phase",
+        "prm.phase.ift, prm.phase.eft",
         (reward.ift, reward.eft),
         "ift 0 and eft above 0, because step labels take the place of EFT rows",
         reward.eft > 0 and not reward.ift,

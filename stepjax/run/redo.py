@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stepjax.lm import files
+from stepjax.own_files import did_you_mean
 
 # Stage, in the order of a run → settings, or sections of them, that decide its result.
 # What a stage takes over from an earlier one is not repeated.
@@ -214,6 +215,26 @@ def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
         name = f"{at}.{key}".strip(".")
         result |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
     return result
+
+
+def no_stage(name: str) -> str:
+    """Returns a sentence about a --redo that names no stage, and what to do instead."""
+    expected = f"expected one of {', '.join(DEPENDS)}"
+    number = name.upper().removeprefix("M")
+    if number.isdecimal() and int(number):
+        by = "sft" if int(number) == 1 else "dpo"
+        return (
+            f"--redo={name}: this is a model and no stage; {expected}. With changed "
+            f"settings, --redo={by} makes M{number} again, and what came after it. "
+            "With the same settings, use another --workdir."
+        )
+    if name.lower().startswith("eval"):
+        return (
+            f"--redo={name}: measuring is no stage; {expected}. A measurement whose "
+            "settings have changed is made again by itself. With the same settings, "
+            "delete its file in the folder eval of --workdir and run `stepjax eval`."
+        )
+    return f"--redo={name}; {expected}{did_you_mean(name, DEPENDS)}."
 
 
 def refuse(folder: pathlib.Path, old: Sequence[Made], what: str) -> None:

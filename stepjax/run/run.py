@@ -56,6 +56,7 @@ class Run:
         workdir: str | os.PathLike,
         redo: str = "",
         *,
+        dry_run: bool = False,
         keep: bool = False,
     ):
         """Claims the directory, prepares the data, and makes every early check.
@@ -64,6 +65,7 @@ class Run:
           config: the settings, see `stepjax.config`.
           workdir: the run directory.
           redo: a stage that may be deleted, see `rundir.RunDirectory`.
+          dry_run: whether what `redo` takes away comes back at the end.
           keep: whether the directory keeps its own settings, see there.
 
         Raises:
@@ -77,7 +79,8 @@ class Run:
         wrong = own_import.wrong(by, proposed)
         if wrong:
             raise ValueError("\n".join(wrong))
-        self.dir = rundir.RunDirectory(config, workdir, redo, keep=keep)
+        how = {"dry_run": dry_run, "keep": keep}
+        self.dir = rundir.RunDirectory(config, workdir, redo, **how)
         try:
             self._begin()
         except BaseException:

@@ -45,6 +45,7 @@ class RunDirectory:
         path: str | os.PathLike,
         redo: str = "",
         *,
+        dry_run: bool = False,
         keep: bool = False,
     ):
         """Claims the folder for these settings.
@@ -54,6 +55,7 @@ class RunDirectory:
           path: the folder.
           redo: a stage of `redo.DEPENDS` that may be deleted, with all that come after
             it, if the settings have changed since it was made; "" for none.
+          dry_run: whether all of it comes back at the end (`give_back`).
           keep: whether a directory with data keeps its config.json when nothing that
             was made depends on what differs; for commands that only look.
 
@@ -65,6 +67,8 @@ class RunDirectory:
         self.news: list[str] = []
         self._redo, self._keep = redo, keep
         self._own = self._config  # settings of config.json
+        when = "will be deleted when all checks have passed"
+        self._deleted = "would be deleted" if dry_run else when
         self._before: dict = {}  # settings that other ones have replaced
         self._before_data: dict[pathlib.Path, bytes | None] = {}
         # Only the first host looks before the file is written: NFS may cache "no such
@@ -139,7 +143,7 @@ class RunDirectory:
             if not allowed:
                 redo.refuse(self.path, old, what)
             redo.set_aside(self.path, old)
-            self.news.append(f"deleted: {', '.join(map(str, old))} ({what})")
+            self.news.append(f"{self._deleted}: {', '.join(map(str, old))} ({what})")
         elif self._redo:
             self.news.append(
                 f"--redo={self._redo}: nothing is deleted, because all that was made "

@@ -247,7 +247,7 @@ def test_a_teacher_explains_ratings(init):
     assert [row.verdict for row in made] == ["A", "B"]
     assert [row.explanation for row in made] == ["A is so. ", "B is so. "]
     assert "teacher disagrees with the people" in out
-    teacher.append("--config.teacher.backend=local")
+    teacher[1] = "--config.teacher.backend=local"
     status, _, err = init(
         "eft", *arguments, "--explanation=teacher", *teacher, "--force"
     )
@@ -290,6 +290,12 @@ NO_TO = ["--input=x.jsonl", "--format=gsm8k", "--output=y.jsonl"]
 GOOD = [*NO_TO, "--to=worked"]
 
 
+def good_but(option):
+    """Returns GOOD with another value of one option."""
+    name = option.partition("=")[0]
+    return [option if word.startswith(f"{name}=") else word for word in GOOD]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -298,12 +304,13 @@ GOOD = [*NO_TO, "--to=worked"]
         (["ift"], "needs --input --format --output; expected"),
         (["eft"], "--workdir is missing; expected the run directory (or --input"),
         (["prm"], "--workdir is missing; expected the run directory."),
-        (["convert", *GOOD, "--format=csv"], "format"),
-        (["convert", *GOOD, "--to=csv"], "to"),
+        (["convert", *good_but("--format=csv")], "--format=csv: "),
+        (["convert", *good_but("--to=csv")], "--to=csv: "),
         (["convert", *GOOD, "extra"], "unexpected arguments ['extra']"),
-        (["convert", *GOOD, "--output=no/y.jsonl"], "no is no folder; expected"),
-        (["convert", *GOOD, "--output=x.jsonl"], "x.jsonl exists"),
-        (["convert", *GOOD, "--output=x.jsonl", "--force"], "x.jsonl is read and"),
+        (["convert", *good_but("--output=no/y.jsonl")], "no is no folder; expected"),
+        (["convert", *good_but("--output=x.jsonl")], "x.jsonl exists"),
+        (["convert", *good_but("--output=x.jsonl"), "--force"], "is read and"),
+        (["convert", *GOOD, "--to=labels"], "--to=worked and --to=labels are both"),
         (["convert", *GOOD, "--rejects=y.jsonl"], "name the same file"),
         (["convert", *GOOD, "--rejects=x.jsonl"], "x.jsonl exists"),
         (["ift", *NO_TO, "--cut=teacher"], "a teacher needs --config"),
@@ -320,8 +327,8 @@ def test_wrong_arguments(init, arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["convert", *GOOD, "--to=labels"], "format 'gsm8k' gives"),
-        (["convert", *GOOD, "--input=no.jsonl"], "no.jsonl: cannot be read (No such"),
+        (["convert", *good_but("--to=labels")], "format 'gsm8k' gives"),
+        (["convert", *good_but("--input=no.jsonl")], "no.jsonl: cannot be read (No"),
         (["eft", *NO_TO], "format 'gsm8k' gives"),
     ],
 )

@@ -135,7 +135,6 @@ def test_a_torn_last_line_is_cut_whatever_its_length(tmp_path):
         ),
         ('{"key": "k", "prompt": "p", "text": "t", "finished": 1}\n', "true or false"),
         ('{"key": "k\n{"key": "k", "prompt": "p", "text": "t"}\n', "kept:1: broken"),
-        ("\n", "kept:1: empty line"),
     ],
 )
 def test_a_file_of_something_else_is_refused_and_left_as_it_was(tmp_path, text, reason):

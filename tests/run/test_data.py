@@ -276,9 +276,7 @@ def test_tokenizers(codec, tmp_path):
     assert data.make_tokenizer(from_config(c), tmp_path / "hf").vocab_size == 131
     kept = (tmp_path / "hf" / "config.json").read_bytes()
     assert kept == (folder / "config.json").read_bytes()
-    with pytest.raises(
-        ValueError, match="config.tokenizer is empty; expected a folder"
-    ):
+    with pytest.raises(ValueError, match="^tokenizer is empty; expected a folder"):
         data.make_tokenizer(typed(data__world=""), tmp_path / "none")
     with pytest.raises(ValueError, match="nowhere: no tokenizer here; expected"):
         data.make_tokenizer(typed(tokenizer="nowhere"), tmp_path / "none")

@@ -143,10 +143,13 @@ def test_settings_of_controls_fit_together(changes, words):
         ),
         (
             {"mcts.phase.eft": 0.5},
-            "shares of mcts.phase=(1.0, 0.5); expected ift above",
+            "mcts.phase.ift, mcts.phase.eft=(1.0, 0.5); expected ift above",
         ),
         ({"mcts.phase.batch_size": 0}, "mcts.phase.batch_size=0; expected"),
-        ({"prm.phase.ift": 0.5}, "shares of prm.phase=(0.5, 1.0); expected ift 0 and"),
+        (
+            {"prm.phase.ift": 0.5},
+            "prm.phase.ift, prm.phase.eft=(0.5, 1.0); expected ift 0 and",
+        ),
         (
             {"prm.phase.optimizer.schedule": "step"},
             "schedule='step'; expected one of ('constant', 'cosine')",
@@ -187,14 +190,14 @@ def test_phases_out_of_range():
     for phases, words in [
         ((), r"names of sft.phases=\[\]; expected at least one phase"),
         (2 * (config.phase("a"),), r"=\['a', 'a'\]; .*every name once"),
-        ((config.phase("b", batch_size=0),), "batch_size of sft phase 'b'=0; expected"),
+        ((config.phase("b", batch_size=0),), r"sft.phases\[0\].batch_size=0; expected"),
         (
             (config.phase("p", epochs=3, steps=9),),
-            r"steps of sft phase 'p'=\(3, 9\); expected exactly one of them above 0",
+            r"\[0\].epochs, sft.phases\[0\].steps=\(3, 9\); expected exactly one",
         ),
         (
             (config.phase(optimizer=config.optimizer(1.0, "step")),),
-            "schedule of sft phase 'mixed'='step'; ex",
+            r"sft.phases\[0\].optimizer.schedule='step'; expected one of",
         ),
     ]:
         c.sft.phases = phases
@@ -265,8 +268,7 @@ def test_all_that_is_wrong_is_said_at_once():
         "model.num_layers=0; expected 1 to 1,000.",
         "search.width=1; expected 2 to 1,000.",
         "dpo.beta=nan; expected above 0 and at most 1,000.",
-        "optimizer.learning_rate of sft phase 'second'=inf; expected above 0 and at "
-        "most 10.",
+        "sft.phases[1].optimizer.learning_rate=inf; expected above 0 and at most 10.",
         "mesh.data, mesh.fsdp, mesh.tensor=(-1, -1, 1); expected at most one -1.",
     ]
 
@@ -310,18 +312,3 @@ def test_words_are_those_that_the_code_knows():
         "data.explanations": word_problems_judgments.EXPLANATIONS,
     }.items():
         assert ranges.SETTINGS[name] == known
-
-
-def test_files_that_are_missing_are_all_named(tmp_path):
-    c = changed(data__world="", data__eft=str(tmp_path), data__ift="no.jsonl")
-    c.model.init = "hf:HuggingFaceTB/SmolLM2-135M"
-    c.data.test = "tfds:gsm8k/test"  # is looked for later
-    first, *others = ranges.missing_files(c)
-    assert "no such folder; expected 'hf:' and a folder on this computer" in first
-    assert "`hf download HuggingFaceTB/SmolLM2-135M --local-dir DIR`" in first
-    assert others == [
-        "data.ift='no.jsonl': no such file; expected a file of solutions (or set "
-        "data.world).",
-        "data.question_file is empty; expected a file of questions.",
-    ]
-    assert ranges.missing_files(changed()) == []

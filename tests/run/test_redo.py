@@ -108,7 +108,8 @@ def test_changes_that_a_result_depends_on_name_its_stage(folder, changes, stage,
         with pytest.raises(ValueError, match=f"Add --redo={stage} to"):
             RunDirectory(settings, folder, redo=other)
     claimed = RunDirectory(settings, folder, redo=stage)
-    assert claimed.news[0].startswith(f"deleted: {names} ({name} was ")
+    words = f"will be deleted when all checks have passed: {names} ({name} was "
+    assert claimed.news[0].startswith(words)
     assert kept(folder) == config.to_dict(settings)
     claimed.accept()
     deleted = set(FINISHED) - contents(folder)

@@ -14,17 +14,20 @@ from stepjax import prompts
 from stepjax.prompts import Templates
 
 _KINDS = {str: "a string", list: "a list", dict: "an object"}
+TEXT_OR_NUMBER = "a string or a number"
+EMPTY = "is empty (null, or an empty cell of a table)"
 # "Step 3: ", also as a heading ("## Step 3: ") or in bold ("**Step 3: Add.**").
 _MARKER = re.compile(r"\s*(?:#+ *)?(\**)Step +\d+ *[:.)](?!\d)(\**)\s*", re.IGNORECASE)
 
 
-def field(row: Any, name: str, kind: type) -> Any:
+def field(row: Any, name: str, kind: type, expected: str = "") -> Any:
     """Takes row[name], which must be of the given kind.
 
     Args:
       row: an object.
       name: of the field.
       kind: str, list or dict.
+      expected: the kind in words, where more than that kind is taken.
 
     Raises:
       ValueError: when `row` is no object, or the field is missing or of another kind.
@@ -33,20 +36,23 @@ def field(row: Any, name: str, kind: type) -> Any:
         shown = f"no object ({reprlib.repr(row)})"
     elif name not in row:
         shown = f"missing field {name!r} ({reprlib.repr(sorted(row))} are there)"
+    elif row[name] is None:
+        shown = f"field {name!r} {EMPTY}"
     elif not isinstance(row[name], kind):
         shown = f"field {name!r} is {reprlib.repr(row[name])}"
     else:
         return row[name]
-    raise ValueError(f"{shown}; expected the field {name!r} to hold {_KINDS[kind]}.")
+    expected = expected or _KINDS[kind]
+    raise ValueError(f"{shown}; expected the field {name!r} to hold {expected}.")
 
 
-def text(row: Any, name: str) -> str:
-    """Takes the text row[name], which must not be blank.
+def text(row: Any, name: str, expected: str = "") -> str:
+    """Takes the text row[name], which must not be blank; see `field`.
 
     Raises:
       ValueError: as `field`, and for a blank text.
     """
-    value = field(row, name, str)
+    value = field(row, name, str, expected)
     if not value.strip():
         raise ValueError(f"field {name!r} is {value[:20]!r}; expected some text.")
     return value
@@ -73,7 +79,7 @@ def answer(row: Any, name: str = "answer") -> str:
       ValueError: as `field`.
     """
     value = number_as_text(row.get(name)) if isinstance(row, dict) else None
-    return value if isinstance(value, str) else field(row, name, str)
+    return value if isinstance(value, str) else field(row, name, str, TEXT_OR_NUMBER)
 
 
 def identity(row: dict[str, Any], name: str) -> str:
@@ -83,7 +89,7 @@ def identity(row: dict[str, Any], name: str) -> str:
       ValueError: when the id is neither a text nor a number, or blank.
     """
     given = number_as_text(row.get("id"))
-    return name if given is None else text({"id": given}, "id")
+    return name if given is None else text({"id": given}, "id", TEXT_OR_NUMBER)
 
 
 def one_line(text: str) -> str:

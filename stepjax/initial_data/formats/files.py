@@ -1,4 +1,4 @@
-"""Rows of files: JSON, JSON lines, CSV, any of them with gzip, parquet; or a folder.
+"""Rows of files: JSON, JSON lines, CSV, TSV, all also with gzip; parquet; or a folder.
 
 A row that cannot be used stops the reading with its file, its line and the reason. With
 `Rejects` it is listed instead, and the counts add up: read = kept + rejected. A file
@@ -13,17 +13,18 @@ import io
 import json
 import os
 import re
-import reprlib
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from stepjax.initial_data.formats import csv_files
+from stepjax.initial_data.formats import csv_files, json_text
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
-TABLES = (".csv", ".csv.gz")  # read when they are named; in a folder, passed over
+# Ending of a table → what is between its cells. Tables are read when they are named; in
+# a folder, they are passed over.
+TABLES = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 
 
 class Place(NamedTuple):
@@ -119,11 +120,11 @@ def rows(
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
     r"""Reads the rows of a file, or of all files in a folder.
 
-    The ending of a file's name says what it is: `.parquet`; `.csv`, see `csv_files`;
-    `.json`, which holds one array of objects, one object, or JSON lines all the same;
-    anything else is JSON lines, where only "\n" ends a line. With `.gz` behind it, it
-    is unpacked first. A byte order mark at the start of a file is passed over, and so
-    are empty lines at the end.
+    The ending of a file's name says what it is: `.parquet`; `.csv` or `.tsv`, see
+    `csv_files`; `.json`, which holds one array of objects, one object, or JSON lines
+    all the same; anything else is JSON lines, where only "\n" ends a line. With `.gz`
+    behind it, it is unpacked first. A byte order mark at the start of a file is passed
+    over, and so are blank lines.
 
     Of a folder, all files with one of the endings `SUFFIXES` are read, also those in
     folders within it and behind links, in the order of their paths. Hidden files and
@@ -163,8 +164,10 @@ def rows(
             elif ending in (".json", ".json.gz"):
                 yield from _json(file, stem, rejects)
             elif ending in TABLES:
-                yield from _csv(file, stem, rejects)
+                yield from _csv(file, stem, rejects, TABLES[ending])
             else:
+                if ending is None:
+                    _check_lines(file)
                 with _opened(file) as lines:
                     yield from _lines(file, lines, stem, rejects)
         if rejects.read == before:
@@ -193,67 +196,24 @@ def _check_kind(file: Path) -> None:
     for start, (kind, known, remedy) in _KINDS.items():
         if first.startswith(start) and file.suffix.lower() != known:
             raise ValueError(
-                f"{file}: the file is {kind}; expected JSON, JSON lines, CSV (all also "
-                f"packed by gzip) or parquet, as its name says. {remedy}."
+                f"{file}: the file is {kind}; expected JSON, JSON lines, CSV, TSV (all "
+                f"also packed by gzip) or parquet, as its name says. {remedy}."
             )
 
 
-_EMPTY = "empty line; expected one JSON object per line."
-
-
-def parse_object(text: str) -> dict[str, Any]:
-    """Returns the JSON object that a text holds.
-
-    Raises:
-      ValueError: "reason; expected ..." for broken JSON, NaN or infinity, a name that
-        an object has twice, half of a surrogate pair, or a value that is no object.
-    """
-    if not text.strip():
-        raise ValueError(_EMPTY)
-    try:
-        value = _DECODER.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(_broken(error)) from error
-    return _checked(value, text)
-
-
-def _broken(error: Exception) -> str:
-    return (
-        f"broken JSON ({error}); expected one JSON object, whole and in UTF-8. The "
-        "file may be cut off or damaged."
-    )
-
-
-def _checked(value: Any, text: str) -> dict[str, Any]:
-    """Returns the value of a text if it is an object that UTF-8 can hold."""
-    if not isinstance(value, dict):
+def _check_lines(file: Path) -> None:
+    """Raises ValueError for a file of another ending that does not begin as JSON."""
+    with _opened(file) as lines:
+        stripped = (line.strip(b"\xef\xbb\xbf \t\r\n") for line in lines)
+        first = next(filter(None, stripped), b"{")
+    if not first.startswith(b"{"):
+        endings = ", ".join(name for name in (*SUFFIXES, *TABLES) if "gz" not in name)
         raise ValueError(
-            f"no JSON object ({reprlib.repr(value)}); expected one JSON object per row."
+            f"{file}: the ending of its name does not say what the file holds, and it "
+            f"begins with {first[:30].decode('utf-8', 'backslashreplace')!r}, which is "
+            f"no row of JSON lines; expected a name that ends with one of {endings} "
+            "(also with .gz). Rename it."
         )
-    if "\\ud" in text or "\\uD" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"half of a surrogate pair ({error.object[error.start]!a}); expected "
-                "text that UTF-8 can hold."
-            ) from error
-    return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = collections.Counter(name for name, _ in pairs)
-        raise ValueError(f"the name {names.most_common(1)[0][0]!r} is there twice")
-    return made
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
 
 
 def _files(folder: Path, rejects: Rejects) -> list[Path]:
@@ -313,8 +273,8 @@ def _readable(file: Path) -> Iterator[None]:
         words = getattr(error, "strerror", None) or error
         raise ValueError(
             f"{file}: cannot be read ({words}); expected a whole file of JSON, JSON "
-            "lines, CSV (also with .gz) or parquet. Check the path, or get the file "
-            "again."
+            "lines, CSV, TSV (also with .gz) or parquet. Check the path, or get the "
+            "file again."
         ) from error
 
 
@@ -325,25 +285,22 @@ def _opened(file: Path) -> BinaryIO:
 def _lines(
     file: Path, lines: Iterator[bytes], stem: str, rejects: Rejects
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
-    empty: list[tuple[Place, str]] = []  # at the end of a file they are nothing
+    row = 0
     for number, line in enumerate(lines, 1):
-        place = Place(str(file), number, number, f"{stem}-{number - 1}")
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if not line.strip():
-            text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
-            empty.append((place, text))
             continue
-        for before, text in empty:
-            rejects.count()
-            rejects.add(before, _EMPTY, text)
-        empty.clear()
+        row += 1
+        place = Place(str(file), number, row, f"{stem}-{row - 1}")
         rejects.count()
         line = line.removesuffix(b"\n").removesuffix(b"\r")
         try:
-            value = parse_object(line.decode("utf-8"))
+            value = json_text.parse_object(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            rejects.add(place, _broken(error), line.decode("utf-8", "backslashreplace"))
+            rejects.add(
+                place, json_text.broken(error), line.decode("utf-8", "backslashreplace")
+            )
         except ValueError as error:
             rejects.add(place, str(error), line.decode("utf-8"))
         else:
@@ -365,10 +322,10 @@ def _text(file: Path) -> str:
 
 
 def _csv(
-    file: Path, stem: str, rejects: Rejects
+    file: Path, stem: str, rejects: Rejects, between: str
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
     try:
-        found = enumerate(csv_files.objects(_text(file)), 1)
+        found = enumerate(csv_files.objects(_text(file), between), 1)
         for row, (line, value, reason) in found:
             place = Place(str(file), line, row, f"{stem}-{row - 1}")
             rejects.count()
@@ -388,7 +345,7 @@ def _json(
         yield from _array(file, text, stem, rejects)
         return
     try:
-        value = _DECODER.decode(text)
+        value = json_text.DECODER.decode(text)
     except (ValueError, RecursionError):
         # Not one value: JSON lines, or broken in a line that is named now.
         yield from _lines(file, io.BytesIO(text.encode()), stem, rejects)
@@ -396,7 +353,7 @@ def _json(
     place = Place(str(file), 1, 1, stem)
     rejects.count()
     try:
-        value = _checked(value, text)
+        value = json_text.checked(value, text)
     except ValueError as error:
         rejects.add(place, str(error), text)
     else:
@@ -418,17 +375,17 @@ def _array(
         row += 1
         place = Place(str(file), line, row, f"{stem}-{row - 1}")
         try:
-            value, end = _DECODER.raw_decode(text, begin)
+            value, end = json_text.DECODER.raw_decode(text, begin)
             at = blank.match(text, end).end()
             separator = text[at : at + 1]
             if separator not in (",", "]") or not separator:
                 raise ValueError("no comma and no ] after the row")
         except (ValueError, RecursionError) as error:
             # Where the next row begins cannot be told, so there is no going on.
-            raise ValueError(f"{place}: {_broken(error)}") from error
+            raise ValueError(f"{place}: {json_text.broken(error)}") from error
         rejects.count()
         try:
-            value = _checked(value, text[begin:end])
+            value = json_text.checked(value, text[begin:end])
         except ValueError as error:
             rejects.add(place, str(error), text[begin:end])
         else:

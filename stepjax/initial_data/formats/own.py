@@ -55,6 +55,7 @@ def parse(
             _check_steps(templates, what, steps)
         return [made]
     named = _with_our_names(row, to)
+    _check_given(row, named, to)
     return [_MAKERS[to](named, fields.identity(named, name), templates)]
 
 
@@ -73,10 +74,26 @@ def _our_name(given: str) -> str:
 def _with_our_names(row: dict[str, Any], to: type) -> dict[str, Any]:
     """Returns a row under our names, without fields that are null."""
     ours = {field.name for field in dataclasses.fields(to)}
+    row = {name: value for name, value in row.items() if value is not None}
     named = {name: value for name, value in row.items() if name in ours}
     for given, value in row.items():
         named.setdefault(_our_name(given), value)
-    return {name: value for name, value in named.items() if value is not None}
+    return named
+
+
+def _check_given(row: dict[str, Any], named: dict[str, Any], to: type) -> None:
+    """Raises ValueError for a field that is null, and that no other one replaces."""
+    needed = {
+        f.name for f in dataclasses.fields(to) if f.default is dataclasses.MISSING
+    }
+    needed -= named.keys() | {"id"}
+    if to is records.Solution or any(name in named for name in _ANSWERS):
+        needed.discard("answer")  # a boxed one will do
+    for given, value in row.items():
+        name = _our_name(given)
+        if value is None and name in needed:
+            wanted = {"answer": fields.TEXT_OR_NUMBER}.get(name, "something in it")
+            raise ValueError(f"field {given!r} {fields.EMPTY}; expected {wanted}.")
 
 
 def _question(row: dict, identity: str, t: Templates) -> records.Question:

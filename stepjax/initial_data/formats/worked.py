@@ -65,7 +65,7 @@ def gsm8k_problem(
     row: dict[str, Any], name: str, templates: Templates
 ) -> list[Problem]:
     """Makes a benchmark item; a row of {"id", "problem", "answer"} will do as well."""
-    if "problem" in row and "question" not in row:
+    if row.get("question") is None and row.get("problem") is not None:
         return problem(row, name, templates)
     text, _, answer = _gsm8k(row)
     return [Problem(name, text, answer)]
@@ -85,7 +85,7 @@ def problem(row: dict[str, Any], name: str, templates: Templates) -> list[Proble
 
 def asked(row: dict[str, Any]) -> str:
     """Takes the text of the problem: the field "problem", or else "question"."""
-    other = "question" in row and "problem" not in row
+    other = row.get("problem") is None and row.get("question") is not None
     return fields.text(row, "question" if other else "problem")
 
 

@@ -98,8 +98,6 @@ BROKEN = {
     "two objects": (b'{"id": "x"} {"id": "y"}', "broken JSON"),
     "bytes that are not UTF-8": (b'{"id": "\xff"}', "broken JSON"),
     "UTF-16": ('{"id": "x"}'.encode("utf-16-le"), "broken JSON"),
-    "empty": (b"", "empty line"),
-    "blank": (b" \t\r", "empty line"),
     "not a number": (b'{"id": NaN}', "NaN is no JSON number"),
     "infinity": (b'{"id": -Infinity}', "-Infinity is no JSON number"),
     "a number of 5000 digits": (b'{"id": ' + b"1" * 5000 + b"}", "broken JSON"),
@@ -180,9 +178,8 @@ def test_a_file_that_cannot_be_read_to_its_end_stops(tmp_path, name, content, wo
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=words):
         list(files.rows(tmp_path / name))
-    if "empty line" not in words:
-        with pytest.raises(ValueError, match=words):
-            list(files.rows(tmp_path / name, files.Rejects()))
+    with pytest.raises(ValueError, match=words):
+        list(files.rows(tmp_path / name, files.Rejects()))
 
 
 def test_a_gzip_file_that_is_cut_off_stops(tmp_path):
@@ -274,6 +271,18 @@ def test_files_with_other_endings_are_named(tmp_path):
     assert len(list(files.rows(tmp_path, files.Rejects(say=said.append)))) == 5
     (line,) = said
     assert "1 files are read; 2 files with other endings" in line and "b.ndjson" in line
+
+
+def test_a_name_that_says_nothing_is_read_as_json_lines_if_it_begins_so(tmp_path):
+    (tmp_path / "a.txt").write_text('\ufeff\n {"n": 1}\n5\n', "utf-8")
+    rejects = files.Rejects()
+    found = [row["n"] for _, row in files.rows(tmp_path / "a.txt", rejects)]
+    assert found == [1] and rejects.rows[0]["line"] == 3
+    for name, text in (("b.txt", "question,answer\nq,1\n"), ("c", "[1, 2]")):
+        (tmp_path / name).write_text(text)
+        words = f"{name}: the ending of its name does not say .* ends with one of .json"
+        with pytest.raises(ValueError, match=words):
+            list(files.rows(tmp_path / name, files.Rejects()))
 
 
 def test_a_name_that_is_not_utf8_stops(tmp_path):

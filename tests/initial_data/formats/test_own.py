@@ -50,7 +50,16 @@ def test_a_problem_in_the_words_of_public_benchmarks(tmp_path, row, expected):
         ({"problem": "p"}, "no answer (the fields ['problem'] are there); expected"),
         ({"problem": "p", "solution": "a proof"}, "no answer (the fields"),
         ({"problem": "p", "answer": [2]}, "field 'answer' is [2]"),
-        ({"problem": "p", "answer": True}, "field 'answer' is True"),
+        (
+            {"problem": "p", "answer": True},
+            "field 'answer' is True; expected the field 'answer' to hold a string or a",
+        ),
+        (
+            {"problem": "p", "answer": None},
+            "field 'answer' is empty (null, or an empty cell of a table); expected a "
+            "string or a number.",
+        ),
+        ({"Question": None, "answer": 1}, "field 'Question' is empty (null, or an"),
         ({"problem": " ", "answer": 1}, "field 'problem' is ' '; expected some text"),
         ({"problem": 5, "answer": 1}, "field 'problem' is 5"),
     ],
@@ -168,7 +177,15 @@ def test_a_table_of_questions_and_answers(tmp_path):
     assert read(tmp_path, text, "problem", name="x.csv") == expected
     found = list(files.rows(tmp_path / "x.csv"))
     assert [(place.line, place.row) for place, _ in found] == [(2, 1), (5, 2)]
-    assert found[1][1] == {"Question": "q", "answer": "1,5"}
+    assert found[1][1] == {"Question": "q", "answer": "1,5", "note": None}
+
+
+def test_a_table_with_tabs_and_an_empty_cell_that_another_one_replaces(tmp_path):
+    text = "problem\tquestion\tanswer\n\tq, or r\t7\n \np\t\t8\n"
+    expected = [Problem("x-0", "q, or r", "7"), Problem("x-1", "p", "8")]
+    assert read(tmp_path, text, "problem", name="x.tsv") == expected
+    with pytest.raises(ValueError, match="have commas between them; expected tabs"):
+        read(tmp_path, "question,answer\nq,1\n", "problem", name="x.tsv")
 
 
 @pytest.mark.parametrize(
@@ -176,11 +193,11 @@ def test_a_table_of_questions_and_answers(tmp_path):
     [
         ("question,answer\nq\n", "x.csv:2 (row 1): 1 cells; expected 2, one per"),
         ("question,answer\nq,1,2\n", "3 cells; expected 2"),
-        ("question,answer\nq,\n", "x.csv:2 (row 1): no answer"),
+        ("question,answer\nq,\n", "x.csv:2 (row 1): field 'answer' is empty (null, or"),
         ("question;answer\nq;1\n", "x.csv:1: the columns 'question;answer' have semi"),
         ("question\tanswer\nq\t1\n", "have tabs between them; expected commas"),
         ("question,question\nq,1\n", "expected a name for every column"),
-        ('question,answer\nq,1\n"open,2\n', "x.csv:3: broken CSV"),
+        ('question,answer\nq,1\n"open,2\n', "x.csv:3: broken table"),
         ("question,answer\n", "x.csv: no rows; expected at least one"),
         ("", "x.csv: no rows"),
         ("q,a\nx,1\n", "missing field 'problem' (['a', 'q'] are there)"),
@@ -198,8 +215,17 @@ def test_a_table_that_is_not_utf8_is_named(tmp_path):
         sources.read(tmp_path / "x.csv", "jsonl", "problem", TEMPLATES)
 
 
-def test_empty_lines_at_the_end_are_nothing_and_elsewhere_an_error(tmp_path):
+def test_blank_lines_are_passed_over(tmp_path):
     row = '{"problem": "p", "answer": 1}\n'
-    assert len(read(tmp_path, f"{row}\n \n", "problem")) == 1
-    with pytest.raises(ValueError, match=r"x\.jsonl:2: empty line"):
-        read(tmp_path, f"{row}\n{row}", "problem")
+    text = f"\n{row}\n \t\r\n{row} \n\n"
+    assert [r.id for r in read(tmp_path, text, "problem")] == ["x-0", "x-1"]
+    found = [place for place, _ in files.rows(tmp_path / "x.jsonl")]
+    assert [(place.line, place.row) for place in found] == [(2, 1), (5, 2)]
+    with pytest.raises(ValueError, match=r"x\.jsonl: no rows; expected at least one"):
+        read(tmp_path, "\n \n", "problem")
+
+
+def test_an_id_may_be_a_number_and_nothing_but_that_or_a_text(tmp_path):
+    words = "'id' is False; expected the field 'id' to hold a string or a number"
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path, [{"problem": "p", "answer": 1, "id": False}], "problem")

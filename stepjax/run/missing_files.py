@@ -1,0 +1,68 @@
+"""Files that a new run reads and that are not there, found before anything heavy."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def missing_files(config: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence about every file that a new run reads and that is not there.
+
+    Files of servers and rows of tensorflow-datasets are looked for later.
+
+    Args:
+      config: all settings, see `stepjax.config.default`. What `ranges.wrong` says of
+        them is not repeated.
+    """
+    data, found = config.data, _of_model(config.model.init)
+
+    def look(name: str, path: str, what: str, needed: bool = True) -> None:
+        elsewhere = path.startswith("tfds:") or "://" in path
+        if not path and needed:
+            found.append(f"{name} is empty; expected {what}.")
+        elif path and not elsewhere and not os.path.exists(path):
+            found.append(f"{name}={path!r}: no such file; expected {what}.")
+
+    look("tokenizer", config.tokenizer, "a folder or tokenizer.json", False)
+    if data.world == "word_problems":
+        look("data.equations", data.equations, "a file of word problems")
+        look("data.test", data.test, "a file of test problems")
+    elif data.world == "":
+        look("data.ift", data.ift, "a file of solutions (or set data.world)")
+        look("data.question_file", data.question_file, "a file of questions")
+        look("data.test", data.test, "a file of test problems")
+        if not data.make_eft:
+            needed = ":" not in config.judge.by  # or an own function judges
+            look("data.eft", data.eft, "a file of judgments", needed)
+        elif config.prm.labels not in ("gold", "rollouts"):
+            look("prm.labels", config.prm.labels, "a file of step labels")
+        if config.tokenizer == "" and config.model.init == "random":
+            found.append(
+                "tokenizer is empty; expected a folder or a tokenizer.json file (or "
+                "model.init=hf:DIR or gguf:FILE, or a data.world)."
+            )
+    return found
+
+
+def _of_model(init: str) -> list[str]:
+    """Returns what is wrong with the path in model.init, if it names one."""
+    kind, _, source = init.partition(":")
+    if kind not in ("hf", "gguf") or not source or "://" in source:
+        return []
+    if kind == "gguf":
+        gone = f"model.init={init!r}: no such file; expected 'gguf:' and a file."
+        return [] if os.path.exists(source) else [gone]
+    if os.path.isdir(source):
+        return []
+    expected = "expected 'hf:' and a folder on this computer"
+    if os.path.exists(source):
+        remedy = "For a GGUF file, set gguf:FILE."
+        return [f"model.init={init!r}: this is a file; {expected}. {remedy}"]
+    name = source if _HUB_NAME.fullmatch(source) else "NAME"
+    return [
+        f"model.init={init!r}: no such folder; {expected}. `hf download {name} "
+        "--local-dir DIR` fetches a model of the hub; then set hf:DIR."
+    ]
