@@ -21,6 +21,7 @@ _SWITCHES = {
     for no in ("", "no")
     if value is None
 }
+_LISTS = ("benchmark", "seeds", "arms")  # options with commas in their values
 _PHASES = re.compile(r"--config\.(sft\.phases)(?!\[\d+\]\.)")
 
 
@@ -141,9 +142,12 @@ def _refuse_repeats(words: Sequence[str]) -> None:
         ):
             word = f"{word} {after}".strip()
         if name in given:
+            remedy = "Leave one of them out."
+            if name in _LISTS:
+                remedy = f"Write both in one, with a comma: --{name}=A,B."
             raise ValueError(
                 f"{given[name]} and {word} are both given; expected --{name} once. "
-                "Leave one of them out."
+                f"{remedy}"
             )
         given[name] = word
 

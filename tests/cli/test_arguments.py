@@ -51,6 +51,10 @@ def test_a_word_like_no_other_has_no_suggestion():
     ("words", "line"),
     [
         (["--workdir=a", "--workdir=b"], "--workdir=a and --workdir=b are both given;"),
+        (
+            ["--benchmark=a", "--benchmark=b"],
+            "--benchmark=b are both given; expected --benchmark once. Write both in one",
+        ),
         (["--workdir", "a", "-workdir=b"], "--workdir a and -workdir=b are both given"),
         (["--workdir=a", f"{TINY}:x"], f"{TINY} and {TINY}:x are both given; expected"),
         (
