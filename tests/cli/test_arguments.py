@@ -53,7 +53,7 @@ def test_a_word_like_no_other_has_no_suggestion():
         (["--workdir=a", "--workdir=b"], "--workdir=a and --workdir=b are both given;"),
         (
             ["--benchmark=a", "--benchmark=b"],
-            "--benchmark=b are both given; expected --benchmark once. Write both in one",
+            "both given; expected --benchmark once. Write both in one, with a comma",
         ),
         (["--workdir", "a", "-workdir=b"], "--workdir a and -workdir=b are both given"),
         (["--workdir=a", f"{TINY}:x"], f"{TINY} and {TINY}:x are both given; expected"),
