@@ -14,16 +14,16 @@ def paths(named: Sequence[str]) -> list[str]:
       named: "test", files, and folders, which stand for the files in them.
 
     Raises:
-      ValueError: for what is not there, a folder without files of problems, and two
-        files with the same content, whose results would be one.
+      ValueError: for what is not there or cannot be read, a folder without files of
+        problems, and two files with the same content, which would be measured twice.
     """
     found: list[str] = []
     for name in named:
         path = pathlib.Path(name)
-        if name and path.is_dir():
-            found += _within(path)
-        elif name == "test" or path.is_file():
+        if name == "test" or path.is_file():  # a folder "test" is named "./test"
             found.append(name)
+        elif name and path.is_dir():
+            found += _within(path)
         else:
             raise ValueError(
                 f"--benchmark={name}: no such file; expected 'test', files or folders "
@@ -31,14 +31,14 @@ def paths(named: Sequence[str]) -> list[str]:
             )
     seen: dict[str, str] = {}
     for name in found:
-        content = b"test" if name == "test" else pathlib.Path(name).read_bytes()
+        content = b"test" if name == "test" else _content(name)
         # Results are named by the first digits of this digest, see `stages.evaluate`.
         digest = hashlib.sha256(content).hexdigest()[:8]
         if digest in seen:
             raise ValueError(
-                f"--benchmark: {seen[digest]} and {name} are the same problems, so "
-                "their results would have the same name; expected every file once. "
-                "Leave one of them out."
+                f"--benchmark: {seen[digest]} and {name} have the same content, and "
+                "would be measured twice; expected every file once. Leave one of them "
+                "out."
             )
         seen[digest] = name
     if not found:
@@ -48,13 +48,25 @@ def paths(named: Sequence[str]) -> list[str]:
     return found
 
 
+def _content(name: str) -> bytes:
+    """Returns the bytes of a file."""
+    try:
+        return pathlib.Path(name).read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"--benchmark={name}: cannot be read ({error.strerror}); expected a file "
+            "that this user can read. A link may lead to a file that is gone."
+        ) from error
+
+
 def _within(folder: pathlib.Path) -> list[str]:
     """Returns the files of problems that are in a folder, without those of folders."""
     known = (*files.SUFFIXES, *files.TABLES)
     found = [
         str(path)
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name[0] != "." and path.name.lower().endswith(known)
+        if path.name[0] != "." and path.name.lower().endswith(known)
+        if not path.is_dir()
     ]
     if not found:
         raise ValueError(

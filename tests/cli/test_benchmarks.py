@@ -18,6 +18,8 @@ def here(tmp_path, monkeypatch):
     for name in (*names, "more/within/d.csv", "x,y.csv"):
         (tmp_path / name).write_text(name)
     (tmp_path / "same.csv").write_text("a.jsonl")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "gone.csv").symlink_to("nowhere.csv")
     return tmp_path
 
 
@@ -28,6 +30,12 @@ def test_files_and_folders_of_files_in_their_order(here):
     assert found == ["test", "more/b.json.gz", "more/c.csv", "a.jsonl"]
 
 
+def test_a_folder_called_test_does_not_hide_the_own_test(here):
+    (here / "test").mkdir()
+    (here / "test" / "z.csv").write_text("z")
+    assert benchmarks.paths(["test", "./test"]) == ["test", "test/z.csv"]
+
+
 @pytest.mark.parametrize(
     ("named", "words"),
     [
@@ -35,9 +43,10 @@ def test_files_and_folders_of_files_in_their_order(here):
         (["a.jsonl", ""], "--benchmark=: no such file"),
         (["empty"], "--benchmark=empty: there are no files of problems in this folder"),
         ([], "--benchmark names nothing; expected 'test'"),
-        (["a.jsonl", "same.csv"], "--benchmark: a.jsonl and same.csv are the same pro"),
-        (["more", "more/c.csv"], "more/c.csv and more/c.csv are the same problems"),
-        (["test", "test"], "test and test are the same problems"),
+        (["a.jsonl", "same.csv"], "--benchmark: a.jsonl and same.csv have the same c"),
+        (["more", "more/c.csv"], "more/c.csv and more/c.csv have the same content"),
+        (["test", "test"], "test and test have the same content, and would be meas"),
+        (["links"], "--benchmark=links/gone.csv: cannot be read (No such file or dir"),
     ],
 )
 def test_what_cannot_be_measured_is_named(here, named, words):
