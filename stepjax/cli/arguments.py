@@ -60,9 +60,13 @@ def _wrong_values() -> Iterator[str]:
     """Yields a sentence about every option whose value no command can read."""
     given = ",".join(options.ARMS.value)
     known = help.OPTIONS["arms"][0].split(",")
-    hints = [did_you_mean(a, known) for a in options.ARMS.value if a not in known]
-    if hints:
-        yield f"--arms={given}; expected some of {','.join(known)}{''.join(hints)}."
+    arms = options.ARMS.value
+    hints = [did_you_mean(arm, known) for arm in arms if arm not in known]
+    if hints or not 0 < len(set(arms)) == len(arms):
+        yield (
+            f"--arms={given}; expected one or more of {','.join(known)}, all different"
+            f"{''.join(hints)}."
+        )
     seeds = options.SEEDS.value
     good = seeds and all(seed.isascii() and seed.isdigit() for seed in seeds)
     if not good or len(set(map(int, seeds))) < len(seeds):

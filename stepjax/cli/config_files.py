@@ -118,7 +118,7 @@ def _no_file(named: str, name: str) -> str:
                 f"--config={named}: this is a run directory; {expected}. Its own "
                 f"settings are taken with --workdir={folder} and no --config."
             )
-        if pathlib.Path(folder).is_dir():
+        if folder and pathlib.Path(folder).is_dir():
             return f"--config={named}: this is a folder; {expected}."
     hint = own_files.did_you_mean(name.removesuffix(".py"), known)
     where = f"no such file (looked in {pathlib.Path.cwd()})"

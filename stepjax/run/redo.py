@@ -225,8 +225,8 @@ def no_stage(name: str) -> str:
         by = "sft" if int(number) == 1 else "dpo"
         return (
             f"--redo={name}: this is a model and no stage; {expected}. With changed "
-            f"settings, --redo={by} makes M{number} again, and what came after it. "
-            "With the same settings, use another --workdir."
+            f"settings, --redo={by} makes M{int(number)} again, and what came after "
+            "it. With the same settings, use another --workdir."
         )
     if name.lower().startswith("eval"):
         return (

@@ -86,6 +86,11 @@ def test_a_folder_is_no_config_file(capsys, finished, tmp_path):
     assert line.endswith(f"taken with --workdir={finished} and no --config.")
 
 
+def test_an_empty_name_is_no_folder(capsys, tmp_path):
+    (line,) = said(capsys, "run", "--config=", f"--workdir={tmp_path / 'a'}")
+    assert line.startswith("stepjax: --config=: no such file (looked in ")
+
+
 def test_the_arms_of_the_help_are_those_that_there_are():
     assert help.OPTIONS["arms"][0] == ",".join(ablate.ARMS)
 
@@ -95,9 +100,14 @@ def test_all_options_and_settings_that_are_wrong_are_named_at_once(capsys):
     arms, *others = said(capsys, "ablate", TINY, "--workdir=x", *words)
     known = "self,random,oracle,sft,srlm"
     assert arms == (
-        f"stepjax: --arms=self,foo,orcale; expected some of {known} (did you mean "
-        '"oracle"?).'
+        f"stepjax: --arms=self,foo,orcale; expected one or more of {known}, all "
+        'different (did you mean "oracle"?).'
     )
+    for arms in ("", "self,self"):
+        (line,) = said(capsys, "ablate", TINY, "--workdir=x", f"--arms={arms}")
+        assert line == (
+            f"stepjax: --arms={arms}; expected one or more of {known}, all different."
+        )
     assert others == [
         "stepjax: --seeds=1.5; expected whole numbers from 0, all different, with "
         "commas between them.",
