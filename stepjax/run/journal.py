@@ -58,8 +58,11 @@ class Journal:
     def read(self) -> None:
         """Reads the files of all hosts; cuts a torn last line off this host's own."""
         for path in _journals(self._first):
-            lines = path.read_text("utf-8").split("\n")
-            whole = lines[:-1] if lines[:1] == [self._head()] else [self._head()]
+            # The last line may end within a character.
+            *lines, _ = path.read_bytes().split(b"\n")
+            whole = [line.decode("utf-8") for line in lines]
+            if whole[:1] != [self._head()]:
+                whole = [self._head()]
             for line in whole[1:]:
                 row = json.loads(line)
                 states = map(self._from_row, row["closed"])
