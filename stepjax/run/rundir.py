@@ -367,9 +367,11 @@ class Stage:
                     "and what was made from it, and run the same command again."
                 )
         for name, digest in manifest["files"].items():
-            if file_digest(path.parent / name) != digest:
+            file = path.parent / name
+            if not file.exists() or file_digest(file) != digest:
+                changed = "has changed since it was written"
                 raise ValueError(
-                    f"{path.parent / name} has changed since it was written; expected "
+                    f"{file} {changed if file.exists() else 'is gone'}; expected "
                     f"SHA-256 {digest}. Put the file back, or delete {path} and what "
                     "was made from it, and run the same command again."
                 )

@@ -70,3 +70,6 @@ def test_other_inputs_and_changed_files_are_refused(directory):
     result.write_text("43")
     with pytest.raises(ValueError, match="result.txt has changed since it was written"):
         stage(directory, {"x": "1"})
+    result.unlink()
+    with pytest.raises(ValueError, match="result.txt is gone; expected SHA-256"):
+        stage(directory, {"x": "1"})
