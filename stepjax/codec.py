@@ -202,10 +202,14 @@ class Codec:
           words: only whole words count: "right" is not in "brighter".
         """
         pieces = [self.tokenizer.token_bytes[id] for id in ids]
-        spelled = b"|".join(re.escape(word.encode()) for word in words)
-        letter = rb"[0-9A-Za-z_\x80-\xff]"
-        word = re.compile(rb"(?<!%b)(?:%b)(?!%b)" % (letter, spelled, letter))
-        found = [match.span() for match in word.finditer(b"".join(pieces)) if words]
+        # Ids may end within a character; such bytes come back as they were.
+        text = b"".join(pieces).decode("utf-8", "surrogateescape")
+        spelled = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+        matches = re.finditer(rf"(?<!\w)(?:{spelled})(?!\w)", text) if words else ()
+        found = [
+            tuple(len(text[:at].encode("utf-8", "surrogateescape")) for at in m.span())
+            for m in matches
+        ]
         ends = list(itertools.accumulate(map(len, pieces)))
         return [
             any(start < end and end - len(piece) < stop for start, stop in found)

@@ -161,6 +161,15 @@ class Examples(NamedTuple):
         return {name: len(trees) for name, trees in self.trees.items()}
 
 
+def absent_words(
+    codec: Codec,
+    responses: Sequence[Sequence[int]],
+    words: Sequence[str],
+) -> list[str]:
+    """Returns those words that are in none of some responses, each as a whole word."""
+    return [w for w in words if not any(any(codec.words(r, [w])) for r in responses)]
+
+
 def examples(
     ift: Sequence[Solution],
     eft: Sequence[Any],

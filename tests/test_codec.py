@@ -240,16 +240,18 @@ def test_bad_templates_are_refused(codec):
     ("words", "expected"),
     [
         ((), ""),
-        (("right", "wrong"), "right|wrong"),
+        (("right", "wrong"), "right|wrong|wrong"),
         (("brighter",), "brighter"),
         (("é",), "é"),
         (("ght", "cl"), ""),  # only parts of words
         (("r.ght",), ""),  # no pattern, a word
+        (("wrong", "wrong step"), "wrong|wrong step"),
     ],
 )
 def test_words_covers_whole_words_and_nothing_else(prose_codec, words, expected):
     codec = prose_codec
-    ids = codec.tokenizer.encode_line("Step 1: brighter is right, é éclair wrong. x")
+    text = "Step 1: brighter is right, é éclair “wrong”—x. wrong step"
+    ids = codec.tokenizer.encode_line(text)
     inside = codec.words(ids, words)
     assert len(inside) == len(ids)
     groups = itertools.groupby(zip(inside, ids, strict=True), key=lambda pair: pair[0])

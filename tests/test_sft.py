@@ -174,6 +174,11 @@ def test_judgments_that_share_a_problem_have_the_loss_of_separate_ones(codec):
     np.testing.assert_allclose(together, apart, rtol=1e-5)
 
 
+def test_words_that_are_in_no_explanation_are_found(codec):
+    rows = [codec.line("Check: 8 (+) 8"), codec.line("Check: 7 (-) [[A]]")]
+    assert sft.absent_words(codec, rows, ("Check", "Chec", "7", "9")) == ["Chec", "9"]
+
+
 def test_a_tree_of_judgments_is_at_most_one_row_long():
     paths = [forest.path_tree([9, 1, n], [0, 0, 1]) for n in (2, 3, 4)]
     other = forest.path_tree([9, 5], [0, 1])

@@ -372,8 +372,8 @@ def _controls(config: Any) -> Iterator[Rule]:
     yield (
         "sft.verdict_words",
         said,
-        "a tuple of words, such as ('right', 'wrong'), or ()",
-        all(isinstance(word, str) and word and word == word.strip() for word in said),
+        "a tuple of words without commas, such as ('right', 'wrong'), or ()",
+        all(isinstance(w, str) and w and w == w.strip() and "," not in w for w in said),
     )
     yield (
         "sft.from_policy",

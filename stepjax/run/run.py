@@ -158,14 +158,25 @@ class Run:
     @functools.cached_property
     def sft_examples(self) -> sft.Examples:
         """The IFT and EFT rows of the run as trees; read when first asked for."""
+        eft = self.dir.read("eft", self.kind.judgments.record)
+        example, words = self.kind.judgments.example, self.settings.sft.verdict_words
+        if words and eft:
+            responses = [example(self.codec, row)[1] for row in eft]
+            absent = sft.absent_words(self.codec, responses, words)
+            if absent:
+                self.monitor.say(
+                    f"sft.verdict_words: none of the {len(eft)} EFT rows has "
+                    f"{' or '.join(map(repr, absent))} as a whole word in this "
+                    "spelling, so no token gets more weight for it."
+                )
         return sft.examples(
             self.dir.read("ift", records.Solution),
-            self.dir.read("eft", self.kind.judgments.record),
+            eft,
             self.codec,
-            example=self.kind.judgments.example,
+            example=example,
             row_length=self.settings.train.row_length,
             verdict_weight=self.settings.sft.verdict_weight,
-            verdict_words=self.settings.sft.verdict_words,
+            verdict_words=words,
             share=self.settings.sft.share_problems,
         )
 

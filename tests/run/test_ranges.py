@@ -107,6 +107,7 @@ RATED = {"judge.kind": "ratings"}
         (RATED | {"data.world": "word_problems"}, "'ratings'; expected 'comparisons'"),
         ({"sft.from_policy": True}, "=True; expected False without data.make_eft"),
         ({"sft.verdict_words": ("right", "")}, "=('right', ''); expected a tuple of"),
+        ({"sft.verdict_words": ("right,wrong",)}, "expected a tuple of words without"),
         ({"data.drills": -1}, "data.drills=-1"),
         ({"data.explanations": "long"}, "='long'; expected one of ('short', 'worked',"),
         (RATED | {"judge.by": "random"}, "judge.by='random'; expected 'self' with jud"),
