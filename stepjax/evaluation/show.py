@@ -70,8 +70,7 @@ def show(
             f"`stepjax eval` with --model=M{number} first."
         )
     if problem:
-        every = [state for found in searched.values() for state in found]
-        return _one(problem, every, answers, is_right, f"M{number} of {workdir}")
+        return _one(problem, searched, answers, is_right, f"M{number} of {workdir}")
     if states and choice == "wrong" and not _is_known(states, is_right):
         states = []  # right answers are known of test problems only
     if not states:
@@ -130,18 +129,23 @@ def _answers(workdir: pathlib.Path, number: int) -> dict[str, list[Mapping[str, 
 
 def _one(
     name: str,
-    states: Sequence[State],
+    searched: Mapping[pathlib.Path, Sequence[State]],
     answers: Mapping[str, list[Mapping[str, Any]]],
     is_right: IsRight | None,
     source: str,
 ) -> str:
     """Returns all that is known of one problem."""
-    parts = [of_state(s, is_right) for s in states if s.question.id == name]
+    states = [(path, state) for path, found in searched.items() for state in found]
+    asked = [(path, state) for path, state in states if state.question.id == name]
+    parts = [
+        (f"from {path}\n\n" if len(asked) > 1 else "") + of_state(state, is_right)
+        for path, state in asked
+    ]
     for file, items in answers.items():
         found = (item for item in items if item["id"] == name)
         parts += [f"{file}: {samples.text_of(item)}\n" for item in found]
     if not parts:
-        ids = [state.question.id for state in states[:3]]
+        ids = [state.question.id for _, state in states[:3]]
         ids += [item["id"] for items in answers.values() for item in items[:3]]
         raise ValueError(
             f"--problem={name!r} is no problem of {source}; expected an id such as "

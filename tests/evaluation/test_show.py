@@ -169,6 +169,13 @@ def test_the_searches_of_an_evaluation_stand_in_for_those_of_questions(workdir):
     assert heads(show.show(workdir, 2, choice="ties")) == ["q1"]
     assert show.show(workdir, 2, problem="q2") == show.of_state(EMPTY)
     assert show.newest_search(workdir, 3) == 2
+    # A problem that was searched twice is shown twice, each time with its file.
+    second = workdir / "eval" / "M2_a-1234_search.jsonl"
+    records.write_jsonl(second, [trajectory.to_row(SEARCHED)])
+    both = show.show(workdir, 2, problem="q1")
+    assert both.count("q1: ") == 2
+    assert both.index(f"from {first}\n") < both.index(f"from {second}\n")
+    records.write_jsonl(second, [trajectory.to_row(EMPTY)])
     # Those of M1's own questions come first; a result that was dropped has none.
     assert "M1/search.jsonl" in show.show(workdir, 1)
     first.with_suffix(".json").unlink()
