@@ -57,7 +57,8 @@ class RunDirectory:
             it, if the settings have changed since it was made; "" for none.
           dry_run: whether all of it comes back at the end (`give_back`).
           keep: whether a directory with data keeps its config.json when nothing that
-            was made depends on what differs; for commands that only look.
+            was made depends on what differs, or searches only, which can be measured
+            with other settings; for commands that only look.
 
         Raises:
           ValueError: when it was made with other settings, or is a folder of other
@@ -132,8 +133,24 @@ class RunDirectory:
         }
         kept = files.read_json(path)
         theirs = redo.filled(kept, to_dict(default()))
-        old, names = redo.stale(redo.made(self.path), theirs, mine)
+        stages = redo.made(self.path)
+        old, names = redo.stale(stages, theirs, mine)
         changed = redo.changes(theirs, mine)
+        if self._redo and not old:
+            self.news.append(
+                f"--redo={self._redo}: nothing is deleted, because all that was made "
+                "is what these settings give."
+            )
+        # A search can be measured with other settings than those that made the pairs.
+        fixed = [s for s in stages if self._redo or s.stage != "search"]
+        if self._keep and manifest.exists() and not redo.stale(fixed, theirs, mine)[0]:
+            self._own = theirs
+            if changed:
+                others = ", ".join(f"{name} {how}" for name, how in changed.items())
+                self.news.append(
+                    f"for this command only: {others}. {path} stays as it is"
+                )
+            return
         if old:
             what = ", ".join(f"{name} {changed[name]}" for name in names)
             order = list(redo.DEPENDS)
@@ -144,19 +161,7 @@ class RunDirectory:
                 redo.refuse(self.path, old, what)
             redo.set_aside(self.path, old)
             self.news.append(f"{self._deleted}: {', '.join(map(str, old))} ({what})")
-        elif self._redo:
-            self.news.append(
-                f"--redo={self._redo}: nothing is deleted, because all that was made "
-                "is what these settings give."
-            )
         others = [f"{name} {how}" for name, how in changed.items() if name not in names]
-        if self._keep and manifest.exists() and not old:
-            self._own = theirs
-            if others:
-                self.news.append(
-                    f"for this command only: {', '.join(others)}. {path} stays as it is"
-                )
-            return
         if others:
             self.news.append(f"settings: {', '.join(others)}")
         if changed:

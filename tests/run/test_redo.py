@@ -183,8 +183,14 @@ def test_a_command_that_only_looks_leaves_the_settings_as_they_are(folder):
     assert len(name) == 9 and name.startswith("-")
     longer = RunDirectory(changed(eval__max_tokens=65), folder, keep=True)
     assert longer.variant("greedy", 1) not in ("", name)
+    # A search can be measured with other settings than that which made the pairs.
+    wide = RunDirectory(changed(search__width=5, judge__rows=2), folder, keep=True)
+    assert wide.borrowed and "search.width was 3, now 5" in wide.news[0]
+    assert wide.variant("greedy", 1) == "" != wide.variant("search", 1)
     with pytest.raises(ValueError, match="Add --redo=dpo to delete M2, M2 search"):
         RunDirectory(changed(dpo__beta=0.3), folder, keep=True)
+    with pytest.raises(ValueError, match="Add --redo=search to delete M1 search, M2"):
+        RunDirectory(changed(search__width=5, dpo__beta=0.3), folder, keep=True)
     assert bytes_of(folder) == before
 
 
