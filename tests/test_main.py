@@ -361,7 +361,7 @@ def test_files_that_are_missing_or_malformed(
 
 
 def test_errors_that_are_not_about_input_keep_their_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr("stepjax.run.run.Run", lambda *a: json.loads("{"))
+    monkeypatch.setattr("stepjax.run.run.Run", lambda *a, **k: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):
         command("sft", TINY, f"--workdir={tmp_path / 'run'}")
 

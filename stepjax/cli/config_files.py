@@ -21,7 +21,7 @@ _SWITCHES = {
     for no in ("", "no")
     if value is None
 }
-_LISTS = ("benchmark", "seeds", "arms")  # options with commas in their values
+_LISTS = ("benchmark", "seeds", "arms", "against")  # with commas in values
 _PHASES = re.compile(r"--config\.(sft\.phases)(?!\[\d+\]\.)")
 
 

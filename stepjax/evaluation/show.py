@@ -124,7 +124,14 @@ def _states(path: pathlib.Path) -> list[State]:
 def _answers(workdir: pathlib.Path, number: int) -> dict[str, list[Mapping[str, Any]]]:
     """Returns file name → graded answers of a model, greedy ones first."""
     paths = [p for m in ("greedy", "search") for p in _results(workdir, number, m)]
-    return {path.name: files.read_json(path)["items"] for path in paths}
+    found = {path: files.read_json(path) for path in paths}
+    for path, result in found.items():
+        if not isinstance(result, dict) or "items" not in result:
+            raise ValueError(
+                f"{path}: no result with items; expected the file that `stepjax eval` "
+                "wrote. Delete it, and run `stepjax eval` again."
+            )
+    return {path.name: result["items"] for path, result in found.items()}
 
 
 def _one(

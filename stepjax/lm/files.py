@@ -48,6 +48,17 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Returns the value of a JSON file."""
+    """Returns the value of a JSON file.
+
+    Raises:
+      ValueError: when the file holds no JSON.
+    """
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        try:
+            return json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}: broken JSON ({error}); expected a whole file. Put it back, "
+                "or delete it if a command of stepjax made it, and run that command "
+                "again."
+            ) from error

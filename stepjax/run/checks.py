@@ -136,15 +136,14 @@ def check_characters(codec: Codec, files: dict[str, list]) -> list[str]:
             f"hold characters that the tokenizer does not know: {shown}. The first of "
             f"these problems is {bad[0]!r}"
         )
+        count = f"{len(bad)} of {len(rows)} problems"
         if len(bad) == len(rows):
             raise ValueError(
-                f"{name}: all of the {len(rows)} problems {said}; expected problems "
-                "that it can read. Use another file, or a model whose tokenizer knows "
-                "these characters."
+                f"{name}: {count} {said}; expected problems that it can read. Use "
+                "another file, or a model whose tokenizer knows these characters."
             )
         warnings.append(
-            f"{name}: {len(bad)} of {len(rows)} problems {said}. The model does not "
-            "see these characters."
+            f"{name}: {count} {said}. The model does not see these characters."
         )
     return warnings
 

@@ -55,6 +55,7 @@ def test_a_word_like_no_other_has_no_suggestion():
             ["--benchmark=a", "--benchmark=b"],
             "both given; expected --benchmark once. Write both in one, with a comma",
         ),
+        (["--against=a", "--against=b"], "a comma: --against=A,B."),
         (["--workdir", "a", "-workdir=b"], "--workdir a and -workdir=b are both given"),
         (["--workdir=a", f"{TINY}:x"], f"{TINY} and {TINY}:x are both given; expected"),
         (

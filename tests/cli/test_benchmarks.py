@@ -70,7 +70,7 @@ def test_several_files_are_read_first_and_have_a_line_each(
     monkeypatch.setattr(Run, "sampling_params", None)
     (here / "more/c.csv").write_text("question,answer\n1 \u00d7 2,2\n")
     assert command(*arguments, f"{files_},more/c.csv") == 1
-    assert "c.csv: all of the 1 problems hold chara" in capsys.readouterr().err
+    assert "c.csv: 1 of 1 problems hold chara" in capsys.readouterr().err
     (here / "more/c.csv").write_text("question\n1*2\n")
     assert command(*arguments, f"{files_},more/c.csv") == 1
     assert "more/c.csv:2" in capsys.readouterr().err

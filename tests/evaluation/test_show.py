@@ -211,6 +211,16 @@ def test_long_texts_are_wrapped_under_their_beginning(monkeypatch):
     assert lines[0].startswith("head: word") and lines[1].startswith("  word")
 
 
+def test_a_damaged_result_is_named(workdir):
+    path = workdir / "eval" / "M2_test_greedy.json"
+    for text, words in (("{", "broken JSON (Expecting "), ("{}", "no result with")):
+        path.write_text(text)
+        with pytest.raises(ValueError) as error:
+            show.show(workdir, 2)
+        assert str(error.value).startswith(f"{path}: {words}")
+        assert "; expected " in str(error.value)
+
+
 def shown(capsys, *arguments):
     """Status of the command, and what it prints."""
     capsys.readouterr()

@@ -117,7 +117,7 @@ def test_budgets_smaller_than_a_prompt(settings, tmp_path):
 def test_characters_that_the_tokenizer_does_not_know(settings, tmp_path, name, shown):
     rows = [row | {"problem": f"{row['problem']}\u00e9"} for row in ROWS[name]]
     write(tmp_path, name, rows)
-    words = f"{shown}: all of the {len(rows)} problems hold characters that the"
+    words = f"{shown}: {len(rows)} of {len(rows)} problems hold characters that the"
     refused(
         settings, tmp_path, words, "know: '\u00e9'. The first", "; expected problems"
     )

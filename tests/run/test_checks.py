@@ -79,7 +79,7 @@ def test_problems_with_unknown_characters_are_counted_or_refused(codec):
     ]
     with pytest.raises(ValueError) as error:
         checks.check_characters(codec, {"x.csv": rows[1:]})
-    assert "x.csv: all of the 2 problems hold characters that" in str(error.value)
+    assert "x.csv: 2 of 2 problems hold characters that" in str(error.value)
     assert "is 'b'; expected problems that it can read. Use another" in str(error.value)
 
 
