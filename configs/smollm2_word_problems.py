@@ -90,8 +90,8 @@ def get_config(data: str = "data"):
     c.judge.rows = 2
     c.pairs.best_beats_all = True
 
-    # Where pairs are few and some are reversed, small and averaged steps, and the chosen
-    # step's own loss: higher rates spoil the model's arithmetic.
+    # A few hundred pairs, and some are reversed: small steps, each averaged over many
+    # pairs, and the chosen step's own loss. Higher rates spoil the model's arithmetic.
     c.dpo.beta = 1.0
     c.dpo.nll_weight = 10.0
     c.dpo.epochs = 2
