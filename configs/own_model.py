@@ -45,11 +45,11 @@ def get_config(names: str = "model,data"):
 
     # Tokens: longer rows are left out, and counted. Longer steps are cut off.
     c.train.row_length = 1024
-    c.search.max_step_tokens = 128
+    c.search.max_step_tokens = 64
     c.search.context_tokens = 1024
-    c.judge.max_tokens = 192
+    c.judge.max_tokens = 96
     c.judge.context_tokens = 1280
-    c.eval.max_tokens = 512
+    c.eval.max_tokens = 256
 
     # M0 → M1. A handful of rows wants many epochs; hundreds of rows want 2 or 3. Models
     # of a billion parameters and more want a lower rate, such as 1e-5.
@@ -57,12 +57,13 @@ def get_config(names: str = "model,data"):
         config.phase(
             epochs=8,
             batch_size=4,
-            optimizer=config.optimizer(5e-5, "cosine", warmup_steps=5, b2=0.98),
+            optimizer=config.optimizer(2e-4, "cosine", warmup_steps=5, b2=0.98),
         ),
     )
 
     # Mi searches its questions: samples `width` candidates per step and compares them.
     c.search.width = 4
+    c.search.max_expansions = 8  # per problem, refused steps and ties included
     c.search.temperature = 0.8
     c.search.slots = 8  # problems at the same time; fewer take less memory
     c.judge.by = "self"  # or "module:function", your own judge; see docs/data.md

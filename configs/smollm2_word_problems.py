@@ -87,13 +87,16 @@ def get_config(data: str = "data"):
     c.judge.score = "consistent"
     c.judge.max_tokens = 112
     c.judge.context_tokens = 320
-    c.judge.rows = 4
+    c.judge.rows = 2
     c.pairs.best_beats_all = True
 
+    # A few hundred pairs, and some are reversed: small steps, each averaged over many
+    # pairs, and the chosen step's own loss. Higher rates spoil the model's arithmetic.
     c.dpo.beta = 1.0
-    c.dpo.nll_weight = 1.0
-    c.dpo.batch_size = 16
-    c.dpo.optimizer = config.optimizer(3e-5, warmup_steps=5, b2=0.98)
+    c.dpo.nll_weight = 10.0
+    c.dpo.epochs = 2
+    c.dpo.batch_size = 32
+    c.dpo.optimizer = config.optimizer(2e-5, "cosine", warmup_steps=5, b2=0.98)
 
     c.eval.max_tokens = 80
     c.eval.search_count = 100

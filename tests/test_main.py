@@ -565,7 +565,7 @@ def test_an_export_says_what_it_wrote_and_takes_the_newest_model(
     assert said == f"M3 → {out}, {size / 1000:.0f} kB, float32, {prompt}"
     (tmp_path / "file").touch()
     arguments = ["export", f"--workdir={finished}", f"--out={tmp_path / 'file/below'}"]
-    said = refused(capsys, 1, arguments, "file/below", "Not a directory")
+    said = refused(capsys, 2, arguments, "file/below", "Not a directory")
     assert "Traceback" not in said
 
 
@@ -581,7 +581,7 @@ def test_an_export_loads_back(finished, exported, capsys):
     assert data["max_position_embeddings"] == 64
     before = contents(exported)
     arguments = ["export", f"--workdir={finished}", "--model=M1", f"--out={exported}"]
-    refused(capsys, 1, arguments, "exists and is not empty; expected a new or an empty")
+    refused(capsys, 2, arguments, "exists and is not empty; expected a new or an empty")
     assert contents(exported) == before
 
 

@@ -1,6 +1,7 @@
 """What a command was told, checked before anything takes time."""
 
 import pathlib
+import tempfile
 from collections.abc import Iterator
 
 import ml_collections
@@ -45,6 +46,8 @@ def check_options(name: str) -> None:
             f"--{' and --'.join(chosen)} are given together; expected at most one of "
             "them."
         )
+    if name == "export":
+        _check_out()
     if name != "eval":
         return
     mode, named = options.MODE.value, options.BENCHMARK.value
@@ -88,18 +91,14 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
       ValueError: with a line about each setting and each option that cannot work.
     """
     wrong = list(_wrong_values())
-    if name == "show":
-        _check_run(pathlib.Path(options.WORKDIR.value))
+    if name == "show" and (missing := _no_run()):
+        raise ValueError(missing)
     if options.CONFIG.value is None:
         if name == "config":
             return default()
         if name == "init-data" and not options.WORKDIR.value:
             return None
-        path = pathlib.Path(options.WORKDIR.value) / "config.json"
-        wrong.append(
-            f"--config is missing and {path} does not exist; expected one of them. "
-            "Give --config=FILE for a new run."
-        )
+        wrong.append(f"{_no_run()} A new run needs --config=FILE.")
         raise ValueError("\n".join(wrong))
     config = options.CONFIG.value.copy_and_resolve_references()  # raises if not loaded
     if name == "config":
@@ -119,20 +118,44 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
     return config
 
 
-def _check_run(folder: pathlib.Path) -> None:
-    """Raises ValueError unless a folder holds a run."""
+def _no_run() -> str:
+    """Returns why --workdir holds no run, in a sentence; "" if it holds one."""
+    folder = pathlib.Path(options.WORKDIR.value)
     expected = "expected the --workdir of a run that has begun"
     if not folder.is_dir():
-        raise ValueError(f"--workdir={folder}: there is no such folder; {expected}.")
-    if not (folder / "config.json").exists():
-        made = [*folder.glob("*/data/manifest.json")]
-        made += folder.glob("*/*/data/manifest.json")  # of `stepjax ablate`
-        runs = sorted(str(path.parents[1].relative_to(folder)) for path in made)
-        hint = f" Runs in it: {', '.join(runs[:5])}." if runs else ""
+        return f"--workdir={folder}: there is no such folder; {expected}."
+    if (folder / "config.json").exists():
+        return ""
+    made = [*folder.glob("*/data/manifest.json")]
+    made += folder.glob("*/*/data/manifest.json")  # of `stepjax ablate`
+    runs = sorted(str(path.parents[1].relative_to(folder)) for path in made)
+    hint = f" Runs in it: {', '.join(runs[:5])}." if runs else ""
+    return (
+        f"--workdir={folder}: this folder holds no run, because there is no "
+        f"config.json in it; {expected}.{hint}"
+    )
+
+
+def _check_out() -> None:
+    """Raises ValueError unless --out can be written, before a model is loaded."""
+    out = options.OUT.value
+    if "://" in out:
+        return
+    folder = pathlib.Path(out).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
-            f"--workdir={folder}: this folder holds no run, because there is no "
-            f"config.json in it; {expected}.{hint}"
+            f"--out={out} exists and is not empty; expected a new or an empty folder. "
+            "Choose another one or remove it first."
         )
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        tempfile.TemporaryDirectory(dir=folder).cleanup()
+    except OSError as error:
+        raise ValueError(
+            f"--out={out}: nothing can be written in {folder} ({error.strerror}); "
+            "expected a folder in which files can be made."
+        ) from error
 
 
 def check_models(name: str, config: ml_collections.ConfigDict) -> None:

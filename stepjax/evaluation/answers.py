@@ -251,7 +251,7 @@ def _symbolic(prediction: str, gold: str) -> bool:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"comparing {prediction!r} with {gold!r} needs math-verify; expected it to "
-            "be installed. Run pip install 'stepjax[train]'."
+            "be installed. Run pip install -e '.[train]' in the checkout of stepjax."
         ) from error
     try:
         return bool(verify(parse(f"${gold}$"), parse(f"${prediction}$")))

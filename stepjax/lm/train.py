@@ -272,6 +272,7 @@ def fit(
     done: int = 0,
     finished: bool = False,
     on_log: Callable[[int, dict[str, float]], None],
+    on_update: Callable[[int], None] = lambda done: None,
     log_every: int = 20,
     stop_loss: float = 0.0,
 ) -> tuple[TrainState, int]:
@@ -287,6 +288,8 @@ def fit(
       done: updates that the given state has had (from `saver.restore`).
       finished: training ended with the given state (from `saver.restore`).
       on_log: called with the updates done and the mean metrics of the period.
+      on_update: called with the updates done. The devices are then one update ahead:
+        they never wait for the host, and the host never counts what is not computed.
       log_every: updates per log period.
       stop_loss: stop after a period whose mean loss is below it; 0 never stops early.
 
@@ -300,6 +303,9 @@ def fit(
     period: list[dict] = []
     while done < steps and not finished:
         state, metrics = update(state, reference, batch_at(done))
+        if period:
+            jax.block_until_ready(period[-1])
+            on_update(done)
         done += 1
         period.append(metrics)
         if done % log_every == 0 or done == steps:

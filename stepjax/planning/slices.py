@@ -116,7 +116,7 @@ def devices(tpu_slice: Topology) -> list:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "libtpu is not installed; expected it, since it compiles for TPU without a "
-            'TPU. Run pip install "stepjax[tpu]".'
+            "TPU. Run pip install -e '.[tpu]' in the checkout of stepjax."
         )
     # libtpu wants to be told that it runs on a host of a slice; then it gives the
     # devices of any slice.

@@ -331,14 +331,19 @@ class Run:
                 tokens += getattr(batch, "rows", batch).tokens.size
                 return batch
 
+            def on_update(now: int, note: str = "") -> None:
+                nonlocal shown
+                advance(now - shown, note)
+                shown = now
+
             def on_log(now: int, metrics: dict[str, float]) -> None:
-                nonlocal shown, tokens, since
+                nonlocal tokens, since
                 seconds = time.monotonic() - since
                 metrics = metrics | {"learning_rate": float(rates(now - 1))}
                 speeds = {"tokens_per_second": tokens / max(seconds, 1e-9)}
                 self.monitor.log(name, model, now, metrics, speeds=speeds)
-                advance(now - shown, f"loss {metrics['loss']:.4f}")
-                shown, tokens, since = now, 0, since + seconds
+                on_update(now, f"loss {metrics['loss']:.4f}")
+                tokens, since = 0, since + seconds
 
             state, done = train.fit(
                 train.make_update(loss, transform, shardings),
@@ -350,6 +355,7 @@ class Run:
                 done=done,
                 finished=over,
                 on_log=on_log,
+                on_update=on_update,
                 log_every=options.log_every,
                 stop_loss=stop_loss,
             )

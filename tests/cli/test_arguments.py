@@ -160,6 +160,25 @@ def test_show_says_that_a_folder_holds_no_run(capsys, finished, tmp_path):
     assert finished.name in line.partition("Runs in it: ")[2]
 
 
+@pytest.mark.parametrize("name", ["run", "search", "eval", "export"])
+def test_a_new_run_needs_settings(capsys, tmp_path, name):
+    out = ["--out=x"] if name == "export" else []
+    (line,) = said(capsys, name, f"--workdir={tmp_path}/nothing", *out)
+    assert "nothing: there is no such folder; expected the --workdir of a run" in line
+    assert line.endswith("A new run needs --config=FILE.")
+
+
+@pytest.mark.parametrize("folder", ["/proc/x", "/proc/x/y", "FILE/x"])
+def test_an_export_that_cannot_be_written_is_refused_at_once(
+    capsys, finished, tmp_path, folder
+):
+    (tmp_path / "file").write_text("a file")
+    out = folder.replace("FILE", str(tmp_path / "file"))
+    (line,) = said(capsys, "export", f"--workdir={finished}", f"--out={out}")
+    assert line.startswith(f"stepjax: --out={out}: nothing can be written in ")
+    assert line.endswith("; expected a folder in which files can be made.")
+
+
 def test_a_model_is_named_by_its_number_too(capsys, finished):
     shown = []
     for name in ("M2", "2", "m2", "02"):

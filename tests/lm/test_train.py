@@ -314,6 +314,12 @@ def test_means_of_each_period_are_logged(tmp_path):
     assert saved(tmp_path) == [3, 6]  # the end is the caller's to save
 
 
+def test_updates_are_counted_between_the_logs(tmp_path):
+    counted, losses = [], [6, 5, 1, 2, 2, 2, 9, 1]
+    fit(tmp_path, counting(losses), 8, log_every=4, on_update=counted.append)
+    assert counted == [1, 2, 3, 5, 6, 7]  # `on_log` tells of the fourth and the last
+
+
 def test_a_phase_stops_when_the_mean_loss_of_a_period_is_low(tmp_path):
     losses = [0.1, 0.1, 2.0, 0.5, 0.6, 0.3, 0.0, 0.0, 0.0]
     done, log = fit(tmp_path, counting(losses), 9, stop_loss=0.5, last=True)
