@@ -51,7 +51,7 @@ def refused(capsys, status, arguments, *words):
         (["train"], ["usage: stepjax COMMAND", "unknown command 'train'", "export"]),
         (["--workdir={}"], ["unknown command '--workdir="]),
         (["run", TINY], ["--workdir is missing; expected the run directory"]),
-        (["run", "--workdir={}"], ["--config is missing", "does not exist; expected"]),
+        (["run", "--workdir={}"], ["there is no such folder; exp", "needs --config"]),
         (
             ["run", "--workdir={}", "--config.search.width=4"],
             ["--config.search.width=4 changes one setting, and nothing gives the"],
