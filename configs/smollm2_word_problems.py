@@ -99,5 +99,5 @@ def get_config(data: str = "data"):
     c.dpo.optimizer = config.optimizer(2e-5, "cosine", warmup_steps=5, b2=0.98)
 
     c.eval.max_tokens = 80
-    c.eval.search_count = 100
+    c.eval.search_count = 60
     return c
