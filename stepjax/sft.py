@@ -8,7 +8,7 @@ three epochs.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -163,11 +163,16 @@ class Examples(NamedTuple):
 
 def absent_words(
     codec: Codec,
-    responses: Sequence[Sequence[int]],
+    responses: Iterable[Sequence[int]],
     words: Sequence[str],
 ) -> list[str]:
-    """Returns those words that are in none of some responses, each as a whole word."""
-    return [w for w in words if not any(any(codec.words(r, [w])) for r in responses)]
+    """Returns the words that no response has as a whole word."""
+    absent = list(words)
+    for ids in responses:
+        absent = [word for word in absent if not any(codec.words(ids, [word]))]
+        if not absent:
+            break
+    return absent
 
 
 def examples(

@@ -11,7 +11,7 @@ def paths(named: Sequence[str]) -> list[str]:
     """Returns "test" and the paths of files, in the order in which they are named.
 
     Args:
-      named: "test", files, and folders, which stand for the files in them.
+      named: "test", files and folders. A folder means all files directly in it.
 
     Raises:
       ValueError: for what is not there or cannot be read, a folder without files of

@@ -12,7 +12,7 @@ from stepjax.lm.tokenizer import Tokenizer
 def characters(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
     """Returns for each text its characters that are lost, each once, in their order.
 
-    A character is lost when the unknown token stands for it, or nothing at all. A
+    A character is lost when it becomes the unknown token, or when it is dropped. A
     tokenizer that writes it in another way, such as in lower case, does not lose it.
 
     Args:
@@ -46,6 +46,6 @@ def _lost_in(tokenizer: Tokenizer, text: str, lost: set[str]) -> str:
 
 
 def _read_back(tokenizer: Tokenizer, text: str) -> str | None:
-    """Returns what the ids of a text stand for; None with an unknown token in them."""
+    """Returns a text, encoded and decoded; None if an id is the unknown token."""
     ids = tokenizer.encode_prompt("{}", {"{}": text}, bos=False)
     return None if tokenizer.unknown_id in ids else tokenizer.decode(ids)

@@ -196,7 +196,7 @@ def measured_with(
     Args:
       config: all settings, as JSON values.
       mode: a key of `MEASURED`.
-      number: of the model; M0 itself is decided by settings, too.
+      number: of the model. The settings `model` and `seed` decide what M0 is.
     """
     every = _flat(config)
     depends = (*MEASURED[mode], *(() if number else ("model", "seed")))

@@ -161,7 +161,7 @@ class Run:
         eft = self.dir.read("eft", self.kind.judgments.record)
         example, words = self.kind.judgments.example, self.settings.sft.verdict_words
         if words and eft:
-            responses = [example(self.codec, row)[1] for row in eft]
+            responses = (example(self.codec, row)[1] for row in eft)
             absent = sft.absent_words(self.codec, responses, words)
             if absent:
                 self.monitor.say(

@@ -226,7 +226,7 @@ class RunDirectory:
           number: of the model; that of a random M0 depends on further settings.
 
         Returns:
-          "" for the settings of config.json, else "-" and a digest of the others.
+          "" if the settings are those of config.json, else "-" and a digest of them.
         """
         own, mine = (
             redo.measured_with(config, mode, number)
