@@ -59,7 +59,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     word_problems_data.py, word_problems_numbers.py: problems
                     with an equation
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
-                    their manifests; journal.py: unfinished searches; redo.py: what
+                    their manifests; lock.py: one command at a time;
+                    journal.py: unfinished searches; redo.py: what
                     changed settings invalidate; ranges.py: what each setting may be;
                     missing_files.py, checks.py: early errors; data.py,
                     more_questions.py: its data;

@@ -18,6 +18,7 @@ import stepjax.lm  # noqa: F401, says what to install when something is missing
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.lm import model as lm
 from stepjax.pairs import Pair, pairs_of, summary
-from stepjax.run import finetune, rollout, rundir
+from stepjax.run import finetune, lock, rollout, rundir
 from stepjax.run.journal import Journal
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
@@ -47,7 +48,13 @@ def run(
       redo: a stage that may be deleted and made again because its settings have
         changed, see `stepjax.run.redo`; "" for none.
     """
-    this = Run(config, workdir, redo)
+    try:
+        return _run(Run(config, workdir, redo))
+    finally:
+        lock.release(pathlib.Path(workdir))
+
+
+def _run(this: Run) -> str:
     this.dir.accept()
     initial.make(this)
     stages.evaluate(this, 0, ("greedy", "judge"))

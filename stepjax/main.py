@@ -174,6 +174,11 @@ def _work(work: Callable[[], None]) -> int:
         )
     except KeyboardInterrupt:
         return _refused("interrupted; the same command continues.", 130)
+    finally:
+        if "stepjax.run.lock" in sys.modules:
+            from stepjax.run import lock
+
+            lock.release_all()
     return 0
 
 
@@ -225,7 +230,8 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     number = arguments.number_of(name, config)
     from stepjax.run.run import Run
 
-    run = Run(config, workdir, redo, keep=name in ("eval", "export"))
+    looks, reads = name in ("eval", "export"), name == "export"
+    run = Run(config, workdir, redo, keep=looks, locks=not reads)
     run.dir.accept()
     if name == "sft":
         iterate.sft(run)
