@@ -1,6 +1,7 @@
 """A run is a directory of finished stages, each with a manifest written last."""
 
 import fnmatch
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -216,7 +217,8 @@ class RunDirectory:
         if hosts.first() and not self.is_result(mode, target, inputs):
             target.unlink(missing_ok=True)
             target.with_suffix(".jsonl").unlink(missing_ok=True)
-        return Stage(self, f"eval/{mode}", target, inputs, None, settings)
+        scratch = f"{glob.escape(target.stem)}.partial*"
+        return Stage(self, f"eval/{mode}", target, inputs, scratch, settings)
 
     @property
     def borrowed(self) -> bool:
@@ -322,6 +324,13 @@ class Stage:
         self._began = time.monotonic()
         if self.done:
             self.tidy()
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Digests of the inputs, and of the settings where they are kept."""
+        text = json.dumps(self._settings, sort_keys=True)
+        own = {"settings": hashlib.sha256(text.encode()).hexdigest()}
+        return self._inputs | (own if self._settings else {})
 
     def _finished(self) -> dict[str, Any] | None:
         """Returns the manifest, if there is one, after checking inputs and files."""
