@@ -27,6 +27,7 @@ The method, one file per stage, in the order in which it runs:
     own_files.py    what is wrong in a config file or an own function, in a sentence
     srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
 
+    interrupts.py   SIGTERM and Ctrl-C: the work stops after the unit that it is at
     main.py         the command line; __main__.py: the same by python -m stepjax.
                     cli/: help.py: commands and options in words; options.py: as
                     flags; arguments.py: their checks; benchmarks.py: files to
@@ -59,14 +60,15 @@ Beside the method; of the files above only main, iterate and ablate import these
                     word_problems_data.py, word_problems_numbers.py: problems
                     with an equation
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
-                    their manifests; journal.py: unfinished searches; redo.py: what
-                    changed settings invalidate; ranges.py: what each setting may be;
-                    missing_files.py, checks.py: early errors; data.py,
-                    more_questions.py: its data;
+                    their manifests; lock.py: one command at a time; journal.py:
+                    unfinished work; redo.py: what changed settings invalidate;
+                    ranges.py: what each setting may be; missing_files.py,
+                    checks.py: early errors; data.py, more_questions.py: its data;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
-                    rollout.py: searches of a run; finetune.py: a phase of
-                    SFT; banner.py: what a run says first; monitor.py, progress.py:
-                    progress, metrics; text_table.py: tables that fit the terminal
+                    rollout.py: searches of a run; finetune.py: a phase of SFT;
+                    reference_pass.py: log-probabilities before step-DPO; banner.py:
+                    what a run says first; monitor.py, progress.py: progress, metrics;
+                    text_table.py: tables that fit the terminal
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
                     its judge; intervals.py: how sure that is; answers.py: extraction,
                     equivalence; diagnose.py: why a round gains or fails; causes.py:

@@ -19,6 +19,7 @@ import stepjax.lm  # noqa: F401, says what to install when something is missing
 # isort: split
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from matplotlib.figure import Figure
 from stepjax import iterate
 from stepjax.evaluation import intervals, tables
 from stepjax.lm import files, hosts
-from stepjax.run import rundir
+from stepjax.run import lock, rundir
 
 ARMS = ("self", "random", "oracle", "sft", "srlm")
 _TITLES = {
@@ -91,7 +92,9 @@ def ablate(
             settings, path = arm_config(config, arm, seed, updates), own.parent / arm
             _say(f"seed {seed}: {_TITLES[arm]}, {path}")
             if arm != "srlm":
-                rundir.RunDirectory(settings, path).adopt_m1(own)
+                if hosts.first():
+                    lock.take(path)  # `run` releases it
+                adopt_m1(rundir.RunDirectory(settings, path), own)
             iterate.run(settings, path)
     measured = {
         arm: [
@@ -107,6 +110,50 @@ def ablate(
         plot(measured, folder / "ablation.png")
         print(text)
     return text
+
+
+def adopt_m1(directory: rundir.RunDirectory, other: pathlib.Path) -> None:
+    """Takes M1, and what was measured of M0 and M1, from a run on the same data.
+
+    If that run made its EFT rows itself, they are copied with DIR/init, without the
+    parameters of policy and PRM, which M1 does not need.
+    Whether the other data are the same is checked when M1 is used: its manifest
+    holds their digests.
+
+    Args:
+      directory: of the run that takes them.
+      other: the other run directory; its M1 is finished.
+    """
+    if hosts.first() and not (directory.model(1) / "manifest.json").exists():
+        _adopt_m1(directory, other)
+    hosts.barrier(f"M1 adopted by {directory.path}")
+
+
+def _adopt_m1(directory: rundir.RunDirectory, other: pathlib.Path) -> None:
+    folder = directory.path
+    (folder / "eval").mkdir(exist_ok=True)
+    for number in (0, 1):
+        for path in sorted((other / "eval").glob(f"M{number}_*.json*")):
+            shutil.copy(path, folder / "eval")
+    if (other / "init").exists():
+        shutil.copytree(
+            other / "init",
+            folder / "init",
+            ignore=shutil.ignore_patterns("params"),
+            dirs_exist_ok=True,
+        )
+        (folder / "data").mkdir(exist_ok=True)
+        stages = [files.read_json(path) for path in (other / "init").glob("*.json")]
+        for name in {name for stage in stages for name in stage["files"]}:
+            if name.startswith("../data/"):
+                shutil.copy(other / "init" / name, folder / "data")
+    temporary = folder / "M1.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    shutil.copytree(other / "M1" / "params", temporary / "params")
+    shutil.copy(other / "M1" / "manifest.json", temporary)
+    shutil.rmtree(directory.model(1), ignore_errors=True)
+    temporary.rename(directory.model(1))
 
 
 def _say(text: str) -> None:

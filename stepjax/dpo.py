@@ -10,7 +10,7 @@ trained state.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -195,7 +195,11 @@ def reference_logps(model, mesh: Mesh):
 
 
 def with_reference(
-    model, params, batches: Sequence[Batch], mesh: Mesh, on_batch=lambda done: None
+    model,
+    params,
+    batches: Sequence[Batch],
+    mesh: Mesh,
+    on_batch: Callable[[np.ndarray], None] = lambda values: None,
 ) -> list[Batch]:
     """Returns the batches with the reference's log-probabilities filled in.
 
@@ -204,11 +208,11 @@ def with_reference(
       params: the reference.
       batches: from `make_batches`.
       mesh: devices.
-      on_batch: called with the number of batches done.
+      on_batch: called with the log-probabilities of each batch, [M, 2 P].
     """
     logps, result = reference_logps(model, mesh), []
-    for done, batch in enumerate(batches, 1):
+    for batch in batches:
         values = np.asarray(logps(params, train.put_batch(mesh, batch)))
         result.append(batch._replace(reference=values))
-        on_batch(done)
+        on_batch(values)
     return result

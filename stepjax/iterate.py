@@ -18,6 +18,7 @@ import stepjax.lm  # noqa: F401, says what to install when something is missing
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.lm import model as lm
 from stepjax.pairs import Pair, pairs_of, summary
-from stepjax.run import finetune, rollout, rundir
+from stepjax.run import finetune, lock, reference_pass, rollout, rundir
 from stepjax.run.journal import Journal
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
@@ -47,7 +48,13 @@ def run(
       redo: a stage that may be deleted and made again because its settings have
         changed, see `stepjax.run.redo`; "" for none.
     """
-    this = Run(config, workdir, redo)
+    try:
+        return _run(Run(config, workdir, redo))
+    finally:
+        lock.release(pathlib.Path(workdir))
+
+
+def _run(this: Run) -> str:
     this.dir.accept()
     initial.make(this)
     stages.evaluate(this, 0, ("greedy", "judge"))
@@ -158,7 +165,23 @@ def search(run: Run, number: int) -> None:
         return
     questions = run.dir.read(name, records.Question)
     journal = Journal(folder / "search.partial.jsonl", inputs)
-    states = rollout.search_from_journal(run, number, questions, journal)
+    preferences = 0
+
+    def note(state: trajectory.State) -> str:
+        nonlocal preferences
+        preferences += sum(index is not None for index in state.pair_from)
+        return f"{preferences} preferences"
+
+    states = rollout.search_from_journal(
+        run,
+        questions,
+        journal,
+        lambda: run.sampling_params(number),
+        name=f"M{number} search",
+        iteration=number,
+        by=run.settings.judge.by,
+        note=note,
+    )
     pairs = [
         pair
         for state in states
@@ -262,11 +285,7 @@ def _train_on_pairs(
     if settings.dpo.loss.reference == "live":
         reference = lm.frozen(params, run.model.config.dtype)
     else:
-        name = f"M{number + 1} reference"
-        with run.monitor.progress(name, len(batches), "batch") as advance:
-            batches = step_dpo.with_reference(
-                run.model, params, batches, run.mesh, lambda done: advance(1)
-            )
+        batches = reference_pass.fill(run, params, batches, f"M{number + 1}")
     return run.fit(
         params,
         name="dpo",

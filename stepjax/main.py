@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import stepjax
-from stepjax import own_files
+from stepjax import interrupts, own_files
 from stepjax.cli import help
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ _VERSIONS = ("version", "-V", "--version", "-version")
 
 def entry() -> None:
     """Entry point of the ``stepjax`` command."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _quit)  # until a run begins
+    interrupts.until_begun()
     # Only tokenizers are used of transformers; it need not say that torch is missing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for stream in (sys.stdout, sys.stderr):
@@ -48,12 +47,6 @@ def entry() -> None:
     sys.exit(status)
 
 
-def _quit(number: int, frame: object) -> None:
-    """Ends the process at once: imports turn KeyboardInterrupt into other errors."""
-    os.write(2, b"stepjax: interrupted before anything was begun.\n")
-    os._exit(128 + number)
-
-
 def main(argv: list[str]) -> int:
     """Runs one command.
 
@@ -62,7 +55,7 @@ def main(argv: list[str]) -> int:
 
     Returns:
       Exit status: 0; 1 for a failed run, 2 for wrong arguments or settings, 130 after
-      Ctrl-C.
+      Ctrl-C, 143 after SIGTERM.
     """
     status = _answered(argv[1:])
     if status is not None:
@@ -172,8 +165,17 @@ def _work(work: Callable[[], None]) -> int:
             "command continues once this is mended.",
             1,
         )
+    except interrupts.Stopped as stopped:
+        text = f"stopped: {stopped.saved}; the same command continues."
+        return _refused(text, interrupts.status())
     except KeyboardInterrupt:
-        return _refused("interrupted; the same command continues.", 130)
+        return _refused("interrupted; the same command continues.", interrupts.status())
+    finally:
+        interrupts.end()
+        if "stepjax.run.lock" in sys.modules:
+            from stepjax.run import lock
+
+            lock.release_all()
     return 0
 
 
@@ -225,7 +227,8 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     number = arguments.number_of(name, config)
     from stepjax.run.run import Run
 
-    run = Run(config, workdir, redo, keep=name in ("eval", "export"))
+    looks, reads = name in ("eval", "export"), name == "export"
+    run = Run(config, workdir, redo, keep=looks, locks=not reads)
     run.dir.accept()
     if name == "sft":
         iterate.sft(run)
@@ -280,10 +283,12 @@ def _dry_run(config: "ml_collections.ConfigDict") -> None:
 
 
 def _start() -> None:
-    """Starts JAX and the other hosts; from here on Ctrl-C stops a run in order."""
+    """Starts JAX and the other hosts; from here on signals stop a run in order."""
     from stepjax.cli import options
     from stepjax.lm import hosts
 
+    if options.HOSTS.value > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has its own handler
     hosts.start(options.HOSTS.value)
     import jax
 
@@ -292,8 +297,7 @@ def _start() -> None:
     _say(f"JAX {jax.__version__} on {named}; loading the other libraries")
     from stepjax import iterate  # noqa: F401, the last import that takes long
 
-    if signal.getsignal(signal.SIGINT) is _quit:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupts.listen(several_hosts=hosts.count() > 1)
 
 
 def _open_run(config: "ml_collections.ConfigDict") -> "Run":

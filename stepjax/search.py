@@ -145,6 +145,7 @@ def step_search(
     fits: Callable[[State], bool] = lambda state: True,
     active: Mapping[int, State] | None = None,
     on_pause: Callable[[Mapping[int, State]], None] | None = None,
+    pause_now: Callable[[], bool] = lambda: False,
     on_turn: Callable[[int], None] = lambda in_flight: None,
 ) -> Iterator[State]:
     """Searches all questions, `slots` at a time; yields each one when it closes.
@@ -167,6 +168,7 @@ def step_search(
         of them is in `questions`.
       on_pause: called with the problems in flight, between two expansions, whenever
         `slots` more problems were yielded: from there a search can go on.
+      pause_now: whether to call `on_pause` before the next expansion in any case.
       on_turn: called with the number of problems in flight before each expansion.
 
     Yields:
@@ -175,7 +177,7 @@ def step_search(
     queue = collections.deque(questions)
     active, closed = dict(active or {}), 0
     while queue or active:
-        if on_pause and closed >= slots:
+        if on_pause and (closed >= slots or pause_now()):
             on_pause(active)
             closed = 0
         for slot in slots_to_refill(slots, active)[: len(queue)]:

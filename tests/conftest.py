@@ -83,11 +83,15 @@ def quick_runs():
 
 
 @pytest.fixture(scope="module")
-def finished(quick_runs):
-    """Folder of the finished tiny run, made once for all workers; read only."""
+def finished(quick_runs, tmp_path_factory):
+    """A copy of the finished tiny run; read only.
+
+    It is of this worker, because one command at a time works in a run directory.
+    """
     import runs
 
-    return runs.finished_run()
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return shutil.copytree(runs.finished_run(), folder)
 
 
 @pytest.fixture

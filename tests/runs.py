@@ -159,11 +159,11 @@ def _copied(source: pathlib.Path, folder: pathlib.Path, without, settings):
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
-    """Returns relative path → SHA-256 of every file."""
+    """Returns relative path → SHA-256 of every file but the lock of a command."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"
     }
 
 

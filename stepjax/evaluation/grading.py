@@ -37,7 +37,7 @@ def greedy(
     problems: Sequence[Problem],
     *,
     max_tokens: int,
-    on_done: Callable[[int, str], None] = lambda count, note: None,
+    on_done: Callable[[list[dict[str, Any]]], None] = lambda items: None,
 ) -> list[dict[str, Any]]:
     """Solves every problem with greedy decoding.
 
@@ -46,8 +46,7 @@ def greedy(
       codec: tokenizer and templates.
       problems: with gold answers.
       max_tokens: most tokens of a solution.
-      on_done: called with the number of problems just done, and how many answers are
-        right so far, in words.
+      on_done: called with the items of each batch of problems.
 
     Returns:
       One item for each problem, for `greedy_metrics`.
@@ -67,7 +66,7 @@ def greedy(
             (row,) = rows[slot]
             items.append(_graded(problem, codec.text(row.ids), len(row.ids), codec))
             items[-1]["finished"] = row.stopped
-        on_done(len(batch), right_so_far(items))
+        on_done(items[-len(batch) :])
     return items
 
 
@@ -107,7 +106,7 @@ def judge_accuracy(
     *,
     slots: int,
     judgments: Judgments = _COMPARISONS,
-    on_done: Callable[[int, str], None] = lambda count, note: None,
+    on_done: Callable[[list[dict[str, Any]]], None] = lambda items: None,
 ) -> list[dict[str, Any]]:
     """Asks the judge every held-out row once; an unparsed verdict is wrong.
 
@@ -117,8 +116,7 @@ def judge_accuracy(
       rows: EFT rows with the right verdicts, records of `judgments`.
       slots: rows asked at once, at most the judge's slots.
       judgments: what is asked.
-      on_done: called with the number of rows just done, and how many verdicts are
-        right so far, in words.
+      on_done: called with the items of each batch of rows.
 
     Returns:
       One item for each row, for `judge_metrics`.
@@ -148,7 +146,7 @@ def judge_accuracy(
                     "response": verdict.response,
                 }
             )
-        on_done(len(batch), right_so_far(items))
+        on_done(items[-len(batch) :])
     return items
 
 

@@ -12,13 +12,15 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from stepjax import dpo, own_import, records, trajectory
+from stepjax import dpo, interrupts, own_import, records, trajectory
 from stepjax.evaluation import causes, diagnose, grading, samples
 from stepjax.initial_data.formats import sources as formats
 from stepjax.lm import files, hosts
+from stepjax.lm.sampler import Sampler
 from stepjax.pairs import Pair, summary
 from stepjax.prompts import Templates
 from stepjax.run import checks, rollout, rundir
+from stepjax.run.journal import Journal, Row, of_rows
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
 
@@ -122,9 +124,11 @@ def _measure(
     stage = run.dir.measurement(kind, target, inputs)
     if stage.done:
         return stage.done["metrics"], False
-    measured = _of_an_equal_model(run, number, f"{stem}_{kind}", digest)
-    measured = measured or _STAGES[kind](run, number, params, file)
+    interrupts.check("all that was measured is saved")
     target.parent.mkdir(exist_ok=True)  # every host may be the first here
+    partial = target.with_suffix(".partial.jsonl"), stage.identity
+    measured = _of_an_equal_model(run, number, f"{stem}_{kind}", digest)
+    measured = measured or _STAGES[kind](run, number, params, file, partial)
     curve = f"eval/{stem}_{kind}"
     run.monitor.restart(curve, f"M{number}")
     run.monitor.log(curve, f"M{number}", number, measured["metrics"])
@@ -199,26 +203,69 @@ def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | 
     return kept
 
 
-def _greedy(run: Run, number: int, params, file: pathlib.Path) -> dict:
+def _greedy(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
     problems = read_benchmark(file, run.codec.templates)
     sampler = rollout.open_sampler(run, params(), run.settings.search.context_tokens)
-    name, mine = f"M{number} eval {file.stem}", hosts.share(problems)
-    with run.monitor.progress(name, len(mine), "problem") as advance:
-        items = grading.greedy(
-            sampler,
-            run.codec,
-            mine,
-            max_tokens=run.settings.eval.max_tokens,
-            on_done=advance,
-        )
-    items = _merged(run, items, name)
+    solve = functools.partial(
+        grading.greedy, sampler, run.codec, max_tokens=run.settings.eval.max_tokens
+    )
+    name = f"M{number} eval {file.stem}"
+    items = _items(run, name, "problem", problems, solve, sampler, of_rows(*partial))
     # M0 has not learned yet how a solution ends.
     warnings = causes.of_greedy(items, run.settings) if number else []
     metrics = grading.greedy_metrics(items)
     return {"metrics": metrics, "items": items, "warnings": warnings}
 
 
-def _judge(run: Run, number: int, params, file: pathlib.Path) -> dict:
+def _items(
+    run: Run,
+    name: str,
+    unit: str,
+    rows: Sequence,
+    measure: Callable[..., list],
+    sampler: Sampler,
+    journal: Journal,
+) -> list[dict]:
+    """Measures rows in batches, going on where a journal ends.
+
+    Args:
+      run: the run.
+      name: of the evaluation, for people.
+      unit: what a row is, in the singular.
+      rows: what is measured, of all hosts.
+      measure: ``measure(rows, on_done=f)``, from `grading`.
+      sampler: the context caches that it uses.
+      journal: where progress is kept.
+
+    Returns:
+      One item for each row.
+
+    Raises:
+      interrupts.Stopped: a signal asked to stop; the journal has what was done.
+    """
+    mine = hosts.share(range(len(rows)))
+    todo = [at for at in mine if at not in journal.closed]
+    items = [journal.closed[at].found for at in mine if at in journal.closed]
+    left = iter(todo)
+
+    def on_done(batch: list[dict]) -> None:
+        # Whoever goes on from here begins with empty caches; so does this run, that
+        # both compute the same bits.
+        sampler.hold({slot: () for slot in range(run.slots)})
+        journal.add([Row(next(left), item) for item in batch], {})
+        items.extend(batch)
+        advance(len(batch), grading.right_so_far(items))
+        if len(items) < len(mine):
+            interrupts.check(f"{len(items)} of {len(mine)} {unit}s are saved")
+
+    with run.monitor.progress(name, len(mine), unit, len(items)) as advance:
+        if todo:
+            measure([rows[at] for at in todo], on_done=on_done)
+    journal.finish([])
+    return [journal.closed[at].found for at in range(len(rows))]
+
+
+def _judge(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
     capacity, judgments = run.settings.judge.context_tokens, run.kind.judgments
     every = records.read_jsonl(file, judgments.record)
 
@@ -234,17 +281,15 @@ def _judge(run: Run, number: int, params, file: pathlib.Path) -> dict:
             f"judge.context_tokens={capacity} and are left out."
         )
     sampler = rollout.open_sampler(run, params(), capacity)
-    name, mine = f"M{number} eval judge", hosts.share(rows)
-    with run.monitor.progress(name, len(mine), "judgment") as advance:
-        items = grading.judge_accuracy(
-            rollout.self_judge(run, sampler, rows=1),
-            run.codec,
-            mine,
-            slots=run.slots,
-            judgments=judgments,
-            on_done=advance,
-        )
-    items = _merged(run, items, name)
+    ask = functools.partial(
+        grading.judge_accuracy,
+        rollout.self_judge(run, sampler, rows=1),
+        run.codec,
+        slots=run.slots,
+        judgments=judgments,
+    )
+    name = f"M{number} eval judge"
+    items = _items(run, name, "judgment", rows, ask, sampler, of_rows(*partial))
     metrics = grading.judge_metrics(items) | {"left_out": left_out}
     if run.kind.mistake:
         metrics |= _by_mistake(run, rows, items)
@@ -266,19 +311,26 @@ def _by_mistake(run: Run, rows: Sequence, items: Sequence[dict]) -> dict[str, fl
     }
 
 
-def _search(run: Run, number: int, params, file: pathlib.Path) -> dict:
+def _search(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
     problems = read_benchmark(file, run.codec.templates)
     problems = problems[: run.settings.eval.search_count or None]
     questions = [records.Question(p.id, p.problem) for p in problems]
-    name, closed, mine = f"M{number} eval search", {}, hosts.share(questions)
-    ended = 0
-    with run.monitor.progress(name, len(mine), "problem") as advance:
-        for state in rollout.search_questions(run, params(), mine, 0):
-            closed[state.question.id] = trajectory.to_row(state)
-            ended += state.status == "complete"
-            advance(1, f"{ended} of {len(closed)} complete")
-    rows = _merged(run, [closed[question.id] for question in mine], name)
-    states = [trajectory.from_row(row) for row in rows]
+    closed: list[bool] = []
+
+    def note(state: trajectory.State) -> str:
+        closed.append(state.status == "complete")
+        return f"{sum(closed)} of {len(closed)} complete"
+
+    states = rollout.search_from_journal(
+        run,
+        questions,
+        Journal(*partial),
+        params,
+        name=f"M{number} eval search",
+        iteration=0,
+        note=note,
+    )
+    rows = list(map(trajectory.to_row, states))
     graded = grading.searched(states, problems, run.codec)
     graded["metrics"] |= summary(states)
     if run.kind.is_right:
@@ -287,8 +339,8 @@ def _search(run: Run, number: int, params, file: pathlib.Path) -> dict:
     return graded | {"warnings": warnings, "searches": rows}
 
 
-def _training(run: Run, number: int, params, file: pathlib.Path) -> dict:
-    del params  # `drift` compares two models, in the type that training uses
+def _training(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
+    del params, partial  # `drift` compares two models, in the type that training uses
     metrics: dict[str, Any] = {}
     pairs = records.read_jsonl(file, Pair)
     if run.kind.is_right:
@@ -330,11 +382,6 @@ def _step_lengths(run: Run, number: int) -> tuple[float, float]:
         return files.read_json(path)["metrics"]["tokens_per_step"]
 
     return length(number - 1), length(number)
-
-
-def _merged(run: Run, items: list, name: str) -> list:
-    """Returns the items of all hosts."""
-    return hosts.merge(items, run.dir.path / "eval", name.replace(" ", "_"))
 
 
 _STAGES = {"greedy": _greedy, "judge": _judge, "search": _search, "training": _training}

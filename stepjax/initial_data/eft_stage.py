@@ -13,7 +13,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
-from stepjax import records
+from stepjax import interrupts, records
 from stepjax.codec import Codec
 from stepjax.initial_data import eft, mcts, teacher, teacher_local
 from stepjax.lm import hf_config, hosts, sharding, tokenizer, weights
@@ -40,7 +40,9 @@ def make_eft(run: Run) -> None:
     stage = run.dir.stage("eft", folder / "eft.json", inputs)
     if stage.done:
         return
-    generate = _local(run) if settings.teacher.backend == "local" else None
+    generate = None
+    if settings.teacher.backend == "local":
+        generate = _stopping(_local(run))
     counts = {}
     if hosts.first():
         pairs = read_pairs(run)
@@ -143,6 +145,17 @@ def _teacher(
     return teacher.make_teacher(
         options, cache, generate=generate, on_done=advance, say=run.monitor.say
     )
+
+
+def _stopping(generate: teacher.Generate) -> teacher.Generate:
+    """Returns a writer of answers that stops when a signal asks for it."""
+
+    def answers(prompts: Sequence[str]):
+        for answer in generate(prompts):
+            yield answer  # it is kept before the next one is asked for
+            interrupts.check("the teacher's answers so far are saved")
+
+    return answers
 
 
 def _local(run: Run) -> teacher.Generate:

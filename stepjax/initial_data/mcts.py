@@ -81,6 +81,7 @@ def tree_search(
     on_free: Callable[[int], None] = lambda slot: None,
     active: Mapping[int, Tree] | None = None,
     on_pause: Callable[[Mapping[int, Tree]], None] | None = None,
+    pause_now: Callable[[], bool] = lambda: False,
 ) -> Iterator[Tree]:
     """Searches all questions, `slots` at a time; yields each tree when it is done.
 
@@ -97,6 +98,7 @@ def tree_search(
         them is in `questions`.
       on_pause: called with the trees in flight, between two iterations, whenever
         `slots` more trees were yielded: from there a search can go on.
+      pause_now: whether to call `on_pause` before the next iteration in any case.
 
     Yields:
       Finished trees, in the order in which they finish.
@@ -104,7 +106,7 @@ def tree_search(
     queue = collections.deque(questions)
     active, closed = dict(active or {}), 0
     while queue or active:
-        if on_pause and closed >= slots:
+        if on_pause and (closed >= slots or pause_now()):
             on_pause(active)
             closed = 0
         for slot in slots_to_refill(slots, active)[: len(queue)]:

@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stepjax import forest, records, sft
+from stepjax import forest, interrupts, records, sft
 from stepjax.evaluation import answers
 from stepjax.initial_data import mcts, prm, rollouts, step_values
 from stepjax.initial_data.eft_stage import make_eft, write_pairs
@@ -125,6 +125,7 @@ def _estimate_values(
         ):
             journal.add([values], {})
             advance(1)
+            interrupts.check(f"{len(journal.closed)} of {len(problems)} are saved")
     journal.finish([])
 
 
@@ -206,7 +207,9 @@ def read_steps(
     mine = hosts.share(kept)
     sampler = rollout.open_sampler(run, run.for_sampling(params), capacity)
     score = prm.make_scorer(sampler, codec, width=1, prompt=prompt)
-    with run.monitor.progress(f"prm reads {name}", len(mine), "solution") as advance:
+    what = f"prm reads {name}", len(mine), "solution"
+    # The PRM that reads has no manifest yet, so no signal stops here.
+    with run.monitor.progress(*what, stops=False) as advance:
         read = prm.read(score, codec, mine, slots=run.slots, on_done=advance)
     return kept, hosts.merge(read, run.dir.path / "init", f"prm_{name}")
 
@@ -319,6 +322,10 @@ def _search(
             free(slot)
         journal.add(closed, in_flight)
         closed.clear()
+        interrupts.check(
+            f"{len(journal.closed)} of {len(questions)} tree searches are saved, and "
+            f"what was found in {len(in_flight)} that are not finished"
+        )
 
     mine = hosts.share(questions)
     todo, active = journal.rest(mine, run.slots)
@@ -341,6 +348,7 @@ def _search(
             on_free=free,
             active=active,
             on_pause=pause,
+            pause_now=interrupts.asked,
         ):
             closed.append(tree)
             advance(1)

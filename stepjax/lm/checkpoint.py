@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -125,7 +126,11 @@ def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> An
 
 
 class TrainSaver:
-    """Keeps the training states of one stage; a damaged one is passed over."""
+    """Keeps the training states of one stage; a damaged one is passed over.
+
+    Attributes:
+      period: metrics of each update since the last log line, of the restored state.
+    """
 
     def __init__(
         self,
@@ -145,6 +150,7 @@ class TrainSaver:
         """
         self.directory = pathlib.Path(directory)
         self.every, self.last, self.keep = every, last, keep
+        self.period: list[dict[str, float]] = []
         self._last = 0
 
     def _commits(self) -> list[pathlib.Path]:
@@ -162,7 +168,7 @@ class TrainSaver:
             except ValueError as error:
                 logging.warning("skipping a damaged training state: %s", error)
                 continue
-            self._last = record["step"]
+            self._last, self.period = record["step"], record.get("period", [])
             return tree, record["step"], record["finished"]
         return state, 0, False
 
@@ -179,11 +185,30 @@ class TrainSaver:
             due = self.last
         else:
             due = step - self._last >= self.every and not pending
-        if not self.every or not due:
+        if self.every and due:
+            self.save(state, step, over=over)
+
+    def save(
+        self, state: Any, step: int, *, over: bool = False, period: Sequence[dict] = ()
+    ) -> None:
+        """Saves now, unless this update is saved already.
+
+        Args:
+          state: what to save.
+          step: updates done.
+          over: training ends with this update.
+          period: metrics of each update since the last log line.
+        """
+        if step == self._last:
             return
         path = self.directory / f"step_{step:08d}"
         digests = save_tree(path, state)
         record = {"step": step, "finished": over, "digests": digests}
+        if period:  # a JSON number keeps every bit of a float32
+            record["period"] = [
+                {name: float(value) for name, value in metrics.items()}
+                for metrics in period
+            ]
         self._last = step
         if hosts.first():
             files.write_json(path.with_suffix(".json"), record)

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from stepjax import forest
+from stepjax import forest, interrupts
 from stepjax.lm import checkpoint, embedding, sharding
 from stepjax.lm import model as lm
 
@@ -299,8 +299,9 @@ def fit(
     Raises:
       FloatingPointError: when a metric (the loss, the gradient's norm) is not finite;
         nothing is saved after it.
+      interrupts.Stopped: a signal asked to stop; the last update is saved.
     """
-    period: list[dict] = []
+    period: list[dict] = list(saver.period)
     while done < steps and not finished:
         state, metrics = update(state, reference, batch_at(done))
         if period:
@@ -314,6 +315,11 @@ def fit(
             on_log(done, mean)
             finished = mean["loss"] < stop_loss or done == steps
         saver.maybe_save(state, done, over=finished, pending=bool(period))
+        if interrupts.asked() and not finished:
+            if period:
+                _mean_metrics(period, done)  # nothing that is not finite is saved
+            saver.save(state, done, period=jax.device_get(period))
+            interrupts.check(f"update {done} of {steps} is saved")
     return state, done
 
 

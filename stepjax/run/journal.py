@@ -1,12 +1,20 @@
-"""What an unfinished search has done so far, kept so that it can go on after a kill."""
+"""What unfinished work has done so far, kept so that it can go on after a kill."""
 
+import glob
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepjax import trajectory
 from stepjax.lm import files, hosts
+
+
+class Row(NamedTuple):
+    """What was found for one row of an evaluation, or for one batch."""
+
+    at: int
+    found: Any
 
 
 class Journal:
@@ -113,7 +121,18 @@ class Journal:
             self.read()
 
 
+def of_rows(path: pathlib.Path, inputs: dict[str, str]) -> Journal:
+    """Returns a journal of work whose rows are done in order: number → its `Row`."""
+    return Journal(
+        path,
+        inputs,
+        to_row=Row._asdict,
+        from_row=lambda row: Row(**row),
+        name=lambda row: row.at,
+    )
+
+
 def _journals(first: pathlib.Path) -> list[pathlib.Path]:
     """Returns the journals of all hosts, also of hosts that have left the run."""
-    numbered = sorted(first.parent.glob(f"{first.stem}.*.jsonl"))
+    numbered = sorted(first.parent.glob(f"{glob.escape(first.stem)}.*.jsonl"))
     return [path for path in (first, *numbered) if path.exists()]

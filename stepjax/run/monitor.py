@@ -18,6 +18,7 @@ from rich import live
 from tensorboardX import summary
 
 import stepjax
+from stepjax import interrupts
 from stepjax.lm import files
 from stepjax.records import read_objects
 from stepjax.run.progress import Clock, Progress, duration
@@ -163,7 +164,7 @@ class Monitor:
 
     @contextlib.contextmanager
     def progress(
-        self, name: str, total: int, unit: str, done: int = 0
+        self, name: str, total: int, unit: str, done: int = 0, *, stops: bool = True
     ) -> Iterator[Callable[[int, str], None]]:
         """Shows how far a stage is, how fast it is, and how long it still takes.
 
@@ -175,10 +176,16 @@ class Monitor:
           total: units of work.
           unit: what is counted, in the singular.
           done: units that an earlier process finished.
+          stops: whether the stage does not begin after a signal.
 
         Yields:
           ``advance(units, note)``; a note, e.g. the loss, stays until the next one.
+
+        Raises:
+          interrupts.Stopped: a signal asked to stop.
         """
+        if stops:
+            interrupts.check(f"all that was done before {name} is saved")
         stage = Progress(name, total, unit, done, self._clock)
         if self.quiet:
             yield stage.advance

@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from stepjax import controls, own_functions, own_import, propose, search, tournament
+from stepjax import (
+    controls,
+    interrupts,
+    own_functions,
+    own_import,
+    propose,
+    search,
+    tournament,
+)
 from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
@@ -19,20 +27,36 @@ from stepjax.trajectory import State, context_ids
 
 
 def search_from_journal(
-    run: Run, number: int, questions: Sequence[Question], journal: Journal
+    run: Run,
+    questions: Sequence[Question],
+    journal: Journal,
+    params: Callable[[], Any],
+    *,
+    name: str,
+    iteration: int,
+    by: str = "self",
+    note: Callable[[State], str],
 ) -> list[State]:
-    """Lets M`number` search its questions, going on where the journal ends.
+    """Lets a model search questions, going on where the journal ends.
 
     Each host searches its share; on return every host has all results.
 
     Args:
       run: the run.
-      number: of the model, and of the iteration.
-      questions: of the iteration.
+      questions: what to search.
       journal: where progress is kept.
+      params: returns those of the model, from `Run.sampling_params`.
+      name: of the search, for people.
+      iteration: first integer of every key path.
+      by: who judges, see `search_questions`.
+      note: called with each search that closes, those of the journal first; returns
+        what to say beside the progress.
 
     Returns:
       The closed search of each question, in their order.
+
+    Raises:
+      interrupts.Stopped: a signal asked to stop; the journal has what was done.
     """
     mine = hosts.share(questions)
     todo, active = journal.rest(mine, run.slots)
@@ -41,29 +65,28 @@ def search_from_journal(
     def pause(in_flight: Mapping[int, State]) -> None:
         journal.add(closed, in_flight)
         closed.clear()
+        many = sum(question.id in journal.closed for question in mine)
+        interrupts.check(
+            f"{many} of {len(mine)} searches are saved, and the steps of "
+            f"{len(in_flight)} that are not finished"
+        )
 
-    name, done = f"M{number} search", sum(q.id in journal.closed for q in mine)
-    pairs = sum(map(_pairs, journal.closed.values()))
+    earlier = [journal.closed[q.id] for q in mine if q.id in journal.closed]
+    done = len(list(map(note, earlier)))
     with run.monitor.progress(name, len(mine), "problem", done) as advance:
         for state in search_questions(
             run,
-            run.sampling_params(number),
+            params(),
             todo,
-            number,
-            by=run.settings.judge.by,
+            iteration,
+            by=by,
             active=active,
             on_pause=pause,
         ):
             closed.append(state)
-            pairs += _pairs(state)
-            advance(1, f"{pairs} preferences")
+            advance(1, note(state))
     journal.finish(closed)
     return [journal.closed[question.id] for question in questions]
-
-
-def _pairs(state: State) -> int:
-    """Returns how many kept steps of a search have a preference."""
-    return sum(index is not None for index in state.pair_from)
 
 
 def search_questions(
@@ -105,6 +128,12 @@ def search_questions(
         on_pause(in_flight)
 
     turns: list[int] = []
+
+    def on_turn(in_flight: int) -> None:
+        turns.append(in_flight)
+        if not on_pause:
+            interrupts.check("nothing of this search is kept")
+
     yield from search.step_search(
         questions,
         proposer,
@@ -117,7 +146,8 @@ def search_questions(
         fits=lambda state: _fits(run, state),
         active=active,
         on_pause=pause if on_pause else None,
-        on_turn=turns.append,
+        pause_now=interrupts.asked,
+        on_turn=on_turn,
     )
     if turns:
         named = zip(("candidates", "judgments"), samplers, strict=False)

@@ -30,7 +30,16 @@ from stepjax.lm import (
     weights,
 )
 from stepjax.lm import model as lm
-from stepjax.run import banner, checks, data, kind, more_questions, ranges, rundir
+from stepjax.run import (
+    banner,
+    checks,
+    data,
+    kind,
+    lock,
+    more_questions,
+    ranges,
+    rundir,
+)
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
 
@@ -58,6 +67,7 @@ class Run:
         *,
         dry_run: bool = False,
         keep: bool = False,
+        locks: bool = True,
     ):
         """Claims the directory, prepares the data, and makes every early check.
 
@@ -67,10 +77,12 @@ class Run:
           redo: a stage that may be deleted, see `rundir.RunDirectory`.
           dry_run: whether what `redo` takes away comes back at the end.
           keep: whether the directory keeps its own settings, see there.
+          locks: whether no other command may write there meanwhile, see `stepjax.run.
+            lock`; the lock stays until `lock.release`, or until the process ends.
 
         Raises:
           ValueError: for settings or data that cannot work, or a directory of another
-            configuration.
+            configuration, or one in which another command is at work.
         """
         config = config.copy_and_resolve_references()
         ranges.check(config)
@@ -80,11 +92,17 @@ class Run:
         if wrong:
             raise ValueError("\n".join(wrong))
         how = {"dry_run": dry_run, "keep": keep}
-        self.dir = rundir.RunDirectory(config, workdir, redo, **how)
+        if locks and hosts.first():
+            lock.take(pathlib.Path(workdir))
         try:
-            self._begin()
+            self.dir = rundir.RunDirectory(config, workdir, redo, **how)
+            try:
+                self._begin()
+            except BaseException:
+                self.dir.give_back()
+                raise
         except BaseException:
-            self.dir.give_back()
+            lock.release(pathlib.Path(workdir))
             raise
 
     def _begin(self) -> None:

@@ -1,5 +1,7 @@
 """A run is a directory of finished stages, each with a manifest written last."""
 
+import fnmatch
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -16,7 +18,7 @@ import stepjax
 from stepjax import records
 from stepjax.config import default, to_dict
 from stepjax.lm import files, hosts
-from stepjax.run import redo
+from stepjax.run import lock, redo
 
 
 def file_digest(path: pathlib.Path) -> str:
@@ -124,7 +126,8 @@ class RunDirectory:
     def _change(self, path: pathlib.Path, mine: dict) -> None:
         """Takes over other settings if no stage, or only --redo, stands against it."""
         # The other hosts come here after the first one has set stages aside.
-        if hosts.first() and redo.restore(self.path):
+        alone = hosts.first() and not lock.is_others(self.path)
+        if alone and redo.restore(self.path):
             self.news.append("brought back what a command that was killed had replaced")
         manifest = self.path / "data" / "manifest.json"  # grows with more questions
         self._before_data = {
@@ -169,7 +172,10 @@ class RunDirectory:
             files.write_json(path, mine)
 
     def _is_empty(self) -> bool:
-        return not any(self.path.iterdir())
+        """Whether nothing is there but what a command left that was killed early."""
+        early = f"{lock.NAME}*", ".config.json.*.tmp"
+        left = (path.name for path in self.path.iterdir())
+        return all(any(fnmatch.fnmatch(name, e) for e in early) for name in left)
 
     def model(self, number: int) -> pathlib.Path:
         """Returns the folder of model number `number`."""
@@ -211,7 +217,8 @@ class RunDirectory:
         if hosts.first() and not self.is_result(mode, target, inputs):
             target.unlink(missing_ok=True)
             target.with_suffix(".jsonl").unlink(missing_ok=True)
-        return Stage(self, f"eval/{mode}", target, inputs, None, settings)
+        scratch = f"{glob.escape(target.stem)}.partial*"
+        return Stage(self, f"eval/{mode}", target, inputs, scratch, settings)
 
     @property
     def borrowed(self) -> bool:
@@ -260,46 +267,6 @@ class RunDirectory:
             "seed": self._config["seed"],
             "versions": versions | {"stepjax": stepjax.__version__},
         }
-
-    def adopt_m1(self, other: pathlib.Path) -> None:
-        """Takes M1, and what was measured of M0 and M1, from a run on the same data.
-
-        If that run made its EFT rows itself, they are copied with DIR/init, without the
-        parameters of policy and PRM, which M1 does not need.
-        Whether the other data are the same is checked when M1 is used: its manifest
-        holds their digests.
-
-        Args:
-          other: the other run directory; its M1 is finished.
-        """
-        if hosts.first() and not (self.model(1) / "manifest.json").exists():
-            self._adopt_m1(other)
-        hosts.barrier(f"M1 adopted by {self.path}")
-
-    def _adopt_m1(self, other: pathlib.Path) -> None:
-        (self.path / "eval").mkdir(exist_ok=True)
-        for number in (0, 1):
-            for path in sorted((other / "eval").glob(f"M{number}_*.json*")):
-                shutil.copy(path, self.path / "eval")
-        if (other / "init").exists():
-            shutil.copytree(
-                other / "init",
-                self.path / "init",
-                ignore=shutil.ignore_patterns("params"),
-                dirs_exist_ok=True,
-            )
-            (self.path / "data").mkdir(exist_ok=True)
-            stages = [files.read_json(path) for path in (other / "init").glob("*.json")]
-            for name in {name for stage in stages for name in stage["files"]}:
-                if name.startswith("../data/"):
-                    shutil.copy(other / "init" / name, self.path / "data")
-        temporary = self.path / "M1.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        shutil.copytree(other / "M1" / "params", temporary / "params")
-        shutil.copy(other / "M1" / "manifest.json", temporary)
-        shutil.rmtree(self.model(1), ignore_errors=True)
-        temporary.rename(self.model(1))
 
     def benchmarks(self) -> tuple[str, ...]:
         """Returns the names of the run's own files of test problems."""
@@ -357,6 +324,13 @@ class Stage:
         self._began = time.monotonic()
         if self.done:
             self.tidy()
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Digests of the inputs, and of the settings where they are kept."""
+        text = json.dumps(self._settings, sort_keys=True)
+        own = {"settings": hashlib.sha256(text.encode()).hexdigest()}
+        return self._inputs | (own if self._settings else {})
 
     def _finished(self) -> dict[str, Any] | None:
         """Returns the manifest, if there is one, after checking inputs and files."""

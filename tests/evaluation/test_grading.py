@@ -37,11 +37,12 @@ def test_greedy_grades_batches_of_different_lengths(codec):
         answers[codec.tokenizer.decode(codec.solve_prompt(problem))] = ids
         sizes.append(len(ids))
     slots = FakeSampler(codec, 3, lambda *row: answers[row[0] + row[1]])
-    done, notes = [], []
+    done, told, notes = [], [], []
 
-    def on_done(count, note):
-        done.append(count)
-        notes.append(note)
+    def on_done(batch):
+        done.append(len(batch))
+        told.extend(batch)
+        notes.append(grading.right_so_far(told))
 
     limit = sorted(sizes)[-2]  # the longest answer is cut off
     assert limit < max(sizes) and sizes.index(max(sizes)) == 2
@@ -96,10 +97,8 @@ def test_judge_accuracy_counts_unparsed_as_wrong(codec):
         asked.append((requests, calls))
         return [[Verdict(0, 1, said[r.problem_id], f"on {r.slot}")] for r in requests]
 
-    items = grading.judge_accuracy(
-        judge, codec, rows, slots=2, on_done=lambda *told: done.append(told)
-    )
-    assert done == [(2, "50.0 % of 2 right"), (1, "33.3 % of 3 right")]
+    items = grading.judge_accuracy(judge, codec, rows, slots=2, on_done=done.append)
+    assert done == [items[:2], items[2:]]
     assert [len(requests) for requests, _ in asked] == [2, 1]
     assert all(calls == [[(0, 1)]] * len(requests) for requests, calls in asked)
     assert [item["right"] for item in items] == [True, False, False]

@@ -41,9 +41,10 @@ AFTER_PRM = ("init/*.json*", "data/eft.jsonl", "M1", "M2", "eval")  # to be left
 
 
 @pytest.fixture(scope="module")
-def made(quick_runs):
-    """Folder of the finished run; read only."""
-    return finished_eft_run()
+def made(quick_runs, tmp_path_factory):
+    """A copy of the finished run, of this worker; read only."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    return shutil.copytree(finished_eft_run(), folder)
 
 
 def manifest(folder, name):

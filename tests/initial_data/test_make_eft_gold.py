@@ -35,7 +35,7 @@ def made(quick_runs):
 def opened(folder):
     """The finished run, whose data files are no longer there."""
     c = tiny_word_config.settings(folder)
-    return Run(c, folder / "run")
+    return Run(c, folder / "run", locks=False)
 
 
 def metrics(made, name):

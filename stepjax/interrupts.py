@@ -1,0 +1,143 @@
+"""SIGTERM and Ctrl-C set a flag, and the work stops after the unit that it is at.
+
+A unit is an update of a training, a turn of a search, or a batch of an evaluation. The
+work that is done is saved first, so the same command repeats nothing. An exception
+would not do: Python drops one that is raised inside a callback of a library, and then
+the run goes on.
+"""
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAID = b"stepjax: stopping after this unit of work; a second signal ends it at once.\n"
+_TWICE_SECONDS = 1  # `timeout` of GNU sends its signal twice: one that counts
+
+_DEFAULTS = signal.SIG_DFL, signal.default_int_handler
+
+_asked: list[int] = []  # the signal that came, if any
+_before: dict[int, Any] = {}  # handlers that `listen` has replaced
+_watching: list[tuple[int, threading.Thread]] = []  # the pipe of signals, its reader
+
+
+class Stopped(BaseException):
+    """The work stopped because a signal asked for it.
+
+    It is no `Exception`, so that what handles errors of the work lets it pass.
+    """
+
+    def __init__(self, saved: str):
+        """Keeps what was saved, in words, e.g. "update 7 of 40 is saved"."""
+        super().__init__(saved)
+        self.saved = saved
+
+
+def until_begun() -> None:
+    """From here on, a signal ends the process: there is nothing to save yet.
+
+    An exception would not do here either: imports turn it into other errors.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) in _DEFAULTS:
+            signal.signal(number, _quit)
+
+
+def listen(*, several_hosts: bool = False) -> None:
+    """From here on, the first signal sets the flag and the second one ends the process.
+
+    Signals that somebody else handles, or that the process was started to ignore, stay
+    as they are. Nothing happens outside of the main thread, where Python sets no
+    handlers.
+
+    Args:
+      several_hosts: on several hosts no flag is set, because all of them would have to
+        stop after the same unit. There a signal ends the process.
+    """
+    if threading.current_thread() is not threading.main_thread() or _before:
+        return
+    heard: list[float] = []
+
+    def handler(number: int, frame: Any) -> None:
+        _hear(number, heard)
+
+    for number in SIGNALS:
+        before = signal.getsignal(number)
+        default = _DEFAULTS[number == signal.SIGINT]
+        if several_hosts and before is _quit:
+            signal.signal(number, default)
+        elif not several_hosts and before in (*_DEFAULTS, _quit):
+            _before[number] = default if before is _quit else before
+            signal.signal(number, handler)
+    if _before:
+        # Python calls its handlers between two lines of Python only, and a compilation
+        # is one line that takes minutes. A thread hears of a signal at once.
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        thread = threading.Thread(target=_watch, args=(read,), daemon=True)
+        thread.start()
+        _watching.append((write, thread))
+
+
+def end() -> None:
+    """Forgets the signal that came and gives the handlers back."""
+    for number, handler in _before.items():
+        signal.signal(number, handler)
+    _before.clear()
+    while _watching:
+        write, thread = _watching.pop()
+        signal.set_wakeup_fd(-1)
+        os.close(write)
+        thread.join()
+    _asked.clear()
+
+
+def _watch(pipe: int) -> None:
+    """Hears of signals until the other end of the pipe is closed."""
+    heard: list[float] = []
+    with open(pipe, "rb", buffering=0) as numbers:
+        while number := numbers.read(1):
+            if number[0] in SIGNALS:
+                _hear(number[0], heard)
+
+
+def _hear(number: int, heard: list[float]) -> None:
+    """Takes note of a signal; `heard` says when the ones before came this way."""
+    heard.append(time.monotonic())
+    if heard[-1] - heard[0] > _TWICE_SECONDS:
+        os.write(2, b"stepjax: the second signal; stopped without saving.\n")
+        os._exit(128 + number)
+    if not _asked:
+        _asked.append(number)
+        os.write(2, _SAID)
+
+
+def _quit(number: int, frame: Any) -> None:
+    os.write(2, b"stepjax: interrupted before anything was begun.\n")
+    os._exit(128 + number)
+
+
+def asked() -> bool:
+    """Whether a signal asked to stop."""
+    return bool(_asked)
+
+
+def check(saved: str) -> None:
+    """Stops here if a signal asked for it.
+
+    Args:
+      saved: what is saved, in words.
+
+    Raises:
+      Stopped: when it did.
+    """
+    if _asked:
+        raise Stopped(saved)
+
+
+def status() -> int:
+    """Returns the exit status of a stopped process: 130 for SIGINT, 143 for SIGTERM."""
+    return 128 + (_asked[0] if _asked else signal.SIGINT)

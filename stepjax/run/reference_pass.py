@@ -1,0 +1,59 @@
+"""Log-probabilities of the reference model, for all batches before step-DPO begins."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from stepjax import dpo, interrupts
+from stepjax.run.journal import Row, of_rows
+from stepjax.run.run import Run
+
+
+def fill(
+    run: Run, params: Any, batches: Sequence[dpo.Batch], model: str
+) -> list[dpo.Batch]:
+    """Returns the batches with the reference's log-probabilities filled in.
+
+    They are kept as they come, so that the same command goes on after a kill.
+
+    Args:
+      run: the run.
+      params: of the reference, which is the model before this one.
+      batches: from `dpo.make_batches`.
+      model: name of the model that is made, e.g. "M2".
+
+    Raises:
+      interrupts.Stopped: a signal asked to stop; what was computed is saved.
+    """
+    folder = run.dir.path / model / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(f"{run.model.config}".encode())
+    for leaf in jax.tree.leaves(list(batches)):
+        digest.update(np.ascontiguousarray(leaf))
+    inputs = {"batches and model": digest.hexdigest()}
+    inputs |= run.dir.model_digest(int(model[1:]) - 1)
+    journal = of_rows(folder / "reference.jsonl", inputs)
+    done = len(journal.closed)
+    filled = [
+        batch._replace(reference=np.array(journal.closed[at].found, np.float32))
+        for at, batch in enumerate(batches[:done])
+    ]
+    name = f"{model} reference"
+    with run.monitor.progress(name, len(batches), "batch", done) as advance:
+
+        def on_batch(values: np.ndarray) -> None:
+            nonlocal done
+            journal.add([Row(done, values.tolist())], {})
+            advance(1)
+            done += 1
+            if done < len(batches):
+                interrupts.check(
+                    f"{done} of {len(batches)} batches of the reference are saved"
+                )
+
+        left = batches[done:]
+        filled += dpo.with_reference(run.model, params, left, run.mesh, on_batch)
+    return filled
