@@ -117,7 +117,7 @@ def _measure(
     if old and not run.dir.is_result(kind, target, inputs):
         run.monitor.say(
             f"{name}: measured again, because the model, the problems or the settings "
-            "are no longer those of the earlier result"
+            "are no longer those of the earlier result, or its file is damaged"
         )
     stage = run.dir.measurement(kind, target, inputs)
     if stage.done:
