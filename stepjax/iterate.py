@@ -94,6 +94,7 @@ def sft(run: Run) -> None:
             params,
             phase,
             run.sft_examples.trees,
+            ids=run.sft_examples.ids,
             model="M1",
             order=order,
             folder=run.dir.model(1) / "train" / f"phase_{order}",
@@ -133,6 +134,7 @@ def more_sft(run: Run, number: int) -> None:
         run.params(number),
         phase,
         run.sft_examples.trees,
+        ids=run.sft_examples.ids,
         model=f"M{number + 1}",
         order=len(run.settings.sft.phases) + number - 1,
         folder=run.dir.model(number + 1) / "train",
@@ -157,7 +159,8 @@ def search(run: Run, number: int) -> None:
         )
         return
     questions = run.dir.read(name, records.Question)
-    journal = Journal(folder / "search.partial.jsonl", inputs)
+    file, say = folder / "search.partial.jsonl", run.monitor.say
+    journal = Journal(file, inputs, say=say)
     states = rollout.search_from_journal(run, number, questions, journal)
     pairs = [
         pair
@@ -223,7 +226,9 @@ def dpo(run: Run, number: int) -> None:
         )
     params, updates = run.params(number), 0
     if kept:
-        params, updates = _train_on_pairs(run, params, kept, number)
+        fits = set(kept)
+        names = [pair.id for pair in pairs if pair.ids() in fits]
+        params, updates = _train_on_pairs(run, params, kept, names, number)
     else:
         run.monitor.say(
             f"dpo: M{number} made no preference pairs, so M{number + 1} is "
@@ -246,18 +251,25 @@ def _model_stage(
 
 
 def _train_on_pairs(
-    run: Run, params: Any, pairs: Sequence[forest.IdPair], number: int
+    run: Run,
+    params: Any,
+    pairs: Sequence[forest.IdPair],
+    names: Sequence[str],
+    number: int,
 ) -> tuple[Any, int]:
-    """Trains M`number` on its pairs; returns (params, updates)."""
+    """Trains M`number` on its pairs, which have names; returns (params, updates)."""
     settings = run.settings
-    batches = dpo_batches(
-        settings,
-        pairs,
-        run.mesh,
-        seed=settings.seed + number,
-        epochs=settings.dpo.epochs,
-        updates=settings.dpo.updates_of(number),
-    )
+    passes = {
+        "seed": settings.seed + number,
+        "epochs": settings.dpo.epochs,
+        "updates": settings.dpo.updates_of(number),
+    }
+    batches = dpo_batches(settings, pairs, run.mesh, **passes)
+
+    def names_at(step: int) -> list[str]:
+        layout = settings.dpo.batch_size, settings.train.row_length
+        return [names[i] for i in step_dpo.order(pairs, *layout, **passes)[step]]
+
     reference = None
     if settings.dpo.loss.reference == "live":
         reference = lm.frozen(params, run.model.config.dtype)
@@ -275,6 +287,7 @@ def _train_on_pairs(
             step_dpo.loss, model=run.model, options=settings.dpo.loss
         ),
         batch_at=lambda step: train.put_batch(run.mesh, batches[step]),
+        rows_at=names_at,
         steps=len(batches),
         optimizer=settings.dpo.optimizer,
         folder=run.dir.model(number + 1) / "train",
