@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from stepjax import controls, own_functions, own_import, propose, search, tournament
+from stepjax.evaluation import causes
 from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
@@ -16,6 +17,8 @@ from stepjax.run.progress import usage_line
 from stepjax.run.run import Run
 from stepjax.self_judge import make_judge
 from stepjax.trajectory import State, context_ids
+
+TRIED = 32  # problems after which a search that finds nothing of use is stopped
 
 
 def search_from_journal(
@@ -33,6 +36,10 @@ def search_from_journal(
 
     Returns:
       The closed search of each question, in their order.
+
+    Raises:
+      ValueError: when no sample of the first `TRIED` problems can be used, or no
+        judgment of them holds a verdict: such a search only takes time.
     """
     mine = hosts.share(questions)
     todo, active = journal.rest(mine, run.slots)
@@ -44,6 +51,8 @@ def search_from_journal(
 
     name, done = f"M{number} search", sum(q.id in journal.closed for q in mine)
     pairs = sum(map(_pairs, journal.closed.values()))
+    tried = [journal.closed[q.id] for q in mine if q.id in journal.closed]
+    tried = [state for state in tried if state.expansions]
     with run.monitor.progress(name, len(mine), "problem", done) as advance:
         for state in search_questions(
             run,
@@ -56,9 +65,24 @@ def search_from_journal(
         ):
             closed.append(state)
             pairs += _pairs(state)
+            if state.expansions and len(tried) < TRIED:
+                tried.append(state)
+                _refuse_useless(run, name, tried)
             advance(1, f"{pairs} preferences")
     journal.finish(closed)
     return [journal.closed[question.id] for question in questions]
+
+
+def _refuse_useless(run: Run, name: str, states: Sequence[State]) -> None:
+    """Raises ValueError when the first problems show that there will be no pairs."""
+    reason = ""
+    if len(states) == TRIED:
+        reason = causes.of_useless_search(states, run.settings)
+    if reason:
+        raise ValueError(
+            f"{name} is stopped, because it would only take time: {reason} Then run "
+            "the same command again; it says which stages have to be repeated."
+        )
 
 
 def _pairs(state: State) -> int:
