@@ -31,7 +31,16 @@ from stepjax.lm import (
     weights,
 )
 from stepjax.lm import model as lm
-from stepjax.run import banner, checks, data, kind, more_questions, ranges, rundir
+from stepjax.run import (
+    banner,
+    checks,
+    data,
+    kind,
+    more_questions,
+    paths,
+    ranges,
+    rundir,
+)
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
 
@@ -75,7 +84,9 @@ class Run:
           ValueError: for settings or data that cannot work, or a directory of another
             configuration.
         """
-        config = config.copy_and_resolve_references()
+        config, workdir = paths.expanded(config), os.path.expanduser(workdir)
+        if address := paths.no_run("workdir", os.fspath(workdir)):
+            raise ValueError(address)
         ranges.check(config)
         self.settings = from_config(config)
         by, proposed = self.settings.judge.by, self.settings.search.propose_by
