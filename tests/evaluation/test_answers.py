@@ -219,7 +219,7 @@ def test_hostile_answer_is_different_in_time():
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
     assert answers.equivalent("0.5", "1/2") is True
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'stepjax\[train\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[train\]'"):
         answers.equivalent(r"2\sqrt{3}", r"\sqrt{12}")
 
 

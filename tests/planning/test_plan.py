@@ -19,7 +19,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason='libtpu is not installed (pip install "stepjax[tpu]")',
+    reason="libtpu is not installed (pip install -e '.[tpu]')",
 )
 
 
@@ -85,7 +85,7 @@ def test_names_that_are_no_slice_are_refused():
 
 def test_without_libtpu_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'pip install "stepjax\[tpu\]"'):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[tpu\]'"):
         plan.plan(from_config(tiny()), "v5e:2x2", "dpo")
     arguments = (f"--config={CONFIGS / 'qwen2_5_math_7b.py'}", "--topology=v5e:4x4")
     assert command("plan", *arguments) == 1

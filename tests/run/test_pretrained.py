@@ -130,7 +130,7 @@ def gguf_file(codec, tmp_path):
     types = [3 if token in special else 1 for token in range(len(names))]
     ids = {
         "ggml.model": "llama",
-        "ggml.tokens": names,
+        "ggml.tokens": [name.replace(" ", "\u2581") for name in names],
         "ggml.scores": [-float(token) for token in range(len(names))],
         "ggml.token_type": types,
         "ggml.eos_token_id": codec.tokenizer.eos_id,

@@ -102,7 +102,7 @@ def test_steps_of_step_dpo(initial, steps):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"initial_reason_steps": None}, "field 'initial_reason_steps' is None"),
+        ({"initial_reason_steps": None}, "field 'initial_reason_steps' is empty"),
         ({"initial_reason_steps": "First add.\nStep 2:"}, "is 'First add.'"),
         ({"initial_reason_steps": "Step 1:\nStep 2:"}, "step 1 is ''"),
         ({"chosen": ""}, "field 'chosen'"),

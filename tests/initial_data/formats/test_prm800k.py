@@ -211,7 +211,7 @@ def test_questions_and_problems(tmp_path):
     assert {row.answer for row in read(path, "problem")} == {"468"}
     row = labelled("p")
     row["question"]["ground_truth_answer"] = None
-    with pytest.raises(ValueError, match="field 'ground_truth_answer' is None"):
+    with pytest.raises(ValueError, match="field 'ground_truth_answer' is empty"):
         prm800k.problem(row, "x", TEMPLATES)
 
 

@@ -130,7 +130,7 @@ def test_math_shepherd():
             },
             "step 2 begins with 'Step 3: b'",
         ),
-        ({"input": None}, "field 'input' is None"),
+        ({"input": None}, "field 'input' is empty"),
     ],
 )
 def test_math_shepherd_rows_that_do_not_fit(changes, words):
