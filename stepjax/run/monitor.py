@@ -253,10 +253,8 @@ class Monitor:
         with self._harmless(self.path):
             rows, broken = _metrics(self.path)
             if broken:
-                self.say(
-                    f"{self.path}: {len(broken)} broken lines are left out (lines "
-                    f"{', '.join(map(str, broken[:10]))}{', ...' * (len(broken) > 10)})"
-                )
+                shown = ", ".join(map(str, broken[:10])) + ", ..." * (len(broken) > 10)
+                self.say(f"{self.path}: broken lines are left out: {shown}")
             kept = [
                 line
                 for line, row in rows

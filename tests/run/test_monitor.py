@@ -429,7 +429,7 @@ def test_broken_lines_of_metrics_are_left_out_and_named(tmp_path, capsys):
     assert [row["step"] for row in monitor.rows()] == [5, 10]
     monitor.restart("dpo", "M2")
     said = capsys.readouterr().err
-    assert "metrics.jsonl: 5 broken lines are left out (lines 2, 3, 4, 6, 7)" in said
+    assert "metrics.jsonl: broken lines are left out: 2, 3, 4, 6, 7\n" in said
     assert monitor.path.read_text() == f"{good % 5}\n{good % 10}\n"
     monitor.restart("dpo", "M2")
     assert capsys.readouterr().err == ""
