@@ -62,7 +62,7 @@ Beside the method; of the files above only main, iterate and ablate import these
     run/            run.py: a run, what its stages share; rundir.py: finished stages and
                     their manifests; lock.py: one command at a time; journal.py:
                     unfinished work; redo.py: what changed settings invalidate;
-                    ranges.py: what each setting may be; missing_files.py,
+                    ranges.py: what each setting may be; paths.py, missing_files.py,
                     checks.py: early errors; data.py, more_questions.py: its data;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; finetune.py: a phase of SFT;

@@ -82,7 +82,7 @@ def ablate(
             "ratings of whole solutions. Use --arms=self,random,oracle,sft."
         )
     arms = [arm for arm in ARMS if arm in arms or arm == "self"]
-    folder = pathlib.Path(workdir)
+    folder = pathlib.Path(workdir).expanduser()
     for seed in seeds:
         own = folder / f"seed_{seed}" / "self"
         _say(f"seed {seed}: {_TITLES['self']}, {own}")

@@ -185,6 +185,9 @@ def default() -> ml_collections.ConfigDict:
     train.micro_batches = 1  # parts of a batch whose gradients are summed
     train.checkpoint_every = 200  # updates between two saved training states; 0: none
     train.log_every = 20  # updates per line of metrics
+    # An update whose loss or gradient is not finite: "stop" ends the command and names
+    # the rows of its batch; "skip" leaves the model as it was, and says so.
+    train.on_nonfinite = "stop"
 
     c.sft = sft = ml_collections.ConfigDict()
     sft.phases = (phase(),)  # paper: one phase, IFT and EFT mixed

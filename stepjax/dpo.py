@@ -113,6 +113,29 @@ def fitting_pairs(
     return kept, len(pairs) - len(kept)
 
 
+def order(
+    pairs: Sequence[forest.IdPair],
+    batch_size: int,
+    row_length: int,
+    *,
+    seed: int,
+    epochs: int,
+    updates: int = 0,
+) -> list[list[int]]:
+    """Returns the places of the pairs of each update; see `make_batches`."""
+    groups = forest.group_by_trunk(pairs, row_length)
+    passes = epochs
+    if updates:
+        passes = math.ceil(updates / math.ceil(len(pairs) / batch_size))
+    chosen: list[list[int]] = []
+    for epoch in range(passes):
+        shuffled = np.random.default_rng([seed, epoch]).permutation(len(groups))
+        flat = [i for g in shuffled for i in groups[g]]
+        at = range(0, len(flat), batch_size)
+        chosen += [flat[start : start + batch_size] for start in at]
+    return chosen[: updates or None]
+
+
 def make_batches(
     pairs: Sequence[forest.IdPair],
     *,
@@ -141,19 +164,12 @@ def make_batches(
     """
     if not pairs:
         return []
-    groups = forest.group_by_trunk(pairs, row_length)
-    passes = epochs
-    if updates:
-        passes = math.ceil(updates / math.ceil(len(pairs) / batch_size))
-    chosen: list[list[int]] = []
-    for epoch in range(passes):
-        order = np.random.default_rng([seed, epoch]).permutation(len(groups))
-        flat = [i for g in order for i in groups[g]]
-        at = range(0, len(flat), batch_size)
-        chosen += [flat[start : start + batch_size] for start in at]
+    chosen = order(
+        pairs, batch_size, row_length, seed=seed, epochs=epochs, updates=updates
+    )
     share = -(-batch_size // micro_batches)
     planned = []
-    for update in chosen[: updates or None]:
+    for update in chosen:
         parts = [update[i * share : (i + 1) * share] for i in range(micro_batches)]
         planned.append([_trees([pairs[i] for i in part], row_length) for part in parts])
     sizes = [forest.size(trees, row_length) for parts in planned for trees in parts]

@@ -101,6 +101,7 @@ def sft(run: Run) -> None:
             params,
             phase,
             run.sft_examples.trees,
+            ids=run.sft_examples.ids,
             model="M1",
             order=order,
             folder=run.dir.model(1) / "train" / f"phase_{order}",
@@ -140,6 +141,7 @@ def more_sft(run: Run, number: int) -> None:
         run.params(number),
         phase,
         run.sft_examples.trees,
+        ids=run.sft_examples.ids,
         model=f"M{number + 1}",
         order=len(run.settings.sft.phases) + number - 1,
         folder=run.dir.model(number + 1) / "train",
@@ -164,23 +166,16 @@ def search(run: Run, number: int) -> None:
         )
         return
     questions = run.dir.read(name, records.Question)
-    journal = Journal(folder / "search.partial.jsonl", inputs)
-    preferences = 0
-
-    def note(state: trajectory.State) -> str:
-        nonlocal preferences
-        preferences += sum(index is not None for index in state.pair_from)
-        return f"{preferences} preferences"
-
+    name = f"M{number} search"
     states = rollout.search_from_journal(
         run,
         questions,
-        journal,
+        Journal(folder / "search.partial.jsonl", inputs, say=run.monitor.say),
         lambda: run.sampling_params(number),
-        name=f"M{number} search",
+        name=name,
         iteration=number,
         by=run.settings.judge.by,
-        note=note,
+        note=rollout.Preferences(run, name),
     )
     pairs = [
         pair
@@ -246,7 +241,9 @@ def dpo(run: Run, number: int) -> None:
         )
     params, updates = run.params(number), 0
     if kept:
-        params, updates = _train_on_pairs(run, params, kept, number)
+        fits = set(kept)
+        names = [pair.id for pair in pairs if pair.ids() in fits]
+        params, updates = _train_on_pairs(run, params, kept, names, number)
     else:
         run.monitor.say(
             f"dpo: M{number} made no preference pairs, so M{number + 1} is "
@@ -269,18 +266,25 @@ def _model_stage(
 
 
 def _train_on_pairs(
-    run: Run, params: Any, pairs: Sequence[forest.IdPair], number: int
+    run: Run,
+    params: Any,
+    pairs: Sequence[forest.IdPair],
+    names: Sequence[str],
+    number: int,
 ) -> tuple[Any, int]:
-    """Trains M`number` on its pairs; returns (params, updates)."""
+    """Trains M`number` on its pairs, which have names; returns (params, updates)."""
     settings = run.settings
-    batches = dpo_batches(
-        settings,
-        pairs,
-        run.mesh,
-        seed=settings.seed + number,
-        epochs=settings.dpo.epochs,
-        updates=settings.dpo.updates_of(number),
-    )
+    passes = {
+        "seed": settings.seed + number,
+        "epochs": settings.dpo.epochs,
+        "updates": settings.dpo.updates_of(number),
+    }
+    batches = dpo_batches(settings, pairs, run.mesh, **passes)
+
+    def names_at(step: int) -> list[str]:
+        layout = settings.dpo.batch_size, settings.train.row_length
+        return [names[i] for i in step_dpo.order(pairs, *layout, **passes)[step]]
+
     reference = None
     if settings.dpo.loss.reference == "live":
         reference = lm.frozen(params, run.model.config.dtype)
@@ -294,6 +298,7 @@ def _train_on_pairs(
             step_dpo.loss, model=run.model, options=settings.dpo.loss
         ),
         batch_at=lambda step: train.put_batch(run.mesh, batches[step]),
+        rows_at=names_at,
         steps=len(batches),
         optimizer=settings.dpo.optimizer,
         folder=run.dir.model(number + 1) / "train",

@@ -152,7 +152,7 @@ def _work(work: Callable[[], None]) -> int:
         work()
     except BrokenPipeError:
         raise
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         if not _is_ours(error):
             raise
         return _refused(str(error), 1)

@@ -167,6 +167,7 @@ class Train:
     micro_batches: int
     checkpoint_every: int
     log_every: int
+    on_nonfinite: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ three epochs.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -127,20 +127,27 @@ def share_problems(
       problems: problem of each row.
       row_length: most tokens of a tree; more rows of a problem begin another tree.
     """
-    by_problem: dict[str, list[forest.Tree]] = {}
-    for tree, problem in zip(trees, problems, strict=True):
-        by_problem.setdefault(problem, []).append(tree)
+    return [tree for tree, _ in _shared(trees, problems, row_length)]
+
+
+def _shared(
+    trees: Sequence[forest.Tree], problems: Sequence[str], row_length: int
+) -> list[tuple[forest.Tree, list[int]]]:
+    """Returns the trees of `share_problems`, each with the places of its rows."""
+    by_problem: dict[str, list[int]] = {}
+    for place, problem in enumerate(problems):
+        by_problem.setdefault(problem, []).append(place)
     result = []
     for first, *further in by_problem.values():
-        group, merged = [first], first
-        for path in further:
-            larger = forest.merge([*group, path])
+        group, merged = [first], trees[first]
+        for place in further:
+            larger = forest.merge([*(trees[i] for i in group), trees[place]])
             if len(larger.tokens) > row_length:
-                result.append(merged)
-                group, larger = [], path
-            group.append(path)
+                result.append((merged, group))
+                group, larger = [], trees[place]
+            group.append(place)
             merged = larger
-        result.append(merged)
+        result.append((merged, group))
     return result
 
 
@@ -150,10 +157,12 @@ class Examples(NamedTuple):
     Attributes:
       trees: "ift" and "eft" → the rows that fit a row of training.
       dropped: ids of the rows that are too long.
+      ids: "ift" and "eft" → the id of each tree, those of its rows with "+" between.
     """
 
     trees: dict[str, list[forest.Tree]]
     dropped: list[str]
+    ids: dict[str, list[str]]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -206,16 +215,20 @@ def examples(
         "ift": [solution_tree(codec, row) for row in ift],
         "eft": [judgment_tree(codec, example(codec, row), *weighed) for row in eft],
     }
-    kept, dropped = {}, []
+    kept, names, dropped = {}, {}, []
     for name, rows in (("ift", ift), ("eft", eft)):
         ids = [row.id for row in rows]
         kept[name], too_long = fitting_trees(every[name], ids, row_length, name)
+        lost = set(too_long)
+        names[name] = [id for id in ids if id not in lost]
         dropped += too_long
     if share:
         rows = zip(eft, every["eft"], strict=True)
         problems = [row.problem for row, t in rows if len(t.tokens) <= row_length]
-        kept["eft"] = share_problems(kept["eft"], problems, row_length)
-    return Examples(kept, dropped)
+        shared = _shared(kept["eft"], problems, row_length)
+        kept["eft"] = [tree for tree, _ in shared]
+        names["eft"] = ["+".join(names["eft"][i] for i in group) for _, group in shared]
+    return Examples(kept, dropped, names)
 
 
 def loss(params, reference, rows: forest.Rows, *, model):
@@ -247,10 +260,52 @@ def phase_steps(phase: Phase, sizes: dict[str, int]) -> int:
     return math.ceil(total * phase.epochs / phase.batch_size)
 
 
+def rows_function(
+    phase: Phase, number: int, sizes: Mapping[str, int], seed: int
+) -> Callable[[int], list[tuple[str, int]]]:
+    """Returns a function: number of an update → its rows, as ("ift" or "eft", place).
+
+    Args:
+      phase: the phase.
+      number: its position in the list of phases.
+      sizes: rows of "ift" and "eft".
+      seed: base seed.
+    """
+
+    @functools.lru_cache(maxsize=8)
+    def shuffled(name: str, size: int, epoch: int) -> np.ndarray:
+        path = [seed, number, sum(map(ord, name)), epoch]
+        return np.random.default_rng(path).permutation(size)
+
+    def stream(name: str, rows, start: int, count: int) -> list[tuple[str, int]]:
+        size = len(rows)
+        at = range(start, start + count)
+        return [rows[shuffled(name, size, i // size)[i % size]] for i in at]
+
+    places = {name: [(name, n) for n in range(size)] for name, size in sizes.items()}
+    together = [
+        row for name in sizes if getattr(phase, name) > 0 for row in places[name]
+    ]
+    share = phase.ift / (phase.ift + phase.eft)
+
+    def rows_at(step: int) -> list[tuple[str, int]]:
+        size = phase.batch_size
+        if phase.epochs:
+            end = min((step + 1) * size, len(together) * phase.epochs)
+            return stream("all", together, step * size, end - step * size)
+        # After n updates, round(n * size * share) IFT rows have been taken in all.
+        before, after = round(step * size * share), round((step + 1) * size * share)
+        ift = stream("ift", places["ift"], before, after - before)
+        start, count = step * size - before, size - (after - before)
+        return ift + stream("eft", places["eft"], start, count)
+
+    return rows_at
+
+
 def batch_function(
     phase: Phase,
     number: int,
-    sources: dict[str, Sequence[forest.Tree]],
+    sources: Mapping[str, Sequence[forest.Tree]],
     *,
     mesh: Mesh,
     row_length: int,
@@ -268,35 +323,12 @@ def batch_function(
       micro_batches: parts of a batch whose gradients are summed.
       seed: base seed.
     """
-
-    @functools.lru_cache(maxsize=8)
-    def shuffled(name: str, size: int, epoch: int) -> np.ndarray:
-        path = [seed, number, sum(map(ord, name)), epoch]
-        return np.random.default_rng(path).permutation(size)
-
-    def stream(name: str, trees, start: int, count: int) -> list[forest.Tree]:
-        size = len(trees)
-        at = range(start, start + count)
-        return [trees[shuffled(name, size, i // size)[i % size]] for i in at]
-
-    chosen = {name: t for name, t in sources.items() if getattr(phase, name) > 0}
-    together = [tree for trees in chosen.values() for tree in trees]
-    share = phase.ift / (phase.ift + phase.eft)
+    sizes = {name: len(trees) for name, trees in sources.items()}
+    rows_at = rows_function(phase, number, sizes, seed)
     multiple = sharding.row_multiple(mesh)
 
-    def pick(step: int) -> list[forest.Tree]:
-        size = phase.batch_size
-        if phase.epochs:
-            end = min((step + 1) * size, len(together) * phase.epochs)
-            return stream("all", together, step * size, end - step * size)
-        # After n updates, round(n * size * share) IFT rows have been taken in all.
-        before, after = round(step * size * share), round((step + 1) * size * share)
-        ift = stream("ift", sources["ift"], before, after - before)
-        start, count = step * size - before, size - (after - before)
-        return ift + stream("eft", sources["eft"], start, count)
-
     def batch_at(step: int) -> forest.Rows:
-        trees = pick(step)
+        trees = [sources[name][place] for name, place in rows_at(step)]
         parts = [trees[i::micro_batches] for i in range(micro_batches)]
         sizes = [forest.size(part, row_length) for part in parts]
         needed, most = np.max(sizes, axis=0).tolist()

@@ -368,6 +368,13 @@ def test_every_epoch_has_every_pair_once_and_solutions_stay_together():
         assert sum(a != b for a, b in zip(owner, owner[1:], strict=False)) <= 6 + 4
         orders.append(flat)
     assert orders[0] != orders[1]
+    places = dpo.order(pairs, 7, ROW, seed=3, epochs=2)
+    assert [len(update) for update in places] == [7, 7, 1] * 2
+    # The trees of a micro-batch are laid out in an order of their own.
+    named = [sorted((pairs[i] for i in update), key=str) for update in places]
+    for update, batch in zip(named, found, strict=True):
+        parts = [sequences(jax.tree.map(lambda x, m=m: x[m], batch)) for m in range(2)]
+        assert sorted(sum(parts, []), key=str) == update
     again = batches(pairs, 7, 2, epochs=2)
     for got, want in zip(*map(jax.tree.leaves, (found, again)), strict=True):
         np.testing.assert_array_equal(got, want)
@@ -381,6 +388,8 @@ def test_a_number_of_updates_instead_of_epochs(wanted):
     pairs = loose_pairs()  # 5, so 3 updates of two pairs are one pass
     found = batches(pairs, 2, epochs=9, updates=wanted)
     assert len(found) == wanted
+    places = dpo.order(pairs, 2, ROW, seed=3, epochs=9, updates=wanted)
+    assert len(places) == wanted
     passes = batches(pairs, 2, epochs=3)[:wanted]
     for got, want in zip(*map(jax.tree.leaves, (found, passes)), strict=True):
         np.testing.assert_array_equal(got, want)

@@ -144,7 +144,7 @@ def test_training_goes_on_before_a_damaged_state(tmp_path):
     (state,) = (folder / "M2/train").glob("step_*.json")
     kept = files.read_json(state)
     kept["digests"] = {name: "0" * 64 for name in kept["digests"]}
-    files.write_json(state, kept)
+    files.write_json(state, kept, sealed=True)
     iterate.dpo(Run(get_config(), folder), 1)
     found, expected = (
         files.read_json(f / "M2/manifest.json") for f in (folder, finished_run())

@@ -189,6 +189,39 @@ def test_a_tree_of_judgments_is_at_most_one_row_long():
 # Which rows.
 
 
+def test_the_rows_of_a_batch_have_names(codec):
+    problems = arithmetic.problems(4, seed=4)
+    ift = [
+        arithmetic_data.solution(f"i{n}", p, (), random.Random(n))
+        for n, p in enumerate(problems)
+    ]
+    eft = [
+        row
+        for n, problem in enumerate(problems)
+        for row in arithmetic_data.comparisons(f"e{n}", problem, random.Random(n))
+    ]
+    how = {"example": example, "row_length": 300, "verdict_weight": 1.0}
+    apart = sft.examples(ift, eft, codec, **how)
+    together = sft.examples(ift, eft, codec, **how, share=True)
+    assert apart.ids["eft"] == [row.id for row in eft] and len(eft) == 8
+    pairs = zip(eft[0::2], eft[1::2], strict=True)
+    assert together.ids["eft"] == [f"{a.id}+{b.id}" for a, b in pairs]
+    for found in (apart, together):
+        assert {name: len(ids) for name, ids in found.ids.items()} == found.sizes
+    (lengths,) = {len(t.tokens) for t in apart.trees["ift"][:1]}
+    short = sft.examples(ift, [], codec, **how | {"row_length": lengths})
+    assert sorted(short.ids["ift"] + short.dropped) == ["i0", "i1", "i2", "i3"]
+    # The same rows as those of the batches.
+    for chosen in (phase(eft=1.0, steps=9), phase(eft=1.0, epochs=3)):
+        sources = {"ift": numbered(7, 100), "eft": numbered(5, 200)}
+        rows_at = sft.rows_function(chosen, 0, {"ift": 7, "eft": 5}, 3)
+        batch_at = batches(chosen, sources)
+        first = {"ift": 100, "eft": 200}
+        for step in range(4):
+            expected = [first[name] + place for name, place in rows_at(step)]
+            assert sorted(seen(batch_at(step))) == sorted(expected)
+
+
 def test_rows_that_are_too_long_are_dropped_by_name():
     trees = numbered(2, 0, length=3) + numbered(2, 2, length=6) + numbered(1, 4)
     kept, dropped = sft.fitting_trees(trees, ["a", "b", "c", "d", "e"], 5, "ift")

@@ -11,7 +11,7 @@ from stepjax import own_import
 from stepjax.cli import benchmarks, help, options
 from stepjax.config import default
 from stepjax.own_files import did_you_mean
-from stepjax.run import missing_files, ranges, redo
+from stepjax.run import missing_files, paths, ranges, redo
 
 # Commands that may begin a run.
 WORKING = ("run", "sft", "search", "dpo", "eval", "ablate")
@@ -90,6 +90,8 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
     Raises:
       ValueError: with a line about each setting and each option that cannot work.
     """
+    if address := paths.no_run("--workdir", options.WORKDIR.value or ""):
+        raise ValueError(address)
     wrong = list(_wrong_values())
     if name == "show" and (missing := _no_run()):
         raise ValueError(missing)
@@ -100,7 +102,7 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
             return None
         wrong.append(f"{_no_run()} A new run needs --config=FILE.")
         raise ValueError("\n".join(wrong))
-    config = options.CONFIG.value.copy_and_resolve_references()  # raises if not loaded
+    config = paths.expanded(options.CONFIG.value)  # raises if it was not loaded
     if name == "config":
         return config
     wrong += ranges.wrong(config)

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 from stepjax.initial_data.formats import files
+from stepjax.run import paths as run_paths
 
 
 def paths(named: Sequence[str]) -> list[str]:
@@ -19,6 +20,9 @@ def paths(named: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for name in named:
+        expected, remedy = "a file or a folder", "Copy it here first."
+        if address := run_paths.elsewhere("--benchmark", name, expected, remedy):
+            raise ValueError(address)
         path = pathlib.Path(name)
         if name == "test" or path.is_file():  # a folder "test" is named "./test"
             found.append(name)

@@ -1,6 +1,7 @@
 """Where settings come from: a file, the name of a shipped file, or a run directory."""
 
 import json
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import ml_collections
 
 from stepjax import config, own_files
 from stepjax.cli import help
+from stepjax.run import paths
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Of an installed package, and of a checkout.
@@ -22,6 +24,8 @@ _SWITCHES = {
     if value is None
 }
 _LISTS = ("benchmark", "seeds", "arms", "against")  # with commas in values
+# Options that name files → what a path in them begins after.
+_PATHS = {"config": "[,:]", "benchmark": ",", "workdir": "(?!)", "out": "(?!)"}
 _PHASES = re.compile(r"--config\.(sft\.phases)(?!\[\d+\]\.)")
 
 
@@ -60,6 +64,7 @@ def arguments(words: Sequence[str]) -> list[str]:
     """
     _refuse_phases(words)
     _refuse_repeats(words)
+    words = _expanded(words)
     rest, named = _taken(words, "config")
     if named is not None:
         return [f"--config={_path(named)}", *rest]
@@ -73,6 +78,22 @@ def arguments(words: Sequence[str]) -> list[str]:
             "expected --config=FILE, or the --workdir of a run with its config.json."
         )
     return rest
+
+
+def _expanded(words: Sequence[str]) -> list[str]:
+    """Returns the words with the home folder in the place of ~ in every path."""
+    result: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if result and result[-1].lstrip("-") in _PATHS and word[:1] != "-":
+            name, equals, value = result[-1], "", word
+        after = _PATHS.get(name.lstrip("-"))
+        if after and value:
+            home = re.compile(rf"(?:^|(?<={after}))~[^/,:]*")
+            value = home.sub(lambda found: os.path.expanduser(found[0]), value)
+            word = f"{name}={value}" if equals else value
+        result.append(word)
+    return result
 
 
 def _taken(words: Sequence[str], name: str) -> tuple[list[str], str | None]:
@@ -112,6 +133,8 @@ def _no_file(named: str, name: str) -> str:
     """Returns a sentence about a --config that names no file of settings."""
     known = shipped()
     expected = f"expected a Python file, or one of {', '.join(known)}"
+    if address := paths.elsewhere("--config", named, "a file", "Copy it here first."):
+        return address
     for folder in (named, name):
         if (pathlib.Path(folder) / "data" / "manifest.json").is_file():
             return (

@@ -11,9 +11,10 @@ from typing import Any
 from stepjax import prompts
 from stepjax.pairs import summary
 from stepjax.settings import Settings
-from stepjax.trajectory import CUT_OFF, NO_MARKER, OTHER, Refused, State
+from stepjax.trajectory import CUT_OFF, NO_MARKER, OTHER, Refused, State, Verdict
 
 OFTEN = 0.2  # share above which something that goes wrong is worth a warning
+_JUDGMENTS = 100  # least, before a judge is called useless
 _TEXT = 200  # most characters of a text in a warning
 
 
@@ -31,19 +32,59 @@ def of_search(states: Sequence[State], settings: Settings) -> list[str]:
         if sum(part.count for part in parts) > OFTEN * counts["samples"]
     ]
     if counts["unparsed_rate"] > OFTEN:
-        verdicts = [v for s in states for e in s.expansions for v in e.verdicts]
-        unread = [v.response for v in verdicts if v.winner is None]
-        setting, limit = "judge.max_tokens", settings.judge.max_tokens
-        if settings.judge.kind == "ratings":
-            setting, limit = "srlm.max_tokens", settings.srlm.max_tokens
-        messages.append(
-            f"{_share(len(unread), len(verdicts), 'judgments')} hold no verdict. If "
-            f"they are cut off, raise {setting}={limit}; otherwise train M1 longer on "
-            f"EFT rows (sft.phases). The first one is {shown(unread[0])}."
-        )
+        messages.append(_unparsed(_verdicts(states), settings))
     if states and counts["complete_rate"] < 1 - OFTEN:
         messages.append(_incomplete(states, settings))
     return messages
+
+
+def of_useless_search(states: Sequence[State], settings: Settings) -> str:
+    """Returns why a search can make no pairs, if nothing in its first problems is used.
+
+    Args:
+      states: closed searches of a model that makes pairs, at least one expansion each.
+      settings: of the run.
+
+    Returns:
+      "" when a single sample is a candidate and a single judgment holds a verdict; also
+      while there are fewer than 100 judgments, or when the model does not judge itself.
+    """
+    expansions = [e for state in states for e in state.expansions]
+    samples = int(summary(states)["samples"])
+    faults = _by_fault(states)
+    if not any(e.candidates for e in expansions) and any(faults.values()):
+        fault = max(faults, key=lambda name: sum(x.count for x in faults[name]))
+        reason = _refused(fault, faults[fault], samples, settings)
+        return (
+            f"none of the {samples} samples of its first {len(states)} problems can be "
+            f"judged. {reason}"
+        )
+    verdicts = _verdicts(states)
+    if settings.judge.by != "self" or len(verdicts) < _JUDGMENTS:
+        return ""
+    if any(verdict.winner is not None for verdict in verdicts):
+        return ""
+    return (
+        f"its judge has decided nothing in its first {len(states)} problems. "
+        f"{_unparsed(verdicts, settings)}"
+    )
+
+
+def _verdicts(states: Sequence[State]) -> list[Verdict]:
+    return [v for state in states for e in state.expansions for v in e.verdicts]
+
+
+def _unparsed(verdicts: Sequence[Verdict], settings: Settings) -> str:
+    """Returns the warning of judgments without a verdict, at least one."""
+    unread = [v.response for v in verdicts if v.winner is None]
+    setting, limit = "judge.max_tokens", settings.judge.max_tokens
+    if settings.judge.kind == "ratings":
+        setting, limit = "srlm.max_tokens", settings.srlm.max_tokens
+    return (
+        f"{_share(len(unread), len(verdicts), 'judgments')} hold no verdict. If "
+        f"they are cut off, raise {setting}={limit}; otherwise train M1 longer on "
+        f"EFT rows (sft.phases). The first one is {shown(unread[0])}."
+    )
 
 
 def _by_fault(states: Sequence[State]) -> dict[str, list[Refused]]:

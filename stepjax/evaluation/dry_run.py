@@ -61,7 +61,8 @@ def _sizes(run: Run) -> str:
     ]
     makes_eft = not (run.dir.path / "data" / "eft.jsonl").exists()
     if makes_eft:
-        lines.append(f"  ift rows: {_lengths(run.ift_trees)}; eft rows are made later")
+        lengths = _lengths(run.ift_examples.trees["ift"])
+        lines.append(f"  ift rows: {lengths}; eft rows are made later")
     else:
         examples = run.sft_examples
         unit = "trees of a problem" if settings.sft.share_problems else "rows"
@@ -133,7 +134,7 @@ def _bytes(count: int) -> str:
 
 def _training_rows(run: Run) -> Iterator[str]:
     """Yields the first row of each kind of training data as tokens and mask."""
-    trees: dict[str, Sequence[forest.Tree]] = {"ift": run.ift_trees}
+    trees: dict[str, Sequence[forest.Tree]] = run.ift_examples.trees
     if (run.dir.path / "data" / "eft.jsonl").exists():
         trees = run.sft_examples.trees
     for name, rows in trees.items():

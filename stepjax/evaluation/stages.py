@@ -119,7 +119,7 @@ def _measure(
     if old and not run.dir.is_result(kind, target, inputs):
         run.monitor.say(
             f"{name}: measured again, because the model, the problems or the settings "
-            "are no longer those of the earlier result"
+            "are no longer those of the earlier result, or its file is damaged"
         )
     stage = run.dir.measurement(kind, target, inputs)
     if stage.done:
@@ -210,7 +210,8 @@ def _greedy(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
         grading.greedy, sampler, run.codec, max_tokens=run.settings.eval.max_tokens
     )
     name = f"M{number} eval {file.stem}"
-    items = _items(run, name, "problem", problems, solve, sampler, of_rows(*partial))
+    journal = of_rows(*partial, run.monitor.say)
+    items = _items(run, name, "problem", problems, solve, sampler, journal)
     # M0 has not learned yet how a solution ends.
     warnings = causes.of_greedy(items, run.settings) if number else []
     metrics = grading.greedy_metrics(items)
@@ -289,7 +290,8 @@ def _judge(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
         judgments=judgments,
     )
     name = f"M{number} eval judge"
-    items = _items(run, name, "judgment", rows, ask, sampler, of_rows(*partial))
+    journal = of_rows(*partial, run.monitor.say)
+    items = _items(run, name, "judgment", rows, ask, sampler, journal)
     metrics = grading.judge_metrics(items) | {"left_out": left_out}
     if run.kind.mistake:
         metrics |= _by_mistake(run, rows, items)
@@ -324,7 +326,7 @@ def _search(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
     states = rollout.search_from_journal(
         run,
         questions,
-        Journal(*partial),
+        Journal(*partial, say=run.monitor.say),
         params,
         name=f"M{number} eval search",
         iteration=0,

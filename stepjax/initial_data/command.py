@@ -16,6 +16,7 @@ from absl import flags
 from stepjax import own_files, records
 from stepjax.initial_data.formats import files, preferences, prm800k, sources
 from stepjax.prompts import Templates
+from stepjax.run import paths
 
 if TYPE_CHECKING:
     from stepjax.run.run import Run
@@ -196,7 +197,18 @@ def _check_taken(action: str, taken: Sequence[str]) -> None:
 
 
 def _expand_home() -> None:
-    """Replaces ~ in the paths of the flags; the shell leaves --input=~/x alone."""
+    """Replaces ~ in the paths of the flags; the shell leaves --input=~/x alone.
+
+    Raises:
+      flags.Error: a path is the address of object storage.
+    """
+    given = [
+        (holder.name, holder.value or "") for holder in (_input, _output, _rejects)
+    ]
+    for name, path in given + [(_against.name, path) for path in _against.value]:
+        remedy = "Copy files there and back with `gcloud storage cp`."
+        if address := paths.elsewhere(f"--{name}", path, "a file", remedy):
+            raise flags.Error(address)
     for holder in (_input, _output, _rejects):
         if holder.value:
             flags.FLAGS[holder.name].value = os.path.expanduser(holder.value)

@@ -17,7 +17,7 @@ A run has them if `data.make_eft` is set. Each is a stage with a manifest, like 
 import collections
 import pathlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stepjax import forest, interrupts, records, sft
@@ -61,8 +61,9 @@ def make_policy(run: Run) -> None:
     stage = _model_stage(run, "policy", run.dir.data("ift"))
     if stage.done:
         return
-    trees = {"ift": run.ift_trees, "eft": []}
-    _train(run, stage, run.settings.mcts.phase, trees, order=_POLICY_ORDER, counts={})
+    phase, examples = run.settings.mcts.phase, run.ift_examples
+    how = {"ids": examples.ids, "order": _POLICY_ORDER, "counts": {}}
+    _train(run, stage, phase, examples.trees, **how)
 
 
 def make_labels(run: Run) -> None:
@@ -85,6 +86,7 @@ def make_labels(run: Run) -> None:
         to_row=vars,
         from_row=lambda row: records.from_object(row, StepValues),
         name=lambda values: values.id,
+        say=run.monitor.say,
     )
     _estimate_values(run, problems, journal)
     values = [journal.closed[problem.id] for problem in problems]
@@ -159,6 +161,7 @@ def make_prm(run: Run) -> None:
         stage,
         options.phase,
         {"ift": [], "eft": kept},  # the PRM's rows take the place of EFT rows
+        ids={"eft": [id for id in ids if id not in set(dropped)]},
         start=policy_folder(run) if options.from_policy else None,
         order=_PRM_ORDER,
         counts={"rows": len(kept), "dropped": len(dropped)},
@@ -227,6 +230,7 @@ def make_pairs(run: Run) -> None:
         inputs,
         to_row=mcts.to_row,
         from_row=mcts.from_row,
+        say=run.monitor.say,
     )
     tokens = _search(run, questions, journal)
     trees = [journal.closed[question.id] for question in questions]
@@ -426,6 +430,7 @@ def _train(
     phase: sft.Phase,
     trees: dict[str, list[forest.Tree]],
     *,
+    ids: Mapping[str, Sequence[str]],
     order: int,
     counts: dict[str, int],
     start: pathlib.Path | None = None,
@@ -438,6 +443,7 @@ def _train(
         run.load(start) if start else run.params(0),
         phase,
         trees,
+        ids=ids,
         model=stage.name,
         order=order,
         folder=folder / "train",

@@ -9,7 +9,7 @@ import hashlib
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -139,6 +139,7 @@ class TrainSaver:
         *,
         last: bool = False,
         keep: int = 2,
+        say: Callable[[str], None] = logging.warning,
     ):
         """Names the folder and the interval.
 
@@ -147,11 +148,12 @@ class TrainSaver:
           every: updates between two saves; 0 never saves.
           last: whether to save at the end of training, because another phase follows.
           keep: number of newest states to keep.
+          say: called with a sentence about each damaged state.
         """
         self.directory = pathlib.Path(directory)
         self.every, self.last, self.keep = every, last, keep
         self.period: list[dict[str, float]] = []
-        self._last = 0
+        self._last, self._say = 0, say
 
     def _commits(self) -> list[pathlib.Path]:
         return sorted(self.directory.glob("step_*.json"))
@@ -163,10 +165,14 @@ class TrainSaver:
         """
         for commit in reversed(self._commits()):
             try:
-                record = files.read_json(commit)
+                record = files.read_json(commit, sealed=True)
                 tree = load_tree(commit.with_suffix(""), state, record["digests"])
             except ValueError as error:
-                logging.warning("skipping a damaged training state: %s", error)
+                reason = str(error).partition("; expected")[0]
+                self._say(
+                    f"a damaged training state is passed over, and an older one or the "
+                    f"start is taken: {reason}"
+                )
                 continue
             self._last, self.period = record["step"], record.get("period", [])
             return tree, record["step"], record["finished"]
@@ -211,7 +217,7 @@ class TrainSaver:
             ]
         self._last = step
         if hosts.first():
-            files.write_json(path.with_suffix(".json"), record)
+            files.write_json(path.with_suffix(".json"), record, sealed=True)
             for old in self._commits()[: -self.keep]:
                 old.unlink()
                 shutil.rmtree(old.with_suffix(""), ignore_errors=True)

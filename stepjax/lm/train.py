@@ -9,7 +9,7 @@ gradients are summed, and the sum is divided once by the count of the whole batc
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,12 @@ from stepjax import forest, interrupts
 from stepjax.lm import checkpoint, embedding, sharding
 from stepjax.lm import model as lm
 
+MOST_SKIPPED = 20  # updates in a row
+_SHOWN = 32  # most ids of rows in a message
+_REMEDY = (
+    "Look at these rows, lower the learning rate, or set train.on_nonfinite='skip'. "
+    "The same command goes on from the last state that was saved before this update."
+)
 LossFunction = Callable[..., tuple[jax.Array, tuple[jax.Array, dict]]]
 
 
@@ -179,7 +185,11 @@ def init_state(params: Any, optimizer) -> TrainState:
 
 
 def make_update(
-    loss: LossFunction, optimizer, shardings: TrainState | None = None
+    loss: LossFunction,
+    optimizer,
+    shardings: TrainState | None = None,
+    *,
+    skip: bool = False,
 ) -> Callable:
     """Returns the jitted ``update(state, reference, batch) -> (state, metrics)``.
 
@@ -190,6 +200,8 @@ def make_update(
       optimizer: from `make_optimizer`.
       shardings: `state_shardings`, which the new state keeps; None lets XLA choose,
         which can move parameters and compile the second update once more.
+      skip: whether an update with a metric that is not finite leaves the state as it
+        was; the metric "skipped" is then 1, and otherwise 0.
 
     The state is donated; the reference is a separate argument and is not donated.
     """
@@ -218,7 +230,12 @@ def make_update(
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": value / count, "grad_norm": optax.global_norm(gradient)}
         metrics |= {name: value / count for name, value in sums.items()}
-        return TrainState(params, opt_state), metrics
+        new = TrainState(params, opt_state)
+        if skip:
+            good = jnp.stack([jnp.isfinite(x) for x in metrics.values()]).all()
+            new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+            metrics["skipped"] = 1.0 - good.astype(jnp.float32)
+        return new, metrics
 
     return jax.jit(update, donate_argnames=("state",), out_shardings=(shardings, None))
 
@@ -273,6 +290,8 @@ def fit(
     finished: bool = False,
     on_log: Callable[[int, dict[str, float]], None],
     on_update: Callable[[int], None] = lambda done: None,
+    on_skip: Callable[[str], None] = lambda text: None,
+    rows_at: Callable[[int], Sequence[str]] = lambda number: (),
     log_every: int = 20,
     stop_loss: float = 0.0,
 ) -> tuple[TrainState, int]:
@@ -290,6 +309,8 @@ def fit(
       on_log: called with the updates done and the mean metrics of the period.
       on_update: called with the updates done. The devices are then one update ahead:
         they never wait for the host, and the host never counts what is not computed.
+      on_skip: called with a sentence about each update that was skipped.
+      rows_at: number of an update, from 0 → ids of the rows in its batch, for messages.
       log_every: updates per log period.
       stop_loss: stop after a period whose mean loss is below it; 0 never stops early.
 
@@ -297,43 +318,83 @@ def fit(
       (state, updates done).
 
     Raises:
-      FloatingPointError: when a metric (the loss, the gradient's norm) is not finite;
+      FloatingPointError: when a metric (the loss, the gradient's norm) is not finite,
+        one update later at most, or when `MOST_SKIPPED` updates in a row were skipped;
         nothing is saved after it.
       interrupts.Stopped: a signal asked to stop; the last update is saved.
     """
     period: list[dict] = list(saver.period)
+    skipped = 0
+
+    def on_host(metrics: dict, number: int) -> dict[str, float]:
+        """Waits for the metrics of an update; returns them, or raises."""
+        nonlocal skipped
+        host = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        wrong = _not_finite(host, number, rows_at)
+        skipped = skipped + 1 if wrong else 0
+        if not wrong:
+            return host
+        if not host.get("skipped"):
+            raise FloatingPointError(f"{wrong} {_REMEDY}")
+        if skipped >= MOST_SKIPPED:
+            raise FloatingPointError(
+                f"{skipped} updates in a row were skipped; {wrong} {_REMEDY}"
+            )
+        on_skip(f"{wrong} It is skipped (train.on_nonfinite='skip').")
+        return {"skipped": 1.0}
+
     while done < steps and not finished:
         state, metrics = update(state, reference, batch_at(done))
         if period:
-            jax.block_until_ready(period[-1])
+            period[-1] = on_host(period[-1], done)
             on_update(done)
         done += 1
         period.append(metrics)
         if done % log_every == 0 or done == steps:
-            mean = _mean_metrics(period, done)
+            period[-1] = on_host(period[-1], done)
+            mean = _means(period)
             period = []
             on_log(done, mean)
-            finished = mean["loss"] < stop_loss or done == steps
+            low = mean.get("loss", math.inf) < stop_loss
+            finished = low or done == steps
         saver.maybe_save(state, done, over=finished, pending=bool(period))
         if interrupts.asked() and not finished:
             if period:
-                _mean_metrics(period, done)  # nothing that is not finite is saved
-            saver.save(state, done, period=jax.device_get(period))
+                period[-1] = on_host(period[-1], done)
+            saver.save(state, done, period=period)
             interrupts.check(f"update {done} of {steps} is saved")
     return state, done
 
 
-def _mean_metrics(period: list[dict], done: int) -> dict[str, float]:
-    host = jax.device_get(period)
-    for number, metrics in enumerate(host, done - len(host) + 1):
-        for name in sorted(metrics, key=lambda name: name != "loss"):  # the loss first
-            if not np.isfinite(metrics[name]):
-                raise FloatingPointError(
-                    f"the {name} of update {number} is {metrics[name]}; expected a "
-                    "finite number. Lower the learning rate; the last saved state is "
-                    "finite."
-                )
-    return {
-        name: float(math.fsum(float(m[name]) for m in host) / len(host))
-        for name in host[0]
-    }
+def _not_finite(
+    metrics: dict[str, float], number: int, rows_at: Callable[[int], Sequence[str]]
+) -> str:
+    """Returns a sentence about the first metric that is not finite; "" without one.
+
+    Args:
+      metrics: of an update.
+      number: of the update, from 1.
+      rows_at: see `fit`.
+    """
+    for name in sorted(metrics, key=lambda name: name != "loss"):  # the loss first
+        if math.isfinite(metrics[name]):
+            continue
+        ids = list(rows_at(number - 1))
+        more = f" and {len(ids) - _SHOWN} more" * (len(ids) > _SHOWN)
+        said = f" Its batch holds {', '.join(ids[:_SHOWN])}{more}." if ids else ""
+        return (
+            f"the {name} of update {number} is {metrics[name]}; expected a finite "
+            f"number.{said}"
+        )
+    return ""
+
+
+def _means(period: list[dict[str, float]]) -> dict[str, float]:
+    """Returns the mean of each metric over a log period, and how many were skipped."""
+    result = {}
+    for name in dict.fromkeys(name for metrics in period for name in metrics):
+        values = [metrics[name] for metrics in period if name in metrics]
+        result[name] = math.fsum(values) / len(values)
+        if name == "skipped":
+            result[name] = math.fsum(values)
+    return result

@@ -15,6 +15,7 @@ def fit_phase(
     phase: sft.Phase,
     trees: Mapping[str, Sequence[forest.Tree]],
     *,
+    ids: Mapping[str, Sequence[str]],
     model: str,
     order: int,
     folder: pathlib.Path,
@@ -27,6 +28,7 @@ def fit_phase(
       params: where training starts; they are donated.
       phase: what the batches hold, and when the phase ends.
       trees: "ift" and "eft" → the rows to train on, see `sft.batch_function`.
+      ids: "ift" and "eft" → name of each of them, for messages.
       model: name of the model that is made.
       order: number of the phase, from which its shuffles are drawn.
       folder: where training states are kept.
@@ -37,6 +39,7 @@ def fit_phase(
     """
     options = run.settings.train
     sizes = {name: len(rows) for name, rows in trees.items()}
+    rows = sft.rows_function(phase, order, sizes, run.settings.seed)
     return run.fit(
         params,
         name=f"sft/{phase.name}",
@@ -54,6 +57,7 @@ def fit_phase(
         steps=sft.phase_steps(phase, sizes),
         optimizer=phase.optimizer,
         folder=folder,
+        rows_at=lambda step: [ids[name][place] for name, place in rows(step)],
         stop_loss=phase.stop_loss,
         keep_last=keep_last,
     )

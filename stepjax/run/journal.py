@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from stepjax import trajectory
 from stepjax.lm import files, hosts
 
@@ -37,6 +39,7 @@ class Journal:
         to_row: Callable[[Any], dict[str, Any]] = trajectory.to_row,
         from_row: Callable[[dict[str, Any]], Any] = trajectory.from_row,
         name: Callable[[Any], str] = lambda search: search.question.id,
+        say: Callable[[str], None] = logging.warning,
     ):
         """Reads what an earlier run left, if it worked on the same inputs.
 
@@ -47,8 +50,9 @@ class Journal:
           to_row: a search → JSON object.
           from_row: the inverse.
           name: a search → id of its question.
+          say: called with a sentence about a damaged file.
         """
-        self._first, self._inputs = path, inputs
+        self._first, self._inputs, self._say = path, inputs, say
         self._to_row, self._from_row, self._name = to_row, from_row, name
         number = hosts.index()
         name = path.name if not number else f"{path.stem}.{number}.jsonl"
@@ -61,27 +65,55 @@ class Journal:
             self.path.write_text(self._head() + "\n", "utf-8")
 
     def _head(self) -> str:
-        return json.dumps({"inputs": self._inputs}, sort_keys=True)
+        return json.dumps(files.seal({"inputs": self._inputs}), sort_keys=True)
 
     def read(self) -> None:
-        """Reads the files of all hosts; cuts a torn last line off this host's own."""
+        """Reads the files of all hosts, and cuts what is damaged off this host's own.
+
+        A line that has changed since it was written costs itself and the lines after
+        it, which go on from it; what they hold is searched again.
+        """
         for path in _journals(self._first):
             # The last line may end within a character.
             *lines, _ = path.read_bytes().split(b"\n")
-            whole = [line.decode("utf-8") for line in lines]
-            if whole[:1] != [self._head()]:
-                whole = [self._head()]
-            for line in whole[1:]:
-                row = json.loads(line)
-                states = map(self._from_row, row["closed"])
-                self.closed |= {self._name(state): state for state in states}
-                if path == self.path:
-                    self.active = {
-                        slot: self._from_row(item) for slot, item in row["active"]
-                    }
+            whole, head = [self._head().encode()], lines[:1]
+            if head and head != whole:
+                self._say(
+                    f"{path}: its first line is damaged or names other inputs, so "
+                    "nothing of it is used"
+                )
+            for number, line in enumerate(lines[1:] if head == whole else (), 2):
+                try:
+                    self._take(line, f"line {number}", path == self.path)
+                except (ValueError, LookupError, TypeError, RecursionError) as error:
+                    reason = str(error).partition("; ")[0]
+                    self._say(
+                        f"{path}: line {number} of {len(lines)} is damaged ({reason}), "
+                        "so it and the lines after it are searched again"
+                    )
+                    break
+                whole.append(line)
             if path == self.path:
                 with files.replacing(path) as file:
-                    file.writelines(f"{line}\n" for line in whole)
+                    file.writelines(line.decode("utf-8") + "\n" for line in whole)
+
+    def _take(self, line: bytes, place: str, own: bool) -> None:
+        """Takes over one line.
+
+        Args:
+          line: of the file of a host.
+          place: of the line, for people.
+          own: whether it is this host's.
+
+        Raises:
+          ValueError: when it is damaged.
+        """
+        row = files.unseal(json.loads(line.decode("utf-8")), place, needed=True)
+        states = [self._from_row(item) for item in row["closed"]]
+        active = {slot: self._from_row(item) for slot, item in row["active"]}
+        self.closed |= {self._name(state): state for state in states}
+        if own:
+            self.active = active
 
     def add(self, closed: Sequence[Any], active: Mapping[int, Any]) -> None:
         """Keeps the searches closed since the last pause, and those in flight."""
@@ -92,7 +124,7 @@ class Journal:
             "active": [[slot, self._to_row(state)] for slot, state in active.items()],
         }
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(files.seal(row), ensure_ascii=False) + "\n")
 
     def rest(self, mine: Sequence, slots: int) -> tuple[list, dict[int, Any]]:
         """Returns what is left to search of this host's questions.
@@ -121,11 +153,16 @@ class Journal:
             self.read()
 
 
-def of_rows(path: pathlib.Path, inputs: dict[str, str]) -> Journal:
+def of_rows(
+    path: pathlib.Path,
+    inputs: dict[str, str],
+    say: Callable[[str], None] = logging.warning,
+) -> Journal:
     """Returns a journal of work whose rows are done in order: number → its `Row`."""
     return Journal(
         path,
         inputs,
+        say=say,
         to_row=Row._asdict,
         from_row=lambda row: Row(**row),
         name=lambda row: row.at,

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from stepjax.run import paths
+
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -20,10 +22,13 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
     data, found = config.data, _of_model(config.model.init)
 
     def look(name: str, path: str, what: str, needed: bool = True) -> None:
-        elsewhere = path.startswith("tfds:") or "://" in path
+        address = "" if name == "tokenizer" else _address(name, path)
+        later = path.startswith("tfds:") or "://" in path
         if not path and needed:
             found.append(f"{name} is empty; expected {what}.")
-        elif path and not elsewhere and not os.path.exists(path):
+        elif address:
+            found.append(address)
+        elif path and not later and not os.path.exists(path):
             found.append(f"{name}={path!r}: no such file; expected {what}.")
 
     look("tokenizer", config.tokenizer, "a folder or tokenizer.json", False)
@@ -39,6 +44,9 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
             look("data.eft", data.eft, "a file of judgments", needed)
         elif config.prm.labels not in ("gold", "rollouts"):
             look("prm.labels", config.prm.labels, "a file of step labels")
+        if data.make_eft:
+            asked = config.mcts.question_file
+            look("mcts.question_file", asked, "a file of questions", False)
         if config.tokenizer == "" and config.model.init == "random":
             found.append(
                 "tokenizer is empty; expected a folder or a tokenizer.json file (or "
@@ -50,6 +58,8 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
 def _of_model(init: str) -> list[str]:
     """Returns what is wrong with the path in model.init, if it names one."""
     kind, _, source = init.partition(":")
+    if kind == "gguf" and (address := _address("model.init", source)):
+        return [address]
     if kind not in ("hf", "gguf") or not source or "://" in source:
         return []
     if kind == "gguf":
@@ -66,3 +76,7 @@ def _of_model(init: str) -> list[str]:
         f"model.init={init!r}: no such folder; {expected}. `hf download {name} "
         "--local-dir DIR` fetches a model of the hub; then set hf:DIR."
     ]
+
+
+def _address(name: str, path: str) -> str:
+    return paths.elsewhere(name, path, "a file", "Copy it here first.")

@@ -20,7 +20,6 @@ from tensorboardX import summary
 import stepjax
 from stepjax import interrupts
 from stepjax.lm import files
-from stepjax.records import read_objects
 from stepjax.run.progress import Clock, Progress, duration
 from stepjax.run.text_table import text_table
 
@@ -40,6 +39,7 @@ class Monitor:
     to ``log.txt`` in the run directory in both cases, so a history is always there; a
     run that continues appends to it. A stage that is run again from some point replaces
     its own later lines in ``metrics.jsonl``: each (stage, model, step) is there once.
+    What is wrong with one of these files is said once and stops nothing.
 
     Attributes:
       path: ``metrics.jsonl``.
@@ -77,6 +77,7 @@ class Monitor:
         self._announced: list[str] = []  # lines that log.txt gets before its next one
         self._lock = threading.Lock()  # lines come from two threads
         self._folder = workdir / "tensorboard"
+        self._failed: set[pathlib.Path] = set()  # files that could not be written
 
     @functools.cached_property
     def _events(self) -> tensorboardX.SummaryWriter:
@@ -96,7 +97,19 @@ class Monitor:
         """Writes the events that are still in memory to disk."""
         events = self.__dict__.pop("_events", None)
         if events:
-            events.close()
+            with self._harmless(self._folder):
+                events.close()
+
+    @contextlib.contextmanager
+    def _harmless(self, path: pathlib.Path) -> Iterator[None]:
+        """Goes on when a log cannot be written, and says so the first time."""
+        try:
+            yield
+        except Exception as error:  # a log is not worth a run
+            if path not in self._failed:
+                self._failed.add(path)
+                reason = getattr(error, "strerror", None) or error
+                self._show(f"{path} cannot be written ({reason}); the run goes on")
 
     # Lines and bars.
 
@@ -118,8 +131,9 @@ class Monitor:
 
     def _keep(self, text: str) -> None:
         """Appends a line to log.txt, after what was announced before it."""
-        with self._lock, open(self.log_path, "a", encoding="utf-8") as file:
-            file.writelines([*self._announced, self._dated(text, "log.txt")])
+        with self._harmless(self.log_path), self._lock:
+            with open(self.log_path, "a", encoding="utf-8") as file:
+                file.writelines([*self._announced, self._dated(text, "log.txt")])
             self._announced.clear()
 
     def _show(self, text: str) -> None:
@@ -243,18 +257,19 @@ class Monitor:
         """Drops the stage's lines after `step`, before they are written again."""
         if self.quiet or not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        kept = []
-        for line in filter(None, lines):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # the torn last line of a killed run
-            later = row["step"] > step or step == 0
-            if not (row["stage"] == stage and row["model"] == model and later):
-                kept.append(line)
-        with files.replacing(self.path) as file:
-            file.writelines(f"{line}\n" for line in kept)
+        with self._harmless(self.path):
+            rows, broken = _metrics(self.path)
+            if broken:
+                shown = ", ".join(map(str, broken[:10])) + ", ..." * (len(broken) > 10)
+                self.say(f"{self.path}: broken lines are left out: {shown}")
+            kept = [
+                line
+                for line, row in rows
+                if (row["stage"], row["model"]) != (stage, model)
+                or 0 < step >= row["step"]
+            ]
+            with files.replacing(self.path) as file:
+                file.writelines(f"{line}\n" for line in kept)
 
     def log(
         self,
@@ -282,27 +297,29 @@ class Monitor:
         if self.quiet:
             return
         row = {"stage": stage, "model": model, "step": step, **metrics}
-        with open(self.path, "a", encoding="utf-8") as file:
+        with self._harmless(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         training = stage.split("/")[0] in _TRAININGS
         place = f"{stage}/{model}" if training else stage
-        for name, value in (metrics | dict(speeds or {})).items():
-            number = isinstance(value, int | float) and math.isfinite(value)
-            if number and (training or not _NO_CURVE.fullmatch(name)):
-                self._events.add_scalar(f"{place}/{name}", value, step)
-        self._events.flush()
+        with self._harmless(self._folder):
+            for name, value in (metrics | dict(speeds or {})).items():
+                number = isinstance(value, int | float) and math.isfinite(value)
+                if number and (training or not _NO_CURVE.fullmatch(name)):
+                    self._events.add_scalar(f"{place}/{name}", value, step)
+            self._events.flush()
 
     def log_text(self, stage: str, step: int, text: str) -> None:
         """Adds a text to TensorBoard, e.g. two samples of an evaluation."""
         if not self.quiet:
             lines = text.splitlines()  # as code, so that nothing in it is markup
             code = "".join(f"    {line}\n" for line in lines)
-            self._events.add_text(stage, code, step)
-            self._events.flush()
+            with self._harmless(self._folder):
+                self._events.add_text(stage, code, step)
+                self._events.flush()
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns all metrics lines."""
-        return [row for _, row in read_objects(self.path)] if self.path.exists() else []
+        """Returns all metrics lines, without broken ones."""
+        return [row for _, row in _metrics(self.path)[0]] if self.path.exists() else []
 
     # The end.
 
@@ -325,6 +342,25 @@ class Monitor:
         if not self.quiet:
             print(text)
         return text
+
+
+def _metrics(path: pathlib.Path) -> tuple[list[tuple[str, dict]], list[int]]:
+    """Returns the lines of metrics as text and row, and the numbers of broken lines."""
+    rows, broken = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
+        try:
+            text = line.decode("utf-8")
+            row = json.loads(text)
+            good = {"stage", "model"} <= row.keys() and type(row["step"]) is int
+        except (ValueError, LookupError, AttributeError, RecursionError):
+            good = False
+        if good:
+            rows.append((text, row))
+        else:
+            broken.append(number)
+    return rows, broken
 
 
 def _flat(values: Any, at: str = "") -> dict[str, str | int | float | bool]:

@@ -126,6 +126,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "train.micro_batches": Range(1, 65_536),
     "train.checkpoint_every": _COUNT,
     "train.log_every": _SOME,
+    "train.on_nonfinite": ("stop", "skip"),
     "sft.verdict_weight": Range(0, 1000),
     "search.width": Range(2, 1000),
     "search.temperature": _WARMTH,

@@ -265,7 +265,7 @@ def set_aside(folder: pathlib.Path, old: Sequence[Made]) -> None:
     aside.mkdir()
     settings = files.read_json(folder / "config.json")
     record = {"paths": list(inside), "config": settings}
-    files.write_json(aside / _RECORD, record)
+    files.write_json(aside / _RECORD, record, sealed=True)
     for name in inside:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).rename(aside / name)

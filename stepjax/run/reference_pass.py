@@ -35,7 +35,7 @@ def fill(
         digest.update(np.ascontiguousarray(leaf))
     inputs = {"batches and model": digest.hexdigest()}
     inputs |= run.dir.model_digest(int(model[1:]) - 1)
-    journal = of_rows(folder / "reference.jsonl", inputs)
+    journal = of_rows(folder / "reference.jsonl", inputs, run.monitor.say)
     done = len(journal.closed)
     filled = [
         batch._replace(reference=np.array(journal.closed[at].found, np.float32))

@@ -15,6 +15,7 @@ from stepjax import (
     search,
     tournament,
 )
+from stepjax.evaluation import causes
 from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
@@ -24,6 +25,8 @@ from stepjax.run.progress import usage_line
 from stepjax.run.run import Run
 from stepjax.self_judge import make_judge
 from stepjax.trajectory import State, context_ids
+
+TRIED = 32  # problems after which a search that finds nothing of use is stopped
 
 
 def search_from_journal(
@@ -87,6 +90,43 @@ def search_from_journal(
             advance(1, note(state))
     journal.finish(closed)
     return [journal.closed[question.id] for question in questions]
+
+
+class Preferences:
+    """Counts the preferences of a search, and stops one that will find none."""
+
+    def __init__(self, run: Run, name: str):
+        """Begins with no search.
+
+        Args:
+          run: whose search it is.
+          name: of the search, for people.
+        """
+        self._run, self._name, self._found = run, name, 0
+        self._tried: list[State] = []
+
+    def __call__(self, state: State) -> str:
+        """Takes note of a closed search; returns the count of preferences, in words.
+
+        Raises:
+          ValueError: when no sample of the first `TRIED` problems can be used, or no
+            judgment of them holds a verdict: such a search only takes time.
+        """
+        self._found += sum(index is not None for index in state.pair_from)
+        if state.expansions and len(self._tried) < TRIED:
+            self._tried.append(state)
+            if len(self._tried) == TRIED:
+                self._refuse_useless()
+        return f"{self._found} preferences"
+
+    def _refuse_useless(self) -> None:
+        reason = causes.of_useless_search(self._tried, self._run.settings)
+        if reason:
+            raise ValueError(
+                f"{self._name} is stopped, because it would only take time: {reason} "
+                "Then run the same command again; it says which stages have to be "
+                "repeated."
+            )
 
 
 def search_questions(

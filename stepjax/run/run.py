@@ -6,18 +6,19 @@ devices; sampling is split by problems; the first host writes what is written on
 """
 
 import functools
+import math
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 from etils import epath
 
-from stepjax import forest, own_import, records, sft
+from stepjax import own_import, records, sft
 from stepjax.codec import Codec
 from stepjax.lm import (
     checkpoint,
@@ -37,11 +38,14 @@ from stepjax.run import (
     kind,
     lock,
     more_questions,
+    paths,
     ranges,
     rundir,
 )
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
+
+_DIVERGED = "Its training has diverged, so lower the learning rate and repeat it."
 
 
 class Run:
@@ -84,7 +88,9 @@ class Run:
           ValueError: for settings or data that cannot work, or a directory of another
             configuration, or one in which another command is at work.
         """
-        config = config.copy_and_resolve_references()
+        config, workdir = paths.expanded(config), os.path.expanduser(workdir)
+        if address := paths.no_run("workdir", os.fspath(workdir)):
+            raise ValueError(address)
         ranges.check(config)
         self.settings = from_config(config)
         by, proposed = self.settings.judge.by, self.settings.search.propose_by
@@ -159,7 +165,7 @@ class Run:
             if settings.prm.reads_labels:
                 rows["labels"] = self.dir.read("labels", records.StepLabels)
             checks.check_initial_data(settings, self.codec, rows)
-            sft.phase_steps(settings.mcts.phase, {"ift": len(self.ift_trees), "eft": 0})
+            sft.phase_steps(settings.mcts.phase, self.ift_examples.sizes)
         elif not (self.dir.model(1) / "manifest.json").exists():
             for phase in settings.sft.phases:
                 sft.phase_steps(phase, self.sft_examples.sizes)
@@ -199,12 +205,16 @@ class Run:
         )
 
     @functools.cached_property
-    def ift_trees(self) -> list[forest.Tree]:
-        """The IFT rows of the run as trees, without those that are too long."""
-        rows = self.dir.read("ift", records.Solution)
-        trees = [sft.solution_tree(self.codec, row) for row in rows]
-        ids = [row.id for row in rows]
-        return sft.fitting_trees(trees, ids, self.settings.train.row_length, "ift")[0]
+    def ift_examples(self) -> sft.Examples:
+        """The IFT rows of the run alone as trees, without those that are too long."""
+        return sft.examples(
+            self.dir.read("ift", records.Solution),
+            (),
+            self.codec,
+            example=self.kind.judgments.example,
+            row_length=self.settings.train.row_length,
+            verdict_weight=1.0,
+        )
 
     def shardings(self) -> Any:
         """Returns where each parameter lies on the devices of training."""
@@ -239,7 +249,7 @@ class Run:
             lm.unboxed(shapes),
             self.shardings(),
         )
-        digests = files.read_json(path)["arrays"]
+        digests = rundir.read_manifest(path)["arrays"]
         with self.monitor.during(f"loading {folder.name}"):
             return checkpoint.load_tree(folder / "params", like, digests)
 
@@ -283,8 +293,7 @@ class Run:
           ValueError: when they are not finite.
         """
         model = self.local_model
-        remedy = "Its training has diverged, so lower the learning rate and repeat it."
-        weights.check_finite(params, model.config, "the model", remedy)
+        weights.check_finite(params, model.config, "the model", _DIVERGED)
         shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
         return sharding.on_this_host(lm.frozen(params, model.config.dtype), shardings)
 
@@ -292,7 +301,12 @@ class Run:
         """Writes the parameters of a model; returns their digests, for its manifest.
 
         Until the manifest is there, the model counts as unfinished.
+
+        Raises:
+          ValueError: when they are not finite.
         """
+        origin, remedy = f"{folder.name} after its training", _DIVERGED
+        weights.check_finite(params, self.model.config, origin, remedy)
         with self.monitor.during(f"saving {folder.name}"):
             return checkpoint.save_tree(folder / "params", params)
 
@@ -308,6 +322,7 @@ class Run:
         optimizer: train.OptimizerOptions,
         folder: pathlib.Path,
         reference: Any = None,
+        rows_at: Callable[[int], Sequence[str]] = lambda step: (),
         stop_loss: float = 0.0,
         keep_last: bool = False,
     ) -> tuple[Any, int]:
@@ -323,12 +338,17 @@ class Run:
           optimizer: learning rate and schedule.
           folder: where training states are kept while the stage is not finished.
           reference: parameters that the loss compares with, or None.
+          rows_at: number of an update → names of what its batch holds, for messages.
           stop_loss: training stops after a log period whose mean loss is below it; 0
             never stops it early.
           keep_last: also save the last state, because another phase follows.
 
         Returns:
           (parameters, updates done).
+
+        Raises:
+          FloatingPointError: when the loss or the gradient of an update is not finite,
+            unless train.on_nonfinite="skip"; see `train.fit`.
         """
         options = self.settings.train
         transform = train.make_optimizer(optimizer, steps)
@@ -336,7 +356,8 @@ class Run:
         with self.monitor.during(f"{model} {name}: preparing the optimizer"):
             state = train.init_state(params, transform)
             shardings = train.state_shardings(params, transform)
-            saver = checkpoint.TrainSaver(folder, every, last=keep_last)
+            say, skip = self.monitor.say, options.on_nonfinite == "skip"
+            saver = checkpoint.TrainSaver(folder, every, last=keep_last, say=say)
             state, done, over = saver.restore(state)
         self.monitor.restart(name, model, done)
         with self.monitor.progress(f"{model} {name}", steps, "update", done) as advance:
@@ -360,21 +381,26 @@ class Run:
                 metrics = metrics | {"learning_rate": float(rates(now - 1))}
                 speeds = {"tokens_per_second": tokens / max(seconds, 1e-9)}
                 self.monitor.log(name, model, now, metrics, speeds=speeds)
-                on_update(now, f"loss {metrics['loss']:.4f}")
+                on_update(now, f"loss {metrics.get('loss', math.nan):.4f}")
                 tokens, since = 0, since + seconds
 
-            state, done = train.fit(
-                train.make_update(loss, transform, shardings),
-                state,
-                reference,
-                feed,
-                steps,
-                saver=saver,
-                done=done,
-                finished=over,
-                on_log=on_log,
-                on_update=on_update,
-                log_every=options.log_every,
-                stop_loss=stop_loss,
-            )
+            try:
+                state, done = train.fit(
+                    train.make_update(loss, transform, shardings, skip=skip),
+                    state,
+                    reference,
+                    feed,
+                    steps,
+                    saver=saver,
+                    done=done,
+                    finished=over,
+                    on_log=on_log,
+                    on_update=on_update,
+                    on_skip=lambda text: say(f"{model} {name}: {text}"),
+                    rows_at=rows_at,
+                    log_every=options.log_every,
+                    stop_loss=stop_loss,
+                )
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{model} {name}: {error}") from error
         return state.params, done

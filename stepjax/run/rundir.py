@@ -20,6 +20,8 @@ from stepjax.config import default, to_dict
 from stepjax.lm import files, hosts
 from stepjax.run import lock, redo
 
+_PARTS = ("inputs", "files")  # that every manifest has
+
 
 def file_digest(path: pathlib.Path) -> str:
     """Returns the SHA-256 of a file.
@@ -30,6 +32,23 @@ def file_digest(path: pathlib.Path) -> str:
     if not path.is_file():
         raise ValueError(f"{path} is missing; expected the result of an earlier stage.")
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what the manifest of a stage or the file of an evaluation holds.
+
+    Raises:
+      ValueError: when it is damaged, see `files.read_json`, or is something else.
+    """
+    manifest = files.read_json(path)
+    parts = [manifest.get(n) if isinstance(manifest, dict) else 0 for n in _PARTS]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(
+            f"{path}: there are no {' and '.join(_PARTS)} in it; expected what a "
+            f"finished stage has written. Put it back, or delete {_result(path)} and "
+            "run the same command again."
+        )
+    return manifest
 
 
 class RunDirectory:
@@ -250,7 +269,11 @@ class RunDirectory:
         """Whether a file holds what `measurement` would measure."""
         if not target.exists():
             return False
-        kept, settings = files.read_json(target), redo.measured_with(self._config, mode)
+        settings = redo.measured_with(self._config, mode)
+        try:
+            kept = read_manifest(target)
+        except ValueError:
+            return False  # it is damaged
         return kept["inputs"] == inputs and kept.get("settings", settings) == settings
 
     def data(self, name: str) -> dict[str, str]:
@@ -337,7 +360,7 @@ class Stage:
         path = self.manifest
         if not path.exists():
             return None
-        manifest = files.read_json(path)
+        manifest = read_manifest(path)
         for name, digest in self._inputs.items():
             if manifest["inputs"].get(name) != digest:
                 raise ValueError(
@@ -376,7 +399,7 @@ class Stage:
                 **self._settings,
                 **extra,
             }
-            files.write_json(self.manifest, manifest)
+            files.write_json(self.manifest, manifest, sealed=True)
         hosts.barrier(f"committed {self.manifest}")
         self.done = files.read_json(self.manifest)
         self.tidy()

@@ -125,3 +125,39 @@ def test_a_search_without_pairs_says_why(states, word):
 def test_counts_of_an_older_search_without_reasons_give_no_reasons():
     old = dataclasses.replace(expansion("a"), malformed=9)
     assert causes.of_search([state(old)], SETTINGS) == []
+
+
+# A search that is not worth going on with.
+
+
+def said(*expansions, **judge):
+    c = config.default()
+    c.judge.update(judge)
+    chosen = settings.from_config(c)
+    return causes.of_useless_search([state(e) for e in expansions], chosen)
+
+
+def test_a_search_without_any_candidate_names_the_most_frequent_reason():
+    cut = expansion((), [Refused("cut off", 6, "Step 1: Natalia")])
+    bare = expansion((), [Refused("no marker", 6, "The answer is 7")])
+    assert said(cut, bare, cut) == (
+        "none of the 18 samples of its first 3 problems can be judged. 67 % of the "
+        "sampled steps (12 of 18) were cut off at search.max_step_tokens=256. Raise "
+        "search.max_step_tokens. The first one is 'Step 1: Natalia'."
+    )
+    assert said(cut, bare, expansion("a", [Refused("cut off", 5, "x")])) == ""
+    assert said(expansion(())) == ""  # an own proposer gave nothing at all
+
+
+def test_a_judge_that_never_decides_is_named_after_a_hundred_judgments():
+    unread = expansion("ab", (), [Verdict(0, 1, None, "I like both")] * 50)
+    found = said(unread, unread)
+    assert found.startswith(
+        "its judge has decided nothing in its first 2 problems. 100 % of the judgments "
+        "(100 of 100) hold no verdict. If they are cut off, raise judge.max_tokens=512"
+    )
+    assert found.endswith("The first one is 'I like both'.")
+    assert said(unread) == ""  # too few to tell
+    assert said(unread, unread, expansion("ab", (), [Verdict(0, 1, "A")])) == ""
+    assert said(unread, unread, by="random") == ""  # coins and functions may tie
+    assert said(unread, unread, by="mine:judge") == ""

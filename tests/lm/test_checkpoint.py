@@ -212,6 +212,22 @@ def test_a_damaged_state_falls_back_to_the_older_one(tmp_path):
     assert_bitwise_equal(found, state(5))
 
 
+@pytest.mark.parametrize(
+    "text", ['{"step": 4, "finished": true}', "{}", "[]", "\x00\x00", "", None]
+)
+def test_a_damaged_record_costs_its_own_state_only(tmp_path, text):
+    save(checkpoint.TrainSaver(tmp_path, 1), 4, 5)
+    path, said = tmp_path / "step_00000005.json", []
+    changed = path.read_text().replace('"step": 5', '"step": 6')  # and still JSON
+    path.write_text(changed if text is None else text)
+    saver = checkpoint.TrainSaver(tmp_path, 1, say=said.append)
+    found, done, over = saver.restore(state(0))
+    assert (done, over) == (4, False)
+    assert_bitwise_equal(found, state(4))
+    (line,) = said
+    assert "a damaged training state is passed over" in line and str(path) in line
+
+
 def test_without_a_whole_state_training_starts_anew(tmp_path):
     save(checkpoint.TrainSaver(tmp_path, 1), 4, 5)
     damage(tmp_path / "step_00000005")

@@ -1,5 +1,6 @@
 """Files that are replaced whole, or not at all."""
 
+import json
 import os
 
 import pytest
@@ -41,3 +42,36 @@ def test_a_block_that_raises_leaves_the_earlier_file_alone(tmp_path):
     with files.replacing(path) as file:
         file.write("ä\n")
     assert path.read_bytes() == b"\xc3\xa4\n" and os.listdir(tmp_path) == ["rows.txt"]
+
+
+RECORD = {"step": 15, "digests": {"['a']": "0f"}, "loss": 0.1, "who": "Größe\u2028"}
+
+
+def test_a_record_that_was_changed_in_any_field_is_refused(tmp_path):
+    path = tmp_path / "step_15.json"
+    files.write_json(path, RECORD, sealed=True)
+    assert files.read_json(path, sealed=True) == files.read_json(path) == RECORD
+    text = path.read_text("utf-8")
+    for old, new in (("15", "14"), ("0f", "1f"), ("0.1", "0.2"), ('"who"', '"whu"')):
+        path.write_text(text.replace(old, new), "utf-8")
+        with pytest.raises(ValueError, match="has changed since it was written") as e:
+            files.read_json(path)
+        assert str(path) in str(e.value) and "run that command again" in str(e.value)
+    # A changed name of the digest makes it a field like any other.
+    path.write_text(text.replace('"sha256"', '"sha257"'), "utf-8")
+    with pytest.raises(ValueError, match="there is no 'sha256' in it"):
+        files.read_json(path, sealed=True)
+
+
+def test_a_file_of_an_earlier_version_is_read_unless_a_digest_is_needed(tmp_path):
+    for value in (RECORD, {}, [], None):
+        files.write_json(tmp_path / "old.json", value)
+        assert files.read_json(tmp_path / "old.json") == value
+        with pytest.raises(ValueError, match="old.json: there is no 'sha256' in it"):
+            files.read_json(tmp_path / "old.json", sealed=True)
+
+
+def test_a_digest_is_that_of_what_is_read_back():
+    value = {"a": (1, 2), "b": {10: "x", 9: "y"}, "c": float("nan")}
+    read = json.loads(json.dumps(files.seal(value)))
+    assert list(files.unseal(read, "here", needed=True)) == ["a", "b", "c"]

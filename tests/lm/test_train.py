@@ -354,7 +354,75 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, name, bad):
     with pytest.raises(FloatingPointError, match=rf"the {name} of update 8 is .*{bad}"):
         fit(tmp_path, counting(*chosen), 12)
     assert saved(tmp_path) == [3, 6]
-    # In a single long period too, which ends with the run.
-    with pytest.raises(FloatingPointError, match=f"the {name} of update 8 is"):
-        fit(tmp_path / "long", counting(*chosen), 12, log_every=50, last=True)
-    assert saved(tmp_path / "long") == []
+    # In a single long period too, and no more than one update is done after it.
+    done = []
+    with pytest.raises(FloatingPointError, match=f"the {name} of update 8 is") as error:
+        fit(
+            *(tmp_path / "long", counting(*chosen), 12),
+            **{"log_every": 50, "last": True, "on_update": done.append},
+            rows_at=lambda number: [f"row-{number}-{n}" for n in range(40)],
+        )
+    assert saved(tmp_path / "long") == [] and done == [1, 2, 3, 4, 5, 6, 7]
+    said = str(error.value)
+    assert "row-7-0, row-7-1," in said and "row-7-31 and 8 more." in said
+    assert "\n" not in said
+
+
+def skipping(losses):
+    """An update as `make_update` with `skip` makes it."""
+    plain = counting(losses)
+
+    def update(state, reference, batch):
+        new, metrics = plain(state, reference, batch)
+        metrics["skipped"] = jnp.float32(not np.isfinite(metrics["loss"]))
+        return new, metrics
+
+    return update
+
+
+def test_skipped_updates_are_counted_and_named_and_left_out_of_the_means(tmp_path):
+    said, nan = [], math.nan
+    losses = [6, nan, 2, nan, math.inf, nan, 3]
+    done, log = fit(
+        *(tmp_path, skipping(losses), 7),
+        **{"on_skip": said.append, "rows_at": lambda number: [f"row-{number}"]},
+        stop_loss=1.0,
+    )
+    assert done == 7
+    assert log == [
+        (3, {"loss": 4.0, "grad_norm": 1.0, "skipped": 1.0}),
+        (6, {"skipped": 3.0}),
+        (7, {"loss": 3.0, "grad_norm": 1.0, "skipped": 0.0}),
+    ]
+    assert len(said) == 4
+    assert said[2].startswith("the loss of update 5 is inf; expected a finite number.")
+    assert "Its batch holds row-4." in said[2]
+
+
+def test_many_skipped_updates_in_a_row_stop_the_run(tmp_path):
+    losses = [1.0] + [math.nan] * 19 + [1.0] + [math.nan] * 30
+    with pytest.raises(
+        FloatingPointError, match="^20 updates in a row .* update 41 is"
+    ):
+        fit(tmp_path, skipping(losses), 51, log_every=5)
+
+
+def test_an_update_that_is_not_finite_leaves_the_state_bitwise_as_it_was():
+    optimizer = train.make_optimizer(train.OptimizerOptions(0.1), 10)
+    params = {"w": jnp.array([-0.0, 1.0, -2.0])}
+
+    def loss(params, reference, x):
+        return (params["w"] * x).sum(), (jnp.float32(1), {"mean": params["w"].sum()})
+
+    update = train.make_update(loss, optimizer, skip=True)
+    state = train.TrainState(params, optimizer.init(params))
+    for bad in (math.nan, math.inf):
+        before = jax.tree.map(np.array, state)
+        state, metrics = update(state, None, jnp.full((1, 3), bad))
+        assert_bitwise_equal(state, before)
+        assert metrics["skipped"] == 1
+    plain = train.make_update(loss, optimizer)
+    expected, _ = plain(jax.tree.map(jnp.array, before), None, jnp.ones((2, 3)))
+    state, metrics = update(state, None, jnp.ones((2, 3)))
+    assert_bitwise_equal(state, expected)
+    assert metrics["skipped"] == 0

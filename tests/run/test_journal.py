@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
+
 from stepjax.run.journal import Journal
 
 
-def journal(path):
+def journal(path, said=None, **inputs):
     rows = {"to_row": dict, "from_row": dict, "name": lambda row: row["id"]}
-    return Journal(path, {"M1": "1"}, **rows)
+    said = [] if said is None else said
+    return Journal(path, {"M1": "1"} | inputs, **rows, say=said.append)
 
 
 def test_a_line_that_ends_within_a_character_is_cut_off(tmp_path):
@@ -21,3 +24,43 @@ def test_a_line_that_ends_within_a_character_is_cut_off(tmp_path):
     assert path.read_bytes() == whole
     path.write_bytes(torn)  # of other inputs, and torn
     assert journal(path).closed == {}
+
+
+def flipped(line):
+    return line.replace(b'"b"', b'"c"')  # still JSON
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (flipped, "line 3: this has changed since it was written"),
+        (lambda line: line[: len(line) // 2], "Expecting|Unterminated"),
+        (lambda line: b"{}", "there is no 'sha256' in it"),
+        (lambda line: b"[" * 100_000, "recursion"),
+        (lambda line: b"\xff" + line[1:], "utf-8"),
+    ],
+)
+def test_a_damaged_line_costs_itself_and_what_came_after_it(tmp_path, damage, reason):
+    path, said = tmp_path / "search.partial.jsonl", []
+    first = journal(path)
+    for name in "abc":
+        first.add([{"id": name}], {0: {"id": f"{name} in flight"}})
+    lines = path.read_bytes().split(b"\n")
+    assert len(lines) == 5 and b'"b"' in lines[2]
+    lines[2] = damage(lines[2])
+    path.write_bytes(b"\n".join(lines))
+    again = journal(path, said)
+    assert again.closed == {"a": {"id": "a"}}
+    assert again.active == {0: {"id": "a in flight"}}
+    (line,) = said
+    assert line.startswith(f"{path}: line 3 of 4 is damaged (")
+    assert any(word in line for word in reason.split("|"))
+    again.add([{"id": "b"}], {})  # goes on where the good lines end
+    assert journal(path, said).closed.keys() == {"a", "b"} and len(said) == 1
+
+
+def test_a_journal_of_other_inputs_is_named_and_not_used(tmp_path):
+    path, said = tmp_path / "search.partial.jsonl", []
+    journal(path).add([{"id": "a"}], {})
+    assert journal(path, said, M2="2").closed == {} and len(said) == 1
+    assert "its first line is damaged or names other inputs" in said[0]

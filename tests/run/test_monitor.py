@@ -412,6 +412,48 @@ def test_metrics_of_a_stage_run_again_replace_its_own(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_broken_lines_of_metrics_are_left_out_and_named(tmp_path, capsys):
+    monitor = Monitor(tmp_path)
+    good = '{"stage": "sft", "model": "M1", "step": %d}'
+    lines = [
+        good % 5,
+        "{}",
+        "[1]",
+        "\udcff",
+        good % 10,
+        '{"stage": "dpo"',
+        "[" * 99_999,
+    ]
+    text = "\n".join(lines).encode("utf-8", "surrogateescape")
+    monitor.path.write_bytes(text)
+    assert [row["step"] for row in monitor.rows()] == [5, 10]
+    monitor.restart("dpo", "M2")
+    said = capsys.readouterr().err
+    assert "metrics.jsonl: broken lines are left out: 2, 3, 4, 6, 7\n" in said
+    assert monitor.path.read_text() == f"{good % 5}\n{good % 10}\n"
+    monitor.restart("dpo", "M2")
+    assert capsys.readouterr().err == ""
+
+
+def test_logs_that_cannot_be_written_stop_nothing_and_are_named_once(tmp_path, capsys):
+    for name in ("metrics.jsonl", "log.txt"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "tensorboard").write_text("no folder")
+    monitor = Monitor(tmp_path)
+    for step in (1, 2):
+        monitor.say(f"line {step}")
+        monitor.restart("dpo", "M2")
+        monitor.log("dpo", "M2", step, {"loss": 0.5})
+        monitor.log_text("eval", step, "text")
+    monitor.close()
+    said = capsys.readouterr().err.splitlines()
+    assert sum("cannot be written" in line for line in said) == 3
+    for name in ("metrics.jsonl", "log.txt", "tensorboard"):
+        (line,) = [line for line in said if f"/{name} cannot be written (" in line]
+        assert line.endswith("); the run goes on")
+    assert sum("line 1" in line or "line 2" in line for line in said) == 2
+
+
 def tensorboard_events(folder):
     """Yields the events of the one event file in the folder.
 

@@ -73,3 +73,38 @@ def test_other_inputs_and_changed_files_are_refused(directory):
     result.unlink()
     with pytest.raises(ValueError, match="result.txt is gone; expected SHA-256"):
         stage(directory, {"x": "1"})
+
+
+def test_a_manifest_that_was_changed_is_named_with_what_mends_it(directory):
+    stage(directory, {"x": "1"}).commit(counts={"rows": 7})
+    path = directory.path / "M1" / "work.json"
+    text = path.read_text()
+    for damaged, reason in (
+        (text.replace('"rows": 7', '"rows": 9'), "has changed since it was written"),
+        (text[:300], "broken JSON"),
+        ("{}", "there are no inputs and files in it"),
+        ("[]", "there are no inputs and files in it"),
+        ("null", "there are no inputs and files in it"),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=reason) as error:
+            stage(directory, {"x": "1"})
+        said = str(error.value)
+        assert said.startswith(str(path)) and "delete " in said and "command" in said
+    # Those of earlier versions have no digest.
+    path.write_text(text)
+    files.write_json(path, files.read_json(path))
+    assert stage(directory, {"x": "1"}).done["counts"] == {"rows": 7}
+
+
+@pytest.mark.parametrize("change", [("0.25", "0.75"), ("{", "["), ("metrics", "x")])
+def test_a_damaged_measurement_is_measured_again(directory, change):
+    target = directory.path / "eval" / "M1_test_greedy.json"
+
+    def measurement():
+        return directory.measurement("greedy", target, {"benchmark": "1"})
+
+    measurement().commit(metrics={"accuracy": 0.25})
+    assert measurement().done["metrics"] == {"accuracy": 0.25}
+    target.write_text(target.read_text().replace(*change))
+    assert measurement().done is None and not target.exists()

@@ -1,0 +1,62 @@
+"""Paths of people: ~ is their home folder, and object storage is refused by name.
+
+A shell replaces ~ at the beginning of a word only, and not in ``--workdir=~/x`` or in
+a config file. Object storage (gs://...) is read where weights and tokenizers are, and
+written by ``stepjax export``; anywhere else it would become a local folder "gs:".
+"""
+
+import os
+import re
+from typing import Any
+
+import ml_collections
+
+_URL = re.compile(r"[A-Za-z][\w+.-]*://")
+# Settings that name a file or a folder, and those that do so after "hf:" or "gguf:".
+_FILES = (
+    *("tokenizer", "data.ift", "data.eft", "data.question_file", "data.test"),
+    *("data.equations", "prm.labels", "mcts.question_file", "teacher.file"),
+)
+_MODELS = ("model.init", "teacher.model")
+
+
+def expanded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a copy of the settings with the home folder in the place of ~."""
+    config = config.copy_and_resolve_references()
+    changed = {}
+    for name in (*_FILES, *_MODELS):
+        kind, colon, path = "", "", _value(config, name)
+        if name in _MODELS:
+            kind, colon, path = path.partition(":")
+        changed[name] = f"{kind}{colon}{os.path.expanduser(path)}"
+    config.update_from_flattened_dict(changed)
+    return config
+
+
+def _value(config: Any, name: str) -> str:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def elsewhere(name: str, path: str, expected: str, remedy: str) -> str:
+    """Returns a sentence about a path that is an address; "" for any other path.
+
+    Args:
+      name: of the setting or the option.
+      path: its value.
+      expected: what it should be, e.g. "a folder".
+      remedy: a sentence that says what to do.
+    """
+    if not _URL.match(path):
+        return ""
+    return (
+        f"{name}={path}: this is an address and no path; expected {expected} on a disk "
+        f"of this computer, or on one that is mounted. {remedy}"
+    )
+
+
+def no_run(name: str, path: str) -> str:
+    """Returns a sentence about a run directory that is an address; "" for a path."""
+    remedy = "Mount the bucket (gcsfuse, NFS) and name the folder where it is mounted."
+    return elsewhere(name, path, "a folder", remedy)

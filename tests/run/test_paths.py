@@ -1,0 +1,100 @@
+"""Paths of people: ~ is the home folder, object storage is named where it fails."""
+
+import pytest
+from runs import CONFIG, command
+
+from stepjax import config
+from stepjax.cli import config_files
+from stepjax.run import paths
+from stepjax.run.missing_files import missing_files
+from stepjax.run.run import Run
+
+BUCKET = "gs://bucket/x"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_home_in_every_setting_that_names_a_file(home):
+    c = config.default()
+    c.data.ift, c.tokenizer, c.model.init = "~/ift.jsonl", "~/t", "hf:~/m"
+    c.teacher.model, c.prm.labels, c.data.test = "hf:~/t", "gold", "tfds:gsm8k/test"
+    found = paths.expanded(c)
+    assert found.data.ift == f"{home}/ift.jsonl" and found.tokenizer == f"{home}/t"
+    assert (found.model.init, found.teacher.model) == (f"hf:{home}/m", f"hf:{home}/t")
+    assert (found.prm.labels, found.data.test) == ("gold", "tfds:gsm8k/test")
+    assert c.data.ift == "~/ift.jsonl" and found.is_locked
+    assert paths.expanded(found) == found
+    plain = config.default()
+    assert paths.expanded(plain).to_dict() == plain.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--workdir=~/a"], ["--workdir={}/a"]),
+        (["-workdir", "~/a"], ["-workdir", "{}/a"]),
+        (["--out=~", "--n=3"], ["--out={}", "--n=3"]),
+        (["--benchmark=~/a,b,~/c"], ["--benchmark={}/a,b,{}/c"]),
+        (["--workdir=a~,~/b"], ["--workdir=a~,~/b"]),  # a name with a comma
+        (["--problem=~/a", "--verify", "~"], ["--problem=~/a", "--verify", "~"]),
+    ],
+)
+def test_home_in_every_option_that_names_a_file(home, words, expected):
+    assert config_files.arguments(words) == [
+        word.format(home, home) for word in expected
+    ]
+
+
+def test_home_in_the_name_and_the_text_of_a_config_file(home):
+    (home / "c.py").touch()
+    found = config_files.arguments(["--config=~/c.py:~/model,~/data"])
+    assert found == [f"--config={home}/c.py:{home}/model,{home}/data"]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["run", f"--config={CONFIG}", f"--workdir={BUCKET}"], "--workdir"),
+        (["show", f"--workdir={BUCKET}"], "--workdir"),
+        (["init-data", "mcts", f"--workdir={BUCKET}"], "--workdir"),
+        (["run", f"--config={BUCKET}", "--workdir=a"], "--config"),
+        (
+            ["eval", f"--config={CONFIG}", "--workdir=a", f"--benchmark={BUCKET}"],
+            "--benchmark",
+        ),
+        (
+            *(["init-data", "convert", f"--input={BUCKET}", "--format=gsm8k"],),
+            "--input",
+        ),
+    ],
+)
+def test_object_storage_is_refused_where_it_is_not_read(
+    tmp_path, monkeypatch, capsys, words, name
+):
+    monkeypatch.chdir(tmp_path)
+    if name == "--input":
+        words = [*words, "--to=question", "--output=out.jsonl"]
+    assert command(*words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"stepjax: {name}={BUCKET}: this is an address and no path;")
+    assert "expected a" in said and not list(tmp_path.iterdir())
+
+
+def test_a_run_directory_on_object_storage_is_refused_in_a_program(tmp_path):
+    with pytest.raises(ValueError, match="workdir=gs://bucket/x: this is an address"):
+        Run(config.default(), BUCKET)
+
+
+def test_settings_on_object_storage_are_named_where_files_are_read():
+    c = config.default()
+    c.data.ift, c.data.test, c.tokenizer = BUCKET, "https://x/y", "gs://b/tokenizer"
+    c.data.make_eft, c.mcts.question_file, c.prm.labels = True, BUCKET, "gold"
+    c.model.init = "gguf:gs://b/m.gguf"
+    named = [s.partition("=")[0] for s in missing_files(c) if "an address" in s]
+    assert named == ["model.init", "data.ift", "data.test", "mcts.question_file"]
+    c.model.init = "hf:gs://b/m"  # weights and tokenizers are read from there
+    assert not any(s.startswith(("model.init", "tokenizer")) for s in missing_files(c))
