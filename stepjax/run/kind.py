@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from stepjax import records, srlm
 from stepjax.controls import IsRight
 from stepjax.initial_data import eft
-from stepjax.initial_data.formats import sources, tfds
+from stepjax.initial_data.formats import meaning, sources, tfds
 from stepjax.judge import Judgments, comparisons
 from stepjax.prompts import Templates
 from stepjax.propose import STEP, Unit
@@ -132,9 +132,14 @@ def rows_of(record_type: type) -> sources.Reader:
     """
 
     def read(path: str, texts: Templates, *, strict: bool = False) -> list:
-        del texts, strict
-        if tfds.is_address(path):
-            return tfds.read(path, record_type)
-        return records.read_jsonl(path, record_type)
+        del strict
+        address = tfds.is_address(path)
+        rows = (tfds.read if address else records.read_jsonl)(path, record_type)
+        for row in rows:
+            try:
+                meaning.check(row, texts)
+            except ValueError as error:
+                raise ValueError(f"{path} (id {row.id[:60]}): {error}") from error
+        return rows
 
     return read
