@@ -168,11 +168,17 @@ def wrong(config: Mapping[str, Any]) -> list[str]:
     """Returns a sentence about every setting whose value cannot work."""
     found = [*_ranges(config), *_phases(config), *rules.between(config)]
     sentences = (
-        f"{name}={value!r}; expected {expected}."
+        f"{name}={_shown(value)}; expected {expected}."
         for name, value, expected, good in found
         if not good
     )
     return list(dict.fromkeys(sentences))
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as Python writes it, cut to a length for messages."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text):,} characters)"
 
 
 def words(name: str) -> str:
