@@ -246,9 +246,11 @@ def dpo(run: Run, number: int) -> None:
     source, inputs = run.dir.model(number), run.dir.model_digest(number)
     searched = run.dir.stage("search", source / "search.json", inputs).done
     if not searched:
+        path = source / "search.json"
         raise ValueError(
-            f"{source / 'search.json'} is missing; expected the finished search of "
-            f"M{number}. Run `stepjax search --model=M{number}` first."
+            f"{path} is {'damaged' if path.exists() else 'missing'}; expected the "
+            f"finished search of M{number}. Run `stepjax search --model=M{number}` "
+            "first."
         )
     inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
     stage = _model_stage(run, "dpo", number + 1, inputs)
