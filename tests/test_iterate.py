@@ -17,6 +17,7 @@ from runs import (
     assert_same_results,
     contents,
     copy_run,
+    finished_run,
     make_mesh,
     poison_gold,
 )

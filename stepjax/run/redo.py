@@ -50,6 +50,7 @@ MEASURED = {
 _FREE = (
     *("mesh", "search.slots", "search.tensor", "judge.rows", "mcts.remember_tokens"),
     *("train.checkpoint_every", "train.log_every", "train.micro_batches"),
+    "train.on_nonfinite",
     *("model.remat", "model.attention", "dpo.reference", "iterations"),
     *("teacher.url", "teacher.key_variable", "teacher.concurrency", "teacher.timeout"),
     *("teacher.requests_per_minute", "teacher.token_budget", "teacher.retries"),

@@ -17,7 +17,7 @@ from absl import logging
 import stepjax
 from stepjax import records
 from stepjax.config import default, to_dict
-from stepjax.lm import hosts
+from stepjax.lm import files, hosts
 from stepjax.run import config_json, lock, redo, standing
 from stepjax.run import manifest as manifests
 from stepjax.run.manifest import file_digest
@@ -70,7 +70,7 @@ class RunDirectory:
         self._own = self._config  # settings of config.json
         when = "will be deleted when all checks have passed"
         self._deleted = "would be deleted" if dry_run else when
-        self._before: dict = {}  # settings that other ones have replaced
+        self._before = ""  # config.json, before other settings have replaced it
         self._before_data: dict[pathlib.Path, bytes | None] = {}
         # Only the first host looks before the file is written: NFS may cache "no such
         # file" on the other hosts.
@@ -98,7 +98,8 @@ class RunDirectory:
             for path, content in self._before_data.items():
                 if content is not None:
                     path.write_bytes(content)
-            config_json.write(self.path, self._before)
+            with files.replacing(self.path / "config.json") as file:
+                file.write(self._before)
 
     def accept(self) -> None:
         """Deletes for good what --redo takes away: the new settings can work."""
@@ -176,6 +177,7 @@ class RunDirectory:
             for path in self._data_files()
         }
         kept = self._settings(mine)
+        before = (self.path / "config.json").read_text("utf-8")
         theirs = redo.filled(kept, to_dict(default()))
         stages = redo.made(self.path)
         old, names = redo.stale(stages, theirs, mine)
@@ -211,7 +213,7 @@ class RunDirectory:
         if others:
             self.news.append(f"settings: {', '.join(others)}")
         if changed or old:
-            self._before = kept
+            self._before = before
         if changed:
             config_json.write(self.path, mine)
 

@@ -12,14 +12,11 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stepjax.lm import files, hosts
 from stepjax.run import manifest as manifests
 from stepjax.run import redo, standing
-
-if TYPE_CHECKING:
-    from stepjax.run.rundir import RunDirectory
 
 
 class Damaged(ValueError):
@@ -53,7 +50,7 @@ class Stage:
 
     def __init__(
         self,
-        directory: "RunDirectory",
+        directory: Any,
         name: str,
         manifest: pathlib.Path,
         inputs: dict[str, str],
@@ -62,7 +59,8 @@ class Stage:
     ):
         """Looks whether the stage is done, and starts its clock if it is not.
 
-        The first host looks, so that all hosts agree; see `RunDirectory.stage`.
+        The first host looks, so that all hosts agree; see `RunDirectory.stage`, whose
+        directory the first argument is.
         """
         self.name, self.manifest = name, manifest
         self._directory, self._inputs, self._scratch = directory, inputs, scratch

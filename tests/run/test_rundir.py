@@ -160,10 +160,10 @@ def test_settings_that_are_lost_are_written_again_if_they_are_the_same(directory
     stage(directory, {}).commit()
     directory.stage("sft", directory.path / "M1/manifest.json", {}).commit()
     states = directory.path / "M2/train/step_1.json"
-    states.parent.mkdir(parents=True)
     kept = path.read_bytes()
     for damaged in (b"", b"[]", kept[:99], kept.replace(b'"seed": 0', b'"seed": 1')):
         path.write_bytes(damaged)
+        states.parent.mkdir(parents=True)
         states.touch()
         with pytest.raises(ValueError, match="that M1 was made with; expected these"):
             RunDirectory(changed(iterations=3), directory.path)
@@ -236,9 +236,9 @@ def test_what_was_made_from_a_model_that_has_changed_is_named(run):
     path.unlink()
     model(run, 1, "other", {})
     words = (
-        f"{run.path}: M1 is not what M1 search was made from; expected the same M1, bit "
-        "for bit. Put it back, or add --redo=M1 to delete M1 search, M2, M2 search and "
-        "make them again."
+        f"{run.path}: M1 is not what M1 search was made from; expected the same M1, "
+        "bit for bit. Put it back, or add --redo=M1 to delete M1 search, M2, M2 search "
+        "and make them again."
     )
     for refused in (
         run.check,
