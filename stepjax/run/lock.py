@@ -2,7 +2,7 @@
 
 The file ``.lock`` in the directory says who: host, process, the time when the process
 was started, and since when it holds the lock. Its making is atomic on local disks and
-on NFS (`O_EXCL`), where ``flock`` is not to be relied on. Its owner writes it again
+on NFS (a link), where ``flock`` is not to be relied on. Its owner writes it again
 every 15 seconds, so its time of change is a sign of life.
 
 A lock is left behind by a process that was killed. It is stale, and is replaced, when
@@ -16,6 +16,7 @@ A lock is left behind by a process that was killed. It is stale, and is replaced
 import atexit
 import contextlib
 import datetime
+import errno
 import json
 import os
 import pathlib
@@ -25,9 +26,12 @@ import time
 import uuid
 from typing import Any
 
+from stepjax.lm import files
+
 NAME = ".lock"
 BEAT_SECONDS = 15  # between two signs of life
 STALE_SECONDS = 180  # without one, the lock of another host is stale
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 _held: dict[pathlib.Path, "_Beat"] = {}  # locks of this process
 
@@ -44,7 +48,7 @@ def take(folder: pathlib.Path) -> None:
     path = folder.absolute() / NAME
     if path in _held or folder.exists() and not folder.is_dir():
         return  # who opens the run says what a file there means
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     mine = _self()
     text = json.dumps(mine, sort_keys=True).encode()
     while not _made(path, text):
@@ -126,15 +130,43 @@ def _started(pid: int) -> str | None:
 
 
 def _made(path: pathlib.Path, text: bytes) -> bool:
-    """Makes the file, unless it is there; returns whether it did."""
+    """Makes the file, unless it is there; returns whether it did.
+
+    It is a link to a file that is whole: a kill in between leaves no empty lock. Where
+    a file system has no links, it is made empty and then written.
+    """
+    if path.exists():
+        return False
+    whole = path.with_name(f"{NAME}.{uuid.uuid4().hex}.tmp")
     try:
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        with files.named(path), open(whole, "wb") as opened:
+            opened.write(text)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.link(whole, path)
     except FileExistsError:
         return False
-    with open(file, "wb") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(file)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _written(path, text)
+    finally:
+        whole.unlink(missing_ok=True)
+    return True
+
+
+def _written(path: pathlib.Path, text: bytes) -> bool:
+    """Makes the file where there are no links; returns whether it did."""
+    try:
+        with files.named(path), open(path, "xb") as opened:
+            opened.write(text)
+            opened.flush()
+            os.fsync(opened.fileno())
+    except FileExistsError:
+        return False
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 
