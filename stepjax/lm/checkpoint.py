@@ -11,6 +11,7 @@ import logging as logging_of_python
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,17 +85,33 @@ def _synchronous() -> ocp.Context:
     In the background, its threads would wait 5 minutes for a folder that is not made,
     and the process would not end before them.
     """
-    return ocp.Context(
-        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False)
-    )
+    context = ocp.Context()
+    context.asynchronous.create_directories_asynchronously = False
+    return context
+
+
+def _say_errors_once() -> None:
+    """Keeps tracebacks of errors off the screen that orbax also raises.
+
+    Its threads log them, and tensorstore prints that nobody waits for them any more.
+    The caller of `save_tree` says the same in a sentence.
+    """
+    logging.get_absl_logger().addFilter(_is_news)
+    if sys.unraisablehook is not _print_news:
+        _hooks.append(sys.unraisablehook)
+        sys.unraisablehook = _print_news
+
+
+_hooks: list[Callable] = []  # what `_say_errors_once` has replaced
 
 
 def _is_news(record: logging_of_python.LogRecord) -> bool:
-    """Whether a line of a log is not the traceback of an error that orbax also raises.
-
-    Its threads log it; the caller of `save_tree` says the same in a sentence.
-    """
     return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _print_news(what: Any) -> None:
+    if str(what.exc_value) != "Event loop is closed":
+        _hooks[-1](what)
 
 
 def save_tree(path: str | os.PathLike, tree: Any) -> dict[str, str]:
@@ -114,7 +131,7 @@ def save_tree(path: str | os.PathLike, tree: Any) -> dict[str, str]:
             shutil.rmtree(path)
         files.make_folder(path.parent)
     hosts.barrier("room for arrays")
-    logging.get_absl_logger().addFilter(_is_news)
+    _say_errors_once()
     try:
         with _synchronous():
             ocp.save(path, tree)
