@@ -14,9 +14,6 @@ def get_config():
     c.data.heldout_count = 4
     c.data.test_count = 8
     c.eval.search_count = 4
-    for phase in c.sft.phases:
-        phase.steps = 6
-    c.train.checkpoint_every = 2
-    c.train.log_every = 1
+    c.train.checkpoint_every = 20
     c.dpo.epochs = 1
     return c
