@@ -10,6 +10,7 @@ folder that holds the name (fsync). What a record commits is on the disk before 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -70,6 +71,9 @@ def sync(*paths: str | os.PathLike) -> None:
             opened = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(opened)
+            except OSError as error:  # some network disks cannot do it for folders
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
             finally:
                 os.close(opened)
 
