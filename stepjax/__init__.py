@@ -28,6 +28,7 @@ The method, one file per stage, in the order in which it runs:
     srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
 
     interrupts.py   SIGTERM and Ctrl-C: the work stops after the unit that it is at
+    os_errors.py    a full disk and the like: which file, why, what to do
     main.py         the command line; __main__.py: the same by python -m stepjax.
                     cli/: help.py: commands and options in words; options.py: as
                     flags; arguments.py: their checks; benchmarks.py: files to

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import stepjax
-from stepjax import interrupts, own_files
+from stepjax import interrupts, os_errors, own_files
 from stepjax.cli import help
 
 if TYPE_CHECKING:
@@ -138,8 +138,10 @@ def _command(argv: list[str]) -> int:
             work = init_data.prepare(argv[2], config, opened)
         elif name not in ("plan", "config", "ablate"):
             arguments.check_models(name, config)
-    except (flags.Error, ValueError, OSError) as error:
+    except (flags.Error, ValueError) as error:
         return _refused(str(error), 2)
+    except OSError as error:
+        return _refused(os_errors.sentence(error), 2)
     if name == "config":
         return _list_settings(config)
     logging.set_verbosity(logging.WARNING)
@@ -152,19 +154,14 @@ def _work(work: Callable[[], None]) -> int:
         work()
     except BrokenPipeError:
         raise
-    except (ValueError, FloatingPointError) as error:
-        if not _is_ours(error):
+    except Exception as error:
+        ours = isinstance(error, ValueError | FloatingPointError) and _is_ours(error)
+        if ours:
+            return _refused(str(error), 1)
+        found = os_errors.find(error)
+        if not found:
             raise
-        return _refused(str(error), 1)
-    except OSError as error:
-        if error.filename is None and not error.strerror:
-            raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return _refused(
-            f"{where}{error.strerror}. Nothing that was finished is lost; the same "
-            "command continues once this is mended.",
-            1,
-        )
+        return _refused(os_errors.sentence(found), 1)
     except interrupts.Stopped as stopped:
         text = f"stopped: {stopped.saved}; the same command continues."
         return _refused(text, interrupts.status())

@@ -125,7 +125,7 @@ def _measure(
     if stage.done:
         return stage.done["metrics"], False
     interrupts.check("all that was measured is saved")
-    target.parent.mkdir(exist_ok=True)  # every host may be the first here
+    files.make_folder(target.parent)  # every host may be the first here
     partial = target.with_suffix(".partial.jsonl"), stage.identity
     measured = _of_an_equal_model(run, number, f"{stem}_{kind}", digest)
     measured = measured or _STAGES[kind](run, number, params, file, partial)

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -131,8 +132,10 @@ class Journal:
             "closed": list(map(self._to_row, closed)),
             "active": [[slot, self._to_row(state)] for slot, state in active.items()],
         }
-        with open(self.path, "a", encoding="utf-8") as file:
+        with files.named(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(files.seal(row), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def rest(self, mine: Sequence, slots: int) -> tuple[list, dict[int, Any]]:
         """Returns what is left to search of this host's questions.

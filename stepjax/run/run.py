@@ -106,6 +106,8 @@ class Run:
             lock.take(pathlib.Path(workdir))
         try:
             self.dir = rundir.RunDirectory(config, workdir, redo, **how)
+            if locks and hosts.first():
+                files.remove_left(self.dir.path)
             try:
                 self._begin()
             except BaseException:

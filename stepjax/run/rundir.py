@@ -90,6 +90,10 @@ class RunDirectory:
     def give_back(self) -> None:
         """Undoes what this claim has written; the run could not begin."""
         if self.is_new:
+            # Folders first: while they are there, config.json says what they are.
+            for path in self.path.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
             shutil.rmtree(self.path, ignore_errors=True)
         elif self._before:
             redo.restore(self.path)
