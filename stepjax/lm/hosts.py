@@ -4,32 +4,45 @@ Every host runs the same command. Training is one program over the devices of al
 hosts. Sampling, judging and grading are split by problems: each host works on its own
 devices, and their results are merged from files in the run directory, which all hosts
 must see. Hosts wait for each other with a time limit, and name the hosts that are
-missing.
+missing (`roll_call`, `barrier`) or lost (`alive`).
 """
 
 import collections
+import ctypes
 import json
 import os
 import pathlib
 import re
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-WAIT_SECONDS = 3600  # the longest wait for the slowest host
-_JOIN_SECONDS = 300  # the longest wait until all hosts have started
+from stepjax.lm import alive
+from stepjax.lm.roll_call import roll_call
+
+WAIT_SECONDS = 3600  # the longest wait for a host that is alive, but slow
+LOST_SECONDS = 300  # the longest wait for a host that has not started, or is lost
+_TPU_PORT = 8482  # where JAX joins the hosts of a TPU slice
 _NAME_BYTES = 64  # the longest name of a host on Linux
 
 _passed: collections.Counter = collections.Counter()  # barriers so far, by name
 _names: list[str] = []  # of all hosts, once they have joined
+_watch: list[alive.Watch] = []  # of the other hosts, once they have joined
+_handlers: list[Any] = []  # C functions that must not be collected
 
 
-def start(expected: int) -> None:
+def start(
+    expected: int,
+    seconds: float = LOST_SECONDS,
+    on_lost: Callable[[str], None] | None = None,
+) -> None:
     """Joins the other hosts, before anything is compiled.
 
     On a TPU slice JAX finds them itself; elsewhere ``JAX_COORDINATOR_ADDRESS``,
@@ -38,9 +51,13 @@ def start(expected: int) -> None:
 
     Args:
       expected: number of hosts; with 1 there is nobody to join.
+      seconds: the longest wait for a host that has not started or is lost.
+      on_lost: ends the process when a host is lost: called from another thread, with
+        a sentence that names the host. None leaves that to JAX.
 
     Raises:
-      ValueError: when there are more or fewer hosts, or not all join in time.
+      ValueError: when there are more or fewer hosts.
+      TimeoutError: when not all of them come in time.
     """
     here = [
         name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name
@@ -52,7 +69,7 @@ def start(expected: int) -> None:
             f"expected --hosts={announced}, and the same command on each of them."
         )
     if "JAX_NUM_PROCESSES" in os.environ or expected > 1:
-        _join(expected)
+        _join(expected, seconds)
     if count() != expected:
         raise ValueError(
             f"--hosts={expected}, but {count()} hosts joined; expected equal numbers. "
@@ -61,25 +78,93 @@ def start(expected: int) -> None:
     if expected > 1:
         barrier("start")
         _names[:] = _host_names()
+        if on_lost:
+            store = distributed.global_state.client
+            _watch[:] = [alive.Watch(store, index(), _names, seconds, on_lost)]
+            _on_abort(seconds, on_lost)
 
 
-def _join(expected: int) -> None:
+def _join(expected: int, seconds: float) -> None:
     # Also for one process of many CPU devices, so that sums are added in one order.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Ours agrees on the unit after which hosts stop, see `alive`.
+    jax.config.update("jax_enable_preemption_service", False)
     told = {}
     if "JAX_PROCESS_ID" in os.environ:
-        told = {
-            "coordinator_address": os.environ["JAX_COORDINATOR_ADDRESS"],
-            "num_processes": int(os.environ["JAX_NUM_PROCESSES"]),
-            "process_id": int(os.environ["JAX_PROCESS_ID"]),
-        }
+        told = _told_by_environment()
+        call = told["coordinator_address"], told["process_id"]
+    else:
+        hosts_named = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+        call = f"{hosts_named[0]}:{_TPU_PORT}", os.environ.get("TPU_WORKER_ID", "")
+        call = call if len(hosts_named) == expected and call[1].isdecimal() else None
+    if call and expected > 1:
+        roll_call(call[0], expected, int(call[1]), seconds)
     try:
-        jax.distributed.initialize(**told, initialization_timeout=_JOIN_SECONDS)
+        # JAX ends the process, and names nobody. It comes after this module's own
+        # limits, so it does that only when those do not work.
+        jax.distributed.initialize(
+            **told,
+            initialization_timeout=int(seconds) + 60,
+            heartbeat_timeout_seconds=int(seconds) + 60,
+        )
     except Exception as error:
         raise ValueError(
-            f"not all of {expected} hosts joined within {_JOIN_SECONDS} s "
-            f"({_told(error)}); expected the same command on every host."
+            f"not all of {expected} hosts joined ({_told(error)}); expected the same "
+            "command on every host."
         ) from error
+
+
+def _told_by_environment() -> dict[str, Any]:
+    """Returns what the environment says of this host, for `jax.distributed`.
+
+    Raises:
+      ValueError: when a part is missing, or is no number.
+    """
+    names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+    address, count_text, number = (os.environ.get(name, "") for name in names)
+    if not (address and count_text.isdecimal() and number.isdecimal()) or (
+        int(number) >= int(count_text)
+    ):
+        found = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+        raise ValueError(
+            f"{found}; expected HOST:PORT of the first host, the number of hosts, and "
+            "the number of this one, which is from 0 and less than the number of "
+            "hosts."
+        )
+    return {
+        "coordinator_address": address,
+        "num_processes": int(count_text),
+        "process_id": int(number),
+    }
+
+
+def _on_abort(seconds: float, on_lost: Callable[[str], None]) -> None:
+    """Lets `on_lost` have the last word where JAX aborts without the first host.
+
+    JAX aborts within C++ as soon as the process of the first host is gone.
+    """
+    if first():
+        return
+    address = distributed.global_state.coordinator_address
+    host, _, port = address.rpartition(":")
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def aborted(number: int) -> None:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+        except OSError:
+            on_lost(
+                f"host 0 ({_names[0]}) has ended or cannot be reached. Look at what it "
+                "printed last. The same command on all hosts continues."
+            )
+
+    ctypes.CDLL(None).signal(signal.SIGABRT, aborted)
+    _handlers.append(aborted)
+
+
+def watch() -> alive.Watch | None:
+    """Returns the watch over the other hosts; None for one host."""
+    return _watch[0] if _watch else None
 
 
 def _host_names() -> list[str]:
