@@ -5,7 +5,9 @@ of them can be the hosts of one run. A signal can be sent to a process by itself
 chosen call of a function, so that it comes at the same place each time.
 """
 
+import atexit
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -16,18 +18,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+from stepjax.run.monitor import Monitor
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "tests/reliability/brief_config.py"
+# Called once per unit of work: an update or a batch of the reference, a batch of the
+# reference that is kept, an expansion of a search, a measured problem or judgment.
+UNITS = (
+    "stepjax.lm.train:put_batch",
+    "stepjax.run.reference_pass:Row",
+    "stepjax.search:transition",
+    "stepjax.evaluation.stages:Row",
+)
 
 
 class Blow(NamedTuple):
     """A signal that a process sends to itself in a call of a function.
 
     Attributes:
-      function: "module:name" or "module:Class.name".
+      function: "module:name".
       call: number of the call, from 1.
       number: of the signal.
       after: seconds from the call to the signal, which is sent meanwhile by a thread;
@@ -47,11 +59,19 @@ class Ended(NamedTuple):
       status: its exit status; -9 when it was killed.
       text: what it printed.
       seconds: from the signal to its end; 0 when none was sent.
+      calls: function of `UNITS` → how often it was called, unless it was killed.
+      ended: when, in seconds since 1970.
     """
 
     status: int
     text: str
     seconds: float
+    calls: dict[str, int]
+    ended: float
+
+    def last(self) -> str:
+        """Returns the last line that it printed."""
+        return self.text.rstrip().rpartition("\n")[2]
 
 
 class Nursery:
@@ -99,7 +119,9 @@ class Nursery:
             time.sleep(0.05)
         ended, struck = time.time(), log.with_suffix(f".{pid}.struck")
         took = ended - float(struck.read_text()) if struck.exists() else 0.0
-        return Ended(status, log.read_text("utf-8", "replace"), took)
+        counted = log.with_suffix(f".{pid}.calls")
+        calls = json.loads(counted.read_text()) if counted.exists() else {}
+        return Ended(status, log.read_text("utf-8", "replace"), took, calls, ended)
 
     def hosts(
         self,
@@ -215,36 +237,97 @@ def _become(order: dict[str, Any]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    own = log.with_suffix(f".{os.getpid()}")
+    _count(own.with_suffix(f"{own.suffix}.calls"))
     if order["blow"]:
-        _arm(Blow(*order["blow"]), log.with_suffix(f".{os.getpid()}.struck"))
+        _arm(Blow(*order["blow"]), own.with_suffix(f"{own.suffix}.struck"))
     sys.argv = ["stepjax", *order["arguments"]]
     main.entry()
 
 
-def _arm(blow: Blow, struck: pathlib.Path) -> None:
-    """Replaces a function by one that sends a signal to this process in one call."""
-    module, _, name = blow.function.partition(":")
+def _replace(function: str, make: Callable) -> None:
+    """Replaces the function "module:name" by what `make` returns for it."""
+    module, _, name = function.partition(":")
     owner = importlib.import_module(module)
-    *outer, name = name.split(".")
-    for part in outer:
-        owner = getattr(owner, part)
-    original, calls = getattr(owner, name), []
+    setattr(owner, name, make(getattr(owner, name)))
+
+
+def _count(file: pathlib.Path) -> None:
+    """Counts the calls of `UNITS` and writes the counts when the process ends."""
+    calls = dict.fromkeys(UNITS, 0)
+
+    def counting(function: str, original: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[function] += 1
+            return original(*args, **kwargs)
+
+        return call
+
+    for function in UNITS:
+        _replace(function, functools.partial(counting, function))
+    atexit.register(lambda: file.write_text(json.dumps(calls)))
+
+
+def _arm(blow: Blow, struck: pathlib.Path) -> None:
+    """Lets this process send a signal to itself in one call of a function."""
+    calls = []
 
     def strike() -> None:
         time.sleep(blow.after)
         struck.write_text(str(time.time()))
         os.kill(os.getpid(), blow.number)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        calls.append(None)
-        if len(calls) == blow.call:
-            if blow.after:
+    def striking(original: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(None)
+            if len(calls) == blow.call and blow.after:
                 threading.Thread(target=strike, daemon=True).start()
-            else:
+            elif len(calls) == blow.call:
                 strike()
-        return original(*args, **kwargs)
+            return original(*args, **kwargs)
 
-    setattr(owner, name, call)
+        return call
+
+    _replace(blow.function, striking)
+
+
+def results(folder: pathlib.Path, *, but_logps: bool = False) -> dict[str, Any]:
+    """Returns what a run has made, without times: equal for equal runs.
+
+    Args:
+      folder: of the run.
+      but_logps: leave out log-probabilities of candidates, whose last digits depend on
+        the order in which contexts are computed.
+    """
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                k: kept(v) for k, v in value.items() if not (but_logps and "logp" in k)
+            }
+        return [kept(v) for v in value] if isinstance(value, list) else value
+
+    found: dict[str, Any] = {}
+    for path in sorted([*folder.glob("M*/*.json"), *folder.glob("eval/*.json")]):
+        record = json.loads(path.read_text("utf-8"))
+        parts = ("arrays", "counts", "metrics", "items")
+        found[str(path.relative_to(folder))] = {
+            part: kept(record[part]) for part in parts if part in record
+        }
+    for path in sorted(folder.rglob("*.jsonl")):
+        if path.name != "metrics.jsonl":
+            rows = path.read_text("utf-8").splitlines()
+            rows = [kept(json.loads(row)) for row in rows]
+            found[str(path.relative_to(folder))] = rows
+    found["metrics"] = kept(Monitor(folder).rows())
+    return found
+
+
+def left(folder: pathlib.Path) -> list[str]:
+    """Returns what a finished run should not have left behind."""
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*"))
+    signs = ("tmp", ".partial", ".lock", ".part-", "/train", "/reference")
+    return [name for name in names if any(sign in name for sign in signs)]
 
 
 if __name__ == "__main__":
