@@ -159,9 +159,9 @@ def _on_all_hosts(work: Callable[[], None]) -> int:
     except Exception as error:
         if not _watch():
             raise
-        print(f"stepjax: {str(error).splitlines()[0][:300]}", file=sys.stderr)
-        if type(error).__name__ == "JaxRuntimeError":  # an exchange between hosts
-            _say("waiting until it is known which host is lost, if one is")
+        if _is_of_the_devices(error):
+            _say(f"stepjax: {type(error).__name__}: {str(error)[:300]}")
+            _say("stepjax: waiting until it is known which host is lost, if one is")
             _watch().wait_for_cause()
         traceback.print_exc()
         status = 1
@@ -187,7 +187,7 @@ def _work(work: Callable[[], None]) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, FloatingPointError) as error:
-        if not _is_ours(error):
+        if not _is_ours(error) or (_watch() and _is_of_the_devices(error)):
             raise
         return _refused(str(error), 1)
     except TimeoutError as error:  # a host that did not come
@@ -465,6 +465,13 @@ def _plan(config: "ml_collections.ConfigDict") -> None:
 
     chosen = options.STAGE.value, options.UTILISATION.value, options.SUGGEST.value
     print(plan.plan(from_config(config), options.TOPOLOGY.value, *chosen, say=_say))
+
+
+def _is_of_the_devices(error: BaseException | None) -> bool:
+    """Whether XLA raised the error, as it does when another host is lost."""
+    while error and type(error).__name__ != "JaxRuntimeError":
+        error = error.__cause__
+    return error is not None
 
 
 def _is_ours(error: Exception) -> bool:

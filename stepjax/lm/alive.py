@@ -14,6 +14,7 @@ is never missing. `orbax.checkpoint.multihost.reached_preemption` counts like th
 but it does not know Ctrl-C, nor searches, in which hosts do different numbers of units.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -109,7 +110,8 @@ class Watch:
         try:
             self._write(f"alive/{self._here}", str(self._beats))
             if self._heard and not self.signal:
-                self._write("stop", str(self._heard))
+                with contextlib.suppress(Exception):  # another host was the first
+                    self._store.key_value_set(f"{_ROOT}stop", str(self._heard))
             read = self._store.key_value_dir_get(_ROOT)
             found = {name.removeprefix(_ROOT): value for name, value in read}
         except Exception:  # the first host does not answer, which counts as silence

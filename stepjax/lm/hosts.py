@@ -59,17 +59,17 @@ def start(
       ValueError: when there are more or fewer hosts.
       TimeoutError: when not all of them come in time.
     """
-    here = [
-        name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name
-    ]
-    announced = int(os.environ.get("JAX_NUM_PROCESSES", len(here) or 1))
-    if announced != expected and (announced > 1 or "JAX_NUM_PROCESSES" in os.environ):
+    told = _told_by_environment()
+    slice_hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    here = [name for name in slice_hosts.split(",") if name]
+    announced = told.get("num_processes", len(here) or 1)
+    if announced != expected and (announced > 1 or told):
         raise ValueError(
             f"--hosts={expected} and the environment tells of {announced} hosts; "
             f"expected --hosts={announced}, and the same command on each of them."
         )
-    if "JAX_NUM_PROCESSES" in os.environ or expected > 1:
-        _join(expected, seconds)
+    if told or expected > 1:
+        _join(expected, seconds, told, here)
     if count() != expected:
         raise ValueError(
             f"--hosts={expected}, but {count()} hosts joined; expected equal numbers. "
@@ -79,29 +79,64 @@ def start(
         barrier("start")
         _names[:] = _host_names()
         if on_lost:
-            store = distributed.global_state.client
+            store = distributed.global_state.client  # JAX has no public name for it
             _watch[:] = [alive.Watch(store, index(), _names, seconds, on_lost)]
             _on_abort(seconds, on_lost)
 
 
-def _join(expected: int, seconds: float) -> None:
+def _told_by_environment() -> dict[str, Any]:
+    """Returns what variables say of this host, for `jax.distributed`; {} for nothing.
+
+    Raises:
+      ValueError: when one of them is missing, or is no number.
+    """
+    names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+    address, hosts, number = (os.environ.get(name, "") for name in names)
+    if not hosts and not number:
+        return {}
+    numbers = hosts.isdecimal() and number.isdecimal()
+    if not (address and numbers and int(number) < int(hosts)):
+        found = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in names)
+        raise ValueError(
+            f"{found}; expected HOST:PORT of the first host, the number of hosts, and "
+            "the number of this host, which begins at 0 and is less than the number of "
+            "hosts. Set all three on every host, or none on a TPU slice."
+        )
+    return {
+        "coordinator_address": address,
+        "num_processes": int(hosts),
+        "process_id": int(number),
+    }
+
+
+def _join(
+    expected: int, seconds: float, told: dict[str, Any], here: Sequence[str]
+) -> None:
+    """Joins the other hosts.
+
+    Args:
+      expected: how many hosts there are.
+      seconds: the longest wait for a host that has not started.
+      told: see `_told_by_environment`.
+      here: names of the hosts of a TPU slice, where they are known.
+
+    Raises:
+      ValueError: when JAX does not find the other hosts.
+      TimeoutError: when not all of them come in time.
+    """
     # Also for one process of many CPU devices, so that sums are added in one order.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # Ours agrees on the unit after which hosts stop, see `alive`.
+    # `alive` takes its place; it would take SIGTERM away from the process.
     jax.config.update("jax_enable_preemption_service", False)
-    told = {}
-    if "JAX_PROCESS_ID" in os.environ:
-        told = _told_by_environment()
-        call = told["coordinator_address"], told["process_id"]
-    else:
-        hosts_named = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-        call = f"{hosts_named[0]}:{_TPU_PORT}", os.environ.get("TPU_WORKER_ID", "")
-        call = call if len(hosts_named) == expected and call[1].isdecimal() else None
-    if call and expected > 1:
-        roll_call(call[0], expected, int(call[1]), seconds)
+    number = os.environ.get("TPU_WORKER_ID", "")
+    if told and expected > 1:
+        address = told["coordinator_address"]
+        roll_call(address, expected, told["process_id"], seconds)
+    elif len(here) == expected > 1 and number.isdecimal():
+        roll_call(f"{here[0]}:{_TPU_PORT}", expected, int(number), seconds)
     try:
-        # JAX ends the process, and names nobody. It comes after this module's own
-        # limits, so it does that only when those do not work.
+        # JAX ends the process when these limits are over, and names nobody. They are
+        # longer than ours, for the case that ours do not work.
         jax.distributed.initialize(
             **told,
             initialization_timeout=int(seconds) + 60,
@@ -109,33 +144,10 @@ def _join(expected: int, seconds: float) -> None:
         )
     except Exception as error:
         raise ValueError(
-            f"not all of {expected} hosts joined ({_told(error)}); expected the same "
-            "command on every host."
+            f"JAX did not join {expected} hosts ({_told(error)}); expected the same "
+            "command on every host, and a TPU slice, or JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from error
-
-
-def _told_by_environment() -> dict[str, Any]:
-    """Returns what the environment says of this host, for `jax.distributed`.
-
-    Raises:
-      ValueError: when a part is missing, or is no number.
-    """
-    names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-    address, count_text, number = (os.environ.get(name, "") for name in names)
-    if not (address and count_text.isdecimal() and number.isdecimal()) or (
-        int(number) >= int(count_text)
-    ):
-        found = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
-        raise ValueError(
-            f"{found}; expected HOST:PORT of the first host, the number of hosts, and "
-            "the number of this one, which is from 0 and less than the number of "
-            "hosts."
-        )
-    return {
-        "coordinator_address": address,
-        "num_processes": int(count_text),
-        "process_id": int(number),
-    }
 
 
 def _on_abort(seconds: float, on_lost: Callable[[str], None]) -> None:
