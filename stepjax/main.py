@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import signal
 import sys
 import traceback
@@ -138,7 +139,10 @@ def _command(argv: list[str]) -> int:
             work = init_data.prepare(argv[2], config, opened)
         elif name not in ("plan", "config", "ablate"):
             arguments.check_models(name, config)
-    except (flags.Error, ValueError, OSError) as error:
+    except OSError as error:  # of a path among the words
+        said = f"{error.filename}: {error.strerror or error}"
+        return _refused(f"{said}; expected a path that can be used here.", 2)
+    except (flags.Error, ValueError) as error:
         return _refused(str(error), 2)
     if name == "config":
         return _list_settings(config)
@@ -180,6 +184,8 @@ def _work(work: Callable[[], None]) -> int:
 
 
 def _refused(text: str, status: int) -> int:
+    # A path or a text of thousands of characters would hide the sentence around it.
+    text = re.sub(r"\S{400,}", lambda long: f"{long[0][:150]}...{long[0][-50:]}", text)
     print("\n".join(f"stepjax: {line}" for line in text.split("\n")), file=sys.stderr)
     return status
 
