@@ -28,6 +28,7 @@ The method, one file per stage, in the order in which it runs:
     srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
 
     interrupts.py   SIGTERM and Ctrl-C: the work stops after the unit that it is at
+    os_errors.py    a full disk and the like: which file, why, what to do
     main.py         the command line; __main__.py: the same by python -m stepjax.
                     cli/: help.py: commands and options in words; options.py: as
                     flags; arguments.py: their checks; benchmarks.py: files to
@@ -59,9 +60,12 @@ Beside the method; of the files above only main, iterate and ablate import these
                     up; word_problems.py, equations.py, word_problems_judgments.py,
                     word_problems_data.py, word_problems_numbers.py: problems
                     with an equation
-    run/            run.py: a run, what its stages share; rundir.py: finished stages and
-                    their manifests; lock.py: one command at a time; journal.py:
-                    unfinished work; redo.py: what changed settings invalidate;
+    run/            run.py: a run, what its stages share; rundir.py: its directory;
+                    stage.py, manifest.py: finished stages and what they made;
+                    standing.py: which were made from what is there; config_json.py,
+                    mend_data.py: settings and data that were lost come back; lock.py:
+                    one command at a time; journal.py: unfinished work; redo.py: what
+                    changed settings invalidate;
                     ranges.py: what each setting may be; paths.py, missing_files.py,
                     checks.py: early errors; data.py, more_questions.py: its data;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
@@ -101,6 +105,8 @@ The language model; it imports nothing of the above but forest and losses:
                     gguf_files.py  GGUF files in; gguf_tokenizer.py: their tokenizers
                     sharding.py    meshes, logical axes
                     hosts.py       several hosts: waiting, agreeing, sharing work
+                    roll_call.py   names the hosts that do not come
+                    alive.py       names a host that is lost; stops all together
                     train.py       train state and training step
                     checkpoint.py  arrays with checksums
                     files.py       files that are replaced whole, or not at all

@@ -26,7 +26,7 @@ from stepjax.initial_data import mcts, prm, rollouts, step_values
 from stepjax.initial_data.eft_stage import make_eft, write_pairs
 from stepjax.initial_data.step_values import StepValues
 from stepjax.lm import hosts
-from stepjax.run import data, finetune, rollout, rundir
+from stepjax.run import data, finetune, manifest, rollout, rundir
 from stepjax.run.journal import Journal
 from stepjax.run.run import Run
 
@@ -120,7 +120,8 @@ def _estimate_values(
     mine = hosts.share(problems)
     todo, _ = journal.rest(mine, run.slots)
     done = len(mine) - len(todo)
-    with run.monitor.progress("rollouts", len(mine), "problem", done) as advance:
+    progress = run.monitor.progress("rollouts", len(mine), "problem", done)
+    with progress as advance, interrupts.apart():
         tried = rollouts.solutions(sampler, run.codec, todo, options, seed=seed)
         for values in rollouts.values(
             sampler, run.codec, tried, is_correct, options, seed=seed
@@ -128,7 +129,7 @@ def _estimate_values(
             journal.add([values], {})
             advance(1)
             interrupts.check(f"{len(journal.closed)} of {len(problems)} are saved")
-    journal.finish([])
+    journal.join()
 
 
 def make_prm(run: Run) -> None:
@@ -334,7 +335,8 @@ def _search(
     mine = hosts.share(questions)
     todo, active = journal.rest(mine, run.slots)
     done = len(mine) - len(todo) - len(active)
-    with run.monitor.progress("mcts", len(mine), "problem", done) as advance:
+    progress = run.monitor.progress("mcts", len(mine), "problem", done)
+    with progress as advance, interrupts.apart():
         for tree in mcts.tree_search(
             todo,
             propose,
@@ -356,7 +358,8 @@ def _search(
         ):
             closed.append(tree)
             advance(1)
-    journal.finish(closed)
+        journal.add(closed, {})
+    journal.join()
     computed = sum(s.computed + s.fed_tokens + s.new_tokens for s in samplers)
     sampled = {name: count + writer.new_tokens for name, count in tokens.items()}
     return {"tokens": computed} | sampled
@@ -415,7 +418,7 @@ def policy_folder(run: Run) -> pathlib.Path:
 def digests(run: Run, *names: str) -> dict[str, str]:
     """Returns the names and digests of finished models in DIR/init, as inputs."""
     folder = run.dir.path / "init"
-    return {name: rundir.file_digest(folder / name / "manifest.json") for name in names}
+    return {n: manifest.model_digest(folder / n / "manifest.json") for n in names}
 
 
 def _model_stage(run: Run, name: str, inputs: dict[str, str]) -> rundir.Stage:
