@@ -303,19 +303,28 @@ def _check_special(backend: PreTrainedTokenizerFast, file: Path, path: Path) -> 
     held = json.loads(file.read_text("utf-8"))
     known = {token.get("content") for token in held.get("added_tokens") or ()}
     asked -= known | set(_vocabulary(held.get("model") or {}))
-    for name in ("tokenizer_config.json", "added_tokens.json"):
-        beside = file.with_name(name)
-        if asked and beside.is_file():
-            stated = json.loads(beside.read_text("utf-8"))
-            decoder = stated.get("added_tokens_decoder") or {}
-            asked -= {token.get("content") for token in decoder.values()}
-            asked -= stated.keys() if name == "added_tokens.json" else set()
+    if asked:
+        stated = _stated_ids(file.parent)
+        ids = backend.convert_tokens_to_ids
+        asked = {name for name in asked if stated.get(name) != ids(name)}
     if asked:
         raise ValueError(
             f"{path}: the special token {min(asked)!r} is not in the vocabulary; "
             "expected a token that tokenizer.json has. Correct tokenizer_config.json, "
             "or take the files that belong together."
         )
+
+
+def _stated_ids(folder: Path) -> dict[str, int]:
+    """Returns name → id of the added tokens that files beside a vocabulary state."""
+    found = {}
+    if (folder / "added_tokens.json").is_file():
+        found |= json.loads((folder / "added_tokens.json").read_text("utf-8"))
+    if (folder / "tokenizer_config.json").is_file():
+        stated = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        for id, token in (stated.get("added_tokens_decoder") or {}).items():
+            found[token.get("content")] = int(id)
+    return found
 
 
 def _vocabulary(model: dict) -> list[str]:
