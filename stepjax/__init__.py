@@ -99,7 +99,8 @@ The language model; it imports nothing of the above but forest and losses:
                     stops.py       stop strings as an automaton over token ids
                     tokenizer.py   text to ids and back; encoder.py: names of special
                                    tokens in data stay text; chat.py: chat templates;
-                                   unknown.py: characters that are lost
+                                   unknown.py: characters that are lost;
+                                   special_tokens.py: those that are not there
                     weights.py     Hugging Face directories in; hf_config.py,
                                    tensor_files.py; export.py writes them
                     gguf_files.py  GGUF files in; gguf_header.py: their headers are not

@@ -16,7 +16,7 @@ from pathlib import Path
 from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stepjax.lm import chat, encoder, hf_config, limits, ordinary
+from stepjax.lm import chat, encoder, hf_config, limits, ordinary, special_tokens
 
 _END_OF_SEQUENCE = ("</s>", "<|im_end|>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
 FILES = (  # what a tokenizer may consist of
@@ -264,7 +264,7 @@ def load(path: str | Path) -> Tokenizer:
             "backed by a working tokenizer.json. Convert it to one first."
         )
 
-    _check_special(backend, file, path)
+    special_tokens.check(backend, file, path)
     eos_id = _eos_id(backend, path)
     token_bytes = _token_bytes(backend, path)
     absent = [id for id in stops if not 0 <= id < len(token_bytes)]
@@ -288,49 +288,6 @@ def load(path: str | Path) -> Tokenizer:
         _control=control,
         _encoder=encoder.make(backend.backend_tokenizer, control),
     )
-
-
-def _check_special(backend: PreTrainedTokenizerFast, file: Path, path: Path) -> None:
-    """Raises ValueError for a special token that is in no file of the vocabulary.
-
-    transformers gives such a token a new id, which no model has learned.
-    """
-    added = backend.backend_tokenizer.get_added_tokens_decoder().values()
-    named = {str(token) for token in backend.special_tokens_map.values()}
-    asked = named & {token.content for token in added}
-    if not asked or not file.is_file():
-        return
-    held = json.loads(file.read_text("utf-8"))
-    known = {token.get("content") for token in held.get("added_tokens") or ()}
-    asked -= known | set(_vocabulary(held.get("model") or {}))
-    if asked:
-        stated = _stated_ids(file.parent)
-        ids = backend.convert_tokens_to_ids
-        asked = {name for name in asked if stated.get(name) != ids(name)}
-    if asked:
-        raise ValueError(
-            f"{path}: the special token {min(asked)!r} is not in the vocabulary; "
-            "expected a token that tokenizer.json has. Correct tokenizer_config.json, "
-            "or take the files that belong together."
-        )
-
-
-def _stated_ids(folder: Path) -> dict[str, int]:
-    """Returns name → id of the added tokens that files beside a vocabulary state."""
-    found = {}
-    if (folder / "added_tokens.json").is_file():
-        found |= json.loads((folder / "added_tokens.json").read_text("utf-8"))
-    if (folder / "tokenizer_config.json").is_file():
-        stated = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-        for id, token in (stated.get("added_tokens_decoder") or {}).items():
-            found[token.get("content")] = int(id)
-    return found
-
-
-def _vocabulary(model: dict) -> list[str]:
-    """Returns the tokens of the model in a tokenizer.json."""
-    vocab = model.get("vocab") or ()
-    return list(vocab) if isinstance(vocab, dict) else [piece for piece, _ in vocab]
 
 
 def _read(loader, path: Path, *args, **kwargs) -> PreTrainedTokenizerFast:

@@ -260,7 +260,10 @@ def test_files_that_are_cut_off(share, tmp_path):
 
 def test_what_is_no_gguf_file(tmp_path):
     (tmp_path / "text").write_text("no tensors here " * 99)
-    with pytest.raises(ValueError, match="text: damaged or not a GGUF file .it does not begin with GGUF"):
+    with pytest.raises(
+        ValueError,
+        match="text: damaged or not a GGUF file .it does not begin with GGUF",
+    ):
         gguf_files.GgufFile(tmp_path / "text")
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(ValueError, match="no such file; expected a GGUF file"):

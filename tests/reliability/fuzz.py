@@ -14,8 +14,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-# The last two are of mistyped settings, and of errors of the operating system.
-_SAYS_WHAT_TO_DO = ("expected", "Did you mean", "then run the same command again")
+_SAYS_WHAT_TO_DO = (
+    "expected",
+    "Did you mean",  # a mistyped setting
+    "value should be one of",  # a mistyped option
+    "then run the same command again",  # an error of the operating system
+)
 LIMIT = 120  # seconds; the longest one takes a few on a busy computer
 
 

@@ -49,6 +49,18 @@ from stepjax.run import ranges
             {"sft.verdict_weight": 0.0},
             "sft.verdict_weight=0.0; expected above 0 and at most 1,000.",
         ),
+        (
+            {"tokenizer": "a\0b"},
+            "tokenizer='a\\x00b'; expected text that UTF-8 can hold",
+        ),
+        (
+            {"prompts.solve": "\ud800{problem}\n"},
+            "prompts.solve='\\ud800{problem}\\n'; ex",
+        ),
+        (
+            {"data.test": "x" * 100_001},
+            "(100,003 characters); expected text that UTF-8",
+        ),
         ({"prompts.chat": "x" * 5000}, "xxx... (5,002 characters); expected one of"),
     ],
 )
