@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import signal
 import sys
 import traceback
@@ -214,6 +215,8 @@ def _work(work: Callable[[], None]) -> int:
 
 
 def _refused(text: str, status: int) -> int:
+    # A path or a text of thousands of characters would hide the sentence around it.
+    text = re.sub(r"\S{400,}", lambda long: f"{long[0][:150]}...{long[0][-50:]}", text)
     print("\n".join(f"stepjax: {line}" for line in text.split("\n")), file=sys.stderr)
     return status
 
