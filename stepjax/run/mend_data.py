@@ -6,12 +6,15 @@ file that the settings name has changed since, nothing is written.
 
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable
 
 from stepjax.run import manifest as manifests
 from stepjax.run import redo
 from stepjax.run.rundir import RunDirectory
+
+_TEMPORARY = ".data."  # how the names of folders for what is made again begin
 
 
 def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str:
@@ -29,9 +32,13 @@ def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str
     """
     folder = directory.path / "data"
     path, manifest = folder / "manifest.json", None
+    if not directory.mends:
+        return ""
+    for left in directory.path.glob(f"{_TEMPORARY}*"):  # of a command that was killed
+        shutil.rmtree(left, ignore_errors=True)
     later = [s for s in redo.made(directory.path) if s.stage != "prepare"]
-    if not directory.mends or not (path.exists() or later):
-        return ""  # a new run
+    if not path.exists() and not (later and (folder / "ift.jsonl").exists()):
+        return ""  # nothing is there that other data could replace
     try:
         manifest = manifests.read(path)
         damage = manifests.changed_file(path, manifest)
@@ -42,7 +49,9 @@ def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str
     if not damage:
         return ""
     directory.say(f"{damage}, so it is made again from the settings")
-    with tempfile.TemporaryDirectory(dir=directory.path, prefix=".data.") as temporary:
+    with tempfile.TemporaryDirectory(
+        dir=directory.path, prefix=_TEMPORARY
+    ) as temporary:
         made = pathlib.Path(temporary) / "data"
         try:
             make(made.parent)
