@@ -28,6 +28,7 @@ The method, one file per stage, in the order in which it runs:
     srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
 
     interrupts.py   SIGTERM and Ctrl-C: the work stops after the unit that it is at
+    os_errors.py    a full disk and the like: which file, why, what to do
     main.py         the command line; __main__.py: the same by python -m stepjax.
                     cli/: help.py: commands and options in words; options.py: as
                     flags; arguments.py: their checks; benchmarks.py: files to
@@ -104,6 +105,8 @@ The language model; it imports nothing of the above but forest and losses:
                     gguf_files.py  GGUF files in; gguf_tokenizer.py: their tokenizers
                     sharding.py    meshes, logical axes
                     hosts.py       several hosts: waiting, agreeing, sharing work
+                    roll_call.py   names the hosts that do not come
+                    alive.py       names a host that is lost; stops all together
                     train.py       train state and training step
                     checkpoint.py  arrays with checksums
                     files.py       files that are replaced whole, or not at all

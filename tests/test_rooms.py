@@ -16,7 +16,7 @@ ROOT = pathlib.Path(stepjax.__file__).parent
 BESIDE = {"initial_data", "evaluation", "report", "planning", "worlds", "run", "cli"}
 DRIVERS = {"__main__", "main", "iterate", "ablate"}  # they may import everything
 SETTINGS = {"config", "settings"}  # read by drivers and by the packages beside
-LM_MAY_IMPORT = {"lm", "forest", "losses", "interrupts"}
+LM_MAY_IMPORT = {"lm", "forest", "losses", "interrupts", "os_errors"}
 
 
 def sources():

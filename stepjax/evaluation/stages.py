@@ -125,7 +125,7 @@ def _measure(
     if stage.done:
         return stage.done["metrics"], False
     interrupts.check("all that was measured is saved")
-    target.parent.mkdir(exist_ok=True)  # every host may be the first here
+    files.make_folder(target.parent)  # every host may be the first here
     partial = target.with_suffix(".partial.jsonl"), stage.identity
     measured = _of_an_equal_model(run, number, f"{stem}_{kind}", digest)
     measured = measured or _STAGES[kind](run, number, params, file, partial)
@@ -259,10 +259,11 @@ def _items(
         if len(items) < len(mine):
             interrupts.check(f"{len(items)} of {len(mine)} {unit}s are saved")
 
-    with run.monitor.progress(name, len(mine), unit, len(items)) as advance:
+    progress = run.monitor.progress(name, len(mine), unit, len(items))
+    with progress as advance, interrupts.apart():
         if todo:
             measure([rows[at] for at in todo], on_done=on_done)
-    journal.finish([])
+    journal.join()
     return [journal.closed[at].found for at in range(len(rows))]
 
 

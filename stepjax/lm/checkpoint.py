@@ -1,14 +1,17 @@
 """Parameters and training states on disk, with a digest of every array.
 
-Orbax writes the arrays (to a temporary name, then renamed). Beside them a small JSON
-file with the digest of every array is written last. Arrays are loaded only when that
-file is there, and only when their digests agree with it.
+Orbax writes the arrays (to a temporary name, then renamed), and all of it is on the
+disk (fsync) before a small JSON file with the digest of every array is written. Arrays
+are loaded only when that file is there, and only when their digests agree with it.
 """
 
+import errno
 import hashlib
+import logging as logging_of_python
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +21,11 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from stepjax import os_errors
 from stepjax.lm import files, hosts
+
+# Errors of a file that is not there, or is something else than what was saved.
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL)
 
 
 def array_digests(tree: Any) -> dict[str, str]:
@@ -72,6 +79,41 @@ def _mix(x):
     return x ^ (x >> 16)
 
 
+def _synchronous() -> ocp.Context:
+    """Returns the settings of orbax with which a folder that fails ends the save.
+
+    In the background, its threads would wait 5 minutes for a folder that is not made,
+    and the process would not end before them.
+    """
+    context = ocp.Context()
+    context.asynchronous.create_directories_asynchronously = False
+    return context
+
+
+def _say_errors_once() -> None:
+    """Keeps tracebacks of errors off the screen that orbax also raises.
+
+    Its threads log them, and tensorstore prints that nobody waits for them any more.
+    The caller of `save_tree` says the same in a sentence.
+    """
+    logging.get_absl_logger().addFilter(_is_news)
+    if sys.unraisablehook is not _print_news:
+        _hooks.append(sys.unraisablehook)
+        sys.unraisablehook = _print_news
+
+
+_hooks: list[Callable] = []  # what `_say_errors_once` has replaced
+
+
+def _is_news(record: logging_of_python.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _print_news(what: Any) -> None:
+    if str(what.exc_value) != "Event loop is closed":
+        _hooks[-1](what)
+
+
 def save_tree(path: str | os.PathLike, tree: Any) -> dict[str, str]:
     """Saves a tree of arrays as a directory, replacing what is there.
 
@@ -79,14 +121,33 @@ def save_tree(path: str | os.PathLike, tree: Any) -> dict[str, str]:
 
     Returns:
       The digests of its arrays, which `load_tree` needs.
+
+    Raises:
+      OSError: when it cannot be written.
     """
     path = pathlib.Path(path).absolute()
     if hosts.first():
-        shutil.rmtree(path, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            shutil.rmtree(path)
+        files.make_folder(path.parent)
     hosts.barrier("room for arrays")
-    ocp.save(path, tree)
+    _say_errors_once()
+    try:
+        with _synchronous():
+            ocp.save(path, tree)
+    except Exception as error:
+        if found := os_errors.find(error):
+            raise _named(found, path) from error
+        raise
+    if hosts.first():
+        files.sync_all(path)
     return array_digests(tree)
+
+
+def _named(error: OSError, path: pathlib.Path) -> OSError:
+    """Returns an error of a disk that names a file; not all errors of orbax do."""
+    name = error.filename or str(path)
+    return OSError(error.errno, os.strerror(error.errno), name)
 
 
 def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> Any:
@@ -98,7 +159,8 @@ def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> An
       digests: what `save_tree` returned.
 
     Raises:
-      ValueError: when it cannot be read or an array's digest differs.
+      ValueError: when it is damaged or an array's digest differs.
+      OSError: when the disk cannot be read; what is on it may be good.
     """
     path = pathlib.Path(path).absolute()
     abstract = jax.tree.map(
@@ -107,6 +169,9 @@ def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> An
     try:
         tree = ocp.load(path, abstract)
     except Exception as error:
+        found = os_errors.find(error)
+        if found and found.errno not in _MISSING:
+            raise _named(found, path) from error
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}); "
             "expected the arrays as they were saved. Delete the folder that holds it "

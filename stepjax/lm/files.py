@@ -4,17 +4,25 @@ What is written here is the old content or the new, never a part of it. A record
 says how other files are to be used has a digest of itself (`seal`), because a changed
 number in it would be believed. Files of earlier versions have none; `read_json` reads
 them all the same, so that finished runs stay of use.
+
+For a loss of power the order is: a file's content (fsync), its name (rename), and the
+folder that holds the name (fsync). What a record commits is on the disk before it.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pathlib
+import re
+import shutil
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 _SEAL = "sha256"  # field with the digest of all other fields
+# What a killed process leaves: of `replacing`, of a lock, of `tempfile`, and of orbax.
+_LEFT = re.compile(r"\..+\.[0-9a-z_]+\.tmp|.+\.orbax-checkpoint-tmp(-.*)?")
 
 
 @contextlib.contextmanager
@@ -33,13 +41,71 @@ def replacing(path: str | os.PathLike) -> Iterator[TextIO]:
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with named(path):
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one that counts
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike) -> Iterator[None]:
+    """Gives a file's name to an `OSError` that has none: one of write, or of fsync."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno:
+            error.filename = os.fspath(path)
+        raise
+
+
+def sync(*paths: str | os.PathLike) -> None:
+    """Waits until files, or the names in folders, are on the disk."""
+    for path in paths:
+        with named(path):
+            opened = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(opened)
+            except OSError as error:  # some network disks cannot do it for folders
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
+            finally:
+                os.close(opened)
+
+
+def sync_all(folder: str | os.PathLike) -> None:
+    """Waits until a folder, all that is in it and its own name are on the disk."""
+    folder = pathlib.Path(folder)
+    sync(*folder.rglob("*"), folder, folder.parent)
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Makes a folder, and the folders above it, so that a loss of power keeps them."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return
+    made = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    sync(*(p.parent for p in made))
+
+
+def remove_left(folder: pathlib.Path) -> None:
+    """Removes the temporary files and folders that killed processes have left.
+
+    Args:
+      folder: of a run, locked by this process, so that nobody else writes there.
+    """
+    for parent, folders, names in os.walk(folder):
+        for name in filter(_LEFT.fullmatch, folders):
+            shutil.rmtree(os.path.join(parent, name))
+        for name in filter(_LEFT.fullmatch, names):
+            pathlib.Path(parent, name).unlink(missing_ok=True)
+        folders[:] = [name for name in folders if not _LEFT.fullmatch(name)]
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +159,7 @@ def write_json(path: str | os.PathLike, value: Any, *, sealed: bool = False) -> 
       sealed: whether the file gets a digest of itself; the value is an object then.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as file:
         value = seal(value) if sealed else value
         json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)

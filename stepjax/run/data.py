@@ -16,7 +16,7 @@ from etils import epath
 
 from stepjax import own_import, prompts, records
 from stepjax.initial_data.formats import sources
-from stepjax.lm import gguf_files, gguf_tokenizer, hf_config, hosts, tokenizer
+from stepjax.lm import files, gguf_files, gguf_tokenizer, hf_config, hosts, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks, mend_data
 from stepjax.run.kind import Kind, choose
@@ -98,6 +98,7 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> St
     written, counts = [], {}
     if hosts.first():
         counts = make(directory.path)
+        files.sync_all(directory.path / "tokenizer")
         written = [f"{name}.jsonl" for name in counts]
         ids = sorted((directory.path / "tokenizer").iterdir())
         written += [f"../tokenizer/{path.name}" for path in ids]
@@ -140,7 +141,7 @@ def make_data(
         except ValueError as error:
             where = f"{data.ift} (id {row.id})" if data.ift else f"IFT row {row.id!r}"
             raise ValueError(f"{where}: {error}") from error
-    directory.mkdir(parents=True, exist_ok=True)
+    files.make_folder(directory)
     if equations is not None:
         splits["equations"] = equations
     for name, rows in splits.items():

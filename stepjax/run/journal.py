@@ -2,13 +2,14 @@
 
 import glob
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
 
-from stepjax import trajectory
+from stepjax import interrupts, trajectory
 from stepjax.lm import files, hosts
 
 
@@ -131,8 +132,10 @@ class Journal:
             "closed": list(map(self._to_row, closed)),
             "active": [[slot, self._to_row(state)] for slot, state in active.items()],
         }
-        with open(self.path, "a", encoding="utf-8") as file:
+        with files.named(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(files.seal(row), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def rest(self, mine: Sequence, slots: int) -> tuple[list, dict[int, Any]]:
         """Returns what is left to search of this host's questions.
@@ -153,11 +156,15 @@ class Journal:
         begun = {self._name(state) for state in active.values()} | self.closed.keys()
         return [question for question in mine if question.id not in begun], active
 
-    def finish(self, closed: Sequence[Any]) -> None:
-        """Keeps this host's last searches, waits for all hosts, and reads theirs."""
-        self.add(closed, {})
+    def join(self) -> None:
+        """Waits until no host works on this any more, and reads what they have done.
+
+        Raises:
+          interrupts.Stopped: a signal asked to stop.
+        """
         if hosts.count() > 1:
             hosts.barrier(f"{self._first.name} written")
+            interrupts.check("all that was done is saved")
             self.read()
 
 

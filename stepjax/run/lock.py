@@ -21,6 +21,7 @@ its machine was asleep for long, ends at once when it notices.
 import atexit
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import os
@@ -32,9 +33,12 @@ import time
 import uuid
 from typing import Any
 
+from stepjax.lm import files
+
 NAME = ".lock"
 BEAT_SECONDS = 15  # between two signs of life
 STALE_SECONDS = 180  # without one, the lock of another host is stale
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 _held: dict[pathlib.Path, "_Beat"] = {}  # locks of this process
 
@@ -51,7 +55,7 @@ def take(folder: pathlib.Path) -> None:
     path = folder.absolute() / NAME
     if path in _held or folder.exists() and not folder.is_dir():
         return  # who opens the run says what a file there means
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     text = json.dumps(_self(), sort_keys=True).encode()
     _hold(path, text)
     _held[path] = _Beat(path, text)
@@ -169,21 +173,29 @@ def _started(pid: int) -> str | None:
 def _written(path: pathlib.Path, text: bytes) -> pathlib.Path:
     """Returns a new file beside a lock, with this text, which is on the disk."""
     temporary = path.with_name(f"{NAME}.{uuid.uuid4().hex}.tmp")
-    with open(temporary, "xb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with files.named(path), open(temporary, "xb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary
 
 
 def _made(path: pathlib.Path, text: bytes) -> bool:
     """Makes the file, unless it is there; returns whether it did."""
+    if path.exists():
+        return False
     temporary = _written(path, text)
     try:
         os.link(temporary, path)
     except (FileExistsError, FileNotFoundError):
         return _bytes(path) == text  # NFS may say so of a link that it has made
-    except OSError:  # a file system without links
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
         return _made_without_link(path, text)
     finally:
         temporary.unlink(missing_ok=True)
@@ -191,14 +203,17 @@ def _made(path: pathlib.Path, text: bytes) -> bool:
 
 
 def _made_without_link(path: pathlib.Path, text: bytes) -> bool:
+    """Makes the file where there are no links: first empty, then with its text."""
     try:
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        with files.named(path), open(path, "xb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
     except FileExistsError:
         return False
-    with open(file, "wb") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(file)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

@@ -6,15 +6,12 @@ file that the settings name has changed since, nothing is written.
 
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable
 
 from stepjax.run import manifest as manifests
 from stepjax.run import redo
 from stepjax.run.rundir import RunDirectory
-
-_TEMPORARY = ".data."  # how the names of folders for what is made again begin
 
 
 def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str:
@@ -34,8 +31,6 @@ def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str
     path, manifest = folder / "manifest.json", None
     if not directory.mends:
         return ""
-    for left in directory.path.glob(f"{_TEMPORARY}*"):  # of a command that was killed
-        shutil.rmtree(left, ignore_errors=True)
     later = [s for s in redo.made(directory.path) if s.stage != "prepare"]
     if not path.exists() and not (later and (folder / "ift.jsonl").exists()):
         return ""  # nothing is there that other data could replace
@@ -50,7 +45,7 @@ def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str
         return ""
     directory.say(f"{damage}, so it is made again from the settings")
     with tempfile.TemporaryDirectory(
-        dir=directory.path, prefix=_TEMPORARY
+        dir=directory.path, prefix=".data.", suffix=".tmp"
     ) as temporary:
         made = pathlib.Path(temporary) / "data"
         try:

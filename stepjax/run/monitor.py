@@ -85,7 +85,9 @@ class Monitor:
 
         It begins with the settings of the run, as TensorBoard's hyperparameters.
         """
-        events = tensorboardX.SummaryWriter(str(self._folder), write_to_disk=True)
+        # A queue without a limit: its reader ends when the disk is full.
+        threading.excepthook = _say_nothing_of_events
+        events = tensorboardX.SummaryWriter(str(self._folder), max_queue=0)
         config = self.path.with_name("config.json")
         if config.exists():
             settings = _flat(files.read_json(config))
@@ -215,7 +217,8 @@ class Monitor:
                 try:
                     yield stage.advance
                     early = stage.done < stage.total
-                    stage.end("done early, in" if early else "done in")
+                    how = "stopped after" if interrupts.asked() else "done early, in"
+                    stage.end(how if early else "done in")
                 except BaseException:
                     stage.end("stopped after")
                     raise
@@ -301,6 +304,8 @@ class Monitor:
             file.write(json.dumps(row) + "\n")
         training = stage.split("/")[0] in _TRAININGS
         place = f"{stage}/{model}" if training else stage
+        if self._folder in self._failed:
+            return
         with self._harmless(self._folder):
             for name, value in (metrics | dict(speeds or {})).items():
                 number = isinstance(value, int | float) and math.isfinite(value)
@@ -310,7 +315,7 @@ class Monitor:
 
     def log_text(self, stage: str, step: int, text: str) -> None:
         """Adds a text to TensorBoard, e.g. two samples of an evaluation."""
-        if not self.quiet:
+        if not self.quiet and self._folder not in self._failed:
             lines = text.splitlines()  # as code, so that nothing in it is markup
             code = "".join(f"    {line}\n" for line in lines)
             with self._harmless(self._folder):
@@ -342,6 +347,15 @@ class Monitor:
         if not self.quiet:
             print(text)
         return text
+
+
+def _say_nothing_of_events(args: threading.ExceptHookArgs) -> None:
+    """Handles an exception that ended a thread, except one that writes events.
+
+    The main thread writes to the same file, and says what is wrong with it.
+    """
+    if not type(args.thread).__module__.startswith("tensorboardX"):
+        threading.__excepthook__(args)
 
 
 def _metrics(path: pathlib.Path) -> tuple[list[tuple[str, dict]], list[int]]:

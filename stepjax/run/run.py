@@ -106,6 +106,8 @@ class Run:
             lock.take(pathlib.Path(workdir))
         try:
             self.dir = rundir.RunDirectory(config, workdir, redo, **how)
+            if locks and hosts.first():
+                files.remove_left(self.dir.path)
             try:
                 self._begin()
             except BaseException:
@@ -189,6 +191,12 @@ class Run:
         """The IFT and EFT rows of the run as trees; read when first asked for."""
         eft = self.dir.read("eft", self.kind.judgments.record)
         example, words = self.kind.judgments.example, self.settings.sft.verdict_words
+        if words and self.settings.sft.verdict_weight == 1:
+            self.monitor.say(
+                f"sft.verdict_words={words} changes nothing with sft.verdict_weight=1, "
+                "because these words get the weight of the verdict; expected another "
+                "weight, or ()."
+            )
         if words and eft:
             responses = (example(self.codec, row)[1] for row in eft)
             absent = sft.absent_words(self.codec, responses, words)

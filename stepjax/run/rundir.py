@@ -91,11 +91,13 @@ class RunDirectory:
     def give_back(self) -> None:
         """Undoes what this claim has written; the run could not begin."""
         if self.is_new:
-            # The lock goes last: what comes after it may be another command's.
+            # Folders first: while they are there, config.json says what they are. The
+            # lock last: what comes after it may be another command's.
             for path in self.path.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
-                elif not path.name.startswith(lock.NAME):
+            for path in self.path.iterdir():
+                if not path.name.startswith(lock.NAME):
                     path.unlink(missing_ok=True)
             lock.release(self.path)
             with contextlib.suppress(OSError):

@@ -1,8 +1,11 @@
 """Saved arrays: whole, in their shardings, or refused."""
 
+import errno
 import json
+import os
 import pathlib
 import shutil
+import threading
 from typing import NamedTuple
 
 import jax
@@ -244,3 +247,60 @@ def test_a_state_without_its_record_is_never_loaded(tmp_path):
     assert checkpoint.TrainSaver(tmp_path, 1).restore(state(0))[1] == 4
     record = json.loads((tmp_path / "step_00000004.json").read_text())
     assert record["digests"] == checkpoint.array_digests(state(4))
+
+
+@pytest.mark.parametrize("name", ["p.orbax-checkpoint-tmp", "state"])
+def test_a_folder_that_cannot_be_made_ends_the_save(tmp_path, monkeypatch, capfd, name):
+    """Orbax would keep threads that wait 5 minutes, and the process with them."""
+    before, mkdir = set(threading.enumerate()), os.mkdir
+
+    def full(path, *args, **options):
+        if pathlib.Path(os.fspath(path)).name.startswith(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(OSError) as caught:
+        checkpoint.save_tree(tmp_path / "p", state())
+    assert caught.value.errno == errno.ENOSPC
+    assert str(tmp_path) in caught.value.filename
+    new = set(threading.enumerate()) - before
+    # An idle thread of asyncio ends with the process.
+    waiting = [t.name for t in new if not (t.daemon or t.name.startswith("asyncio"))]
+    assert waiting == []
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_disk_that_cannot_be_read_is_not_taken_for_damage(tmp_path, monkeypatch):
+    saver = checkpoint.TrainSaver(tmp_path / "train", every=1)
+    saver.save(state(1), 1)
+
+    def fails(*args):
+        raise ValueError("DATA_LOSS: reading '/d/x': no [os_error_code='5']")
+
+    monkeypatch.setattr(checkpoint.ocp, "load", fails)
+    with pytest.raises(OSError) as caught:
+        saver.restore(state(0))
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, "/d/x")
+    monkeypatch.undo()
+    assert saver.restore(state(0))[1] == 1
+
+
+def test_arrays_are_on_the_disk_before_their_record_has_its_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def named_fsync(opened):
+        done.append(os.readlink(f"/proc/self/fd/{opened}"))
+        fsync(opened)
+
+    def named_replace(old, new):
+        done.append(f"record {pathlib.Path(new).name}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", named_fsync)
+    monkeypatch.setattr(os, "replace", named_replace)
+    checkpoint.TrainSaver(tmp_path, every=1).save(state(1), 1)
+    place = done.index("record step_00000001.json")
+    arrays = {str(path) for path in (tmp_path / "step_00000001").rglob("*")}
+    assert len(arrays) > 5 and arrays | {str(tmp_path)} <= set(done[:place])
+    assert done[place + 1] == str(tmp_path)

@@ -1,5 +1,6 @@
 """Files that are replaced whole, or not at all."""
 
+import errno
 import json
 import os
 
@@ -75,3 +76,63 @@ def test_a_digest_is_that_of_what_is_read_back():
     value = {"a": (1, 2), "b": {10: "x", 9: "y"}, "c": float("nan")}
     read = json.loads(json.dumps(files.seal(value)))
     assert list(files.unseal(read, "here", needed=True)) == ["a", "b", "c"]
+
+
+def test_a_loss_of_power_finds_the_old_file_or_the_new_one(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def named_fsync(opened):
+        done.append(f"fsync {os.readlink(f'/proc/self/fd/{opened}')}")
+        fsync(opened)
+
+    def named_replace(old, new):
+        done.append(f"replace {new}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", named_fsync)
+    monkeypatch.setattr(os, "replace", named_replace)
+    path = tmp_path / "a" / "b" / "manifest.json"
+    files.write_json(path, {})
+    temporary = path.with_name(f".manifest.json.{os.getpid()}.tmp")
+    assert done == [
+        *(f"fsync {tmp_path / 'a'}", f"fsync {tmp_path}"),  # hold the new folders
+        *(f"fsync {temporary}", f"replace {path}", f"fsync {path.parent}"),
+    ]
+
+
+def test_all_of_a_folder_is_synced_before_the_name_that_it_has(tmp_path, monkeypatch):
+    (tmp_path / "p" / "d").mkdir(parents=True)
+    (tmp_path / "p" / "d" / "array").write_text("1")
+    done = []
+    monkeypatch.setattr(
+        os, "fsync", lambda opened: done.append(os.readlink(f"/proc/self/fd/{opened}"))
+    )
+    files.sync_all(tmp_path / "p")
+    names = ("p/d", "p/d/array", "p", "")
+    assert done == [str(tmp_path / name) for name in names]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    left = (".pairs.jsonl.4711.tmp", "M1/.search.json.3.tmp", ".lock.0a9f.tmp")
+    kept = (".lock", "a.tmp", ".a.tmp", "M1/.x.notes.tmp", "orbax-checkpoint-tmp.txt")
+    for name in (*left, *kept, "M1/params.orbax-checkpoint-tmp/state/d/0f"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "M1" / "step_1.orbax-checkpoint-tmp-17").mkdir()
+    files.remove_left(tmp_path)
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == set(kept)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_dir()] == ["M1"]
+
+
+def test_a_failed_write_names_its_file_and_leaves_no_other(tmp_path, monkeypatch):
+    def full(opened):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "rows.txt"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as caught, files.replacing(path) as file:
+        file.write("new")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["rows.txt"]

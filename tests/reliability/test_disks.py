@@ -1,0 +1,241 @@
+"""Full, failing and read-only disks: a sentence, a quick end, and nothing is lost.
+
+The slow tests mount small disks in memory (tmpfs), which takes root's rights.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import subprocess
+import tempfile
+
+import commands
+import pytest
+import runs
+
+from stepjax import os_errors
+
+SECONDS = 5  # from the last line to the end of a command that failed
+SIZES = ("16k", "64k", "128k", "192k", "256k", "320k", "448k", "576k", "704k", "832k")
+INODES = (12, 30, 50, 70)
+ERRORS = (*[errno.EIO] * 5, *[errno.ESTALE] * 5)
+NOBODY = 65534
+
+
+# Without a process of its own.
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ESTALE, 999])
+def test_an_error_says_which_file_why_and_what_to_do(number):
+    text = os_errors.sentence(OSError(number, os.strerror(number), "/disk/file"))
+    assert text.startswith(f"/disk/file: {os.strerror(number)}. ")
+    assert text.endswith(
+        "run the same command again: nothing that was finished is lost."
+    )
+
+
+def test_an_error_is_found_behind_what_libraries_make_of_it():
+    text = """RESOURCE_EXHAUSTED: Failed to open: "/d/x": no [os_error_code='28']"""
+    inner = OSError(errno.EIO, "Input/output error", "/d/y")
+    wrapped = RuntimeError("save failed")
+    wrapped.__cause__ = ExceptionGroup("two", [KeyError("a"), inner])
+    assert os_errors.find(wrapped) is inner
+    found = os_errors.find(ValueError(text))
+    assert (found.errno, found.filename) == (errno.ENOSPC, "/d/x")
+    assert os_errors.find(ValueError("no number in it")) is None
+
+
+def in_the_way(folder):
+    """Name of the test → a run directory that cannot be one, and what is said of it."""
+    (folder / "file").write_text("")
+    (folder / "link").symlink_to(folder / "nothing")
+    (folder / "circle").symlink_to(folder / "circle")
+    (folder / "folder" / "config.json").mkdir(parents=True)
+    return {
+        "below a file": (folder / "file" / "run", "Not a directory"),
+        "a file": (folder / "file", "is not empty and has no config.json"),
+        "a link to nothing": (folder / "link", "File exists"),
+        "a circle of links": (folder / "circle", "Too many levels of symbolic links"),
+        "config.json is a folder": (folder / "folder", "Is a directory"),
+        "too long a name": (folder / ("n" * 300), "File name too long"),
+        "in /proc": (pathlib.Path("/proc/run"), "No such file or directory"),
+    }
+
+
+@pytest.mark.parametrize("name", list(in_the_way(pathlib.Path(tempfile.mkdtemp()))))
+def test_what_is_in_the_way_of_a_run_directory_is_named(tmp_path, capsys, name):
+    workdir, reason = in_the_way(tmp_path)[name]
+    before = sorted(tmp_path.rglob("*"))
+    status = runs.command("run", f"--config={runs.CONFIG}", f"--workdir={workdir}")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert status == 1 and last.startswith(f"stepjax: {workdir}") and reason in last
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# Commands on small disks.
+
+
+@contextlib.contextmanager
+def disk(folder, *options):
+    """Mounts a disk in memory; yields a function that mounts it with other options."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def mount(*options):
+        chosen = ",".join(("mode=777", *options))
+        command = ["mount", "-t", "tmpfs", "-o", chosen, "tmpfs", str(folder)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    try:
+        mount(*options)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount (root, and no sandbox that forbids it)")
+    try:
+        yield lambda *options: mount("remount", *options)
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The folder of the tests, which STEPJAX_FIGURES keeps."""
+    kept = os.environ.get("STEPJAX_FIGURES")
+    return pathlib.Path(kept) if kept else tmp_path_factory.mktemp("disks")
+
+
+@pytest.fixture(scope="module")
+def server(place):
+    if not shutil.which("cc"):
+        pytest.skip("needs a C compiler (cc) for faults.c")
+    with commands.server(place / "compiled") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def unbroken(place, server):
+    """An undisturbed run, and the changes of files that it made."""
+    folder, operations = place / "unbroken", place / "operations.json"
+    if not operations.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        ended = run(server, folder)
+        assert ended.status == 0, ended.text
+        operations.write_text(json.dumps(ended.operations))
+    return folder, json.loads(operations.read_text())
+
+
+def run(server, folder, **faults):
+    arguments = ["run", f"--config={commands.CONFIG}", f"--workdir={folder}"]
+    return server.run(arguments, under=folder, **faults)
+
+
+def said(place, name, ended, *reasons):
+    """Checks how a command failed, and keeps it for docs/reliability.md."""
+    *_, last = ended.text.splitlines()
+    kept = {"name": name, "seconds": round(ended.silent_seconds, 2), "said": last}
+    with open(place / "disks.jsonl", "a") as file:
+        file.write(json.dumps(kept) + "\n")
+    assert ended.status == 1, ended.text
+    assert "Traceback" not in ended.text, ended.text
+    assert re.match(r"stepjax: /\S+: ", last) and any(r in last for r in reasons), last
+    assert ended.silent_seconds < SECONDS
+
+
+def finishes(server, folder, unbroken):
+    ended = run(server, folder)
+    assert ended.status == 0, ended.text
+    found, expected = commands.results(folder), commands.results(unbroken)
+    names = sorted(found.keys() | expected.keys())
+    assert [n for n in names if found.get(n) != expected.get(n)] == []
+    assert commands.left(folder) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_a_run_goes_on_after_its_disk_was_full(server, unbroken, place, size):
+    folder = place / f"full_{size}"
+    with disk(folder, f"size={size}") as remount:
+        said(place, f"full {size}", run(server, folder / "run"), "No space left")
+        remount("size=64m")
+        finishes(server, folder / "run", unbroken[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inodes", INODES)
+def test_a_run_goes_on_after_its_disk_had_no_inodes(server, unbroken, place, inodes):
+    folder = place / f"inodes_{inodes}"
+    with disk(folder, "size=64m", f"nr_inodes={inodes}") as remount:
+        said(place, f"inodes {inodes}", run(server, folder / "run"), "No space left")
+        remount("size=64m", "nr_inodes=10000")
+        finishes(server, folder / "run", unbroken[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(ERRORS)))
+def test_a_run_goes_on_after_an_operation_failed(server, unbroken, place, number):
+    whole, operations = unbroken
+    error, folder = ERRORS[number], place / f"failed_{number}"
+    shutil.rmtree(folder, ignore_errors=True)
+    # Logs that cannot be written stop nothing, and the removal of a temporary file or
+    # of a lock that fails changes nothing.
+    counted = [
+        n
+        for n, line in enumerate(operations, 1)
+        if not re.search(r"tensorboard|log.txt|metrics|[.]lock|unlink .*[.]tmp", line)
+    ]
+    part = len(counted) // len(ERRORS)
+    at = random.Random(number).choice(counted[number * part : (number + 1) * part])
+    name = f"{errno.errorcode[error]} at operation {operations[at - 1]}"
+    ended = run(server, folder, first=at, error=error)
+    if ended.status:
+        said(place, name, ended, os.strerror(error))
+    finishes(server, folder, whole)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_its_disk_was_read_only(server, unbroken, place):
+    folder = place / "read_only"
+    with disk(folder, "size=64m") as remount:
+        remount("ro")
+        ended = run(server, folder / "run")
+        said(place, "read-only, new", ended, "Read-only file system")
+        remount("rw")
+        run(server, folder / "run", first=len(unbroken[1]) // 2)
+        remount("ro")
+        ended = run(server, folder / "run")
+        said(place, "read-only, half", ended, "Read-only file system")
+        remount("rw")
+        finishes(server, folder / "run", unbroken[0])
+        remount("ro")
+        ended = run(server, folder / "run")
+        said(place, "read-only, finished", ended, "Read-only file system")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_nobody_could_write_there(server, unbroken, place):
+    folder = place / "forbidden"
+    with disk(folder, "size=64m"):
+        (folder / "theirs").mkdir(mode=0o755)
+        ended = run(server, folder / "theirs" / "run", user=NOBODY)
+        said(place, "no permission, new", ended, "Permission denied")
+        run(server, folder / "run", first=len(unbroken[1]) // 2)
+        ended = run(server, folder / "run", user=NOBODY)
+        said(place, "no permission, half", ended, "Permission denied")
+        finishes(server, folder / "run", unbroken[0])
+
+
+@pytest.mark.slow
+def test_an_export_to_where_nothing_can_be_written_is_a_sentence(
+    server, unbroken, place, tmp_path
+):
+    whole, _ = unbroken
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "model", pathlib.Path("/proc/model")):
+        arguments = ["export", f"--workdir={whole}", "--model=M1", f"--out={out}"]
+        ended = server.run(arguments)
+        *_, last = ended.text.splitlines()
+        assert ended.status in (1, 2) and last.startswith("stepjax: "), ended.text
+        assert "Traceback" not in ended.text and str(out.parent) in last

@@ -1,0 +1,138 @@
+"""SIGKILL at the N-th change of a file, in every phase; the same command finishes.
+
+`pytest -m slow tests/reliability/test_kills.py` kills more than 200 times, in chains:
+kill, the same command, kill again, and at last to the end. What is left at the end is
+compared bitwise with a run that nothing disturbed. With STEPJAX_FIGURES=FOLDER the
+undisturbed run, the compiled programs and the chains that are done are kept there, so
+that a test that was stopped goes on.
+"""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+
+import commands
+import pytest
+
+if not shutil.which("cc"):
+    pytest.skip("needs a C compiler (cc) for faults.c", allow_module_level=True)
+
+CHAINS = 6  # with kills at random operations, each to the end
+KILLS = 34  # in one of them
+FRESH = 30  # kills in a new directory
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The folder of the tests, which STEPJAX_FIGURES keeps."""
+    kept = os.environ.get("STEPJAX_FIGURES")
+    return pathlib.Path(kept) if kept else tmp_path_factory.mktemp("kills")
+
+
+@pytest.fixture(scope="module")
+def server(place):
+    with commands.server(place / "compiled") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def unbroken(place, server):
+    """An undisturbed run, and the changes of files that it made."""
+    folder, operations = place / "unbroken", place / "operations.json"
+    if not operations.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        ended = run(server, folder)
+        assert ended.status == 0, ended.text
+        operations.write_text(json.dumps(ended.operations))
+    return folder, json.loads(operations.read_text())
+
+
+def run(server, folder, command="run", **faults):
+    arguments = [command, f"--config={commands.CONFIG}", f"--workdir={folder}"]
+    return server.run(arguments, under=folder, **faults)
+
+
+def broken(server, folder, number, command="run"):
+    """Kills a command at an operation; returns which, or None when it ended before."""
+    ended = run(server, folder, command, first=number)
+    assert ended.status in (-9, 0), (
+        ended.text
+    )  # no command refuses what a kill has left
+    return ended.operations[-1] if ended.status == -9 else None
+
+
+def assert_as_unbroken(folder, unbroken):
+    found, expected = commands.results(folder), commands.results(unbroken)
+    names = sorted(found.keys() | expected.keys())
+    assert [n for n in names if found.get(n) != expected.get(n)] == []
+    assert commands.left(folder) == []
+
+
+def test_kills_in_the_preparation_and_in_a_training_need_no_repair(server, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    ended = run(server, whole, "sft")
+    assert ended.status == 0, ended.text
+    inside = [line for line in ended.operations if "/M1/" in line]
+    prepared = len(ended.operations) - len(inside)
+    numbers = [
+        1,
+        4,
+        prepared // 2,
+        prepared - 3,
+        prepared + 5,
+        len(ended.operations) // 2,
+    ]
+    kills = [broken(server, folder, number, "sft") for number in numbers]
+    assert None not in kills
+    ended = run(server, folder, "sft")
+    assert ended.status == 0, ended.text
+    assert_as_unbroken(folder, whole)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_operation_of_a_new_directory_needs_no_repair(
+    server, unbroken, place
+):
+    whole, operations = unbroken
+    prepared = next(n for n, line in enumerate(operations) if " /eval" in line)
+    prepared_files = {
+        name: digest
+        for name, digest in commands.results(whole).items()
+        if name.split("/")[0] in ("config.json", "data", "tokenizer")
+    }
+    folder = place / "fresh"
+    for number in sorted({1 + n * prepared // FRESH for n in range(FRESH)}):
+        path = place / f"fresh_{number}.json"
+        if path.exists():
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        kills = [broken(server, folder, number)]
+        assert commands.results(folder).items() <= prepared_files.items()
+        kills.append(broken(server, folder, prepared + 4))
+        assert kills[0] and " /eval" in kills[1]
+        made = commands.results(folder)
+        assert {n: made.get(n) for n in prepared_files} == prepared_files
+        path.write_text(json.dumps(kills))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(CHAINS))
+def test_a_chain_of_kills_ends_bitwise_as_an_unbroken_run(
+    server, unbroken, place, seed
+):
+    whole, operations = unbroken
+    path, folder = place / f"chain_{seed}.json", place / f"chain_{seed}"
+    kills = json.loads(path.read_text()) if path.exists() else []
+    draw = random.Random(seed)
+    for number in range(KILLS + 1):
+        low, high = (1, 60) if number % 3 else (40, len(operations) // 8)
+        at = draw.randint(low, high)
+        if number < len(kills):
+            continue
+        kills.append(broken(server, folder, at) if number < KILLS else "the end")
+        path.write_text(json.dumps(kills))
+    ended = run(server, folder)
+    assert ended.status == 0, ended.text
+    assert_as_unbroken(folder, whole)
