@@ -303,6 +303,15 @@ def _check_special(backend: PreTrainedTokenizerFast, file: Path, path: Path) -> 
     held = json.loads(file.read_text("utf-8"))
     known = {token.get("content") for token in held.get("added_tokens") or ()}
     asked -= known | set(_vocabulary(held.get("model") or {}))
+    written: set[str] = set()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        beside = file.with_name(name)
+        if asked and beside.is_file():
+            for key, token in json.loads(beside.read_text("utf-8")).items():
+                if key.endswith("_token"):
+                    text = token.get("content") if isinstance(token, dict) else token
+                    written.add(str(text))
+    asked &= written  # others are only what a class of transformers proposes
     for name in ("tokenizer_config.json", "added_tokens.json"):
         beside = file.with_name(name)
         if asked and beside.is_file():
