@@ -60,9 +60,12 @@ Beside the method; of the files above only main, iterate and ablate import these
                     up; word_problems.py, equations.py, word_problems_judgments.py,
                     word_problems_data.py, word_problems_numbers.py: problems
                     with an equation
-    run/            run.py: a run, what its stages share; rundir.py: finished stages and
-                    their manifests; lock.py: one command at a time; journal.py:
-                    unfinished work; redo.py: what changed settings invalidate;
+    run/            run.py: a run, what its stages share; rundir.py: its directory;
+                    stage.py, manifest.py: finished stages and what they made;
+                    standing.py: which were made from what is there; config_json.py,
+                    mend_data.py: settings and data that were lost come back; lock.py:
+                    one command at a time; journal.py: unfinished work; redo.py: what
+                    changed settings invalidate;
                     ranges.py: what each setting may be; paths.py, missing_files.py,
                     checks.py: early errors; data.py, more_questions.py: its data;
                     kind.py: the paper's judging or SRLM's, chosen in one place;

@@ -31,7 +31,7 @@ from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.lm import model as lm
 from stepjax.pairs import Pair, pairs_of, summary
-from stepjax.run import finetune, lock, reference_pass, rollout, rundir
+from stepjax.run import finetune, lock, reference_pass, rollout, rundir, stage
 from stepjax.run.journal import Journal
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
@@ -56,18 +56,46 @@ def run(
 
 def _run(this: Run) -> str:
     this.dir.accept()
+    lost: set[pathlib.Path] = set()
+    while True:
+        try:
+            _loop(this)
+            _read_models(this)
+            return _say_results(this)
+        except stage.Damaged as damaged:
+            if damaged.manifest in lost:
+                raise
+            lost.add(damaged.manifest)
+            this.monitor.say(f"{str(damaged).partition('; expected')[0]}; it is lost")
+            if hosts.first():
+                stage.lose(damaged.manifest)
+            hosts.barrier(f"{damaged.manifest} lost")
+
+
+def _loop(this: Run) -> None:
+    """Runs all stages, or what is left of them; some may be lost and are done again."""
+    this.dir.check()
     initial.make(this)
     stages.evaluate(this, 0, ("greedy", "judge"))
     sft(this)
+    this.dir.check()
     stages.evaluate(this, 1)
     for number in range(1, this.settings.iterations + 1):
         if this.settings.improve_by == "sft":
             more_sft(this, number)
         else:
             search(this, number)
+            this.dir.check()
             dpo(this, number)
+        this.dir.check()
         stages.evaluate(this, number + 1)
-    return _say_results(this)
+
+
+def _read_models(this: Run) -> None:
+    """Reads the models that this command has not read or made: they may be damaged."""
+    for number in range(1, this.settings.iterations + 2):
+        if this.dir.model(number) not in this.loaded:
+            this.params(number)
 
 
 # M0 → M1.
@@ -218,9 +246,11 @@ def dpo(run: Run, number: int) -> None:
     source, inputs = run.dir.model(number), run.dir.model_digest(number)
     searched = run.dir.stage("search", source / "search.json", inputs).done
     if not searched:
+        path = source / "search.json"
         raise ValueError(
-            f"{source / 'search.json'} is missing; expected the finished search of "
-            f"M{number}. Run `stepjax search --model=M{number}` first."
+            f"{path} is {'damaged' if path.exists() else 'missing'}; expected the "
+            f"finished search of M{number}. Run `stepjax search --model=M{number}` "
+            "first."
         )
     inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
     stage = _model_stage(run, "dpo", number + 1, inputs)

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from stepjax.lm import files
+from stepjax.lm import files, ordinary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +185,7 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
       ValueError: "PATH: reason" when the file cannot be opened, "PATH:LINE: reason"
         for bytes that are not UTF-8, broken JSON, or JSON that is not an object.
     """
+    ordinary.check(path)
     try:
         file = open(path, "rb")
     except OSError as error:

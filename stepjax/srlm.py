@@ -110,10 +110,14 @@ def write_rating(texts: Texts, score: int) -> str:
 
 
 def read_rating(texts: Texts, judgment: str) -> int | None:
-    """Returns the last rating of a judgment, 0 to 9, or None when it has none."""
-    ends = ((judgment.rfind(write_rating(texts, n)), n) for n in range(10))
-    last, score = max(ends)
-    return score if last >= 0 else None
+    """Returns the last rating of a judgment, 0 to 9, or None when it has none.
+
+    A longer number, such as "13" or "3.5", is no rating, and neither is "-3".
+    """
+    before, _, after = texts.rating.partition("{score}")
+    number = rf"{re.escape(before)}([+-]?\d+(?:[.,]\d+)?){re.escape(after)}"
+    found = re.findall(number, judgment)
+    return int(found[-1]) if found and re.fullmatch(r"[0-9]", found[-1]) else None
 
 
 def _no_stops(templates: prompts.Templates) -> tuple[str, ...]:

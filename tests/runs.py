@@ -150,10 +150,15 @@ def copy_eft_run(folder: pathlib.Path, *without: str, **changes) -> Run:
     return Run(settings, _copied(finished_eft_run(), folder, without, settings))
 
 
-def _copied(source: pathlib.Path, folder: pathlib.Path, without, settings):
+def copy_files(source: pathlib.Path, folder: pathlib.Path, *without: str) -> None:
+    """Copies a run, less what glob patterns name."""
     shutil.copytree(source, folder)
     for path in [path for pattern in without for path in folder.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _copied(source: pathlib.Path, folder: pathlib.Path, without, settings):
+    copy_files(source, folder, *without)
     files.write_json(folder / "config.json", config.to_dict(settings))
     return folder
 

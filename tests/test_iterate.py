@@ -17,6 +17,7 @@ from runs import (
     assert_same_results,
     contents,
     copy_run,
+    finished_run,
     make_mesh,
     poison_gold,
 )
@@ -27,6 +28,7 @@ from stepjax import config, iterate, records
 from stepjax.evaluation import stages, tables
 from stepjax.lm import checkpoint, files, sharding
 from stepjax.pairs import Pair
+from stepjax.run import manifest as manifests
 from stepjax.run import rollout
 from stepjax.run.monitor import Monitor
 from stepjax.run.run import Run
@@ -124,7 +126,10 @@ def test_the_final_table_has_a_row_per_model(finished):
 
 def test_manifests_name_the_digests_of_what_they_used_and_made(finished):
     digest = contents(finished)
-    model = {f"M{n}": digest[f"M{n}/manifest.json"] for n in (1, 2, 3)}
+    model = {
+        f"M{n}": manifests.model_digest(finished / f"M{n}/manifest.json")
+        for n in (1, 2, 3)
+    }
     data = {path.stem: digest[f"data/{path.name}"] for path in finished.glob("data/*l")}
     for number in (1, 2, 3):
         manifest = files.read_json(finished / f"M{number}/manifest.json")
@@ -239,7 +244,7 @@ def test_questions_of_an_iteration_are_new(finished):
     assert all(f'"problem": "{text}"' in asked for text in split["questions_2"])
 
 
-# Refused by name.
+# Damage.
 
 
 def damage(path):
@@ -248,62 +253,89 @@ def damage(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("data/questions_2.jsonl", "has changed since it was written; expected SHA-"),
-        ("data/ift.jsonl", "has changed since it was written"),
-        ("tokenizer/tokenizer.json", "has changed since it was written"),
-        ("M1/search.jsonl", "Put the file back, or delete"),
-        ("M1/pairs.jsonl", "Put the file back, or delete"),
-    ],
-)
-def test_a_changed_file_is_refused(tmp_path, name, words):
+def damaged_copy(folder, *names):
+    """Copies the finished run and damages some files; returns what they were."""
+    shutil.copytree(finished_run(), folder)
+    before = contents(folder)
+    for name in names:
+        damage(folder / name)
+        assert contents(folder)[name] != before[name]
+    return before
+
+
+def test_files_of_all_kinds_come_back_and_later_stages_stay(tmp_path, capsys):
     folder = tmp_path / "run"
-    copy_run(folder)
-    damage(folder / name)
-    with pytest.raises(ValueError, match=pathlib.Path(name).name) as error:
-        iterate.run(get_config(), folder)
-    assert words in str(error.value)
+    names = ["data/questions_2.jsonl", "tokenizer/tokenizer.json", "config.json"]
+    names += ["M1/pairs.jsonl", "eval/M3_test_search.jsonl", "eval/M1_test_greedy.json"]
+    before = damaged_copy(folder, *names)
+    (folder / "data/ift.jsonl").unlink()
+    iterate.run(get_config(), folder)
+    said = capsys.readouterr().err
+    assert "is gone, so it is made again from the settings" in said
+    assert "config.json: this has changed since it was written" in said
+    assert "M1/pairs.jsonl has changed since it was written, so the stage" in said
+    found = contents(folder)
+    logs = {name for name in before if name.startswith(("log", "metrics", "tensorb"))}
+    made = {"M1/search.json", "eval/M3_test_search.json", "eval/M1_test_greedy.json"}
+    for name in before.keys() - logs - made:  # those have seconds in them
+        assert found[name] == before[name], name
+    assert found.keys() - logs == before.keys() - logs
+    assert_same_results(folder, finished_run())
 
 
-def test_dpo_alone_refuses_changed_or_unfinished_pairs(tmp_path):
+def test_a_lost_model_is_made_again_and_later_stages_stay(tmp_path, capsys):
+    folder = tmp_path / "run"
+    (states,) = (finished_run() / "M2/params/state/d").iterdir()
+    before = damaged_copy(folder, states.relative_to(finished_run()))
+    shutil.rmtree(folder / "M1")
+    iterate.run(get_config(), folder)
+    said = capsys.readouterr().err
+    assert "M1/manifest.json is gone, so the stage 'sft' is done again; what" in said
+    assert "M2/params" in said and "; it is lost" in said
+    found = contents(folder)
+    for name in ("M3/manifest.json", "M2/search.json", "eval/M1_test_search.json"):
+        assert found[name] == before[name], name
+    assert not list(folder.glob("*/*damaged*"))
+    assert_same_results(folder, finished_run())
+
+
+def test_data_that_cannot_be_made_again_are_named(tmp_path):
+    folder = tmp_path / "run"
+    damaged_copy(folder, "data/ift.jsonl")
+    kept = files.read_json(folder / "data/manifest.json")
+    kept["files"]["ift.jsonl"] = "0" * 64  # as if a file of the settings had changed
+    files.write_json(folder / "data/manifest.json", kept)
+    with pytest.raises(ValueError) as error:
+        Run(get_config(), folder)
+    assert str(error.value) == (
+        f"{folder}/data/ift.jsonl has changed since it was written, and today's "
+        f"settings give another {folder}/data/ift.jsonl; expected the file as it was. "
+        "Put it back, or use another --workdir for a new run."
+    )
+
+
+def test_dpo_alone_refuses_damaged_or_unfinished_pairs(tmp_path):
     run = copy_run(tmp_path / "a", "M2", "M3")
     damage(tmp_path / "a/M1/pairs.jsonl")
-    with pytest.raises(ValueError, match="M1/pairs.jsonl has changed"):
+    with pytest.raises(ValueError, match="search.json is damaged; expected the fini"):
         iterate.dpo(run, 1)
     run = copy_run(tmp_path / "b", "M1/search.json", "M2", "M3")
-    with pytest.raises(ValueError, match="search.json is missing; expected the fin"):
+    with pytest.raises(ValueError, match="search.json is missing; expected the fini"):
         iterate.dpo(run, 1)
     assert not (tmp_path / "a/M2").exists() and not (tmp_path / "b/M2").exists()
 
 
-def test_a_damaged_model_is_refused(tmp_path):
+def test_one_stage_alone_names_the_command_that_mends_its_model(tmp_path):
     folder = tmp_path / "run"
     run = copy_run(folder, "M2/search*", "M3")
-    files = [p for p in (folder / "M2/params/state").rglob("d/*") if p.is_file()]
-    for path in files:
-        damage(path)
-    assert files
-    with pytest.raises(ValueError, match="M2/params.* Delete the folder") as error:
+    (states,) = (folder / "M2/params/state/d").iterdir()
+    damage(states)
+    with pytest.raises(ValueError, match="M2/params.*`stepjax run` on the same") as e:
         iterate.search(run, 2)
-    assert "run the same command again" in str(error.value)
+    assert "makes it again" in str(e.value)
     shutil.rmtree(folder / "M2/params")
-    with pytest.raises(ValueError, match="M2/params cannot be read"):
+    with pytest.raises(ValueError, match="M2/params cannot be read.*`stepjax run` on"):
         iterate.search(run, 2)
-
-
-def test_a_model_remade_is_not_mixed_with_what_the_old_one_made(tmp_path):
-    folder = tmp_path / "run"
-    copy_run(folder)
-    manifest = files.read_json(folder / "M1/manifest.json")
-    files.write_json(folder / "M1/manifest.json", manifest | {"seconds": 1.5})
-    run = Run(get_config(), folder)
-    with pytest.raises(
-        ValueError, match="M1 is not what this stage was made from"
-    ) as e:
-        iterate.search(run, 1)
-    assert f"Delete {folder}/M1/search.json and what was" in str(e.value)
 
 
 # Gold stays with data preparation and evaluation.

@@ -77,8 +77,9 @@ def _wrong_values() -> Iterator[str]:
             f"--seeds={','.join(seeds)}; expected whole numbers from 0, all different, "
             "with commas between them."
         )
-    if options.REDO.value and options.REDO.value not in redo.DEPENDS:
-        yield redo.no_stage(options.REDO.value)
+    named = options.REDO.value
+    if named and named not in redo.DEPENDS and not redo.model_number(named):
+        yield redo.no_stage(named)
     share = options.UTILISATION.value
     if not 0 < share <= 1:
         yield f"--utilisation={share:g}; expected above 0 and at most 1, such as 0.4."

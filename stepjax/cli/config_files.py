@@ -1,6 +1,5 @@
 """Where settings come from: a file, the name of a shipped file, or a run directory."""
 
-import json
 import os
 import pathlib
 import re
@@ -10,7 +9,7 @@ import ml_collections
 
 from stepjax import config, own_files
 from stepjax.cli import help
-from stepjax.run import paths
+from stepjax.run import config_json, paths
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Of an installed package, and of a checkout.
@@ -37,7 +36,7 @@ def get_config(workdir: str) -> ml_collections.ConfigDict:
     """
     path = pathlib.Path(workdir) / "config.json"
     try:
-        return config.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return config.from_dict(config_json.read(path.parent))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read as the settings of a run ({error}); expected what "

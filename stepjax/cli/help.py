@@ -20,11 +20,12 @@ OPTIONS = {
     "hosts": ("1", "how many hosts run this command together, each of them"),
     "redo": (
         "STAGE",
-        "a stage whose settings have changed: deletes it and all that come after it, "
-        "so that they are made again. Stages, in their order: prepare, policy, "
-        "rollouts, prm, mcts, eft, sft, search, dpo. Nothing is deleted when the "
-        "settings are those that the stages were made with, so the same command can "
-        "be repeated after a kill",
+        "a stage whose settings have changed, or a model such as M1 that a lost or "
+        "damaged one has come out different: deletes it and all that come after it, "
+        "as far as that is so, and makes them again. Stages, in their order: prepare, "
+        "policy, rollouts, prm, mcts, eft, sft, search, dpo. Nothing is deleted when "
+        "all was made with these settings and from what is there, so the same command "
+        "can be repeated after a kill",
     ),
     "dry-run": (
         None,

@@ -26,7 +26,7 @@ from stepjax.initial_data import mcts, prm, rollouts, step_values
 from stepjax.initial_data.eft_stage import make_eft, write_pairs
 from stepjax.initial_data.step_values import StepValues
 from stepjax.lm import hosts
-from stepjax.run import data, finetune, rollout, rundir
+from stepjax.run import data, finetune, manifest, rollout, rundir
 from stepjax.run.journal import Journal
 from stepjax.run.run import Run
 
@@ -415,7 +415,7 @@ def policy_folder(run: Run) -> pathlib.Path:
 def digests(run: Run, *names: str) -> dict[str, str]:
     """Returns the names and digests of finished models in DIR/init, as inputs."""
     folder = run.dir.path / "init"
-    return {name: rundir.file_digest(folder / name / "manifest.json") for name in names}
+    return {n: manifest.model_digest(folder / n / "manifest.json") for n in names}
 
 
 def _model_stage(run: Run, name: str, inputs: dict[str, str]) -> rundir.Stage:

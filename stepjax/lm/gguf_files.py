@@ -7,14 +7,14 @@ float32, some rows at a time. Nothing here needs torch.
 """
 
 import functools
-import math
 import os
 import re
+import reprlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepjax.lm import weights
+from stepjax.lm import gguf_header, limits, weights
 from stepjax.lm.model import ModelConfig
 
 ARCHITECTURES = ("llama", "qwen2")
@@ -80,7 +80,10 @@ class GgufFile:
                 "model.init=gguf:FILE."
             )
         try:
+            gguf_header.check(self.path)
             reader = gguf.GGUFReader(self.path)
+            length = os.path.getsize(self.path)
+            gguf_header.check_places(reader.tensors, reader.data_offset, length)
             self.metadata = {
                 name: field.contents() for name, field in reader.fields.items()
             }
@@ -89,10 +92,12 @@ class GgufFile:
                 f"{self.path}: damaged or not a GGUF file ({error}); expected a whole "
                 "GGUF file of version 2 or 3. Download it again."
             ) from error
-        if reader.byte_order != "I":
+        parts = self.metadata.get("split.count", 1)
+        if parts != 1:
             raise ValueError(
-                f"{self.path} has the byte order of another kind of machine; expected "
-                "this machine's. Convert it with gguf's gguf-convert-endian."
+                f"{self.path}: this is one of {reprlib.repr(parts)} files of a model; "
+                "expected one file with all of it. Merge them with llama.cpp's "
+                "llama-gguf-split --merge."
             )
         self.tensors = {tensor.name: tensor for tensor in reader.tensors}
 
@@ -110,7 +115,7 @@ class GgufFile:
         value = self.metadata.get(key, default)
         allowed = (int, float) if kind is float else kind
         if not isinstance(value, allowed) or (kind is not bool and value is True):
-            found = "none" if value is None else repr(value)[:80]
+            found = "none" if value is None else reprlib.repr(value)
             raise ValueError(
                 f"{self.path}: metadata {key} has the value {found}; expected one of "
                 f"type {kind.__name__}. Convert the model again with llama.cpp's "
@@ -118,17 +123,27 @@ class GgufFile:
             )
         return kind(value)
 
-    def positive(self, key: str, kind: type = int, default: Any = None) -> Any:
-        """Returns a positive finite number of the metadata; see `get`."""
+    def positive(
+        self, key: str, field: str, default: Any = None, kind: type = int
+    ) -> Any:
+        """Returns a number of the metadata within the limits of a field; see `get`.
+
+        Args:
+          key: its name.
+          field: of `limits.NUMBERS`.
+          default: see `get`.
+          kind: int or float.
+        """
         value = self.get(key, kind, default)
-        if not (0 < value < math.inf):
-            raise self.unsupported(key, value, "a number above 0")
+        if not limits.believed(field, value):
+            raise self.unsupported(key, value, f"a number from {limits.words(field)}")
         return value
 
     def unsupported(self, key: str, value: Any, expected: str) -> ValueError:
         """Returns the error for a value that the decoder does not compute."""
+        shown = reprlib.repr(value)
         return ValueError(
-            f"{self.path}: metadata {key}={value!r} is not supported; expected "
+            f"{self.path}: metadata {key}={shown} is not supported; expected "
             f"{expected}. Use a Llama or Qwen2 model that has it."
         )
 
@@ -153,15 +168,15 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
     for name in ("expert_count", "attention.sliding_window"):
         if file.metadata.get(key(name)):
             raise file.unsupported(key(name), file.metadata[key(name)], "none")
-    width = file.positive(key("embedding_length"))
-    heads = file.positive(key("attention.head_count"))
+    width = file.positive(key("embedding_length"), "hidden_size")
+    heads = file.positive(key("attention.head_count"), "num_heads")
     if key("attention.key_length") not in file.metadata and width % heads:
         raise file.unsupported(
             key("embedding_length"), width, f"a multiple of head_count={heads}"
         )
-    head_dim = file.positive(key("attention.key_length"), default=width // heads)
+    head_dim = file.positive(key("attention.key_length"), "head_dim", width // heads)
     for name in ("attention.value_length", "rope.dimension_count"):
-        size = file.positive(key(name), default=head_dim)
+        size = file.positive(key(name), "head_dim", head_dim)
         if size != head_dim:
             raise file.unsupported(key(name), size, f"the head size, {head_dim}")
     table = file.tensors.get("token_embd.weight")
@@ -174,15 +189,23 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
     return ModelConfig(
         vocab_size=int(table.shape[1]),
         hidden_size=width,
-        num_layers=file.positive(key("block_count")),
+        num_layers=file.positive(key("block_count"), "num_layers"),
         num_heads=heads,
-        num_kv_heads=file.positive(key("attention.head_count_kv"), default=heads),
+        num_kv_heads=file.positive(
+            key("attention.head_count_kv"), "num_kv_heads", heads
+        ),
         head_dim=head_dim,
-        intermediate_size=file.positive(key("feed_forward_length")),
-        rope_theta=float(file.positive(key("rope.freq_base"), float, theta)),
+        intermediate_size=file.positive(
+            key("feed_forward_length"), "intermediate_size"
+        ),
+        rope_theta=float(
+            file.positive(key("rope.freq_base"), "rope_theta", theta, float)
+        ),
         rope_scaling=_rope_scaling(file, family, head_dim, theta),
         rms_norm_eps=float(
-            file.positive(key("attention.layer_norm_rms_epsilon"), float)
+            file.positive(
+                key("attention.layer_norm_rms_epsilon"), "rms_norm_eps", kind=float
+            )
         ),
         qkv_bias="blk.0.attn_q.bias" in file.tensors,
         tie_embeddings="output.weight" not in file.tensors,
@@ -204,7 +227,7 @@ def _rope_scaling(file: GgufFile, family: str, head_dim: int, theta: float | Non
         raise file.unsupported(f"{family}.rope.scale_linear", linear, "1.0")
     if _ROPE_TABLE not in file.tensors:
         return None
-    base = file.positive(f"{family}.rope.freq_base", float, theta)
+    base = file.positive(f"{family}.rope.freq_base", "rope_theta", theta, float)
     table = _Tensor(file.path, file.tensors[_ROPE_TABLE]).rows(0, head_dim // 2)
     for factor in _LLAMA3_FACTORS:
         expected = _llama3_table(factor, base, head_dim)

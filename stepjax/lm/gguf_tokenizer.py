@@ -7,8 +7,10 @@ if torch is installed, and it ignores rules that it does not know.
 """
 
 import json
+import math
 import pathlib
 import re
+import reprlib
 
 from tokenizers import (
     AddedToken,
@@ -22,7 +24,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from stepjax.lm import hf_config
+from stepjax.lm import hf_config, limits
 from stepjax.lm.gguf_files import GgufFile, config_from_gguf
 
 # Values of tokenizer.ggml.token_type.
@@ -68,6 +70,14 @@ def save_tokenizer(file: GgufFile, directory: str | pathlib.Path) -> None:
     if kind not in ("gpt2", "llama"):
         raise _unknown(file, "tokenizer.ggml.model", kind, "'gpt2' or 'llama'")
     tokens = _texts(file, "tokenizer.ggml.tokens")
+    longest = max(tokens, key=len)
+    if len(longest) > limits.TOKEN_CHARACTERS:
+        raise _unknown(
+            file,
+            "tokenizer.ggml.tokens",
+            f"a token of {len(longest):,} characters, {longest[:20]}...",
+            f"tokens of at most {limits.TOKEN_CHARACTERS:,} characters",
+        )
     types = file.get("tokenizer.ggml.token_type", list, [1] * len(tokens))
     if len(types) != len(tokens):
         raise _unknown(
@@ -142,7 +152,7 @@ def save_configs(file: GgufFile, directory: str | pathlib.Path) -> None:
         bos_id=settings["bos_token_id"],
         pad_id=settings["pad_token_id"],
         dtype="float32",
-        context_length=file.positive(f"{family}.context_length"),
+        context_length=file.positive(f"{family}.context_length", "context_length"),
     )
     for name, values in (("generation_config", settings), ("config", data)):
         path = directory / f"{name}.json"
@@ -196,6 +206,9 @@ def _sentencepiece(file: GgufFile, types: list[int], used: dict[int, str]) -> To
             f"{len(scores)} entries",
             f"{len(types)}, one per token",
         )
+    if not all(isinstance(s, float) and math.isfinite(s) for s in scores):
+        bad = "an entry that is no number"
+        raise _unknown(file, "tokenizer.ggml.scores", bad, "finite numbers")
     vocabulary = {token: id for id, token in used.items()}
     whole = {
         token
@@ -253,8 +266,9 @@ def _rule(file: GgufFile) -> str | None:
 
 
 def _unknown(file: GgufFile, key: str, value, expected: str) -> ValueError:
+    shown = reprlib.repr(value)
     return ValueError(
-        f"{file.path}: metadata {key} is {value!r}; expected {expected}, which stepjax "
+        f"{file.path}: metadata {key} is {shown}; expected {expected}, which stepjax "
         "can make a tokenizer of. Put the model's tokenizer.json beside the file, or "
         "name its folder in the setting tokenizer."
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stepjax.lm import chat, encoder
+from stepjax.lm import chat, encoder, hf_config, limits, ordinary
 
 _END_OF_SEQUENCE = ("</s>", "<|im_end|>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
 FILES = (  # what a tokenizer may consist of
@@ -241,6 +241,8 @@ def load(path: str | Path) -> Tokenizer:
         vocabulary is neither byte-level BPE nor of the sentencepiece kind.
     """
     path = Path(path)
+    ordinary.check(path)
+    ordinary.check_folder(path)  # transformers opens what it finds there
     config = path / "tokenizer_config.json"
     file = path if path.is_file() else path / "tokenizer.json"
     bare = file.is_file() and not config.is_file()
@@ -262,8 +264,16 @@ def load(path: str | Path) -> Tokenizer:
             "backed by a working tokenizer.json. Convert it to one first."
         )
 
+    _check_special(backend, file, path)
     eos_id = _eos_id(backend, path)
     token_bytes = _token_bytes(backend, path)
+    absent = [id for id in stops if not 0 <= id < len(token_bytes)]
+    if absent:
+        raise ValueError(
+            f"{path}: eos_token_id {absent[0]} ends a generation and is no token; "
+            f"expected ids from 0 to {len(token_bytes) - 1}. Take the "
+            "generation_config.json that belongs to the tokenizer."
+        )
     control = _control(backend, [eos_id, *stops])
     return Tokenizer(
         directory=file.parent,
@@ -278,6 +288,40 @@ def load(path: str | Path) -> Tokenizer:
         _control=control,
         _encoder=encoder.make(backend.backend_tokenizer, control),
     )
+
+
+def _check_special(backend: PreTrainedTokenizerFast, file: Path, path: Path) -> None:
+    """Raises ValueError for a special token that is in no file of the vocabulary.
+
+    transformers gives such a token a new id, which no model has learned.
+    """
+    added = backend.backend_tokenizer.get_added_tokens_decoder().values()
+    named = {str(token) for token in backend.special_tokens_map.values()}
+    asked = named & {token.content for token in added}
+    if not asked or not file.is_file():
+        return
+    held = json.loads(file.read_text("utf-8"))
+    known = {token.get("content") for token in held.get("added_tokens") or ()}
+    asked -= known | set(_vocabulary(held.get("model") or {}))
+    for name in ("tokenizer_config.json", "added_tokens.json"):
+        beside = file.with_name(name)
+        if asked and beside.is_file():
+            stated = json.loads(beside.read_text("utf-8"))
+            decoder = stated.get("added_tokens_decoder") or {}
+            asked -= {token.get("content") for token in decoder.values()}
+            asked -= stated.keys() if name == "added_tokens.json" else set()
+    if asked:
+        raise ValueError(
+            f"{path}: the special token {min(asked)!r} is not in the vocabulary; "
+            "expected a token that tokenizer.json has. Correct tokenizer_config.json, "
+            "or take the files that belong together."
+        )
+
+
+def _vocabulary(model: dict) -> list[str]:
+    """Returns the tokens of the model in a tokenizer.json."""
+    vocab = model.get("vocab") or ()
+    return list(vocab) if isinstance(vocab, dict) else [piece for piece, _ in vocab]
 
 
 def _read(loader, path: Path, *args, **kwargs) -> PreTrainedTokenizerFast:
@@ -343,12 +387,7 @@ def _generation_settings(directory: Path) -> tuple[Path, dict]:
         file = directory / name
         if not file.is_file():
             continue
-        try:
-            settings = json.loads(file.read_text("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}: {error}; expected a JSON object.") from error
-        if not isinstance(settings, dict):
-            raise ValueError(f"{file}: {settings!r}; expected a JSON object.")
+        settings = hf_config.read_json(epath.Path(file))
         if name == "config.json":
             settings = {key: settings[key] for key in _GENERATION if key in settings}
         return file, settings
@@ -390,7 +429,13 @@ def _token_bytes(backend: PreTrainedTokenizerFast, path: Path) -> tuple[bytes, .
             "sentencepiece kind (with U+2581 for spaces)."
         )
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    result = [b""] * (max(vocabulary.values()) + 1)
+    largest = max(vocabulary.values())
+    if largest >= limits.NUMBERS["vocab_size"][1]:
+        raise ValueError(
+            f"{path}: the largest token id is {largest}; expected ids below "
+            f"{limits.NUMBERS['vocab_size'][1]:,}. Take the tokenizer of the model."
+        )
+    result = [b""] * (largest + 1)
     for piece, token in vocabulary.items():
         result[token] = to_bytes(piece)
     special = set(backend.all_special_ids)

@@ -10,6 +10,8 @@ Directories may be local or on object storage (gs://...), through `etils.epath`.
 import functools
 import math
 import os
+import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -125,21 +127,46 @@ def _stored(directory: epath.Path) -> dict[str, Stored]:
     single = directory / "model.safetensors"
     index = directory / "model.safetensors.index.json"
     if single.exists():
-        files = [single]
-    elif index.exists():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise ValueError(
-                f"{index}: no weight_map; expected the file of every tensor. Download "
-                "it again."
-            )
-        files = [directory / name for name in sorted(set(shards.values()))]
-    else:
+        return stored_tensors(single)
+    if not index.exists():
         return {}
-    located = {}
-    for file in files:
-        located |= stored_tensors(file)
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ValueError(
+            f"{index}: no weight_map; expected the file of every tensor. Download it "
+            "again."
+        )
+    for name in shards.values():
+        if not _is_name(name):
+            raise ValueError(
+                f"{index}: a tensor is in the file {reprlib.repr(name)}; expected the "
+                "name of a file in this folder, such as model-00001-of-00002."
+                "safetensors. Download it again."
+            )
+    located: dict[str, Stored] = {}
+    for name in sorted(set(shards.values())):
+        found = stored_tensors(directory / name)
+        for tensor in found:
+            wanted = shards.get(tensor, name)
+            if wanted == name and tensor in located:
+                wanted = located[tensor].file.name
+            if wanted != name:
+                raise ValueError(
+                    f"{index}: tensor {tensor} is in {name} and should be in {wanted}; "
+                    "expected every tensor once, in the file that weight_map names. "
+                    "Download the files again."
+                )
+        located |= found
     return located
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a value is the name of a file, and no path that leaves its folder."""
+    return (
+        isinstance(value, str)
+        and re.fullmatch(r"[\w.+ -]{1,255}", value) is not None
+        and value.endswith(".safetensors")
+    )
 
 
 def load_hf(

@@ -18,7 +18,7 @@ from stepjax import own_import, prompts, records
 from stepjax.initial_data.formats import sources
 from stepjax.lm import files, gguf_files, gguf_tokenizer, hf_config, hosts, tokenizer
 from stepjax.prompts import Templates
-from stepjax.run import checks
+from stepjax.run import checks, mend_data
 from stepjax.run.kind import Kind, choose
 from stepjax.run.rundir import RunDirectory, Stage
 from stepjax.settings import Data, Settings
@@ -80,17 +80,25 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> St
       directory: its directory.
 
     Raises:
-      ValueError: see `make_data` and `make_tokenizer`.
+      ValueError: see `make_data` and `make_tokenizer`; or what was written is damaged,
+        and the settings no longer give the same.
     """
     folder = directory.path / "data"
+
+    def make(place: pathlib.Path) -> dict[str, int]:
+        make_tokenizer(settings, place / "tokenizer")
+        return make_data(settings, texts, place / "data")
+
+    wrong = hosts.agreed("data mended", lambda: mend_data.mend(directory, make))
+    if wrong:
+        raise ValueError(wrong)
     stage = directory.stage("prepare", folder / "manifest.json", {})
     if stage.done:
         return stage
     written, counts = [], {}
     if hosts.first():
-        make_tokenizer(settings, directory.path / "tokenizer")
+        counts = make(directory.path)
         files.sync_all(directory.path / "tokenizer")
-        counts = make_data(settings, texts, folder)
         written = [f"{name}.jsonl" for name in counts]
         ids = sorted((directory.path / "tokenizer").iterdir())
         written += [f"../tokenizer/{path.name}" for path in ids]

@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
 
 class Journal:
-    """Where an unfinished search can go on: one line per pause.
+    """Where an unfinished search can go on: one numbered line per pause.
 
     Each host writes its own file and reads the files of all hosts, so that a run may go
     on with another number of hosts.
@@ -60,6 +60,7 @@ class Journal:
         self.path = path.with_name(name)
         self.closed: dict[str, Any] = {}
         self.active: dict[int, Any] = {}
+        self._lines = 1  # of this host's file, with the first one
         self.read()
         hosts.barrier(f"{path} read")
         if not self.path.exists():
@@ -71,8 +72,9 @@ class Journal:
     def read(self) -> None:
         """Reads the files of all hosts, and cuts what is damaged off this host's own.
 
-        A line that has changed since it was written costs itself and the lines after
-        it, which go on from it; what they hold is searched again.
+        A line that has changed since it was written, or is not in its place, costs
+        itself and the lines after it, which go on from it; what they hold is searched
+        again.
         """
         for path in _journals(self._first):
             # The last line may end within a character.
@@ -85,7 +87,7 @@ class Journal:
                 )
             for number, line in enumerate(lines[1:] if head == whole else (), 2):
                 try:
-                    self._take(line, f"line {number}", path == self.path)
+                    self._take(line, number, path == self.path)
                 except (ValueError, LookupError, TypeError, RecursionError) as error:
                     reason = str(error).partition("; ")[0]
                     self._say(
@@ -95,21 +97,25 @@ class Journal:
                     break
                 whole.append(line)
             if path == self.path:
+                self._lines = len(whole)
                 with files.replacing(path) as file:
                     file.writelines(line.decode("utf-8") + "\n" for line in whole)
 
-    def _take(self, line: bytes, place: str, own: bool) -> None:
+    def _take(self, line: bytes, number: int, own: bool) -> None:
         """Takes over one line.
 
         Args:
           line: of the file of a host.
-          place: of the line, for people.
+          number: of the line, from 1.
           own: whether it is this host's.
 
         Raises:
           ValueError: when it is damaged.
         """
+        place = f"line {number}"
         row = files.unseal(json.loads(line.decode("utf-8")), place, needed=True)
+        if row["line"] != number:
+            raise ValueError(f"{place}: it was written as line {row['line']}")
         states = [self._from_row(item) for item in row["closed"]]
         active = {slot: self._from_row(item) for slot, item in row["active"]}
         self.closed |= {self._name(state): state for state in states}
@@ -120,7 +126,9 @@ class Journal:
         """Keeps the searches closed since the last pause, and those in flight."""
         self.closed |= {self._name(state): state for state in closed}
         self.active = dict(active)
+        self._lines += 1
         row = {
+            "line": self._lines,
             "closed": list(map(self._to_row, closed)),
             "active": [[slot, self._to_row(state)] for slot, state in active.items()],
         }

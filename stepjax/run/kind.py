@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from stepjax import records, srlm
 from stepjax.controls import IsRight
 from stepjax.initial_data import eft
-from stepjax.initial_data.formats import sources, tfds
+from stepjax.initial_data.formats import meaning, sources, tfds
 from stepjax.judge import Judgments, comparisons
 from stepjax.prompts import Templates
 from stepjax.propose import STEP, Unit
@@ -131,10 +131,20 @@ def rows_of(record_type: type) -> sources.Reader:
     It also reads rows of tensorflow-datasets; see `initial_data.formats.tfds`.
     """
 
+    def parse(row: dict[str, Any], name: str, texts: Templates) -> list:
+        del name, texts  # every row has an id, and steps with markers
+        return [records.from_object(row, record_type)]
+
     def read(path: str, texts: Templates, *, strict: bool = False) -> list:
-        del texts, strict
-        if tfds.is_address(path):
-            return tfds.read(path, record_type)
-        return records.read_jsonl(path, record_type)
+        del strict  # further fields are always errors
+        if not tfds.is_address(path):
+            return sources.read_with(path, parse, "jsonl", texts)
+        rows = tfds.read(path, record_type)
+        for row in rows:
+            try:
+                meaning.check(row, texts)
+            except ValueError as error:
+                raise ValueError(f"{path} (id {row.id[:60]}): {error}") from error
+        return rows
 
     return read

@@ -1,26 +1,32 @@
 """One command at a time writes into a run directory.
 
 The file ``.lock`` in the directory says who: host, process, the time when the process
-was started, and since when it holds the lock. Its making is atomic on local disks and
-on NFS (a link), where ``flock`` is not to be relied on. Its owner writes it again
-every 15 seconds, so its time of change is a sign of life.
+was started, and since when it holds the lock. It appears whole, under its name, or not
+at all (`os.link`, which is atomic on local disks and on NFS, where ``flock`` is not to
+be relied on). Its owner writes it again every 15 seconds, as a sign of life.
 
 A lock is left behind by a process that was killed. It is stale, and is replaced, when
 
-*   it is of this host, and that process is gone, or its number was given to another
+*   it is of this machine, and that process is gone, or its number was given to another
     process, which was started at another time;
-*   it is of another host, or of another container, and there was no sign of life for
-    180 seconds, by the clock of the file system.
+*   it is of another machine or container, there was no sign of life for 180 seconds by
+    the clock of the file system, and none comes while a new command waits for it. The
+    waiting alone decides when the machine was started anew since.
+
+Who replaces a stale lock holds a lock on that lock meanwhile, so that two commands
+which find the same one do not both get it. A process whose lock was replaced, because
+its machine was asleep for long, ends at once when it notices.
 """
 
 import atexit
 import contextlib
 import datetime
-import errno
+import hashlib
 import json
 import os
 import pathlib
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -31,7 +37,6 @@ from stepjax.lm import files
 NAME = ".lock"
 BEAT_SECONDS = 15  # between two signs of life
 STALE_SECONDS = 180  # without one, the lock of another host is stale
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 _held: dict[pathlib.Path, "_Beat"] = {}  # locks of this process
 
@@ -49,27 +54,52 @@ def take(folder: pathlib.Path) -> None:
     if path in _held or folder.exists() and not folder.is_dir():
         return  # who opens the run says what a file there means
     files.make_folder(folder)
-    mine = _self()
-    text = json.dumps(mine, sort_keys=True).encode()
+    text = json.dumps(_self(), sort_keys=True).encode()
+    _hold(path, text)
+    _held[path] = _Beat(path, text)
+    for left in folder.glob(f"{NAME}.*"):  # of commands that were killed
+        found = _read(left)
+        if found is not None and _is_stale(left, found, wait=False):
+            left.unlink(missing_ok=True)
+
+
+def _hold(path: pathlib.Path, text: bytes) -> None:
+    """Makes a lock with this text, in the place of a stale one if there is one.
+
+    Raises:
+      ValueError: when another process holds it.
+    """
+    tries = 0
     while not _made(path, text):
+        kept = _bytes(path)
         theirs = _read(path)
-        if theirs is None:
+        if kept is None or theirs is None:
             continue  # it was released just now
         if not _is_stale(path, theirs):
             raise ValueError(_refusal(path, theirs))
-        _remove(path, theirs)
-        if _made(path, text):
-            time.sleep(0.5)  # for others who found the same stale lock
-        if _read(path) == mine:
-            break
-    _held[path] = _Beat(path, text)
+        # Only who holds the lock on this stale lock may replace it.
+        claim = path.with_name(f"{NAME}.{hashlib.sha256(kept).hexdigest()[:16]}")
+        try:
+            _hold(claim, text)
+        except ValueError:  # another command replaces it now; see who has it then
+            tries += 1
+            if tries > 50:
+                raise
+            time.sleep(0.1)
+            continue
+        try:
+            if _bytes(path) == kept:
+                _replace(path, text)
+                return
+        finally:
+            claim.unlink(missing_ok=True)
 
 
 def is_others(folder: pathlib.Path) -> bool:
     """Whether another process works in a run directory now."""
     path = folder.absolute() / NAME
     found = None if path in _held else _read(path)
-    return found is not None and not _is_stale(path, found)
+    return found is not None and not _is_stale(path, found, wait=False)
 
 
 def release(folder: pathlib.Path) -> None:
@@ -92,12 +122,21 @@ def _self() -> dict[str, Any]:
     pid = os.getpid()
     return {
         "host": socket.gethostname(),
+        "boot": _boot(),
         "processes": _processes(),
         "pid": pid,
         "started": _started(pid),
         "since": now.isoformat(sep=" ", timespec="seconds"),
         "token": uuid.uuid4().hex,
     }
+
+
+def _boot() -> str:
+    """Returns what tells this start of this machine from all other ones, on Linux."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _processes() -> str:
@@ -129,78 +168,136 @@ def _started(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]  # a zombie has ended
 
 
-def _made(path: pathlib.Path, text: bytes) -> bool:
-    """Makes the file, unless it is there; returns whether it did.
+def _written(path: pathlib.Path, text: bytes) -> pathlib.Path:
+    """Returns a new file beside a lock, with this text, which is on the disk."""
+    temporary = path.with_name(f"{NAME}.{uuid.uuid4().hex}.tmp")
+    with files.named(path), open(temporary, "xb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
 
-    It is a link to a file that is whole: a kill in between leaves no empty lock. Where
-    a file system has no links, it is made empty and then written.
-    """
-    if path.exists():
-        return False
-    whole = path.with_name(f"{NAME}.{uuid.uuid4().hex}.tmp")
+
+def _made(path: pathlib.Path, text: bytes) -> bool:
+    """Makes the file, unless it is there; returns whether it did."""
+    temporary = _written(path, text)
     try:
-        with files.named(path), open(whole, "wb") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.link(whole, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        return _written(path, text)
+        os.link(temporary, path)
+    except (FileExistsError, FileNotFoundError):
+        return _bytes(path) == text  # NFS may say so of a link that it has made
+    except OSError:  # a file system without links
+        return _made_without_link(path, text)
     finally:
-        whole.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return True
 
 
-def _written(path: pathlib.Path, text: bytes) -> bool:
-    """Makes the file where there are no links; returns whether it did."""
+def _made_without_link(path: pathlib.Path, text: bytes) -> bool:
     try:
-        with files.named(path), open(path, "xb") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
+    try:
+        with files.named(path), open(file, "wb") as opened:
+            opened.write(text)
+            opened.flush()
+            os.fsync(file)
     except OSError:
         path.unlink(missing_ok=True)
         raise
     return True
 
 
+def _replace(path: pathlib.Path, text: bytes) -> None:
+    temporary = _written(path, text)
+    try:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _bytes(path: pathlib.Path) -> bytes | None:
+    """Returns what is in a file; None when it is gone."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def _read(path: pathlib.Path) -> dict[str, Any] | None:
     """Returns what a lock says; None when it is gone, {} when it says nothing.
 
-    A lock that was just made is empty for a moment.
+    Where there are no links, a lock that was just made is empty for a moment.
     """
     for attempt in range(10):
         time.sleep(0.05 * bool(attempt))
-        try:
-            found = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        kept = _bytes(path)
+        if kept is None:
             return None
-        except ValueError:
-            continue
-        if isinstance(found, dict) and isinstance(found.get("pid"), int):
-            return found
+        with contextlib.suppress(ValueError):
+            found = json.loads(kept)
+            if isinstance(found, dict) and isinstance(found.get("pid"), int):
+                return found
     return {}
 
 
-def _is_stale(path: pathlib.Path, lock: dict[str, Any]) -> bool:
-    """Whether the process that made a lock is gone for sure, or silent for long."""
+def _is_stale(path: pathlib.Path, lock: dict[str, Any], wait: bool = True) -> bool:
+    """Whether the process that made a lock is gone for sure, or silent for long.
+
+    Args:
+      path: of the lock.
+      lock: what it says.
+      wait: whether to wait for a sign of life of a process that has been silent;
+        without waiting such a lock does not count as stale.
+    """
+    if not lock:  # nobody can have written it for long, or it is damaged
+        seconds = STALE_SECONDS if _bytes(path) else 5
+        return _silence(path) > seconds
     if _is_here(lock):
         started = _started(lock["pid"])
         known = lock.get("started") and started
         return started is None or bool(known and started != lock["started"])
-    return _silence(path) > STALE_SECONDS
+    restarted = lock.get("host") == socket.gethostname() and _boot() != lock.get("boot")
+    silent = restarted or _silence(path) > STALE_SECONDS
+    return bool(silent and wait) and not _gives_signs(path, lock)
 
 
 def _is_here(lock: dict[str, Any]) -> bool:
     """Whether this process sees the process that made a lock."""
-    place = lock.get("host"), lock.get("processes")
-    return place == (socket.gethostname(), _processes())
+    place = lock.get("host"), lock.get("boot"), lock.get("processes")
+    return place == (socket.gethostname(), _boot(), _processes())
+
+
+def _gives_signs(path: pathlib.Path, lock: dict[str, Any]) -> bool:
+    """Whether a lock is written again within the time between two signs of life.
+
+    The clock of the file system may have jumped, so its age alone proves nothing.
+    """
+    seconds = 2 * BEAT_SECONDS
+    print(
+        f"stepjax: {path.parent} is locked by process {lock.get('pid')} on host "
+        f"{lock.get('host')}, which was silent; waiting {seconds} s for a sign of life",
+        file=sys.stderr,
+        flush=True,
+    )
+    before, end = _changed(path), time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(min(0.5, BEAT_SECONDS))
+        if _changed(path) != before:
+            return True
+    return False
+
+
+def _changed(path: pathlib.Path) -> float | None:
+    """Returns when a file was changed, in seconds; None when it is gone.
+
+    The file is opened for that, because NFS then asks its server.
+    """
+    try:
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
 
 
 def _silence(path: pathlib.Path) -> float:
@@ -208,24 +305,10 @@ def _silence(path: pathlib.Path) -> float:
     probe = path.with_name(f"{NAME}.{uuid.uuid4().hex}.tmp")
     try:
         probe.touch()
-        return probe.stat().st_mtime - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+        now, before = _changed(probe), _changed(path)
     finally:
         probe.unlink(missing_ok=True)
-
-
-def _remove(path: pathlib.Path, stale: dict[str, Any]) -> None:
-    """Removes a stale lock, but not the one that another process has just made."""
-    aside = path.with_name(f"{NAME}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    if _read(aside) != stale:
-        with contextlib.suppress(OSError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
+    return 0.0 if now is None or before is None else now - before
 
 
 def _refusal(path: pathlib.Path, lock: dict[str, Any]) -> str:
@@ -253,26 +336,41 @@ class _Beat:
     """Gives signs of life while this process holds a lock."""
 
     def __init__(self, path: pathlib.Path, text: bytes):
-        self._path, self._text = path, text
+        self._path, self._text, self._process = path, text, os.getpid()
         self._over = threading.Event()
         thread = threading.Thread(target=self._run, name="stepjax-lock", daemon=True)
         thread.start()
 
     def _run(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
-            # NFS may be away for a while; a lock that is gone is not made again.
-            with contextlib.suppress(OSError):
-                if not self._is_mine():
-                    return
-                with open(self._path, "r+b") as file:
-                    file.write(self._text)
+            with contextlib.suppress(OSError):  # NFS may be away for a while
+                self._beat()
 
-    def _is_mine(self) -> bool:
-        return self._path.read_bytes() == self._text
+    def _beat(self) -> None:
+        """Gives one sign of life; ends the process if another one has the lock."""
+        kept = _bytes(self._path)
+        if kept is None:
+            _made(self._path, self._text)  # somebody has deleted it
+        elif kept == self._text:
+            with open(self._path, "r+b") as file:
+                file.write(self._text)
+        elif not self._over.is_set() and (theirs := _read(self._path)):
+            who = f"process {theirs.get('pid')} on host {theirs.get('host')}"
+            print(
+                f"stepjax: {self._path.parent} was taken over by {who}, because this "
+                f"process gave no sign of life; process {os.getpid()} ends, so that "
+                "only one writes there.",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)
 
     def end(self) -> None:
-        """Removes the lock, unless it is another process's by now."""
+        """Removes the lock, unless it is another process's by now.
+
+        A process that was forked from the owner does not remove it.
+        """
         self._over.set()
         with contextlib.suppress(OSError):
-            if self._is_mine():
+            if os.getpid() == self._process and _bytes(self._path) == self._text:
                 self._path.unlink()

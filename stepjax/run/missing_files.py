@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from stepjax.lm import ordinary
 from stepjax.run import paths
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -30,6 +31,8 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
             found.append(address)
         elif path and not later and not os.path.exists(path):
             found.append(f"{name}={path!r}: no such file; expected {what}.")
+        elif path and (kind := ordinary.kind(path)):
+            found.append(f"{name}={path!r}: this is {kind}; expected {what}.")
 
     look("tokenizer", config.tokenizer, "a folder or tokenizer.json", False)
     if data.world == "word_problems":

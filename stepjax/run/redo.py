@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from stepjax.lm import files
 from stepjax.own_files import did_you_mean
+from stepjax.run import config_json
 
 # Stage, in the order of a run → settings, or sections of them, that decide its result.
 # What a stage takes over from an earlier one is not repeated.
@@ -49,6 +50,7 @@ MEASURED = {
 _FREE = (
     *("mesh", "search.slots", "search.tensor", "judge.rows", "mcts.remember_tokens"),
     *("train.checkpoint_every", "train.log_every", "train.micro_batches"),
+    "train.on_nonfinite",
     *("model.remat", "model.attention", "dpo.reference", "iterations"),
     *("teacher.url", "teacher.key_variable", "teacher.concurrency", "teacher.timeout"),
     *("teacher.requests_per_minute", "teacher.token_budget", "teacher.retries"),
@@ -80,28 +82,42 @@ class Made(NamedTuple):
         return f"M{self.number}{' search' if self.stage == 'search' else ''}"
 
 
-def made(folder: pathlib.Path) -> list[Made]:
-    """Returns the stages that a run has finished or begun, in their order."""
+def places(folder: pathlib.Path) -> list[tuple[str, int, tuple[str, ...]]]:
+    """Returns the stages that a run can have, in their order.
+
+    Returns:
+      (a key of `DEPENDS`, the number of the model, patterns of its files and folders,
+      the manifest first) for each.
+    """
     before = {
         "prepare": ("data/manifest.json", "data", "tokenizer"),
         "policy": ("init/policy/manifest.json", "init/policy"),
-        "rollouts": ("init/values*",),
+        "rollouts": ("init/values.json", "init/values*"),
         "prm": ("init/prm/manifest.json", "init/prm"),
         "mcts": ("init/mcts.json", "init/trees*", "init/pairs.jsonl"),
         "eft": ("init/eft.json", "init/dropped.jsonl"),
     }
-    model = ("manifest.json", "params", "train")
+    model = ("manifest.json", "params", "train", "*.damaged*")
     searched = ("search.json", "search.jsonl", "search.partial*", "pairs.jsonl")
-    places = [(name, 0, patterns) for name, patterns in before.items()]
+    found = [(name, 0, patterns) for name, patterns in before.items()]
     numbers = [int(p.name[1:]) for p in folder.glob("M*") if p.name[1:].isdecimal()]
     for number in range(1, max(numbers, default=0) + 1):
         own = tuple(f"M{number}/{name}" for name in model)
-        places.append(("sft" if number == 1 else "dpo", number, own))
+        found.append(("sft" if number == 1 else "dpo", number, own))
         own = tuple(f"M{number}/{name}" for name in searched)
-        places.append(("search", number, own))
+        found.append(("search", number, own))
+    return found
+
+
+def made(folder: pathlib.Path) -> list[Made]:
+    """Returns the stages that a run has finished or begun, in their order."""
     found = [
-        Made(name, number, tuple(p for text in own for p in sorted(folder.glob(text))))
-        for name, number, own in places
+        Made(
+            name,
+            number,
+            tuple(dict.fromkeys(p for text in own for p in sorted(folder.glob(text)))),
+        )
+        for name, number, own in places(folder)
     ]
     return [stage for stage in found if stage.paths]
 
@@ -219,15 +235,7 @@ def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 def no_stage(name: str) -> str:
     """Returns a sentence about a --redo that names no stage, and what to do instead."""
-    expected = f"expected one of {', '.join(DEPENDS)}"
-    number = name.upper().removeprefix("M")
-    if number.isdecimal() and int(number):
-        by = "sft" if int(number) == 1 else "dpo"
-        return (
-            f"--redo={name}: this is a model and no stage; {expected}. With changed "
-            f"settings, --redo={by} makes M{int(number)} again, and what came after "
-            "it. With the same settings, use another --workdir."
-        )
+    expected = f"expected one of {', '.join(DEPENDS)}, or a model such as M1"
     if name.lower().startswith("eval"):
         return (
             f"--redo={name}: measuring is no stage; {expected}. A measurement whose "
@@ -235,6 +243,25 @@ def no_stage(name: str) -> str:
             "delete its file in the folder eval of --workdir and run `stepjax eval`."
         )
     return f"--redo={name}; {expected}{did_you_mean(name, DEPENDS)}."
+
+
+def allows(name: str, stage: Made) -> bool:
+    """Whether --redo=NAME lets a stage, and what comes after it, be deleted.
+
+    Args:
+      name: a stage of `DEPENDS`, a model such as "M1", or "".
+      stage: the first that would be deleted.
+    """
+    order = list(DEPENDS)
+    if name in DEPENDS:
+        return order.index(name) <= order.index(stage.stage)
+    return 0 < model_number(name) <= stage.number
+
+
+def model_number(name: str) -> int:
+    """Returns the number of a model, such as 2 for "M2"; 0 for what is no model."""
+    number = name[1:] if name[:1] in "Mm" else ""
+    return int(number) if number.isascii() and number.isdecimal() else 0
 
 
 def refuse(folder: pathlib.Path, old: Sequence[Made], what: str) -> None:
@@ -263,7 +290,7 @@ def set_aside(folder: pathlib.Path, old: Sequence[Made]) -> None:
     inside = dict.fromkeys(str(path.relative_to(folder)) for path in paths)
     aside = folder / _ASIDE
     aside.mkdir()
-    settings = files.read_json(folder / "config.json")
+    settings = config_json.read(folder)
     record = {"paths": list(inside), "config": settings}
     files.write_json(aside / _RECORD, record, sealed=True)
     for name in inside:
@@ -283,9 +310,21 @@ def restore(folder: pathlib.Path) -> bool:
             _delete(folder / name)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (aside / name).rename(folder / name)
-    files.write_json(folder / "config.json", record["config"])
+    config_json.write(folder, record["config"])
     drop(folder)
     return True
+
+
+def drop_unfinished(folder: pathlib.Path) -> None:
+    """Deletes training states and journals of searches, which begin anew then."""
+    for pattern in (
+        "M*/train",
+        "init/*/train",
+        "M*/search.partial*",
+        "init/*.partial*",
+    ):
+        for path in folder.glob(pattern):
+            _delete(path)
 
 
 def drop(folder: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """Log-probabilities of the reference model, for all batches before step-DPO begins."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def fill(
     inputs = {"batches and model": digest.hexdigest()}
     inputs |= run.dir.model_digest(int(model[1:]) - 1)
     journal = of_rows(folder / "reference.jsonl", inputs, run.monitor.say)
-    done = len(journal.closed)
+    done = next(n for n in itertools.count() if n not in journal.closed)
     filled = [
         batch._replace(reference=np.array(journal.closed[at].found, np.float32))
         for at, batch in enumerate(batches[:done])

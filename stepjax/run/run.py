@@ -37,10 +37,12 @@ from stepjax.run import (
     data,
     kind,
     lock,
+    manifest,
     more_questions,
     paths,
     ranges,
     rundir,
+    stage,
 )
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
@@ -52,6 +54,7 @@ class Run:
     """A run that is ready: its data is made and every early check has passed.
 
     Attributes:
+      loaded: folders of the models that were read or written, and are whole.
       settings: of the run, typed.
       dir: the run directory.
       monitor: progress bars and metrics.
@@ -92,6 +95,7 @@ class Run:
         if address := paths.no_run("workdir", os.fspath(workdir)):
             raise ValueError(address)
         ranges.check(config)
+        self.loaded: set[pathlib.Path] = set()
         self.settings = from_config(config)
         by, proposed = self.settings.judge.by, self.settings.search.propose_by
         wrong = own_import.wrong(by, proposed)
@@ -116,6 +120,7 @@ class Run:
     def _begin(self) -> None:
         settings = self.settings
         self.monitor = Monitor(self.dir.path, quiet=not hosts.first())
+        self.dir.say = self.monitor.say
         for line in self.dir.news:
             self.monitor.say(line)
         self.mesh = sharding.make_mesh(**settings.mesh._asdict())
@@ -186,6 +191,12 @@ class Run:
         """The IFT and EFT rows of the run as trees; read when first asked for."""
         eft = self.dir.read("eft", self.kind.judgments.record)
         example, words = self.kind.judgments.example, self.settings.sft.verdict_words
+        if words and self.settings.sft.verdict_weight == 1:
+            self.monitor.say(
+                f"sft.verdict_words={words} changes nothing with sft.verdict_weight=1, "
+                "because these words get the weight of the verdict; expected another "
+                "weight, or ()."
+            )
         if words and eft:
             responses = (example(self.codec, row)[1] for row in eft)
             absent = sft.absent_words(self.codec, responses, words)
@@ -236,8 +247,10 @@ class Run:
     def load(self, folder: pathlib.Path) -> Any:
         """Returns the parameters in the folder of a finished model, in their shardings.
 
-        Raises:
-          ValueError: when the model is not finished or is damaged.
+          Raises:
+            ValueError: when the model is not finished.
+        Damaged: when it is damaged.
+        OSError: when one of its files cannot be read, which does not mean that.
         """
         path = folder / "manifest.json"
         if not path.exists():
@@ -251,9 +264,20 @@ class Run:
             lm.unboxed(shapes),
             self.shardings(),
         )
-        digests = rundir.read_manifest(path)["arrays"]
         with self.monitor.during(f"loading {folder.name}"):
-            return checkpoint.load_tree(folder / "params", like, digests)
+            try:
+                digests = manifest.read(path)["arrays"]
+                params = checkpoint.load_tree(folder / "params", like, digests)
+            except (ValueError, LookupError) as error:
+                _check_readable(folder)
+                reason = str(error).partition("; expected")[0]
+                raise stage.Damaged(
+                    f"{reason}; expected the model as it was saved. `stepjax run` on "
+                    "the same --workdir makes it again.",
+                    path,
+                ) from error
+        self.loaded.add(folder)
+        return params
 
     def _initial_params(self) -> Any:
         init = self.settings.init
@@ -310,7 +334,9 @@ class Run:
         origin, remedy = f"{folder.name} after its training", _DIVERGED
         weights.check_finite(params, self.model.config, origin, remedy)
         with self.monitor.during(f"saving {folder.name}"):
-            return checkpoint.save_tree(folder / "params", params)
+            digests = checkpoint.save_tree(folder / "params", params)
+        self.loaded.add(folder)
+        return digests
 
     def fit(
         self,
@@ -406,3 +432,12 @@ class Run:
             except FloatingPointError as error:
                 raise FloatingPointError(f"{model} {name}: {error}") from error
         return state.params, done
+
+
+def _check_readable(folder: pathlib.Path) -> None:
+    """Raises OSError if a file of a model cannot be read at the moment."""
+    for path in sorted(folder.glob("params/**/*")):
+        if path.is_file():
+            with open(path, "rb") as file:
+                while file.read(1 << 24):
+                    pass

@@ -8,47 +8,20 @@ import json
 import os
 import pathlib
 import shutil
-import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
+from absl import logging
 
 import stepjax
 from stepjax import records
 from stepjax.config import default, to_dict
 from stepjax.lm import files, hosts
-from stepjax.run import lock, redo
-
-_PARTS = ("inputs", "files")  # that every manifest has
-
-
-def file_digest(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file.
-
-    Raises:
-      ValueError: when it is missing.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; expected the result of an earlier stage.")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """Returns what the manifest of a stage or the file of an evaluation holds.
-
-    Raises:
-      ValueError: when it is damaged, see `files.read_json`, or is something else.
-    """
-    manifest = files.read_json(path)
-    parts = [manifest.get(n) if isinstance(manifest, dict) else 0 for n in _PARTS]
-    if not all(isinstance(part, dict) for part in parts):
-        raise ValueError(
-            f"{path}: there are no {' and '.join(_PARTS)} in it; expected what a "
-            f"finished stage has written. Put it back, or delete {_result(path)} and "
-            "run the same command again."
-        )
-    return manifest
+from stepjax.run import config_json, lock, redo, standing
+from stepjax.run import manifest as manifests
+from stepjax.run.manifest import file_digest
+from stepjax.run.stage import Stage
 
 
 class RunDirectory:
@@ -58,6 +31,9 @@ class RunDirectory:
       path: the folder.
       is_new: whether this claim has made it.
       news: what this claim has changed in it, in words.
+      mends: whether a finished stage that is damaged is done again, by commands that
+        work; other ones say which command does that.
+      say: called with a sentence about each stage that is done again.
     """
 
     def __init__(
@@ -74,8 +50,9 @@ class RunDirectory:
         Args:
           config: the settings.
           path: the folder.
-          redo: a stage of `redo.DEPENDS` that may be deleted, with all that come after
-            it, if the settings have changed since it was made; "" for none.
+          redo: a stage of `redo.DEPENDS`, or a model such as "M1": it and what comes
+            after it may be deleted, as far as the settings have changed since it was
+            made, or it was made from something else than what is there; "" for none.
           dry_run: whether all of it comes back at the end (`give_back`).
           keep: whether a directory with data keeps its config.json when nothing that
             was made depends on what differs, or searches only, which can be measured
@@ -87,15 +64,17 @@ class RunDirectory:
         """
         self.path, self._config = pathlib.Path(path), to_dict(config)
         self.news: list[str] = []
+        self.mends = not (keep or dry_run)
+        self.say: Callable[[str], None] = logging.warning
         self._redo, self._keep = redo, keep
         self._own = self._config  # settings of config.json
         when = "will be deleted when all checks have passed"
         self._deleted = "would be deleted" if dry_run else when
-        self._before: dict = {}  # settings that other ones have replaced
+        self._before = ""  # config.json, before other settings have replaced it
         self._before_data: dict[pathlib.Path, bytes | None] = {}
         # Only the first host looks before the file is written: NFS may cache "no such
         # file" on the other hosts.
-        self.is_new = hosts.first() and not (self.path / "config.json").exists()
+        self.is_new = hosts.first() and not self._is_run()
         if hosts.first():
             self._claim(self._config)
         hosts.barrier("run directory claimed")
@@ -123,7 +102,8 @@ class RunDirectory:
             for path, content in self._before_data.items():
                 if content is not None:
                     path.write_bytes(content)
-            files.write_json(self.path / "config.json", self._before)
+            with files.replacing(self.path / "config.json") as file:
+                file.write(self._before)
 
     def accept(self) -> None:
         """Deletes for good what --redo takes away: the new settings can work."""
@@ -135,18 +115,61 @@ class RunDirectory:
 
     def _claim(self, mine: dict) -> None:
         """Writes config.json, or checks that what was made fits these settings."""
-        path = self.path / "config.json"
-        if path.exists():
-            self._change(path, mine)
+        if self._is_run():
+            self._change(mine)
         elif self.path.exists() and not (self.path.is_dir() and self._is_empty()):
             raise ValueError(
                 f"{self.path} is not empty and has no config.json; expected a new "
                 "folder or one of an earlier run. Use another --workdir."
             )
         else:
-            files.write_json(path, mine)
+            config_json.write(self.path, mine)
 
-    def _change(self, path: pathlib.Path, mine: dict) -> None:
+    def _is_run(self) -> bool:
+        """Whether the folder has settings of a run, or has lost them."""
+        return (self.path / "config.json").exists() or bool(self._finished())
+
+    def _finished(self) -> list[tuple[redo.Made, dict[str, Any]]]:
+        """Returns the finished stages and their manifests, in their order."""
+        return list(standing.finished(self.path))
+
+    def _settings(self, mine: dict) -> dict:
+        """Returns what config.json holds, or `mine` if they are what it has lost."""
+        path = self.path / "config.json"
+        try:
+            return config_json.read(self.path)
+        except (FileNotFoundError, ValueError) as error:
+            reason = str(error).partition("; expected")[0]
+            if isinstance(error, FileNotFoundError):
+                reason = f"{path} is gone"
+            found = self._finished()
+            if not found:
+                raise ValueError(
+                    f"{reason}; expected the settings of the run. No stage of it is "
+                    "finished, so delete the folder, or use another --workdir."
+                ) from error
+            stage, manifest = found[-1]
+            if not config_json.is_of(mine, manifest.get("config", "")):
+                raise ValueError(
+                    f"{reason}, and the settings of this command are not those that "
+                    f"{stage} was made with; expected these. Give them with --config "
+                    f"and --config.NAME=VALUE, or put {path} back."
+                ) from error
+            if not self.mends:
+                raise ValueError(
+                    f"{reason}; expected the settings of the run. `stepjax run` with "
+                    "the same settings writes it again."
+                ) from error
+            # Perhaps begun with settings that were given since the last stage.
+            redo.drop_unfinished(self.path)
+            config_json.write(self.path, mine)
+            self.news.append(
+                f"{reason}; it is written again, as the settings are those that "
+                f"{stage} was made with. Stages that are not finished begin anew"
+            )
+            return mine
+
+    def _change(self, mine: dict) -> None:
         """Takes over other settings if no stage, or only --redo, stands against it."""
         # The other hosts come here after the first one has set stages aside.
         alone = hosts.first() and not lock.is_others(self.path)
@@ -157,12 +180,14 @@ class RunDirectory:
             path: path.read_bytes() if path == manifest else None
             for path in self._data_files()
         }
-        kept = files.read_json(path)
+        kept = self._settings(mine)
+        before = (self.path / "config.json").read_text("utf-8")
         theirs = redo.filled(kept, to_dict(default()))
         stages = redo.made(self.path)
         old, names = redo.stale(stages, theirs, mine)
         changed = redo.changes(theirs, mine)
-        if self._redo and not old:
+        unlike, why = standing.unlike(self.path) if self._redo else ([], "")
+        if self._redo and not old and not unlike:
             self.news.append(
                 f"--redo={self._redo}: nothing is deleted, because all that was made "
                 "is what these settings give."
@@ -174,25 +199,27 @@ class RunDirectory:
             if changed:
                 others = ", ".join(f"{name} {how}" for name, how in changed.items())
                 self.news.append(
-                    f"for this command only: {others}. {path} stays as it is"
+                    f"for this command only: {others}. {self.path / 'config.json'} "
+                    "stays as it is"
                 )
             return
+        what = ", ".join(f"{name} {changed[name]}" for name in names)
+        if old and not redo.allows(self._redo, old[0]):
+            redo.refuse(self.path, old, what)
+        if len(unlike) > len(old):  # it begins earlier
+            if not redo.allows(self._redo, unlike[0]):
+                raise ValueError(standing.refusal(self.path, unlike, why))
+            old, what = unlike, why
         if old:
-            what = ", ".join(f"{name} {changed[name]}" for name in names)
-            order = list(redo.DEPENDS)
-            allowed = self._redo and order.index(self._redo) <= order.index(
-                old[0].stage
-            )
-            if not allowed:
-                redo.refuse(self.path, old, what)
             redo.set_aside(self.path, old)
             self.news.append(f"{self._deleted}: {', '.join(map(str, old))} ({what})")
         others = [f"{name} {how}" for name, how in changed.items() if name not in names]
         if others:
             self.news.append(f"settings: {', '.join(others)}")
+        if changed or old:
+            self._before = before
         if changed:
-            self._before = kept
-            files.write_json(path, mine)
+            config_json.write(self.path, mine)
 
     def _is_empty(self) -> bool:
         """Whether nothing is there but what a command left that was killed early."""
@@ -221,8 +248,8 @@ class RunDirectory:
             unfinished stage needs; they are deleted as soon as the stage is done.
 
         Raises:
-          ValueError: when the stage was finished with other inputs, or one of its files
-            has changed since.
+          ValueError: when the stage was finished with other inputs, or it is damaged
+            and this command does not mend.
         """
         return Stage(self, name, manifest, inputs, scratch)
 
@@ -275,10 +302,12 @@ class RunDirectory:
             return False
         settings = redo.measured_with(self._config, mode)
         try:
-            kept = read_manifest(target)
+            kept = manifests.read(target)
         except ValueError:
             return False  # it is damaged
-        return kept["inputs"] == inputs and kept.get("settings", settings) == settings
+        same = kept.get("settings", settings) == settings
+        same = same and standing.inputs_of(self.path, kept) == inputs
+        return same and not manifests.changed_file(target, kept)
 
     def data(self, name: str) -> dict[str, str]:
         """Returns the name and digest of a data file, as a stage's input."""
@@ -290,7 +319,7 @@ class RunDirectory:
         names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
         versions = {name: importlib.metadata.version(name) for name in names}
         return {
-            "config": file_digest(self.path / "config.json"),
+            "config": file_digest(self.path / config_json.NAME),
             "seed": self._config["seed"],
             "versions": versions | {"stepjax": stepjax.__version__},
         }
@@ -303,7 +332,23 @@ class RunDirectory:
 
     def model_digest(self, number: int) -> dict[str, str]:
         """Returns the name and digest of a finished model, as a stage's input."""
-        return {f"M{number}": file_digest(self.model(number) / "manifest.json")}
+        path = self.model(number) / "manifest.json"
+        return {f"M{number}": manifests.model_digest(path)}
+
+    def check(self) -> None:
+        """Checks that each finished stage was made from what is there.
+
+        Raises:
+          ValueError: with what must go, and how.
+        """
+
+        def refusal() -> str:
+            old, what = standing.unlike(self.path)
+            return standing.refusal(self.path, old, what) if old else ""
+
+        text = hosts.agreed(f"what {self.path} is made from", refusal)
+        if text:
+            raise ValueError(text)
 
     def newest(self) -> int:
         """Returns the number of the newest finished model; 0 when M1 is not there."""
@@ -314,111 +359,3 @@ class RunDirectory:
     def read(self, name: str, record_type: type) -> list:
         """Returns the rows of one of the run's data files."""
         return records.read_jsonl(self.path / "data" / f"{name}.jsonl", record_type)
-
-
-class Stage:
-    """One stage of a run: done already, or begun now and committed at its end.
-
-        stage = run.dir.stage("dpo", folder / "manifest.json", inputs, "train")
-        if stage.done:
-            return
-        ...
-        stage.commit(counts={"pairs": 7})
-
-    Attributes:
-      name: of the stage.
-      manifest: the file that `commit` writes.
-      done: what the manifest holds, or None while the stage is not finished.
-    """
-
-    def __init__(
-        self,
-        directory: RunDirectory,
-        name: str,
-        manifest: pathlib.Path,
-        inputs: dict[str, str],
-        scratch: str | None = None,
-        settings: dict[str, Any] | None = None,
-    ):
-        """Looks whether the stage is done, and starts its clock if it is not.
-
-        The first host looks, so that all hosts agree; see `RunDirectory.stage`.
-        """
-        self.name, self.manifest = name, manifest
-        self._directory, self._inputs, self._scratch = directory, inputs, scratch
-        self._settings = {"settings": settings} if settings else {}
-        self.done = hosts.agreed(f"done {manifest}", self._finished)
-        self._began = time.monotonic()
-        if self.done:
-            self.tidy()
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """Digests of the inputs, and of the settings where they are kept."""
-        text = json.dumps(self._settings, sort_keys=True)
-        own = {"settings": hashlib.sha256(text.encode()).hexdigest()}
-        return self._inputs | (own if self._settings else {})
-
-    def _finished(self) -> dict[str, Any] | None:
-        """Returns the manifest, if there is one, after checking inputs and files."""
-        path = self.manifest
-        if not path.exists():
-            return None
-        manifest = read_manifest(path)
-        for name, digest in self._inputs.items():
-            if manifest["inputs"].get(name) != digest:
-                raise ValueError(
-                    f"{path}: {name} is not what this stage was made from; expected "
-                    f"digest {manifest['inputs'].get(name)}. Delete {_result(path)} "
-                    "and what was made from it, and run the same command again."
-                )
-        for name, digest in manifest["files"].items():
-            file = path.parent / name
-            if not file.exists() or file_digest(file) != digest:
-                changed = "has changed since it was written"
-                raise ValueError(
-                    f"{file} {changed if file.exists() else 'is gone'}; expected "
-                    f"SHA-256 {digest}. Put the file back, or delete {path} and what "
-                    "was made from it, and run the same command again."
-                )
-        return manifest
-
-    def commit(self, written: Iterable[str] = (), **extra: Any) -> None:
-        """Writes the manifest, which makes the stage done, and tidies up.
-
-        On several hosts, the first host writes and all hosts wait for it.
-
-        Args:
-          written: names of the files that the stage wrote, relative to the manifest.
-          **extra: further JSON values to keep in the manifest.
-        """
-        if hosts.first():
-            folder = self.manifest.parent
-            digests = {name: file_digest(folder / name) for name in written}
-            manifest = self._directory.provenance() | {
-                "stage": self.name,
-                "inputs": self._inputs,
-                "files": digests,
-                "seconds": time.monotonic() - self._began,
-                **self._settings,
-                **extra,
-            }
-            files.write_json(self.manifest, manifest, sealed=True)
-        hosts.barrier(f"committed {self.manifest}")
-        self.done = files.read_json(self.manifest)
-        self.tidy()
-
-    def tidy(self) -> None:
-        """Deletes what only the unfinished stage needed."""
-        if not (self._scratch and hosts.first()):
-            return
-        for path in self.manifest.parent.glob(self._scratch):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()
-
-
-def _result(path: pathlib.Path) -> pathlib.Path:
-    """Returns what to delete so that the stage of a manifest runs again."""
-    return path.parent if path.name == "manifest.json" else path

@@ -123,8 +123,7 @@ def test_all_options_and_settings_that_are_wrong_are_named_at_once(capsys):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("M1", "--redo=sft makes M1 again, and what came after it"),
-        ("3", "--redo=dpo makes M3 again, and what came after it"),
+        ("3", "mcts, eft, sft, search, dpo, or a model such as M1"),
         ("eval", "delete its file in the folder eval of --workdir and run `stepjax e"),
         ("M0", "--redo=M0; expected one of prepare, policy"),
     ],

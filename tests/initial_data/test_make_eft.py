@@ -239,20 +239,35 @@ def test_trees_do_not_depend_on_what_is_searched_beside_them(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "again"),
     [
-        ("init/trees.jsonl", "trees.jsonl has changed since it was written"),
-        ("init/pairs.jsonl", "pairs.jsonl has changed since it was written"),
-        ("data/eft.jsonl", "eft.jsonl has changed since it was written"),
-        ("data/labels.jsonl", "labels.jsonl has changed since it was written"),
-        ("init/policy/manifest.json", "policy is not what this stage was made from"),
-        ("init/prm/manifest.json", "prm is not what this stage was made from"),
+        ("init/pairs.jsonl", "so the stage 'mcts' is done again"),
+        ("data/eft.jsonl", "so the stage 'eft' is done again"),
+        ("data/labels.jsonl", "so it is made again from the settings"),
     ],
 )
-def test_a_changed_file_is_refused(name, words, tmp_path):
+def test_a_damaged_file_is_made_again(name, again, tmp_path, capsys):
     copy_eft_run(tmp_path / "run")
-    with open(tmp_path / "run" / name, "a", encoding="utf-8") as file:
-        file.write(" \n")
+    path = tmp_path / "run" / name
+    kept = path.read_bytes()
+    path.write_bytes(kept + b" \n")
+    stages.make(Run(tiny_eft_config.get_config(), tmp_path / "run"))
+    assert (
+        f"{path} has changed since it was written, {again}" in capsys.readouterr().err
+    )
+    assert path.read_bytes() == kept
+
+
+@pytest.mark.parametrize("name", ["policy", "prm"])
+def test_another_model_is_refused(name, tmp_path):
+    copy_eft_run(tmp_path / "run")
+    path = tmp_path / "run" / "init" / name / "manifest.json"
+    made = files.read_json(path)
+    files.write_json(path, made | {"seconds": 1.5})
+    stages.make(Run(tiny_eft_config.get_config(), tmp_path / "run"))  # it is the same
+    made["arrays"] = dict.fromkeys(made["arrays"], "0")
+    files.write_json(path, made)
+    words = f"{name} is not what (init/)?(prm|mcts|M1) was made from"
     with pytest.raises(ValueError, match=words):
         stages.make(Run(tiny_eft_config.get_config(), tmp_path / "run"))
 

@@ -12,7 +12,7 @@ from stepjax import iterate, records
 from stepjax.initial_data import eft_stage, stages
 from stepjax.lm import files
 from stepjax.records import Comparison, Question
-from stepjax.run import rundir
+from stepjax.run import manifest
 from stepjax.run.run import Run
 from stepjax.worlds import arithmetic
 
@@ -63,7 +63,7 @@ def test_layout(made):
 def test_m1_goes_on_from_the_policy(made):
     policy = made / "run/init/policy/manifest.json"
     inputs = files.read_json(made / "run/M1/manifest.json")["inputs"]
-    assert inputs["policy"] == rundir.file_digest(policy)
+    assert inputs["policy"] == manifest.model_digest(policy)
 
 
 def test_pairs_are_sampled_steps_of_tree_questions_that_the_gold_tells_apart(made):

@@ -64,3 +64,22 @@ def test_a_journal_of_other_inputs_is_named_and_not_used(tmp_path):
     journal(path).add([{"id": "a"}], {})
     assert journal(path, said, M2="2").closed == {} and len(said) == 1
     assert "its first line is damaged or names other inputs" in said[0]
+
+
+@pytest.mark.parametrize(
+    "places",
+    [(0, 2, 3), (0, 1, 1, 2, 3), (0, 2, 1, 3)],
+    ids=["gone", "twice", "swapped"],
+)
+def test_lines_that_are_not_in_their_places_are_searched_again(tmp_path, places):
+    path, said = tmp_path / "search.partial.jsonl", []
+    first = journal(path)
+    for name in "abc":
+        first.add([{"id": name}], {})
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[place] for place in places))
+    again = journal(path, said)
+    known = ["a"] * (places[1] == 1)
+    assert list(again.closed) == known
+    assert "it was written as line" in said[0]
+    assert path.read_bytes() == b"".join(lines[: 1 + len(known)])

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pathlib
@@ -5,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -12,6 +14,7 @@ from stepjax.run import lock
 
 HOLD = """import pathlib, sys, time
 from stepjax.run import lock
+lock.BEAT_SECONDS = 0.1
 try:
     lock.take(pathlib.Path(sys.argv[1]))
 except ValueError as error:
@@ -84,6 +87,51 @@ def test_of_several_that_find_the_lock_of_a_killed_process_one_takes_it(folder):
     assert not list(folder.iterdir())
 
 
+def test_a_command_killed_while_it_replaced_a_lock_stands_in_nobodys_way(folder):
+    changed(folder, pid=2**22 + 1)
+    kept = (folder / ".lock").read_bytes()
+    claim = folder / f".lock.{hashlib.sha256(kept).hexdigest()[:16]}"
+    claim.write_text(json.dumps(lock._self() | {"pid": 2**22 + 2}))
+    (folder / ".lock.0123.tmp").touch()
+    os.utime(folder / ".lock.0123.tmp", (1, 1))
+    lock.take(folder)
+    assert json.loads((folder / ".lock").read_text())["pid"] == os.getpid()
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_command_that_replaces_a_lock_is_waited_for(folder):
+    changed(folder, pid=2**22 + 1)
+    kept = (folder / ".lock").read_bytes()
+    claim = folder / f".lock.{hashlib.sha256(kept).hexdigest()[:16]}"
+    claim.write_text(json.dumps(lock._self()))  # of a process that is there
+    threading.Timer(0.3, claim.unlink).start()
+    lock.take(folder)
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_file_system_without_links_has_locks(folder, monkeypatch):
+    def refuse(*paths):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refuse)
+    lock.take(folder)
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    lock.release(folder)
+    changed(folder, pid=2**22 + 1)
+    lock.take(folder)
+    assert json.loads((folder / ".lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_was_left_empty_is_stale_after_seconds(folder):
+    folder.mkdir()
+    (folder / ".lock").touch()
+    with pytest.raises(ValueError, match="cannot be read; expected the lock of"):
+        lock.take(folder)
+    now = (folder / ".lock").stat().st_mtime
+    os.utime(folder / ".lock", (now, now - 6))
+    lock.take(folder)
+
+
 def test_a_number_that_another_process_has_by_now_is_stale(folder):
     changed(folder, pid=os.getppid(), started="1")
     lock.take(folder)
@@ -91,9 +139,14 @@ def test_a_number_that_another_process_has_by_now_is_stale(folder):
 
 
 @pytest.mark.parametrize(
-    "elsewhere", [{"host": "far"}, {"processes": "pid:[1]"}], ids=str
+    "elsewhere",
+    [{"host": "far"}, {"processes": "pid:[1]"}, {"host": "far", "boot": "1"}],
+    ids=str,
 )
-def test_another_hosts_lock_is_stale_without_a_sign_of_life(folder, elsewhere):
+def test_another_hosts_lock_is_stale_without_a_sign_of_life(
+    folder, elsewhere, monkeypatch
+):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
     changed(folder, pid=2**22 + 1, **elsewhere)
     with pytest.raises(ValueError) as refused:
         lock.take(folder)
@@ -107,6 +160,46 @@ def test_another_hosts_lock_is_stale_without_a_sign_of_life(folder, elsewhere):
     os.utime(folder / ".lock", (now, now - 200))
     lock.take(folder)
     assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_clock_that_jumped_makes_no_lock_stale(folder, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 10)
+    changed(folder, pid=2**22 + 1, host="far")
+    os.utime(folder / ".lock", (1, 1))
+    threading.Timer(0.5, os.utime, [folder / ".lock", (2, 2)]).start()
+    with pytest.raises(ValueError, match=r"is in use by process \d+ on host far"):
+        lock.take(folder)
+
+
+def test_after_a_restart_of_the_machine_the_wait_for_a_sign_of_life_decides(
+    folder, monkeypatch, capsys
+):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    changed(folder, boot="before")  # the number is that of this process
+    lock.take(folder)
+    assert "which was silent; waiting 0.1 s for a sign of life" in (
+        capsys.readouterr().err
+    )
+    assert json.loads((folder / ".lock").read_text())["boot"] != "before"
+
+
+def test_a_holder_whose_lock_was_deleted_makes_it_again(folder, monkeypatch):
+    lock.take(folder)
+    path = folder / ".lock"
+    kept = path.read_bytes()
+    path.unlink()
+    lock._held[path]._beat()
+    assert path.read_bytes() == kept
+
+
+def test_a_holder_whose_lock_is_anothers_ends(folder):
+    with other(folder) as first:
+        assert first.stdout.readline() == "held\n"
+        changed(folder)
+        os.replace(folder / ".lock", folder / ".lock.new")
+        os.replace(folder / ".lock.new", folder / ".lock")
+        assert first.wait(60) == 1
+    assert json.loads((folder / ".lock").read_text())["pid"] == os.getpid()
 
 
 def test_a_holder_gives_signs_of_life_and_never_takes_a_lock_back(folder, monkeypatch):

@@ -91,7 +91,8 @@ def test_a_run_needs_only_the_weights_from_where_m0_was(
     arrays = run.save(
         run.dir.model(1), jax.tree.map(jax.numpy.asarray, random_params(1))
     )
-    files.write_json(run.dir.model(1) / "manifest.json", {"arrays": arrays})
+    manifest = {"arrays": arrays, "inputs": {}, "files": {}}
+    files.write_json(run.dir.model(1) / "manifest.json", manifest)
     out = tmp_path / "out"
     arguments = [f"--workdir={tmp_path / 'run'}", "--model=M1", f"--out={out}"]
     assert command("export", *arguments, "--dtype=bfloat16", "--verify") == 0

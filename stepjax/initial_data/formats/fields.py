@@ -53,9 +53,14 @@ def text(row: Any, name: str, expected: str = "") -> str:
       ValueError: as `field`, and for a blank text.
     """
     value = field(row, name, str, expected)
-    if not value.strip():
+    if is_blank(value):
         raise ValueError(f"field {name!r} is {value[:20]!r}; expected some text.")
     return value
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has no character that can be seen, such as "" or U+200B."""
+    return not any(c.isprintable() and not c.isspace() for c in text)
 
 
 def number_as_text(value: Any) -> Any:

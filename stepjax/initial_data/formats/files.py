@@ -8,6 +8,7 @@ rows: nobody could say which rows are missing.
 
 import collections
 import contextlib
+import functools
 import gzip
 import io
 import json
@@ -20,10 +21,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from stepjax.initial_data.formats import csv_files, json_text
+from stepjax.lm import ordinary
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 # Ending of a table → what is between its cells. Tables are read when they are named; in
 # a folder, they are passed over.
+_LINE_BYTES = 64 * 2**20  # of one row of JSON lines
+_TEXT_BYTES = 4 * 2**30  # of a file that is read whole, unpacked
 TABLES = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 
 
@@ -157,6 +161,7 @@ def rows(
         ending = next((end for end in endings if name.lower().endswith(end)), None)
         stem = name[: -len(ending)] if ending else name.removesuffix(file.suffix)
         before = rejects.read
+        ordinary.check(file)
         with _readable(file):
             _check_kind(file)
             if ending == ".parquet":
@@ -204,7 +209,9 @@ def _check_kind(file: Path) -> None:
 def _check_lines(file: Path) -> None:
     """Raises ValueError for a file of another ending that does not begin as JSON."""
     with _opened(file) as lines:
-        stripped = (line.strip(b"\xef\xbb\xbf \t\r\n") for line in lines)
+        stripped = (
+            line.strip(b"\xef\xbb\xbf \t\r\n") for _, line in _numbered(file, lines)
+        )
         first = next(filter(None, stripped), b"{")
     if not first.startswith(b"{"):
         endings = ", ".join(name for name in (*SUFFIXES, *TABLES) if "gz" not in name)
@@ -282,11 +289,23 @@ def _opened(file: Path) -> BinaryIO:
     return gzip.open(file) if file.suffix.lower() == ".gz" else open(file, "rb")
 
 
+def _numbered(file: Path, lines: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines of a file with their numbers; none may take all memory."""
+    read = functools.partial(lines.readline, _LINE_BYTES + 1)
+    for number, line in enumerate(iter(read, b""), 1):
+        if len(line) > _LINE_BYTES:
+            raise ValueError(
+                f"{file}:{number}: the row has more than {_LINE_BYTES:,} bytes; "
+                "expected less, with a newline at the end. The file may be damaged."
+            )
+        yield number, line
+
+
 def _lines(
-    file: Path, lines: Iterator[bytes], stem: str, rejects: Rejects
+    file: Path, lines: BinaryIO, stem: str, rejects: Rejects
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
     row = 0
-    for number, line in enumerate(lines, 1):
+    for number, line in _numbered(file, lines):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if not line.strip():
@@ -310,7 +329,12 @@ def _lines(
 def _text(file: Path) -> str:
     """Returns what a file holds."""
     with _opened(file) as opened:
-        content = opened.read()
+        content = opened.read(_TEXT_BYTES + 1)
+    if len(content) > _TEXT_BYTES:
+        raise ValueError(
+            f"{file}: the file holds more than {_TEXT_BYTES:,} bytes; expected less. "
+            "Write it as JSON lines, which are read one by one."
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -15,11 +15,11 @@ A row of one kind has the fields of its record in `stepjax.records`. Besides:
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from stepjax import prompts, records
-from stepjax.initial_data.formats import fields
+from stepjax.initial_data.formats import fields, meaning
 from stepjax.initial_data.formats.worked import closing
 from stepjax.prompts import Templates
 
@@ -51,12 +51,19 @@ def parse(
     """
     if strict:
         made = records.from_object(row, to)
-        for what, steps in _steps_of(made):
-            _check_steps(templates, what, steps)
-        return [made]
+        if to is records.Problem:
+            fields.text(row, "answer")
+    else:
+        made = _tolerant(row, name, templates, to)
+    meaning.check(made, templates)  # first, for messages about what the row has
+    meaning.check_own(made)
+    return [made]
+
+
+def _tolerant(row: dict[str, Any], name: str, templates: Templates, to: type) -> Any:
     named = _with_our_names(row, to)
     _check_given(row, named, to)
-    return [_MAKERS[to](named, fields.identity(named, name), templates)]
+    return _MAKERS[to](named, fields.identity(named, name), templates)
 
 
 def unread(row: dict[str, Any], to: type) -> set[str]:
@@ -147,17 +154,15 @@ def _solution(row: dict, identity: str, t: Templates) -> records.Solution:
             "format 'math' cuts whole solutions into steps."
         )
     problem, steps = fields.text(row, "problem"), list(_steps(t, row, "steps"))
-    if not steps:
-        raise ValueError("field 'steps' is []; expected one step at least.")
-    boxed = prompts.boxed(steps[-1])
+    boxed = prompts.boxed(steps[-1]) if steps else None
     stated = fields.answer(row).strip() if "answer" in row else ""
     stated = stated or boxed or ""
-    if not stated:
+    if steps and not stated:
         raise ValueError(
             f"no answer: the last step is {steps[-1][:60]!r}, without a \\boxed{{}}; "
             "expected one, or the field 'answer'."
         )
-    if boxed is None:
+    if steps and boxed is None:
         steps[-1] += f" {closing(stated)}"
     return records.Solution(identity, problem, tuple(steps), stated)
 
@@ -177,11 +182,6 @@ def _explanation(t: Templates, text: str, side: str) -> str:
     end = prompts.verdict(t, side) if side in ("A", "B") else ""
     if end and text.rstrip().endswith(end):
         text = text.rstrip().removesuffix(end)
-    if prompts.parse_verdict(t, text):
-        raise ValueError(
-            f"field 'explanation' is {text[-40:]!r} and holds a verdict; expected it "
-            "in the field 'verdict' only, because a judgment ends at the first one."
-        )
     text = text.lstrip()
     return text if not text or text[-1].isspace() else f"{text}\n"
 
@@ -212,16 +212,11 @@ def _steps(t: Templates, row: dict[str, Any], name: str) -> tuple[str, ...]:
 def _two(
     t: Templates, row: dict[str, Any], names: tuple[str, str], number: int
 ) -> tuple[str, str]:
-    """Takes the two next steps of a row, which must differ."""
+    """Takes the two next steps of a row."""
     texts = [fields.text(row, name) for name in names]
     for text in texts:
         _check_number(t, number, text)
     first, second = (fields.step(t, number, text) for text in texts)
-    if first == second:
-        raise ValueError(
-            f"{names[0]!r} and {names[1]!r} are the same step, {first[:40]!r}; "
-            "expected two steps."
-        )
     return first, second
 
 
@@ -238,24 +233,6 @@ def _check_number(t: Templates, number: int, text: str) -> None:
             f"step {number} begins with {text.strip()[:40]!r}; expected "
             f"{prompts.marker(t, number)!r}, or no marker at all."
         )
-
-
-def _steps_of(record: Any) -> list[tuple[str, Sequence[str]]]:
-    """Returns (name of the field, steps up to it) of everything that has markers."""
-    before = getattr(record, "steps", ())
-    next_ones = [
-        (name, (*before, getattr(record, name)))
-        for name in ("a", "b", "chosen", "rejected")
-        if hasattr(record, name)
-    ]
-    return [("steps", before), *next_ones]
-
-
-def _check_steps(t: Templates, name: str, steps: Sequence[str]) -> None:
-    try:
-        prompts.check_steps(t, steps)
-    except ValueError as error:
-        raise ValueError(f"field {name!r}: {error}") from error
 
 
 _MAKERS: dict[type, Callable[[dict[str, Any], str, Templates], Any]] = {

@@ -15,6 +15,7 @@ from stepjax.initial_data import step_values
 from stepjax.initial_data.formats import (
     fields,
     files,
+    meaning,
     own,
     preferences,
     prm800k,
@@ -178,6 +179,7 @@ def read_with(
     made: list = []
     places: dict[str, str] = {}
     unread: set[str] = set()
+    unanswered: list[str] = []
     if tfds.is_address(str(path)):
         found = tfds.rows(str(path), rejects, own_type)
     else:
@@ -186,6 +188,7 @@ def read_with(
         try:
             new = parse(row, prefix + place.name, templates)
             for record in new:
+                meaning.check(record, templates)
                 if record.id in places:
                     raise ValueError(
                         f"id {record.id!r} is at {places[record.id]} already; "
@@ -198,6 +201,11 @@ def read_with(
         if own_type:
             unread |= own.unread(row, own_type)
         places.update((record.id, str(place)) for record in new)
+        unanswered += [
+            f"{place} (id {record.id[:60]})"
+            for record in new
+            if isinstance(record, records.Problem) and fields.is_blank(record.answer)
+        ]
         made += new
     if form in SOLUTIONS and made and type(made[0]) in map(TYPES.get, _ASKED):
         asked: dict[str, Any] = {}
@@ -207,12 +215,29 @@ def read_with(
     if unread:
         names = ", ".join(sorted(unread))
         rejects.say(f"{path}: these fields are not read: {names}")
+    if unanswered:
+        _check_answers(path, unanswered, len(made), rejects)
     if not rejects.kept:
         raise ValueError(
             f"{path}: all of the {rejects.read} rows are bad, the first because: "
             f"{rejects.rows[0]['reason']} Is it in the format {form!r}?"
         )
     return made
+
+
+def _check_answers(
+    path: str | os.PathLike, unanswered: list[str], count: int, rejects: files.Rejects
+) -> None:
+    """Names the problems without an answer, as proofs are; refuses nothing but them."""
+    if len(unanswered) == count:
+        raise ValueError(
+            f"{path}: none of the {count} problems has an answer; expected some, "
+            "because nothing could be right. Take a file with answers."
+        )
+    rejects.say(
+        f"{unanswered[0]}: this problem has no answer, as have {len(unanswered)} of "
+        f"{count} in all; whatever a model says to them counts as wrong."
+    )
 
 
 def readers(to: str) -> dict[str, Reader]:

@@ -1,0 +1,85 @@
+"""Lost or damaged files of a run's data and tokenizer are made again from its settings.
+
+A file comes back if it is the same as before, byte for byte. If it is not, because a
+file that the settings name has changed since, nothing is written.
+"""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+from stepjax.run import manifest as manifests
+from stepjax.run import redo
+from stepjax.run.rundir import RunDirectory
+
+
+def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str:
+    """Makes the files again that are lost or damaged, if any.
+
+    When the manifest of the data is damaged, it is deleted, so that the stage runs
+    again; it then writes the files that are there already.
+
+    Args:
+      directory: of the run.
+      make: makes the folders "data" and "tokenizer" in a folder.
+
+    Returns:
+      Why that cannot be done, in words, or "".
+    """
+    folder = directory.path / "data"
+    path, manifest = folder / "manifest.json", None
+    later = [s for s in redo.made(directory.path) if s.stage != "prepare"]
+    if not directory.mends or not (path.exists() or later):
+        return ""  # a new run
+    try:
+        manifest = manifests.read(path)
+        damage = manifests.changed_file(path, manifest)
+    except FileNotFoundError:
+        damage = f"{path} is gone"
+    except ValueError as error:
+        damage = str(error).partition("; expected")[0]
+    if not damage:
+        return ""
+    directory.say(f"{damage}, so it is made again from the settings")
+    with tempfile.TemporaryDirectory(dir=directory.path, prefix=".data.") as temporary:
+        made = pathlib.Path(temporary) / "data"
+        try:
+            make(made.parent)
+        except (OSError, ValueError) as error:
+            return _refusal(f"{damage}, and it cannot be made again ({error})")
+        names = [os.path.relpath(file, made) for file in _files(made.parent)]
+        wanted = manifest["files"] if manifest else _digests(folder, names)
+        wrong = [n for n, digest in wanted.items() if _digest(folder / n) != digest]
+        compared = wrong if manifest else wanted  # those that are whole stay
+        other = [n for n in compared if _digest(made / n) != wanted[n]]
+        if other:
+            place = os.path.normpath(folder / other[0])
+            return _refusal(f"{damage}, and today's settings give another {place}")
+        for name in wrong if manifest else names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(made / name, folder / name)
+    if not manifest:
+        path.unlink(missing_ok=True)
+    return ""
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _digests(folder: pathlib.Path, names: list[str]) -> dict[str, str]:
+    """Returns the digests of those files that are there."""
+    found = {name: _digest(folder / name) for name in names}
+    return {name: digest for name, digest in found.items() if digest}
+
+
+def _digest(path: pathlib.Path) -> str:
+    return manifests.file_digest(path) if path.is_file() else ""
+
+
+def _refusal(text: str) -> str:
+    return (
+        f"{text}; expected the file as it was. Put it back, or use another --workdir "
+        "for a new run."
+    )

@@ -1,0 +1,338 @@
+"""What settings must be together; `ranges` says what each may be.
+
+A rule names a setting, its value, what is expected, and whether the value is that. Only
+the standard library is needed.
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+SMALLEST = 1e-30  # smaller numbers are taken for 0, or divide to infinity, in float32
+
+
+class Range(NamedTuple):
+    """The numbers from `least` to `most` that float32 tells from the limits and from 0.
+
+    Attributes:
+      least: the smallest.
+      most: the largest.
+      above: `least` itself is not allowed.
+      below: `most` itself is not allowed.
+    """
+
+    least: float
+    most: float
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if value and abs(value) < SMALLEST:
+            return False
+        low = value > self.least if self.above else value >= self.least
+        high = value < self.most if self.below else value <= self.most
+        return low and high and not (self.below and as_float32(value) >= self.most)
+
+    def __str__(self) -> str:
+        if self.above:
+            return f"above {_number(self.least)} and at most {_number(self.most)}"
+        until = "to below" if self.below else "to"
+        return f"{_number(self.least)} {until} {_number(self.most)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def as_float32(value: float) -> float:
+    """Returns the float32 next to a number that float32 can hold."""
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+def remark(value: Any) -> str:
+    """Returns why float32 cannot take a number that seems right; "" for all others."""
+    if not isinstance(value, float) or not math.isfinite(value) or value == 0:
+        return ""
+    if abs(value) < SMALLEST:
+        return f" (a number below {SMALLEST:g} is taken for 0)"
+    if 0 < abs(value) < 1 and abs(as_float32(value)) == 1:
+        return " (float32 takes it for 1)"
+    return ""
+
+
+SOME = Range(1, 100_000_000)
+# Name of a setting, its value, what is expected, and whether the value is that.
+Rule = tuple[str, Any, str, bool]
+
+
+def between(config: Any) -> Iterator[Rule]:
+    """Yields the rules between settings.
+
+    Args:
+      config: all settings, see `stepjax.config.default`.
+    """
+    yield from _phases(config)
+    yield from _shape(config.model)
+    yield from _counts(config)
+    yield from _controls(config)
+    yield from _search(config)
+    yield from _updates(config)
+    if config.data.make_eft:
+        yield from _initial_data(config)
+
+
+def every_phase(config: Any) -> list[tuple[str, Any]]:
+    """Returns (place, phase) of the phases of SFT, of the PRM, and of the policy."""
+    every = [(f"sft.phases[{n}]", p) for n, p in enumerate(config.sft.phases)]
+    return [*every, ("prm.phase", config.prm.phase), ("mcts.phase", config.mcts.phase)]
+
+
+def _phases(config: Any) -> Iterator[Rule]:
+    names = [phase.name for phase in config.sft.phases]
+    yield (
+        "names of sft.phases",
+        names,
+        "at least one phase, and every name once",
+        0 < len(set(names)) == len(names),
+    )
+    for place, phase in every_phase(config):
+        epochs, steps = phase.epochs, phase.steps
+        yield (
+            f"{place}.epochs, {place}.steps",
+            (epochs, steps),
+            "exactly one of them above 0",
+            (epochs > 0) != (steps > 0),
+        )
+        shares = phase.ift, phase.eft
+        good = not any(map(math.isnan, shares)) and sum(shares) > 0
+        yield f"{place}.ift, {place}.eft", shares, "a sum above 0", good
+
+
+def _updates(config: Any) -> Iterator[Rule]:
+    """Yields the rules of optimizers, and of how many updates they make."""
+    optimizers = [
+        (f"{place}.optimizer", phase.optimizer, phase.steps)
+        for place, phase in every_phase(config)
+    ]
+    counts = [count for count in config.dpo.updates if type(count) is int]
+    optimizers.append(("dpo.optimizer", config.dpo.optimizer, min(counts, default=0)))
+    for place, optimizer, steps in optimizers:
+        rate, decay = optimizer.learning_rate, optimizer.weight_decay
+        yield (
+            f"{place}.learning_rate, {place}.weight_decay",
+            (rate, decay),
+            "a product below 1, or every update would turn the sign of the parameters",
+            not rate * decay >= 1,  # NaN is refused by its range
+        )
+        warmup = optimizer.warmup_steps
+        yield (
+            f"{place}.warmup_steps",
+            warmup,
+            f"less than the {steps} updates, or it would never reach its learning rate",
+            steps <= 0 or warmup < steps,
+        )
+
+
+def _search(config: Any) -> Iterator[Rule]:
+    """Yields the rules of searches whose candidates could never make a pair."""
+    search, judge, pairs = config.search, config.judge, config.pairs
+    yield (
+        "search.temperature",
+        search.temperature,
+        "above 0, or all candidates of a step would be the same",
+        search.temperature != 0 or is_own(search.propose_by),
+    )
+    yield (
+        "search.max_step_tokens",
+        search.max_step_tokens,
+        f"less than search.context_tokens={search.context_tokens}, which the problem "
+        "needs, too",
+        search.max_step_tokens < search.context_tokens,
+    )
+    most = (search.width - 1) * (2 if judge.score == "sum" else 1)
+    most = 9 if judge.kind == "ratings" else most
+    yield (
+        "pairs.min_margin",
+        pairs.min_margin,
+        f"at most {most}, the largest difference of two scores",
+        is_own(judge.by) or search.width < 2 or pairs.min_margin <= most,
+    )
+
+
+def _shape(model: Any) -> Iterator[Rule]:
+    """Yields the rules between the numbers of a random model's shape."""
+    heads, groups, size = model.num_heads, model.num_kv_heads, model.head_dim
+    yield (
+        "model.num_heads",
+        heads,
+        f"a multiple of model.num_kv_heads={groups}",
+        groups < 1 or heads % groups == 0,
+    )
+    yield (
+        "model.head_dim",
+        size,
+        "an even number, because RoPE rotates pairs of numbers",
+        size % 2 == 0,
+    )
+    init = model.init
+    kind, _, source = init.partition(":")
+    yield (
+        "model.init",
+        init,
+        "'random', 'hf:DIR' (a Hugging Face folder) or 'gguf:FILE'",
+        init == "random" or kind in ("hf", "gguf") and source != "",
+    )
+
+
+def _counts(config: Any) -> Iterator[Rule]:
+    """Yields the rules of lists of numbers and of the mesh."""
+    questions, iterations = config.data.questions, config.iterations
+    yield (
+        "data.questions",
+        questions,
+        "numbers from 1 to 100,000,000, one per iteration (the last one also counts "
+        "for further iterations), or () for all questions of a file",
+        all(type(count) is int and count in SOME for count in questions)
+        and (len(questions) > 0 or iterations == 0 or config.data.world == ""),
+    )
+    axes = [(f"mesh.{name}", config.mesh[name]) for name in ("data", "fsdp", "tensor")]
+    for name, size in axes:
+        good = size == -1 or size in Range(1, 1_000_000)
+        yield name, size, "-1 (what the other axes leave), or 1 to 1,000,000", good
+    sizes = tuple(size for _, size in axes)
+    names = "mesh.data, mesh.fsdp, mesh.tensor"
+    yield names, sizes, "at most one -1", sizes.count(-1) <= 1
+
+
+def is_own(setting: str) -> bool:
+    """Whether a setting names a function of one's own, "module:function"."""
+    return ":" in setting
+
+
+def _controls(config: Any) -> Iterator[Rule]:
+    """Yields the rules between settings, mostly of control experiments."""
+    judge, updates, world = config.judge, config.dpo.updates, config.data.world
+    iterations = config.iterations
+    numbers = all(type(count) is int and count in SOME for count in updates)
+    enough = numbers and len(updates) >= iterations
+    yield (
+        "dpo.updates",
+        updates,
+        f"one number above 0 for each of {iterations} iterations, or ()",
+        enough or (not updates and config.improve_by != "sft"),
+    )
+    proposed = config.search.propose_by
+    yield (
+        "judge.by",
+        judge.by,
+        "'self', or 'random', or 'oracle' in a world (data.world)",
+        judge.by != "oracle" or world != "",
+    )
+    yield (
+        "judge.kind",
+        judge.kind,
+        "'comparisons' with 'module:function' in judge.by or search.propose_by, which "
+        "works on single steps",
+        judge.kind != "ratings" or not (is_own(judge.by) or is_own(proposed)),
+    )
+    yield (
+        "judge.schedule",
+        judge.schedule,
+        "'full' with judge.by='module:function', which scores all candidates in one "
+        "call",
+        judge.schedule == "full" or not is_own(judge.by),
+    )
+    said = config.sft.verdict_words
+    yield (
+        "sft.verdict_words",
+        said,
+        "a tuple of words without commas, such as ('right', 'wrong'), or ()",
+        all(isinstance(w, str) and w and w == w.strip() and "," not in w for w in said),
+    )
+    yield (
+        "sft.from_policy",
+        config.sft.from_policy,
+        "False without data.make_eft, which makes the policy",
+        config.data.make_eft or not config.sft.from_policy,
+    )
+    yield (
+        "judge.kind",
+        judge.kind,
+        "'comparisons' with data.world='word_problems', which makes no ratings",
+        judge.kind != "ratings" or world != "word_problems",
+    )
+    if judge.kind != "ratings":
+        return
+    rated = "with judge.kind='ratings'"
+    yield "judge.by", judge.by, f"'self' {rated}", judge.by == "self"
+    yield "judge.mode", judge.mode, f"'generate' {rated}", judge.mode == "generate"
+    yield "judge.schedule", judge.schedule, f"'full' {rated}", judge.schedule == "full"
+    best = config.pairs.best_beats_all
+    words = f"False {rated}: ratings compare nothing"
+    yield "pairs.best_beats_all", best, words, not best
+
+
+def _initial_data(config: Any) -> Iterator[Rule]:
+    """Yields the rules of a run that makes its EFT rows."""
+    world, judge, teacher = config.data.world, config.judge, config.teacher
+    policy, reward = config.mcts.phase, config.prm.phase
+    share = config.mcts.undecided_share
+    yield (
+        "judge.kind",
+        judge.kind,
+        "'comparisons' with data.make_eft, because the teacher compares steps",
+        judge.kind == "comparisons",
+    )
+    yield (
+        "teacher.backend",
+        teacher.backend,
+        "'http', 'local' or 'replay', because only a world (data.world) teaches",
+        teacher.backend != "world" or world != "",
+    )
+    yield (
+        "prm.labels",
+        config.prm.labels,
+        "a file or 'rollouts', because only a world (data.world) knows the gold",
+        config.prm.labels != "gold" or world != "",
+    )
+    yield (
+        "data.corrupted_count",
+        config.data.corrupted_count,
+        "0, because only a world (data.world) corrupts steps",
+        not config.data.corrupted_count or world != "",
+    )
+    yield (
+        "mcts.undecided_share",
+        share,
+        "0 unless teacher.undecided_margin is above 0",
+        not share or teacher.undecided_margin > 0,
+    )
+    yield (
+        "teacher.model",
+        teacher.model,
+        "'' for M0, or 'hf:DIR', with teacher.backend='local'",
+        teacher.backend != "local"
+        or not teacher.model
+        or (teacher.model.startswith("hf:") and teacher.model != "hf:"),
+    )
+    yield (
+        "mcts.phase.ift, mcts.phase.eft",
+        (policy.ift, policy.eft),
+        "ift above 0 and eft 0, because the policy learns from IFT rows alone",
+        policy.ift > 0 and not policy.eft,
+    )
+    yield (
+        "prm.phase.ift, prm.phase.eft",
+        (reward.ift, reward.eft),
+        "ift 0 and eft above 0, because step labels take the place of EFT rows",
+        reward.eft > 0 and not reward.ift,
+    )
+    yield (
+        "mcts.temperature",
+        config.mcts.temperature,
+        "above 0, or all samples of an expansion would be the same",
+        config.mcts.temperature != 0,
+    )
