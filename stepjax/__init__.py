@@ -105,6 +105,8 @@ The language model; it imports nothing of the above but forest and losses:
                     gguf_files.py  GGUF files in; gguf_tokenizer.py: their tokenizers
                     sharding.py    meshes, logical axes
                     hosts.py       several hosts: waiting, agreeing, sharing work
+                    roll_call.py   names the hosts that do not come
+                    alive.py       names a host that is lost; stops all together
                     train.py       train state and training step
                     checkpoint.py  arrays with checksums
                     files.py       files that are replaced whole, or not at all

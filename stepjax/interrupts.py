@@ -4,13 +4,20 @@ A unit is an update of a training, a turn of a search, or a batch of an evaluati
 work that is done is saved first, so the same command repeats nothing. An exception
 would not do: Python drops one that is raised inside a callback of a library, and then
 the run goes on.
+
+On several hosts a signal to one of them stops all of them, see `stepjax.lm.alive`. Most
+units are done by all hosts together. They count these units, and stop after the same
+one. In a search or an evaluation each host works by itself (`apart`) and stops after
+its own unit; then it waits for the other hosts where that work ends.
 """
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAID = b"stepjax: stopping after this unit of work; a second signal ends it at once.\n"
@@ -21,6 +28,26 @@ _DEFAULTS = signal.SIG_DFL, signal.default_int_handler
 _asked: list[int] = []  # the signal that came, if any
 _before: dict[int, Any] = {}  # handlers that `listen` has replaced
 _watching: list[tuple[int, threading.Thread]] = []  # the pipe of signals, its reader
+_others: list["Others"] = []  # the other hosts, if there are any
+_apart: list[bool] = []  # not empty inside of `apart`
+_saved: list[str] = []  # what was saved by this host when it stopped inside of `apart`
+
+
+class Others(Protocol):
+    """The other hosts of the run.
+
+    Attributes:
+      signal: the signal for which all hosts stop, once they have agreed after which
+        unit; 0 before.
+    """
+
+    signal: int
+
+    def ask(self, number: int) -> None:
+        """Asks all hosts to stop, because this signal came."""
+
+    def reached(self) -> bool:
+        """Counts a unit of all hosts; returns whether they stop after this one."""
 
 
 class Stopped(BaseException):
@@ -45,7 +72,7 @@ def until_begun() -> None:
             signal.signal(number, _quit)
 
 
-def listen(*, several_hosts: bool = False) -> None:
+def listen(others: Others | None = None) -> None:
     """From here on, the first signal sets the flag and the second one ends the process.
 
     Signals that somebody else handles, or that the process was started to ignore, stay
@@ -53,9 +80,9 @@ def listen(*, several_hosts: bool = False) -> None:
     handlers.
 
     Args:
-      several_hosts: on several hosts no flag is set, because all of them would have to
-        stop after the same unit. There a signal ends the process.
+      others: the other hosts, which are to stop together with this one.
     """
+    _others[:] = [others] if others else []
     if threading.current_thread() is not threading.main_thread() or _before:
         return
     heard: list[float] = []
@@ -66,9 +93,7 @@ def listen(*, several_hosts: bool = False) -> None:
     for number in SIGNALS:
         before = signal.getsignal(number)
         default = _DEFAULTS[number == signal.SIGINT]
-        if several_hosts and before is _quit:
-            signal.signal(number, default)
-        elif not several_hosts and before in (*_DEFAULTS, _quit):
+        if before in (*_DEFAULTS, _quit):
             _before[number] = default if before is _quit else before
             signal.signal(number, handler)
     if _before:
@@ -93,6 +118,8 @@ def end() -> None:
         os.close(write)
         thread.join()
     _asked.clear()
+    _others.clear()
+    _saved.clear()
 
 
 def _watch(pipe: int) -> None:
@@ -113,6 +140,8 @@ def _hear(number: int, heard: list[float]) -> None:
     if not _asked:
         _asked.append(number)
         os.write(2, _SAID)
+        if _others:
+            _others[0].ask(number)
 
 
 def _quit(number: int, frame: Any) -> None:
@@ -121,12 +150,38 @@ def _quit(number: int, frame: Any) -> None:
 
 
 def asked() -> bool:
-    """Whether a signal asked to stop."""
-    return bool(_asked)
+    """Whether a signal asked to stop, and all hosts know where."""
+    return bool(_others[0].signal if _others else _asked)
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Inside, each host works by itself and stops after its own unit of work.
+
+    `check` then raises `Stopped` without waiting for the other hosts. On several hosts
+    it ends here. All of them have to wait for each other after it, and then to call
+    `check`, which raises `Stopped` on every host.
+    """
+    _apart.append(True)
+    try:
+        yield
+    except Stopped as stopped:
+        if not _others:
+            raise
+        _saved[:] = [stopped.saved]
+    finally:
+        _apart.pop()
+
+
+def reached() -> bool:
+    """Whether to stop here. On several hosts all call this at the same units."""
+    if _others and not _apart:
+        return _others[0].reached()
+    return asked()
 
 
 def check(saved: str) -> None:
-    """Stops here if a signal asked for it.
+    """Stops here if a signal asked for it; see `reached`.
 
     Args:
       saved: what is saved, in words.
@@ -134,10 +189,11 @@ def check(saved: str) -> None:
     Raises:
       Stopped: when it did.
     """
-    if _asked:
-        raise Stopped(saved)
+    if reached():
+        raise Stopped(_saved.pop() if _saved else saved)
 
 
 def status() -> int:
     """Returns the exit status of a stopped process: 130 for SIGINT, 143 for SIGTERM."""
-    return 128 + (_asked[0] if _asked else signal.SIGINT)
+    number = _others[0].signal if _others else 0
+    return 128 + (number or (_asked[0] if _asked else signal.SIGINT))

@@ -4,6 +4,7 @@ Whatever takes seconds to import is imported when a command has been understood 
 settings have been checked; what is wrong with them is said in a fraction of a second.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -21,6 +22,7 @@ from stepjax.cli import help
 if TYPE_CHECKING:
     import ml_collections
 
+    from stepjax.lm import alive
     from stepjax.run.run import Run
 
 COMMANDS = tuple(help.COMMANDS)
@@ -145,7 +147,39 @@ def _command(argv: list[str]) -> int:
     if name == "config":
         return _list_settings(config)
     logging.set_verbosity(logging.WARNING)
-    return _work(work)
+    return _on_all_hosts(work)
+
+
+def _on_all_hosts(work: Callable[[], None]) -> int:
+    """Does the work of a command, and tells the other hosts if this one fails.
+
+    Returns:
+      The exit status.
+    """
+    try:
+        status = _work(work)
+    except Exception as error:
+        if not _watch():
+            raise
+        if _is_of_the_devices(error):
+            _say(f"stepjax: {type(error).__name__}: {str(error)[:300]}")
+            _say("stepjax: waiting until it is known which host is lost, if one is")
+            _watch().wait_for_cause()
+        traceback.print_exc()
+        status = 1
+    if status == 1 and _watch():
+        _watch().leave("Look at what it printed last.")
+        _leave(status)
+    return status
+
+
+def _watch() -> "alive.Watch | None":
+    """Returns the watch over the other hosts; None for one host."""
+    if "stepjax.lm.hosts" not in sys.modules:
+        return None
+    from stepjax.lm import hosts
+
+    return hosts.watch()
 
 
 def _work(work: Callable[[], None]) -> int:
@@ -156,7 +190,8 @@ def _work(work: Callable[[], None]) -> int:
         raise
     except Exception as error:
         ours = isinstance(error, ValueError | FloatingPointError) and _is_ours(error)
-        if ours:
+        late = isinstance(error, TimeoutError) and not error.strerror  # another host
+        if late or ours and not (_watch() and _is_of_the_devices(error)):
             return _refused(str(error), 1)
         found = os_errors.find(error)
         if not found:
@@ -164,15 +199,17 @@ def _work(work: Callable[[], None]) -> int:
         return _refused(os_errors.sentence(found), 1)
     except interrupts.Stopped as stopped:
         text = f"stopped: {stopped.saved}; the same command continues."
-        return _refused(text, interrupts.status())
+        status = _refused(text, interrupts.status())
+        if _watch():
+            from stepjax.lm import hosts
+
+            hosts.barrier("stopped")  # none needs this one any more
+        return status
     except KeyboardInterrupt:
         return _refused("interrupted; the same command continues.", interrupts.status())
     finally:
         interrupts.end()
-        if "stepjax.run.lock" in sys.modules:
-            from stepjax.run import lock
-
-            lock.release_all()
+        _unlock()
     return 0
 
 
@@ -284,9 +321,7 @@ def _start() -> None:
     from stepjax.cli import options
     from stepjax.lm import hosts
 
-    if options.HOSTS.value > 1:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has its own handler
-    hosts.start(options.HOSTS.value)
+    hosts.start(options.HOSTS.value, options.HOST_TIMEOUT.value, _without_a_host)
     import jax
 
     count, kind = jax.device_count(), jax.devices()[0].device_kind
@@ -294,7 +329,29 @@ def _start() -> None:
     _say(f"JAX {jax.__version__} on {named}; loading the other libraries")
     from stepjax import iterate  # noqa: F401, the last import that takes long
 
-    interrupts.listen(several_hosts=hosts.count() > 1)
+    interrupts.listen(hosts.watch())
+
+
+def _without_a_host(text: str) -> None:
+    """Ends the process, which another host has left."""
+    _refused(text, 1)
+    _leave(1)
+
+
+def _leave(status: int) -> None:
+    """Ends the process at once, without waiting for other hosts."""
+    _unlock()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
+def _unlock() -> None:
+    if "stepjax.run.lock" in sys.modules:
+        from stepjax.run import lock
+
+        lock.release_all()
 
 
 def _open_run(config: "ml_collections.ConfigDict") -> "Run":
@@ -402,6 +459,13 @@ def _plan(config: "ml_collections.ConfigDict") -> None:
 
     chosen = options.STAGE.value, options.UTILISATION.value, options.SUGGEST.value
     print(plan.plan(from_config(config), options.TOPOLOGY.value, *chosen, say=_say))
+
+
+def _is_of_the_devices(error: BaseException | None) -> bool:
+    """Whether XLA raised the error, as it does when another host is lost."""
+    while error and type(error).__name__ != "JaxRuntimeError":
+        error = error.__cause__
+    return error is not None
 
 
 def _is_ours(error: Exception) -> bool:

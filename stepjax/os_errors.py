@@ -75,5 +75,6 @@ def find(error: BaseException | None) -> OSError | None:
             path = _PATH_IN_TEXT.search(str(error))
             number = int(found[1])
             return OSError(number, os.strerror(number), path[1] if path else None)
-        waiting += (error.__cause__, error.__context__)
+        hidden = error.__suppress_context__  # raised with `from`
+        waiting += (error.__cause__, None if hidden else error.__context__)
     return None

@@ -257,6 +257,36 @@ def test_resume_asks_again_for_what_was_taken_away(cloud):
     assert kinds == ["scp", "ssh", "ssh"]
 
 
+def steps(cloud):
+    return [re.search(r"delete|create|scp|ssh", call)[0] for call in cloud.calls()]
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (["SUSPENDING", "SUSPENDING", "SUSPENDED"], ["delete", "create"]),
+        (["DELETING", "error: NOT_FOUND: no such resource"], ["create"]),
+        (["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"], []),
+        (["PROVISIONING", "FAILED"], ["delete", "create"]),
+        (["error: 503 unavailable", "ACTIVE"], []),
+        (["ACCEPTED", "SUSPENDING", "error: 503 unavailable", "ACTIVE"], []),
+    ],
+)
+def test_resume_decides_anew_each_time_it_looks(states, expected, cloud):
+    cloud.state.write_text("".join(f"{state}\n" for state in states))
+    command = ["--type=v5p-16", "--bucket=b", "--", "run", "--config=c.py"]
+    cloud.script("resume", *command)
+    assert steps(cloud) == [*expected, "scp", "ssh", "ssh"]
+
+
+def test_resume_gives_up_after_a_while_and_changes_nothing(cloud):
+    cloud.state.write_text("SUSPENDING\n")
+    command = ["--type=v5p-16", "--bucket=b", "--wait=1", "--", "run", "--config=c.py"]
+    said = cloud.script("resume", *command, status=1, POLL_SECONDS="0.2")
+    assert "pod is not there after 1 s, but SUSPENDING; see status.sh" in said
+    assert cloud.calls() == []
+
+
 def test_delete_asks_first_and_once(cloud):
     assert "nothing to do" in cloud.script("delete", "--yes")
     cloud.state.write_text("ACTIVE\n")

@@ -100,9 +100,19 @@ run() { # runs a command, or prints it
   fi
 }
 
-queued_state() { # prints ACTIVE, SUSPENDED, ..., or NONE
-  gcloud compute tpus queued-resources describe "$NAME" "${flags[@]}" \
-    --format='value(state.state)' 2>/dev/null || echo NONE
+queued_state() { # prints ACTIVE, SUSPENDED, ..., NONE, or UNKNOWN when gcloud fails
+  local errors state
+  errors=$(mktemp)
+  if state=$(gcloud compute tpus queued-resources describe "$NAME" "${flags[@]}" \
+    --format='value(state.state)' 2>"$errors"); then
+    echo "$state"
+  elif [[ ! -s "$errors" ]] || grep -qi 'not.found' "$errors"; then
+    echo NONE
+  else
+    cat "$errors" >&2
+    echo UNKNOWN
+  fi
+  rm -f "$errors"
 }
 
 host_count() { # prints how many hosts the slice has, or what --hosts says

@@ -48,23 +48,37 @@ if $dry_run; then
   hosts=(${hosts_given:+"--hosts=$hosts_given"})
 fi
 
-state=$(queued_state)
-case "$state" in
-  SUSPENDED | FAILED) # what is left of a slice that was taken away
+ask_again() { # ask_again STATE: for the slice, after what is left of it is deleted
+  if [[ "$1" != NONE ]]; then
     "$here/delete.sh" "${dry[@]}" --yes
-    "$here/create.sh" "${dry[@]}" "${create[@]}"
-    ;;
-  NONE) "$here/create.sh" "${dry[@]}" "${create[@]}" ;;
-esac
-if ! $dry_run; then
-  deadline=$((SECONDS + seconds))
-  until [[ "$(queued_state)" == ACTIVE ]]; do
-    if ((SECONDS >= deadline)); then
-      echo "resume.sh: $NAME is not there after $seconds s; see status.sh" >&2
-      exit 1
-    fi
-    sleep "${POLL_SECONDS:-30}"
-  done
-fi
+  fi
+  "$here/create.sh" "${dry[@]}" "${create[@]}"
+}
+
+# The state is looked at again and again: a slice that is taken away is SUSPENDING
+# before it is SUSPENDED, and one that has come can be taken away while it is set up.
+deadline=$((SECONDS + seconds)) before=""
+while true; do
+  state=$(queued_state)
+  if [[ "$state" != "$before" ]]; then
+    echo "resume.sh: $NAME is $state" >&2
+    before=$state
+  fi
+  case "$state" in
+    ACTIVE) break ;;
+    SUSPENDED | FAILED | NONE) ask_again "$state" ;;
+    SUSPENDING | DELETING) # what follows can only be shown
+      if $dry_run; then ask_again "$state"; fi
+      ;;
+  esac
+  if $dry_run; then
+    break
+  fi
+  if ((SECONDS >= deadline)); then
+    echo "resume.sh: $NAME is not there after $seconds s, but $state; see status.sh" >&2
+    exit 1
+  fi
+  sleep "${POLL_SECONDS:-30}"
+done
 "$here/setup.sh" "${dry[@]}" "${setup[@]}"
 "$here/run.sh" "${dry[@]}" "${hosts[@]}" -- "${stepjax[@]}"

@@ -18,6 +18,11 @@ OPTIONS = {
     "workdir": ("DIR", "the run directory"),
     "model": ("M1", "which model, M1 or 1; the newest finished one when left out"),
     "hosts": ("1", "how many hosts run this command together, each of them"),
+    "host-timeout": (
+        "300",
+        "with --hosts: seconds that hosts wait for one that has not started, or that "
+        "no longer gives a sign of life. Then they name it and end",
+    ),
     "redo": (
         "STAGE",
         "a stage whose settings have changed, or a model such as M1 that a lost or "
@@ -80,7 +85,8 @@ class Command(NamedTuple):
     text: str = ""
 
 
-_RUN = ("config", "workdir", "hosts", "redo")
+_HOSTS = ("config", "workdir", "hosts", "host-timeout")
+_RUN = (*_HOSTS, "redo")
 COMMANDS = {
     "run": Command(
         "the whole loop M0 → M1 → ...; the same command continues after a kill",
@@ -115,12 +121,12 @@ COMMANDS = {
     ),
     "export": Command(
         "writes --model to --out as a Hugging Face folder",
-        ("config", "workdir", "hosts", "model", "out", "dtype", "verify"),
+        (*_HOSTS, "model", "out", "dtype", "verify"),
         ("workdir", "out"),
     ),
     "ablate": Command(
         "the loop with its controls: one table and a figure",
-        ("config", "workdir", "hosts", "seeds", "arms"),
+        (*_HOSTS, "seeds", "arms"),
         ("workdir", "config"),
         text="Runs the loop once per arm and seed: 15 runs by default. "
         "--arms=self,random --seeds=21 is a first taste.",

@@ -22,6 +22,9 @@ BENCHMARK = flags.DEFINE_list("benchmark", "test", _text("benchmark"))
 SEEDS = flags.DEFINE_list("seeds", "0,1,2", _text("seeds"))
 ARMS = flags.DEFINE_list("arms", "self,random,oracle,sft,srlm", _text("arms"))
 HOSTS = flags.DEFINE_integer("hosts", 1, _text("hosts"), lower_bound=1)
+HOST_TIMEOUT = flags.DEFINE_float(
+    "host-timeout", 300.0, _text("host-timeout"), lower_bound=1.0
+)
 REDO = flags.DEFINE_string("redo", "", _text("redo"))
 DRY_RUN = flags.DEFINE_bool("dry-run", False, _text("dry-run"))
 PROBLEM = flags.DEFINE_string("problem", "", _text("problem"))

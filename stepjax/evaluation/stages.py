@@ -259,10 +259,11 @@ def _items(
         if len(items) < len(mine):
             interrupts.check(f"{len(items)} of {len(mine)} {unit}s are saved")
 
-    with run.monitor.progress(name, len(mine), unit, len(items)) as advance:
+    progress = run.monitor.progress(name, len(mine), unit, len(items))
+    with progress as advance, interrupts.apart():
         if todo:
             measure([rows[at] for at in todo], on_done=on_done)
-    journal.finish([])
+    journal.join()
     return [journal.closed[at].found for at in range(len(rows))]
 
 

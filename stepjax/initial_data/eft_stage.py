@@ -44,28 +44,35 @@ def make_eft(run: Run) -> None:
     if settings.teacher.backend == "local":
         generate = _stopping(_local(run))
     counts = {}
-    if hosts.first():
-        pairs = read_pairs(run)
-        preferences = [pair.preference for pair in pairs]
-        prompts = eft.requests(preferences, run.codec.templates)
-        with run.monitor.progress("teacher", len(prompts), "judgment") as advance:
-            answers = _teacher(run, preferences, generate, advance)(prompts)
-        kept = eft.keep(
-            preferences,
-            answers,
-            run.codec.templates,
-            undecided_margin=settings.teacher.undecided_margin,
-            margins=[best - worst for _, (best, worst) in pairs],
-            explained=settings.data.explanations != "none",
-        )
-        for line in eft.table(kept.reasons).rstrip().split("\n"):
-            run.monitor.say(line)
-        counts = kept.reasons | _write(run, kept)
+    with interrupts.apart():
+        if hosts.first():
+            counts = _ask_and_keep(run, generate)
     hosts.barrier("the teacher's answers", _TEACHER_SECONDS)
+    interrupts.check("the teacher's answers are saved")
     written = ["dropped.jsonl", "../data/eft.jsonl"]
     if not settings.data.world:
         written.append("../data/heldout.jsonl")
     stage.commit(written, counts=counts)
+
+
+def _ask_and_keep(run: Run, generate: teacher.Generate | None) -> dict[str, int]:
+    """Asks the teacher, and writes the rows that the filter keeps; returns counts."""
+    pairs, settings = read_pairs(run), run.settings
+    preferences = [pair.preference for pair in pairs]
+    prompts = eft.requests(preferences, run.codec.templates)
+    with run.monitor.progress("teacher", len(prompts), "judgment") as advance:
+        answers = _teacher(run, preferences, generate, advance)(prompts)
+    kept = eft.keep(
+        preferences,
+        answers,
+        run.codec.templates,
+        undecided_margin=settings.teacher.undecided_margin,
+        margins=[best - worst for _, (best, worst) in pairs],
+        explained=settings.data.explanations != "none",
+    )
+    for line in eft.table(kept.reasons).rstrip().split("\n"):
+        run.monitor.say(line)
+    return kept.reasons | _write(run, kept)
 
 
 def write_pairs(run: Run, pairs: Sequence[mcts.Pair]) -> None:

@@ -120,7 +120,8 @@ def _estimate_values(
     mine = hosts.share(problems)
     todo, _ = journal.rest(mine, run.slots)
     done = len(mine) - len(todo)
-    with run.monitor.progress("rollouts", len(mine), "problem", done) as advance:
+    progress = run.monitor.progress("rollouts", len(mine), "problem", done)
+    with progress as advance, interrupts.apart():
         tried = rollouts.solutions(sampler, run.codec, todo, options, seed=seed)
         for values in rollouts.values(
             sampler, run.codec, tried, is_correct, options, seed=seed
@@ -128,7 +129,7 @@ def _estimate_values(
             journal.add([values], {})
             advance(1)
             interrupts.check(f"{len(journal.closed)} of {len(problems)} are saved")
-    journal.finish([])
+    journal.join()
 
 
 def make_prm(run: Run) -> None:
@@ -334,7 +335,8 @@ def _search(
     mine = hosts.share(questions)
     todo, active = journal.rest(mine, run.slots)
     done = len(mine) - len(todo) - len(active)
-    with run.monitor.progress("mcts", len(mine), "problem", done) as advance:
+    progress = run.monitor.progress("mcts", len(mine), "problem", done)
+    with progress as advance, interrupts.apart():
         for tree in mcts.tree_search(
             todo,
             propose,
@@ -356,7 +358,8 @@ def _search(
         ):
             closed.append(tree)
             advance(1)
-    journal.finish(closed)
+        journal.add(closed, {})
+    journal.join()
     computed = sum(s.computed + s.fed_tokens + s.new_tokens for s in samplers)
     sampled = {name: count + writer.new_tokens for name, count in tokens.items()}
     return {"tokens": computed} | sampled

@@ -21,9 +21,8 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 _SEAL = "sha256"  # field with the digest of all other fields
-# What a killed process leaves: of `replacing` and of a lock, of data that are made
-# again, and of orbax.
-_LEFT = re.compile(r"\..+\.[0-9a-f]+\.tmp|\.data\.\w+|.+\.orbax-checkpoint-tmp(-.*)?")
+# What a killed process leaves: of `replacing`, of a lock, of `tempfile`, and of orbax.
+_LEFT = re.compile(r"\..+\.[0-9a-z_]+\.tmp|.+\.orbax-checkpoint-tmp(-.*)?")
 
 
 @contextlib.contextmanager

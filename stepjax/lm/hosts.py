@@ -4,32 +4,45 @@ Every host runs the same command. Training is one program over the devices of al
 hosts. Sampling, judging and grading are split by problems: each host works on its own
 devices, and their results are merged from files in the run directory, which all hosts
 must see. Hosts wait for each other with a time limit, and name the hosts that are
-missing.
+missing (`roll_call`, `barrier`) or lost (`alive`).
 """
 
 import collections
+import ctypes
 import json
 import os
 import pathlib
 import re
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-WAIT_SECONDS = 3600  # the longest wait for the slowest host
-_JOIN_SECONDS = 300  # the longest wait until all hosts have started
+from stepjax.lm import alive
+from stepjax.lm.roll_call import roll_call
+
+WAIT_SECONDS = 3600  # the longest wait for a host that is alive, but slow
+LOST_SECONDS = 300  # the longest wait for a host that has not started, or is lost
+_TPU_PORT = 8482  # where JAX joins the hosts of a TPU slice
 _NAME_BYTES = 64  # the longest name of a host on Linux
 
 _passed: collections.Counter = collections.Counter()  # barriers so far, by name
 _names: list[str] = []  # of all hosts, once they have joined
+_watch: list[alive.Watch] = []  # of the other hosts, once they have joined
+_handlers: list[Any] = []  # C functions that must not be collected
 
 
-def start(expected: int) -> None:
+def start(
+    expected: int,
+    seconds: float = LOST_SECONDS,
+    on_lost: Callable[[str], None] | None = None,
+) -> None:
     """Joins the other hosts, before anything is compiled.
 
     On a TPU slice JAX finds them itself; elsewhere ``JAX_COORDINATOR_ADDRESS``,
@@ -38,21 +51,25 @@ def start(expected: int) -> None:
 
     Args:
       expected: number of hosts; with 1 there is nobody to join.
+      seconds: the longest wait for a host that has not started or is lost.
+      on_lost: ends the process when a host is lost: called from another thread, with
+        a sentence that names the host. None leaves that to JAX.
 
     Raises:
-      ValueError: when there are more or fewer hosts, or not all join in time.
+      ValueError: when there are more or fewer hosts.
+      TimeoutError: when not all of them come in time.
     """
-    here = [
-        name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name
-    ]
-    announced = int(os.environ.get("JAX_NUM_PROCESSES", len(here) or 1))
-    if announced != expected and (announced > 1 or "JAX_NUM_PROCESSES" in os.environ):
+    told = _told_by_environment()
+    slice_hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    here = [name for name in slice_hosts.split(",") if name]
+    announced = told.get("num_processes", len(here) or 1)
+    if announced != expected and (announced > 1 or told):
         raise ValueError(
             f"--hosts={expected} and the environment tells of {announced} hosts; "
             f"expected --hosts={announced}, and the same command on each of them."
         )
-    if "JAX_NUM_PROCESSES" in os.environ or expected > 1:
-        _join(expected)
+    if told or expected > 1:
+        _join(expected, seconds, told, here)
     if count() != expected:
         raise ValueError(
             f"--hosts={expected}, but {count()} hosts joined; expected equal numbers. "
@@ -61,25 +78,105 @@ def start(expected: int) -> None:
     if expected > 1:
         barrier("start")
         _names[:] = _host_names()
+        if on_lost:
+            store = distributed.global_state.client  # JAX has no public name for it
+            _watch[:] = [alive.Watch(store, index(), _names, seconds, on_lost)]
+            _on_abort(seconds, on_lost)
 
 
-def _join(expected: int) -> None:
+def _told_by_environment() -> dict[str, Any]:
+    """Returns what variables say of this host, for `jax.distributed`; {} for nothing.
+
+    Raises:
+      ValueError: when one of them is missing, or is no number.
+    """
+    names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+    address, hosts, number = (os.environ.get(name, "") for name in names)
+    if not hosts and not number:
+        return {}
+    numbers = hosts.isdecimal() and number.isdecimal()
+    if not (address and numbers and int(number) < int(hosts)):
+        found = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in names)
+        raise ValueError(
+            f"{found}; expected HOST:PORT of the first host, the number of hosts, and "
+            "the number of this host, which begins at 0 and is less than the number of "
+            "hosts. Set all three on every host, or none on a TPU slice."
+        )
+    return {
+        "coordinator_address": address,
+        "num_processes": int(hosts),
+        "process_id": int(number),
+    }
+
+
+def _join(
+    expected: int, seconds: float, told: dict[str, Any], here: Sequence[str]
+) -> None:
+    """Joins the other hosts.
+
+    Args:
+      expected: how many hosts there are.
+      seconds: the longest wait for a host that has not started.
+      told: see `_told_by_environment`.
+      here: names of the hosts of a TPU slice, where they are known.
+
+    Raises:
+      ValueError: when JAX does not find the other hosts.
+      TimeoutError: when not all of them come in time.
+    """
     # Also for one process of many CPU devices, so that sums are added in one order.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    told = {}
-    if "JAX_PROCESS_ID" in os.environ:
-        told = {
-            "coordinator_address": os.environ["JAX_COORDINATOR_ADDRESS"],
-            "num_processes": int(os.environ["JAX_NUM_PROCESSES"]),
-            "process_id": int(os.environ["JAX_PROCESS_ID"]),
-        }
+    # `alive` takes its place; it would take SIGTERM away from the process.
+    jax.config.update("jax_enable_preemption_service", False)
+    number = os.environ.get("TPU_WORKER_ID", "")
+    if told and expected > 1:
+        address = told["coordinator_address"]
+        roll_call(address, expected, told["process_id"], seconds)
+    elif len(here) == expected > 1 and number.isdecimal():
+        roll_call(f"{here[0]}:{_TPU_PORT}", expected, int(number), seconds)
     try:
-        jax.distributed.initialize(**told, initialization_timeout=_JOIN_SECONDS)
+        # JAX ends the process when these limits are over, and names nobody. They are
+        # longer than ours, for the case that ours do not work.
+        jax.distributed.initialize(
+            **told,
+            initialization_timeout=int(seconds) + 60,
+            heartbeat_timeout_seconds=int(seconds) + 60,
+        )
     except Exception as error:
         raise ValueError(
-            f"not all of {expected} hosts joined within {_JOIN_SECONDS} s "
-            f"({_told(error)}); expected the same command on every host."
+            f"JAX did not join {expected} hosts ({_told(error)}); expected the same "
+            "command on every host, and a TPU slice, or JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from error
+
+
+def _on_abort(seconds: float, on_lost: Callable[[str], None]) -> None:
+    """Lets `on_lost` have the last word where JAX aborts without the first host.
+
+    JAX aborts within C++ as soon as the process of the first host is gone.
+    """
+    if first():
+        return
+    address = distributed.global_state.coordinator_address
+    host, _, port = address.rpartition(":")
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def aborted(number: int) -> None:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+        except OSError:
+            on_lost(
+                f"host 0 ({_names[0]}) has ended or cannot be reached. Look at what it "
+                "printed last. The same command on all hosts continues."
+            )
+
+    ctypes.CDLL(None).signal(signal.SIGABRT, aborted)
+    _handlers.append(aborted)
+
+
+def watch() -> alive.Watch | None:
+    """Returns the watch over the other hosts; None for one host."""
+    return _watch[0] if _watch else None
 
 
 def _host_names() -> list[str]:

@@ -358,11 +358,11 @@ def fit(
             low = mean.get("loss", math.inf) < stop_loss
             finished = low or done == steps
         saver.maybe_save(state, done, over=finished, pending=bool(period))
-        if interrupts.asked() and not finished:
+        if not finished and interrupts.reached():
             if period:
                 period[-1] = on_host(period[-1], done)
             saver.save(state, done, period=period)
-            interrupts.check(f"update {done} of {steps} is saved")
+            raise interrupts.Stopped(f"update {done} of {steps} is saved")
     return state, done
 
 

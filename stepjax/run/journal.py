@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from stepjax import trajectory
+from stepjax import interrupts, trajectory
 from stepjax.lm import files, hosts
 
 
@@ -156,11 +156,15 @@ class Journal:
         begun = {self._name(state) for state in active.values()} | self.closed.keys()
         return [question for question in mine if question.id not in begun], active
 
-    def finish(self, closed: Sequence[Any]) -> None:
-        """Keeps this host's last searches, waits for all hosts, and reads theirs."""
-        self.add(closed, {})
+    def join(self) -> None:
+        """Waits until no host works on this any more, and reads what they have done.
+
+        Raises:
+          interrupts.Stopped: a signal asked to stop.
+        """
         if hosts.count() > 1:
             hosts.barrier(f"{self._first.name} written")
+            interrupts.check("all that was done is saved")
             self.read()
 
 

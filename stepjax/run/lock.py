@@ -21,6 +21,7 @@ its machine was asleep for long, ends at once when it notices.
 import atexit
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ from stepjax.lm import files
 NAME = ".lock"
 BEAT_SECONDS = 15  # between two signs of life
 STALE_SECONDS = 180  # without one, the lock of another host is stale
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 _held: dict[pathlib.Path, "_Beat"] = {}  # locks of this process
 
@@ -171,21 +173,29 @@ def _started(pid: int) -> str | None:
 def _written(path: pathlib.Path, text: bytes) -> pathlib.Path:
     """Returns a new file beside a lock, with this text, which is on the disk."""
     temporary = path.with_name(f"{NAME}.{uuid.uuid4().hex}.tmp")
-    with files.named(path), open(temporary, "xb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with files.named(path), open(temporary, "xb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary
 
 
 def _made(path: pathlib.Path, text: bytes) -> bool:
     """Makes the file, unless it is there; returns whether it did."""
+    if path.exists():
+        return False
     temporary = _written(path, text)
     try:
         os.link(temporary, path)
     except (FileExistsError, FileNotFoundError):
         return _bytes(path) == text  # NFS may say so of a link that it has made
-    except OSError:  # a file system without links
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
         return _made_without_link(path, text)
     finally:
         temporary.unlink(missing_ok=True)
@@ -193,15 +203,14 @@ def _made(path: pathlib.Path, text: bytes) -> bool:
 
 
 def _made_without_link(path: pathlib.Path, text: bytes) -> bool:
+    """Makes the file where there are no links: first empty, then with its text."""
     try:
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        with files.named(path), open(path, "xb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
     except FileExistsError:
         return False
-    try:
-        with files.named(path), open(file, "wb") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(file)
     except OSError:
         path.unlink(missing_ok=True)
         raise

@@ -42,7 +42,9 @@ def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str
     if not damage:
         return ""
     directory.say(f"{damage}, so it is made again from the settings")
-    with tempfile.TemporaryDirectory(dir=directory.path, prefix=".data.") as temporary:
+    with tempfile.TemporaryDirectory(
+        dir=directory.path, prefix=".data.", suffix=".tmp"
+    ) as temporary:
         made = pathlib.Path(temporary) / "data"
         try:
             make(made.parent)

@@ -217,7 +217,8 @@ class Monitor:
                 try:
                     yield stage.advance
                     early = stage.done < stage.total
-                    stage.end("done early, in" if early else "done in")
+                    how = "stopped after" if interrupts.asked() else "done early, in"
+                    stage.end(how if early else "done in")
                 except BaseException:
                     stage.end("stopped after")
                     raise

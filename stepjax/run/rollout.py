@@ -76,7 +76,8 @@ def search_from_journal(
 
     earlier = [journal.closed[q.id] for q in mine if q.id in journal.closed]
     done = len(list(map(note, earlier)))
-    with run.monitor.progress(name, len(mine), "problem", done) as advance:
+    progress = run.monitor.progress(name, len(mine), "problem", done)
+    with progress as advance, interrupts.apart():
         for state in search_questions(
             run,
             params(),
@@ -88,7 +89,8 @@ def search_from_journal(
         ):
             closed.append(state)
             advance(1, note(state))
-    journal.finish(closed)
+        journal.add(closed, {})
+    journal.join()
     return [journal.closed[question.id] for question in questions]
 
 
