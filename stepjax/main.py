@@ -403,7 +403,7 @@ def _rounded(value: object) -> str:
 def _export(run: "Run", number: int) -> None:
     """Writes a model as a Hugging Face folder, and says what was written."""
     from stepjax.cli import options
-    from stepjax.lm import export, hosts, tokenizer
+    from stepjax.lm import export, files, hosts, tokenizer
 
     tokenizer = tokenizer.load(run.dir.path / "tokenizer")
     settings, out = run.settings, options.OUT.value
@@ -414,17 +414,18 @@ def _export(run: "Run", number: int) -> None:
         settings.judge.context_tokens,
     )
     same = {"stop_ids": tokenizer.stop_ids, "dtype": options.DTYPE.value}
-    export.save_hf(
-        params,
-        shape,
-        out,
-        tokenizer_directory=tokenizer.directory,
-        bos_id=tokenizer.bos_id,
-        pad_id=tokenizer.pad_id,
-        context_length=max(lengths),  # of a random M0; a pretrained one has its own
-        prompts=dataclasses.asdict(run.codec.templates),
-        **same,
-    )
+    with files.named(out):
+        export.save_hf(
+            params,
+            shape,
+            out,
+            tokenizer_directory=tokenizer.directory,
+            bos_id=tokenizer.bos_id,
+            pad_id=tokenizer.pad_id,
+            context_length=max(lengths),  # of a random M0; another has its own
+            prompts=dataclasses.asdict(run.codec.templates),
+            **same,
+        )
     verified = ""
     if options.VERIFY.value:
         shardings = run.shardings()
