@@ -35,7 +35,7 @@ The method, one file per stage, in the order in which it runs:
                     measure on; config_files.py: where settings come from;
                     load_config.py: reads and checks such a file; explain.py: errors
                     of settings that the command line changes; config_table.py:
-                    stepjax config
+                    stepjax config; outcome.py: exit status and last sentence
     config.py       default(): every setting once
     settings.py     settings to typed options
 
