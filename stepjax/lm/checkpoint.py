@@ -94,9 +94,10 @@ def _say_errors_once() -> None:
     """Keeps tracebacks of errors off the screen that orbax also raises.
 
     Its threads log them, and tensorstore prints that nobody waits for them any more.
-    The caller of `save_tree` says the same in a sentence.
+    The caller of `save_tree` or `load_tree` says the same in a sentence.
     """
     logging.get_absl_logger().addFilter(_is_news)
+    logging_of_python.getLogger("asyncio").addFilter(_is_news)
     if sys.unraisablehook is not _print_news:
         _hooks.append(sys.unraisablehook)
         sys.unraisablehook = _print_news
@@ -106,7 +107,8 @@ _hooks: list[Callable] = []  # what `_say_errors_once` has replaced
 
 
 def _is_news(record: logging_of_python.LogRecord) -> bool:
-    return not (record.exc_info and "orbax" in record.pathname)
+    where = f"{record.pathname} {record.getMessage()}"  # asyncio names it in its text
+    return not (record.exc_info and "orbax" in where)
 
 
 def _print_news(what: Any) -> None:
@@ -166,6 +168,7 @@ def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> An
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
+    _say_errors_once()
     try:
         tree = ocp.load(path, abstract)
     except Exception as error:

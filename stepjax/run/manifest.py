@@ -45,7 +45,7 @@ def model_digest(manifest: pathlib.Path) -> str:
     try:
         arrays = files.read_json(manifest)["arrays"]
     except (ValueError, LookupError, TypeError) as error:
-        reason = str(error).partition("; expected")[0]
+        reason = str(error).partition("; ")[0]
         if not isinstance(error, ValueError):
             reason = f"{manifest}: it names no arrays"
         raise ValueError(

@@ -40,7 +40,7 @@ def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str
     except FileNotFoundError:
         damage = f"{path} is gone"
     except ValueError as error:
-        damage = str(error).partition("; expected")[0]
+        damage = str(error).partition("; ")[0]
     if not damage:
         return ""
     directory.say(f"{damage}, so it is made again from the settings")

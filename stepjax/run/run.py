@@ -269,7 +269,6 @@ class Run:
                 digests = manifest.read(path)["arrays"]
                 params = checkpoint.load_tree(folder / "params", like, digests)
             except (ValueError, LookupError) as error:
-                _check_readable(folder)
                 reason = str(error).partition("; expected")[0]
                 raise stage.Damaged(
                     f"{reason}; expected the model as it was saved. `stepjax run` on "
@@ -432,12 +431,3 @@ class Run:
             except FloatingPointError as error:
                 raise FloatingPointError(f"{model} {name}: {error}") from error
         return state.params, done
-
-
-def _check_readable(folder: pathlib.Path) -> None:
-    """Raises OSError if a file of a model cannot be read at the moment."""
-    for path in sorted(folder.glob("params/**/*")):
-        if path.is_file():
-            with open(path, "rb") as file:
-                while file.read(1 << 24):
-                    pass

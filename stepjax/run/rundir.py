@@ -146,7 +146,7 @@ class RunDirectory:
         try:
             return config_json.read(self.path)
         except (FileNotFoundError, ValueError) as error:
-            reason = str(error).partition("; expected")[0]
+            reason = str(error).partition("; ")[0]
             if isinstance(error, FileNotFoundError):
                 reason = f"{path} is gone"
             found = self._finished()

@@ -89,7 +89,7 @@ class Stage:
             manifest = manifests.read(path)
             wrong = manifests.changed_file(path, manifest)
         except ValueError as error:
-            manifest, wrong = {}, str(error).partition("; expected")[0]
+            manifest, wrong = {}, str(error).partition("; ")[0]
         if wrong and not self._directory.mends:
             raise ValueError(
                 f"{wrong}; expected what the stage {self.name!r} has written. Put it "
