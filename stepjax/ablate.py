@@ -106,7 +106,8 @@ def ablate(
     text = table(measured)
     if hosts.first():
         files.write_json(folder / "ablation.json", {"seeds": seeds, "arms": measured})
-        (folder / "ablation.md").write_text(text, encoding="utf-8")
+        with files.replacing(folder / "ablation.md") as file:
+            file.write(text)
         plot(measured, folder / "ablation.png")
         print(text)
     return text

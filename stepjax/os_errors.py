@@ -1,7 +1,7 @@
 """What an error of the operating system means for a person, and what to do about it.
 
-Libraries hand such errors on in wrappings of their own; tensorstore, which writes the
-arrays, as text.
+Libraries hand such errors on in wrappings of their own; those that are not written in
+Python, as text.
 """
 
 import errno
@@ -39,8 +39,9 @@ _REMEDIES = {
     errno.ENOMEM: "Make memory free",
     errno.EBUSY: "End what uses it",
 }
-# As tensorstore writes it: "... No space left on device [os_error_code='28']".
-_IN_TEXT = re.compile(r"os_error_code='(\d+)'")
+# As tensorstore writes it, "... No space left on device [os_error_code='28']", and
+# libraries in Rust (safetensors, tokenizers), "No space left on device (os error 28)".
+_IN_TEXT = re.compile(r"\[os_error_code='(\d+)'\]|\(os error (\d+)\)")
 _PATH_IN_TEXT = re.compile(r"""["'](/[^"'\\]+)""")
 
 
@@ -57,7 +58,7 @@ def find(error: BaseException | None) -> OSError | None:
     """Returns the error of the operating system behind an exception, if there is one.
 
     Args:
-      error: also a group of exceptions, one with a cause, or one of tensorstore.
+      error: also a group of exceptions, one with a cause, or one that is text.
     """
     seen: list[BaseException] = []
     waiting = [error]
@@ -73,8 +74,7 @@ def find(error: BaseException | None) -> OSError | None:
         found = _IN_TEXT.search(str(error))
         if found:
             path = _PATH_IN_TEXT.search(str(error))
-            number = int(found[1])
+            number = int(found[1] or found[2])
             return OSError(number, os.strerror(number), path[1] if path else None)
-        hidden = error.__suppress_context__  # raised with `from`
-        waiting += (error.__cause__, None if hidden else error.__context__)
+        waiting.append(error.__cause__)
     return None

@@ -20,6 +20,8 @@ import shutil
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from stepjax import os_errors
+
 _SEAL = "sha256"  # field with the digest of all other fields
 # What a killed process leaves: of `replacing`, of a lock, of `tempfile`, and of orbax.
 _LEFT = re.compile(r"\..+\.[0-9a-z_]+\.tmp|.+\.orbax-checkpoint-tmp(-.*)?")
@@ -55,13 +57,19 @@ def replacing(path: str | os.PathLike) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def named(path: str | os.PathLike) -> Iterator[None]:
-    """Gives a file's name to an `OSError` that has none: one of write, or of fsync."""
+    """Gives a file's name to an error of the disk that has none: of write, of fsync.
+
+    Such an error of a library, see `os_errors.find`, becomes an `OSError`; but a
+    ValueError stays, because it says already what is wrong.
+    """
     try:
         yield
-    except OSError as error:
-        if error.filename is None and error.errno:
-            error.filename = os.fspath(path)
-        raise
+    except Exception as error:
+        found = None if isinstance(error, ValueError) else os_errors.find(error)
+        if not found or found is error and found.filename is not None:
+            raise
+        name = os.fspath(path) if found.filename is None else found.filename
+        raise OSError(found.errno, os.strerror(found.errno), name) from error
 
 
 def sync(*paths: str | os.PathLike) -> None:

@@ -86,7 +86,8 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> St
     folder = directory.path / "data"
 
     def make(place: pathlib.Path) -> dict[str, int]:
-        make_tokenizer(settings, place / "tokenizer")
+        with files.named(place / "tokenizer"):
+            make_tokenizer(settings, place / "tokenizer")
         return make_data(settings, texts, place / "data")
 
     wrong = hosts.agreed("data mended", lambda: mend_data.mend(directory, make))

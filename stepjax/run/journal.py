@@ -64,7 +64,8 @@ class Journal:
         self.read()
         hosts.barrier(f"{path} read")
         if not self.path.exists():
-            self.path.write_text(self._head() + "\n", "utf-8")
+            with files.named(self.path):
+                self.path.write_text(self._head() + "\n", "utf-8")
 
     def _head(self) -> str:
         return json.dumps(files.seal({"inputs": self._inputs}), sort_keys=True)

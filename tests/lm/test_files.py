@@ -113,8 +113,8 @@ def test_all_of_a_folder_is_synced_before_the_name_that_it_has(tmp_path, monkeyp
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
-    left = (".pairs.jsonl.4711.tmp", "M1/.search.json.3.tmp", ".lock.0a9f.tmp")
-    kept = (".lock", "a.tmp", ".a.tmp", "M1/.x.notes.tmp", "orbax-checkpoint-tmp.txt")
+    left = (".pairs.jsonl.4711.tmp", "M1/.search.json.3.tmp", ".data.k3_x.tmp/a")
+    kept = (".lock", "a.tmp", ".a.tmp", "M1/x.notes.tmp", "orbax-checkpoint-tmp.txt")
     for name in (*left, *kept, "M1/params.orbax-checkpoint-tmp/state/d/0f"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")

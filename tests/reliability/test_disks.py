@@ -12,7 +12,6 @@ import random
 import re
 import shutil
 import subprocess
-import tempfile
 
 import commands
 import pytest
@@ -47,33 +46,33 @@ def test_an_error_is_found_behind_what_libraries_make_of_it():
     assert os_errors.find(wrapped) is inner
     found = os_errors.find(ValueError(text))
     assert (found.errno, found.filename) == (errno.ENOSPC, "/d/x")
+    found = os_errors.find(Exception("No space left on device (os error 28)"))
+    assert (found.errno, found.filename) == (errno.ENOSPC, None)
     assert os_errors.find(ValueError("no number in it")) is None
 
 
-def in_the_way(folder):
-    """Name of the test → a run directory that cannot be one, and what is said of it."""
-    (folder / "file").write_text("")
-    (folder / "link").symlink_to(folder / "nothing")
-    (folder / "circle").symlink_to(folder / "circle")
-    (folder / "folder" / "config.json").mkdir(parents=True)
-    return {
-        "below a file": (folder / "file" / "run", "Not a directory"),
-        "a file": (folder / "file", "is not empty and has no config.json"),
-        "a link to nothing": (folder / "link", "File exists"),
-        "a circle of links": (folder / "circle", "Too many levels of symbolic links"),
-        "config.json is a folder": (folder / "folder", "Is a directory"),
-        "too long a name": (folder / ("n" * 300), "File name too long"),
-        "in /proc": (pathlib.Path("/proc/run"), "No such file or directory"),
-    }
+IN_THE_WAY = {  # name of a run directory that cannot be one → what is said of it
+    "file/run": "Not a directory",
+    "file": "is not empty and has no config.json",
+    "link": "File exists",
+    "circle": "File exists",
+    "folder": "Is a directory",
+    "n" * 300: "File name too long",
+    "/proc/run": "No such file or directory",
+}
 
 
-@pytest.mark.parametrize("name", list(in_the_way(pathlib.Path(tempfile.mkdtemp()))))
+@pytest.mark.parametrize("name", IN_THE_WAY, ids=lambda name: name[:6])
 def test_what_is_in_the_way_of_a_run_directory_is_named(tmp_path, capsys, name):
-    workdir, reason = in_the_way(tmp_path)[name]
-    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "folder" / "config.json").mkdir(parents=True)
+    workdir, before = tmp_path / name, sorted(tmp_path.rglob("*"))
     status = runs.command("run", f"--config={runs.CONFIG}", f"--workdir={workdir}")
     last = capsys.readouterr().err.splitlines()[-1]
-    assert status == 1 and last.startswith(f"stepjax: {workdir}") and reason in last
+    assert status == 1 and last.startswith(f"stepjax: {workdir}"), last
+    assert IN_THE_WAY[name] in last
     assert sorted(tmp_path.rglob("*")) == before
 
 
