@@ -35,7 +35,7 @@ The method, one file per stage, in the order in which it runs:
                     measure on; config_files.py: where settings come from;
                     load_config.py: reads and checks such a file; explain.py: errors
                     of settings that the command line changes; config_table.py:
-                    stepjax config
+                    stepjax config; outcome.py: exit status and last sentence
     config.py       default(): every setting once
     settings.py     settings to typed options
 
@@ -51,10 +51,10 @@ Beside the method; of the files above only main, iterate and ablate import these
                     are kept; stages.py, eft_stage.py: all this as stages of a run
       formats/      public formats to records and back. sources.py: all of them by name;
                     own.py: our own; files.py, csv_files.py, json_text.py, fields.py:
-                    rows of files, bad rows; worked.py,
-                    word_problems.py, prm800k.py, step_labels.py, preferences.py,
-                    run_pairs.py: one or two formats each; tfds.py, tfds_files.py,
-                    tfds_builder.py: tensorflow-datasets
+                    rows of files, bad rows; meaning.py: rows that mean nothing;
+                    worked.py, word_problems.py, prm800k.py, step_labels.py,
+                    preferences.py, run_pairs.py: one or two formats each; tfds.py,
+                    tfds_files.py, tfds_builder.py: tensorflow-datasets
     worlds/         built-in worlds, whose gold is known: arithmetic.py,
                     arithmetic_data.py, arithmetic_srlm.py, arithmetic_teacher.py: made
                     up; word_problems.py, equations.py, word_problems_judgments.py,
@@ -65,9 +65,9 @@ Beside the method; of the files above only main, iterate and ablate import these
                     standing.py: which were made from what is there; config_json.py,
                     mend_data.py: settings and data that were lost come back; lock.py:
                     one command at a time; journal.py: unfinished work; redo.py: what
-                    changed settings invalidate;
-                    ranges.py: what each setting may be; paths.py, missing_files.py,
-                    checks.py: early errors; data.py, more_questions.py: its data;
+                    changed settings invalidate; ranges.py, rules.py: what each setting
+                    may be, and several together; paths.py, missing_files.py, checks.py:
+                    early errors; data.py, more_questions.py: its data;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; finetune.py: a phase of SFT;
                     reference_pass.py: log-probabilities before step-DPO; banner.py:
@@ -99,10 +99,14 @@ The language model; it imports nothing of the above but forest and losses:
                     stops.py       stop strings as an automaton over token ids
                     tokenizer.py   text to ids and back; encoder.py: names of special
                                    tokens in data stay text; chat.py: chat templates;
-                                   unknown.py: characters that are lost
+                                   unknown.py: characters that are lost;
+                                   special_tokens.py: those that are not there
                     weights.py     Hugging Face directories in; hf_config.py,
                                    tensor_files.py; export.py writes them
-                    gguf_files.py  GGUF files in; gguf_tokenizer.py: their tokenizers
+                    gguf_files.py  GGUF files in; gguf_header.py: their headers are not
+                                   believed; gguf_tokenizer.py: their tokenizers
+                    limits.py      the largest numbers that are believed in such files
+                    ordinary.py    pipes and devices are not opened
                     sharding.py    meshes, logical axes
                     hosts.py       several hosts: waiting, agreeing, sharing work
                     roll_call.py   names the hosts that do not come

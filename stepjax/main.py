@@ -4,25 +4,21 @@ Whatever takes seconds to import is imported when a command has been understood 
 settings have been checked; what is wrong with them is said in a fraction of a second.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
 import signal
 import sys
-import traceback
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import stepjax
 from stepjax import interrupts, os_errors, own_files
-from stepjax.cli import help
+from stepjax.cli import help, outcome
 
 if TYPE_CHECKING:
     import ml_collections
 
-    from stepjax.lm import alive
     from stepjax.run.run import Run
 
 COMMANDS = tuple(help.COMMANDS)
@@ -69,7 +65,7 @@ def main(argv: list[str]) -> int:
         if not missing:
             raise
         name = f"{argv[1]} " if missing.startswith("needs") else ""
-        return _refused(f"{name}{missing}", 1)
+        return outcome.refused(f"{name}{missing}", 1)
 
 
 def _answered(words: list[str]) -> int | None:
@@ -90,7 +86,7 @@ def _answered(words: list[str]) -> int | None:
         print(help.usage(), file=sys.stdout if asked else sys.stderr)
         if words and not asked:
             hint = own_files.did_you_mean(words[0], COMMANDS)
-            _refused(
+            outcome.refused(
                 f"unknown command {words[0]!r}; expected one of {', '.join(COMMANDS)}"
                 f"{hint}.",
                 2,
@@ -117,7 +113,7 @@ def _command(argv: list[str]) -> int:
             return status
         words = words[1:]
     # Before anything that takes seconds: a config file may import what it likes.
-    _say(f"stepjax {stepjax.__version__}: {' '.join(argv[1:])}")
+    outcome.say(f"stepjax {stepjax.__version__}: {' '.join(argv[1:])}")
     try:
         words = config_files.arguments(words)
         try:
@@ -126,7 +122,7 @@ def _command(argv: list[str]) -> int:
             *(flags.Error, ValueError, AttributeError, KeyError, TypeError),
             IndexError,
         ) as error:
-            return _refused(explain.override(error, words), 2)
+            return outcome.refused(explain.override(error, words), 2)
         if rest:
             raise ValueError(
                 f"unexpected arguments {rest}; expected options, which begin with --."
@@ -141,85 +137,13 @@ def _command(argv: list[str]) -> int:
         elif name not in ("plan", "config", "ablate"):
             arguments.check_models(name, config)
     except (flags.Error, ValueError) as error:
-        return _refused(str(error), 2)
+        return outcome.refused(str(error), 2)
     except OSError as error:
-        return _refused(os_errors.sentence(error), 2)
+        return outcome.refused(os_errors.sentence(error), 2)
     if name == "config":
         return _list_settings(config)
     logging.set_verbosity(logging.WARNING)
-    return _on_all_hosts(work)
-
-
-def _on_all_hosts(work: Callable[[], None]) -> int:
-    """Does the work of a command, and tells the other hosts if this one fails.
-
-    Returns:
-      The exit status.
-    """
-    try:
-        status = _work(work)
-    except Exception as error:
-        if not _watch():
-            raise
-        if _is_of_the_devices(error):
-            _say(f"stepjax: {type(error).__name__}: {str(error)[:300]}")
-            _say("stepjax: waiting until it is known which host is lost, if one is")
-            _watch().wait_for_cause()
-        traceback.print_exc()
-        status = 1
-    if status == 1 and _watch():
-        _watch().leave("Look at what it printed last.")
-        _leave(status)
-    return status
-
-
-def _watch() -> "alive.Watch | None":
-    """Returns the watch over the other hosts; None for one host."""
-    if "stepjax.lm.hosts" not in sys.modules:
-        return None
-    from stepjax.lm import hosts
-
-    return hosts.watch()
-
-
-def _work(work: Callable[[], None]) -> int:
-    """Does the work of a command; returns the exit status."""
-    try:
-        work()
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        ours = isinstance(error, ValueError | FloatingPointError) and _is_ours(error)
-        late = isinstance(error, TimeoutError) and not error.strerror  # another host
-        if late or ours and not (_watch() and _is_of_the_devices(error)):
-            return _refused(str(error), 1)
-        found = os_errors.find(error)
-        if not found:
-            raise
-        return _refused(os_errors.sentence(found), 1)
-    except interrupts.Stopped as stopped:
-        text = f"stopped: {stopped.saved}; the same command continues."
-        status = _refused(text, interrupts.status())
-        if _watch():
-            from stepjax.lm import hosts
-
-            hosts.barrier("stopped")  # none needs this one any more
-        return status
-    except KeyboardInterrupt:
-        return _refused("interrupted; the same command continues.", interrupts.status())
-    finally:
-        interrupts.end()
-        _unlock()
-    return 0
-
-
-def _refused(text: str, status: int) -> int:
-    print("\n".join(f"stepjax: {line}" for line in text.split("\n")), file=sys.stderr)
-    return status
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return outcome.on_all_hosts(work)
 
 
 def _list_settings(config: "ml_collections.ConfigDict") -> int:
@@ -229,7 +153,7 @@ def _list_settings(config: "ml_collections.ConfigDict") -> int:
 
     print(config_table.table(config), end="", flush=True)
     wrong = ranges.wrong(config)
-    return _refused("\n".join(wrong), 2) if wrong else 0
+    return outcome.refused("\n".join(wrong), 2) if wrong else 0
 
 
 def _run(name: str, config: "ml_collections.ConfigDict") -> None:
@@ -238,7 +162,7 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     if name == "show":
         _show(config)
         return
-    _say("starting JAX")
+    outcome.say("starting JAX")
     if name == "plan":
         _plan(config)
         return
@@ -321,43 +245,21 @@ def _start() -> None:
     from stepjax.cli import options
     from stepjax.lm import hosts
 
-    hosts.start(options.HOSTS.value, options.HOST_TIMEOUT.value, _without_a_host)
+    hosts.start(options.HOSTS.value, options.HOST_TIMEOUT.value, outcome.without_a_host)
     import jax
 
     count, kind = jax.device_count(), jax.devices()[0].device_kind
     named = f"{count} device{'s' if count > 1 else ''} ({kind})"
-    _say(f"JAX {jax.__version__} on {named}; loading the other libraries")
+    outcome.say(f"JAX {jax.__version__} on {named}; loading the other libraries")
     from stepjax import iterate  # noqa: F401, the last import that takes long
 
     interrupts.listen(hosts.watch())
 
 
-def _without_a_host(text: str) -> None:
-    """Ends the process, which another host has left."""
-    _refused(text, 1)
-    _leave(1)
-
-
-def _leave(status: int) -> None:
-    """Ends the process at once, without waiting for other hosts."""
-    _unlock()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(status)
-
-
-def _unlock() -> None:
-    if "stepjax.run.lock" in sys.modules:
-        from stepjax.run import lock
-
-        lock.release_all()
-
-
 def _open_run(config: "ml_collections.ConfigDict") -> "Run":
     from stepjax.cli import options
 
-    _say("starting JAX")
+    outcome.say("starting JAX")
     _start()
     from stepjax.run.run import Run
 
@@ -433,12 +335,13 @@ def _export(run: "Run", number: int) -> None:
         prompt = repr(asked)
         if run.codec.templates.chat == "template":
             prompt += " in the tokenizer's chat template"
-        _say(f"M{number} → {out}, {_bytes(size)}, {same['dtype']}, prompt: {prompt}")
+        written = f"{_bytes(size)}, {same['dtype']}, prompt: {prompt}"
+        outcome.say(f"M{number} → {out}, {written}")
         if verified:
-            _say(verified)
+            outcome.say(verified)
         warning = "" if "://" in out else export.other_ids(out, tokenizer, asked)
         if warning:
-            _say(warning)
+            outcome.say(warning)
 
 
 def _bytes(count: int) -> str:
@@ -459,17 +362,5 @@ def _plan(config: "ml_collections.ConfigDict") -> None:
     from stepjax.settings import from_config
 
     chosen = options.STAGE.value, options.UTILISATION.value, options.SUGGEST.value
-    print(plan.plan(from_config(config), options.TOPOLOGY.value, *chosen, say=_say))
-
-
-def _is_of_the_devices(error: BaseException | None) -> bool:
-    """Whether XLA raised the error, as it does when another host is lost."""
-    while error and type(error).__name__ != "JaxRuntimeError":
-        error = error.__cause__
-    return error is not None
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether stepjax itself raised the error, so that it needs no traceback."""
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    return pathlib.Path(last).is_relative_to(pathlib.Path(__file__).parent)
+    settings, topology = from_config(config), options.TOPOLOGY.value
+    print(plan.plan(settings, topology, *chosen, say=outcome.say))

@@ -186,7 +186,9 @@ def assert_same_results(one: pathlib.Path, other: pathlib.Path) -> None:
         a, b = (files.read_json(f / "eval" / path.name) for f in (one, other))
         for part in ("metrics", "items"):
             assert a.get(part) == b.get(part), path.name
-    assert Monitor(one).rows() == Monitor(other).rows()
+    # A stage that was done again has its rows at the end.
+    a, b = (sorted(map(str, Monitor(folder).rows())) for folder in (one, other))
+    assert a == b
 
 
 @contextlib.contextmanager

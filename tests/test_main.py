@@ -310,7 +310,7 @@ def write_config(folder, *lines):
         ("data.eft_count=0", "eft rows and there are none; expected at least one. Set"),
         ("model.vocab_size=100", "131 ids and the model's vocabulary 100; expected"),
         ("mesh.tensor=2", "'kv_heads' of size 1 does not divide by mesh.tensor=2"),
-        ("search.context_tokens=12", "at most search.context_tokens=12. Raise it or"),
+        ("search.context_tokens=14", "at most search.context_tokens=14. Raise it or"),
     ],
 )
 def test_settings_that_do_not_fit_the_data_are_refused(

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 from stepjax.initial_data.formats import files
+from stepjax.lm import ordinary
 from stepjax.run import paths as run_paths
 
 
@@ -54,6 +55,7 @@ def paths(named: Sequence[str]) -> list[str]:
 
 def _content(name: str) -> bytes:
     """Returns the bytes of a file."""
+    ordinary.check(name)
     try:
         return pathlib.Path(name).read_bytes()
     except OSError as error:

@@ -38,7 +38,8 @@ def _value(text: str, words: Sequence[str]) -> str:
         if name.startswith("config.") and text.startswith(f"flag --{name}={value}: "):
             name = name.removeprefix("config.")
             return f"{name}={value!r}; expected {_expected(name)}."
-    return text
+    option = re.match(r"flag (--[\w-]+=.*): (?:invalid literal|could not)", text, re.S)
+    return f"{option[1]}: this is no number; expected one." if option else text
 
 
 def _expected(name: str) -> str:

@@ -78,7 +78,11 @@ class _Walk:
             axes = self.number("<I")
             if axes > _AXES:
                 raise ValueError(f"a tensor has {axes} axes")
-            self.skip(8 * axes + 12)
+            self.skip(8 * axes + 4)
+            if (place := self.number("<Q")) > len(self.data):
+                raise ValueError(
+                    f"a tensor is at {place}, and the file has {len(self.data)} bytes"
+                )
 
     def value(self, kind: int) -> None:
         if kind == _STRING:

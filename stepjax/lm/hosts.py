@@ -59,15 +59,16 @@ def start(
       ValueError: when there are more or fewer hosts.
       TimeoutError: when not all of them come in time.
     """
-    told = _told_by_environment()
     slice_hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
     here = [name for name in slice_hosts.split(",") if name]
-    announced = told.get("num_processes", len(here) or 1)
-    if announced != expected and (announced > 1 or told):
+    told_count = os.environ.get("JAX_NUM_PROCESSES", "")
+    announced = int(told_count) if told_count.isdecimal() else len(here) or 1
+    if announced != expected and (announced > 1 or told_count.isdecimal()):
         raise ValueError(
             f"--hosts={expected} and the environment tells of {announced} hosts; "
             f"expected --hosts={announced}, and the same command on each of them."
         )
+    told = _told_by_environment()
     if told or expected > 1:
         _join(expected, seconds, told, here)
     if count() != expected:

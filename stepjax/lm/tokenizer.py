@@ -16,7 +16,7 @@ from pathlib import Path
 from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stepjax.lm import chat, encoder, hf_config, limits, ordinary
+from stepjax.lm import chat, encoder, hf_config, limits, ordinary, special_tokens
 
 _END_OF_SEQUENCE = ("</s>", "<|im_end|>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
 FILES = (  # what a tokenizer may consist of
@@ -264,7 +264,7 @@ def load(path: str | Path) -> Tokenizer:
             "backed by a working tokenizer.json. Convert it to one first."
         )
 
-    _check_special(backend, file, path)
+    special_tokens.check(backend, file, path)
     eos_id = _eos_id(backend, path)
     token_bytes = _token_bytes(backend, path)
     absent = [id for id in stops if not 0 <= id < len(token_bytes)]
@@ -288,40 +288,6 @@ def load(path: str | Path) -> Tokenizer:
         _control=control,
         _encoder=encoder.make(backend.backend_tokenizer, control),
     )
-
-
-def _check_special(backend: PreTrainedTokenizerFast, file: Path, path: Path) -> None:
-    """Raises ValueError for a special token that is in no file of the vocabulary.
-
-    transformers gives such a token a new id, which no model has learned.
-    """
-    added = backend.backend_tokenizer.get_added_tokens_decoder().values()
-    named = {str(token) for token in backend.special_tokens_map.values()}
-    asked = named & {token.content for token in added}
-    if not asked or not file.is_file():
-        return
-    held = json.loads(file.read_text("utf-8"))
-    known = {token.get("content") for token in held.get("added_tokens") or ()}
-    asked -= known | set(_vocabulary(held.get("model") or {}))
-    for name in ("tokenizer_config.json", "added_tokens.json"):
-        beside = file.with_name(name)
-        if asked and beside.is_file():
-            stated = json.loads(beside.read_text("utf-8"))
-            decoder = stated.get("added_tokens_decoder") or {}
-            asked -= {token.get("content") for token in decoder.values()}
-            asked -= stated.keys() if name == "added_tokens.json" else set()
-    if asked:
-        raise ValueError(
-            f"{path}: the special token {min(asked)!r} is not in the vocabulary; "
-            "expected a token that tokenizer.json has. Correct tokenizer_config.json, "
-            "or take the files that belong together."
-        )
-
-
-def _vocabulary(model: dict) -> list[str]:
-    """Returns the tokens of the model in a tokenizer.json."""
-    vocab = model.get("vocab") or ()
-    return list(vocab) if isinstance(vocab, dict) else [piece for piece, _ in vocab]
 
 
 def _read(loader, path: Path, *args, **kwargs) -> PreTrainedTokenizerFast:

@@ -29,9 +29,11 @@ def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str
     """
     folder = directory.path / "data"
     path, manifest = folder / "manifest.json", None
+    if not directory.mends:
+        return ""
     later = [s for s in redo.made(directory.path) if s.stage != "prepare"]
-    if not directory.mends or not (path.exists() or later):
-        return ""  # a new run
+    if not path.exists() and not (later and (folder / "ift.jsonl").exists()):
+        return ""  # nothing is there that other data could replace
     try:
         manifest = manifests.read(path)
         damage = manifests.changed_file(path, manifest)

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+_LONGEST = 100_000  # characters of a text
 SMALLEST = 1e-30  # smaller numbers are taken for 0, or divide to infinity, in float32
 
 
@@ -74,6 +75,14 @@ def between(config: Any) -> Iterator[Rule]:
     Args:
       config: all settings, see `stepjax.config.default`.
     """
+    for name, text in _texts(config):
+        yield (
+            name,
+            text,
+            f"text that UTF-8 can hold, without the character NUL, of at most "
+            f"{_LONGEST:,} characters",
+            len(text) <= _LONGEST and "\0" not in text and _in_utf8(text),
+        )
     yield from _phases(config)
     yield from _shape(config.model)
     yield from _counts(config)
@@ -82,6 +91,26 @@ def between(config: Any) -> Iterator[Rule]:
     yield from _updates(config)
     if config.data.make_eft:
         yield from _initial_data(config)
+
+
+def _texts(section: Any, before: str = "") -> Iterator[tuple[str, str]]:
+    """Yields name and value of every setting that is a text, those of lists too."""
+    items = section.items() if hasattr(section, "items") else enumerate(section)
+    for key, value in items:
+        name = f"{before}[{key}]" if isinstance(key, int) else f"{before}.{key}"
+        if isinstance(value, str):
+            yield name.removeprefix("."), value
+        elif hasattr(value, "items") or isinstance(value, tuple | list):
+            yield from _texts(value, name)
+
+
+def _in_utf8(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def every_phase(config: Any) -> list[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """A run is a directory of finished stages, each with a manifest written last."""
 
+import contextlib
 import fnmatch
 import glob
 import hashlib
@@ -90,11 +91,17 @@ class RunDirectory:
     def give_back(self) -> None:
         """Undoes what this claim has written; the run could not begin."""
         if self.is_new:
-            # Folders first: while they are there, config.json says what they are.
+            # Folders first: while they are there, config.json says what they are. The
+            # lock last: what comes after it may be another command's.
             for path in self.path.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
-            shutil.rmtree(self.path, ignore_errors=True)
+            for path in self.path.iterdir():
+                if not path.name.startswith(lock.NAME):
+                    path.unlink(missing_ok=True)
+            lock.release(self.path)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
         elif self._before:
             redo.restore(self.path)
             for path in set(self._data_files()) - self._before_data.keys():

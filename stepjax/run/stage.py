@@ -82,7 +82,7 @@ class Stage:
         path, folder = self.manifest, self._directory.path
         if not path.exists():
             later = standing.after(folder, path)
-            if later and self._directory.mends:
+            if later and self._directory.mends and self.name != "prepare":
                 self._again(f"{path} is gone", later)
             return None
         try:

@@ -5,6 +5,7 @@ input was made again and came out otherwise, the stage no longer stands.
 """
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -38,8 +39,18 @@ def _model(folder: pathlib.Path, name: str) -> pathlib.Path:
     return place / "manifest.json"
 
 
-def _now(folder: pathlib.Path, name: str, manifest: pathlib.Path) -> str | None:
-    """Returns the present digest of an input of a stage; None when it is not there."""
+def _now(
+    folder: pathlib.Path, name: str, manifest: pathlib.Path, made: dict[str, str]
+) -> str | None:
+    """Returns the present digest of an input of a stage; None when it is not there.
+
+    Args:
+      folder: the run directory.
+      name: of the input.
+      manifest: of the stage.
+      made: file in the run directory → digest, of all finished stages. A file that no
+        longer has that digest is damaged, and its own stage sees to that.
+    """
     if name in ("policy", "prm") or name[:1] == "M" and name[1:].isdecimal():
         path = _model(folder, name)
         try:
@@ -47,13 +58,10 @@ def _now(folder: pathlib.Path, name: str, manifest: pathlib.Path) -> str | None:
         except ValueError:
             return None  # it is damaged, and is made again
     if name != "pairs":
-        path = folder / "data" / f"{name}.jsonl"
-    elif manifest.parent.name == "init":
-        path = manifest.with_name("pairs.jsonl")
-    else:
-        number = int(manifest.parent.name[1:]) - 1
-        path = folder / f"M{number}" / "pairs.jsonl"
-    return manifests.file_digest(path) if path.is_file() else None
+        return made.get(f"data/{name}.jsonl")
+    if manifest.parent.name == "init":
+        return made.get("init/pairs.jsonl")
+    return made.get(f"M{int(manifest.parent.name[1:]) - 1}/pairs.jsonl")
 
 
 def unlike(folder: pathlib.Path) -> tuple[list[Made], str]:
@@ -65,9 +73,15 @@ def unlike(folder: pathlib.Path) -> tuple[list[Made], str]:
     Returns:
       (the first of them and all stages after it, which input differs in words).
     """
-    for stage, manifest in finished(folder):
+    known = list(finished(folder))
+    made = {
+        os.path.normpath(stage.paths[0].parent.relative_to(folder) / name): digest
+        for stage, manifest in known
+        for name, digest in manifest["files"].items()
+    }
+    for stage, manifest in known:
         for name, digest in inputs_of(folder, manifest).items():
-            now = _now(folder, name, stage.paths[0])
+            now = _now(folder, name, stage.paths[0], made)
             if now is not None and now != digest:
                 stages = redo.made(folder)
                 rest = stages[stages.index(stage) :]

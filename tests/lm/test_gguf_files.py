@@ -195,7 +195,7 @@ def test_a_config_json_made_of_a_file_is_the_same_config(tmp_path):
     "change, message",
     [
         ({"attention.head_count": None}, "head_count has the value none; expected"),
-        ({"block_count": 0}, "block_count=0 is not supported; expected a number above"),
+        ({"block_count": 0}, "block_count=0 is not supported; expected a number from"),
         ({"rope.freq_base": float("nan")}, "freq_base=nan is not supported"),
         ({"rope.freq_base": float("inf")}, "freq_base=inf is not supported"),
         ({"attention.layer_norm_rms_epsilon": "a"}, "the value 'a'; expected one of"),
@@ -260,7 +260,10 @@ def test_files_that_are_cut_off(share, tmp_path):
 
 def test_what_is_no_gguf_file(tmp_path):
     (tmp_path / "text").write_text("no tensors here " * 99)
-    with pytest.raises(ValueError, match="text: damaged or not a GGUF file.*magic"):
+    with pytest.raises(
+        ValueError,
+        match="text: damaged or not a GGUF file .it does not begin with GGUF",
+    ):
         gguf_files.GgufFile(tmp_path / "text")
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(ValueError, match="no such file; expected a GGUF file"):

@@ -75,6 +75,22 @@ def test_a_wrong_number_of_hosts_is_refused_at_once(monkeypatch):
     hosts.barrier("alone")
 
 
+@pytest.mark.parametrize(
+    ("address", "count", "number"),
+    [("", "2", "0"), ("a:1", "2", ""), ("a:1", "two", "0"), ("a:1", "2", "2")],
+)
+def test_variables_that_do_not_tell_where_a_host_is_are_named(
+    address, count, number, monkeypatch
+):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", count)
+    monkeypatch.setenv("JAX_PROCESS_ID", number)
+    named = f"JAX_COORDINATOR_ADDRESS='{address}', JAX_NUM_PROCESSES='{count}', "
+    with pytest.raises(ValueError) as raised:
+        hosts.start(2)
+    assert str(raised.value).startswith(f"{named}JAX_PROCESS_ID='{number}'; expected")
+
+
 @pytest.mark.parametrize("task", ["/job:jax_worker/replica:0/task:", ""])
 def test_what_jax_says_about_the_missing_is_put_in_words(task, monkeypatch):
     """JAX 0.10 and 0.12 name a host differently."""

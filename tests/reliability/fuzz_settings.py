@@ -117,7 +117,8 @@ def _spoiled(draw):
     elif f"{name}" in ranges.SETTINGS or name.endswith("schedule"):
         value = draw.choice(("'nonsense'", "5", "None", "'x' * 5000"))
     else:
-        value = draw.choice(("5", "None", "()", "b'x'"))
+        texts = ("5", "None", "()", "b'x'", r"'a\0'", r"'\ud800'", "'x' * 10**6")
+        value = draw.choice(texts)
     if not of_phase:
         return f"{name} = {value}", f"c.{name} = {value}"
     line = f"p = config.phase(); p.{name} = {value}; c.sft.phases = (p,)"

@@ -1,6 +1,8 @@
 """SIGTERM and Ctrl-C in every phase: no unit of work is lost, and none is done twice.
 
-A short version of this is in tests/test_interrupts.py.
+A short version of this is in tests/test_interrupts.py. With STEPJAX_FIGURES=FOLDER the
+runs, the compiled programs and what is done are kept there, so that a test that was
+stopped goes on.
 """
 
 import collections
@@ -15,7 +17,7 @@ import pytest
 from forks import Blow, left, nursery, results
 
 CONFIG = pathlib.Path(__file__).parent / "many_units_config.py"
-EACH = int(os.environ.get("RELIABILITY_SIGNALS", "10"))  # of each signal, in each phase
+EACH = 10  # of each signal, in each phase
 # Commands in the order of a run, each with its phases: name → a function that is called
 # once per unit of it. A signal comes in its first or second call.
 COMMANDS = (
@@ -49,23 +51,22 @@ COMMANDS = (
 )
 
 
-def carry_out(nurse, folder, logs, phases, rng):
+def carry_out(nurse, place, name, phases):
     """Carries out the commands with signals.
 
     Args:
       nurse: starts processes.
-      folder: of the run.
-      logs: folder of what they print.
+      place: folder of the run, of its logs and of what is done.
+      name: of the run.
       phases: whether signals are sent, or the commands are left in peace.
-      rng: decides when the signals come.
 
     Returns:
       (calls of each function that stands for a unit, phase → seconds from a signal to
-      the end of the process, phase → signals that came when nothing was left to do).
+      the end of the process).
     """
-    calls, seconds = collections.Counter(), collections.defaultdict(list)
-    finished = collections.Counter()
-    logs.mkdir(parents=True)
+    rng, kept = random.Random(0), place / f"{name}.jsonl"
+    rows = list(map(json.loads, kept.read_text().splitlines())) if kept.exists() else []
+    done = {(row["command"], row["order"]): row for row in rows}
     for command, functions in COMMANDS:
         blows = [
             (phase, number, function)
@@ -73,46 +74,66 @@ def carry_out(nurse, folder, logs, phases, rng):
             for number in (signal.SIGTERM, signal.SIGINT) * EACH
             if phases
         ]
-        arguments = [*command, f"--config={CONFIG}", f"--workdir={folder}"]
+        arguments = [*command, f"--config={CONFIG}", f"--workdir={place / name}"]
         for order, (phase, number, function) in enumerate([*blows, ("", 0, "")]):
-            after = rng.choice([0, 0.01, 0.05, 0.2])
-            blow = Blow(function, rng.randint(1, 2), number, after) if phase else None
-            log = logs / f"{'_'.join(command)}_{order}.log"
-            ended = nurse.wait(nurse.start(arguments, log, blow=blow), log)
-            calls.update(ended.calls)
-            said = phase, number, ended.text[-2000:]
-            assert "Traceback" not in ended.text and "Exception" not in ended.text, said
-            if ended.status == 0:
-                finished[phase] += bool(phase)
+            after, call = rng.choice([0, 0.01, 0.05, 0.2]), rng.randint(1, 2)
+            key = " ".join(command), order
+            if key not in done:
+                blow = Blow(function, call, number, after) if phase else None
+                log = place / f"{name}_{'_'.join(command)}_{order}.log"
+                log.unlink(missing_ok=True)
+                ended = nurse.wait(nurse.start(arguments, log, blow=blow), log)
+                done[key] = {
+                    "command": key[0],
+                    "order": order,
+                    "phase": phase,
+                    "status": ended.status,
+                    "seconds": ended.seconds,
+                    "calls": ended.calls,
+                }
+                check(ended, phase, number)
+                with open(kept, "a") as file:
+                    file.write(json.dumps(done[key]) + "\n")
+            if done[key]["status"] == 0:
                 break
-            assert phase and ended.status == 128 + number, said
-            assert ended.last().startswith("stepjax: stopped: "), said
-            assert ended.last().endswith("; the same command continues."), said
-            seconds[phase].append(ended.seconds)
-        assert ended.status == 0, said
-    return dict(calls), dict(seconds), dict(finished)
+    calls, seconds = collections.Counter(), collections.defaultdict(list)
+    for row in done.values():
+        calls.update(row["calls"])
+        if row["status"]:
+            seconds[row["phase"]].append(row["seconds"])
+    return dict(calls), dict(seconds)
+
+
+def check(ended, phase, number):
+    """Checks that a process stopped as the signal asks, or had nothing left to do."""
+    said = phase, number, ended.text[-2000:]
+    assert "Traceback" not in ended.text and "Exception" not in ended.text, said
+    if ended.status:
+        assert phase and ended.status == 128 + number, said
+        assert ended.last().startswith("stepjax: stopped: "), said
+        assert ended.last().endswith("; the same command continues."), said
 
 
 @pytest.mark.slow
 def test_signals_in_every_phase_lose_nothing_and_repeat_nothing(tmp_path):
-    cache = os.environ.get("RELIABILITY_CACHE") or tmp_path / "compiled"
-    rng = random.Random(0)
-    with nursery(pathlib.Path(cache)) as nurse:
-        whole = tmp_path / "whole"
-        units, none, _ = carry_out(nurse, whole, tmp_path / "logs_whole", False, rng)
+    place = pathlib.Path(os.environ.get("STEPJAX_FIGURES", tmp_path)) / "signals"
+    place.mkdir(exist_ok=True)
+    with nursery(place / "compiled") as nurse:
+        units, none = carry_out(nurse, place, "whole", False)
         assert none == {} and min(units.values()) > 0
-        folder = tmp_path / "run"
-        done, seconds, _ = carry_out(nurse, folder, tmp_path / "logs", True, rng)
+        done, seconds = carry_out(nurse, place, "run", True)
     figures = {
-        phase: [len(values), statistics.median(values), max(values)]
+        phase: {
+            "signals": len(values),
+            "median": statistics.median(values),
+            "worst": max(values),
+        }
         for phase, values in seconds.items()
     }
-    if path := os.environ.get("RELIABILITY_FIGURES"):
-        path = pathlib.Path(path)
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        kept["signals: number, median and longest seconds to the end"] = figures
-        path.write_text(json.dumps(kept | {"units": [units, done]}, indent=1))
+    figures["units, of an unbroken run"], figures["units"] = units, done
+    (place / "figures.json").write_text(json.dumps(figures, indent=1))
     assert done == units
-    assert results(folder, but_logps=True) == results(whole, but_logps=True)
-    assert left(folder) == []
+    one, other = (results(place / name, but_logps=True) for name in ("run", "whole"))
+    assert one == other
+    assert left(place / "run") == []
     assert all(len(values) >= 2 * EACH for values in seconds.values()), figures

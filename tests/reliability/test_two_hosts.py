@@ -1,4 +1,9 @@
-"""One of two hosts is killed, does not come, or gets a signal, in every phase."""
+"""One of two hosts is killed, or gets a signal, in every phase; other meshes on resume.
+
+The hosts are processes on this machine. With STEPJAX_FIGURES=FOLDER the runs, the
+compiled programs and what is done are kept there, so that a test that was stopped goes
+on. Hosts that do not come are in tests/lm/test_roll_call.py.
+"""
 
 import json
 import os
@@ -34,93 +39,109 @@ PHASES = {
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    cache = os.environ.get("RELIABILITY_CACHE") or tmp_path_factory.mktemp("compiled")
-    with nursery(pathlib.Path(cache)) as nurse:
+def place(tmp_path_factory):
+    """The folder of the tests, which STEPJAX_FIGURES keeps."""
+    kept = os.environ.get("STEPJAX_FIGURES")
+    folder = pathlib.Path(kept or tmp_path_factory.mktemp("hosts")) / "two_hosts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def started(place):
+    with nursery(place / "compiled") as nurse:
         yield nurse
 
 
 @pytest.fixture(scope="module")
-def whole(started, tmp_path_factory):
+def whole(started, place):
     """An unbroken run of two hosts."""
-    folder = tmp_path_factory.mktemp("whole")
-    ended = started.hosts(2, run(folder / "run"), folder / "logs")
+    ended = started.hosts(2, run(place / "whole"), place / "whole_logs")
     assert [host.status for host in ended] == [0, 0], ended[0].text[-3000:]
-    return folder / "run"
+    return place / "whole"
 
 
 def run(folder, *more):
     return "run", f"--config={CONFIG}", f"--workdir={folder}", *more
 
 
-def note(name, figures):
-    """Adds to the file of figures that the environment names, if it does."""
-    if path := os.environ.get("RELIABILITY_FIGURES"):
-        path = pathlib.Path(path)
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(kept | {name: figures}, indent=1))
+def chain(started, place, name, numbers, first):
+    """Sends one signal per phase to one of two hosts, and runs to the end.
+
+    Args:
+      started: starts hosts.
+      place: folder of the run, of its logs and of what is done.
+      name: of the run.
+      numbers: signals, in turns.
+      first: the host that gets the first one; the other host gets the next.
+
+    Returns:
+      Phase → (host, signal, statuses of both, their last lines, seconds from the
+      signal to the end of the last host), without phases in which nothing was left to
+      do.
+    """
+    kept, folder = place / f"{name}.json", place / name
+    done = json.loads(kept.read_text()) if kept.exists() else {}
+    arguments = run(folder, f"--host-timeout={LIMIT}")
+    for order, (phase, blow) in enumerate(PHASES.items()):
+        if phase in done:
+            continue
+        struck, number = (first + order) % 2, numbers[order % len(numbers)]
+        logs = place / f"{name}_logs" / phase
+        blows = {struck: blow._replace(number=number)}
+        ended = started.hosts(2, arguments, logs, blows=blows)
+        files = sorted(logs.glob("*.struck"), key=lambda path: path.stat().st_mtime)
+        at = float(files[-1].read_text()) if files else 0.0
+        done[phase] = (
+            struck,
+            number,
+            [host.status for host in ended],
+            [host.last() for host in ended],
+            max(host.ended for host in ended) - at,
+        )
+        kept.write_text(json.dumps(done, indent=1))
+    ended = started.hosts(2, arguments, place / f"{name}_logs" / "last")
+    assert [host.status for host in ended] == [0, 0], ended[0].text[-3000:]
+    assert left(folder) == []
+    found = {phase: row for phase, row in done.items() if row[2] != [0, 0]}
+    assert len(found) >= len(PHASES) - 2, found
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first_victim", [0, 1])
+@pytest.mark.parametrize("first", [0, 1])
 def test_the_other_host_names_the_killed_one_and_nothing_is_lost(
-    first_victim, started, whole, tmp_path
+    first, started, whole, place
 ):
     """Each phase is one kill of one chain; the victim alternates."""
-    folder, seconds = tmp_path / "run", {}
-    for order, (phase, blow) in enumerate(PHASES.items()):
-        victim = (first_victim + order) % 2
-        arguments = run(folder, f"--host-timeout={LIMIT}")
-        ended = started.hosts(2, arguments, tmp_path / phase, blows={victim: blow})
-        said = (
-            f"{phase}, host {victim}: {ended[0].text[-1500:]} {ended[1].text[-1500:]}"
-        )
-        if [host.status for host in ended] == [0, 0]:
-            continue  # an earlier kill has left nothing to do in this phase
-        other = ended[1 - victim]
-        assert ended[victim].status == -signal.SIGKILL, said
-        assert other.status == 1, said
-        name = f"host {victim} ({socket.gethostname()}) has "
-        assert other.last().startswith(f"stepjax: {name}"), said
-        (struck,) = (tmp_path / phase).glob("*.struck")
-        seconds[phase] = other.ended - float(struck.read_text())
-    note(f"kills, first victim {first_victim}", seconds)
-    assert len(seconds) >= len(PHASES) - 2, seconds
-    assert max(seconds.values()) < LIMIT + SLACK, seconds
-    ended = started.hosts(2, run(folder), tmp_path / "last")
-    assert [host.status for host in ended] == [0, 0], ended[0].text[-3000:]
-    assert results(folder) == results(whole)
-    assert left(folder) == []
+    name = f"killed_{first}"
+    for phase, row in chain(started, place, name, [signal.SIGKILL], first).items():
+        victim, _, statuses, said, seconds = row
+        assert statuses[victim] == -signal.SIGKILL, (phase, row)
+        assert statuses[1 - victim] == 1, (phase, row)
+        expected = f"stepjax: host {victim} ({socket.gethostname()}) has "
+        assert said[1 - victim].startswith(expected), (phase, row)
+        assert seconds < LIMIT + SLACK, (phase, row)
+    assert results(place / name) == results(whole)
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_host_stops_both_after_the_same_unit(started, whole, tmp_path):
-    folder, seconds, logs = tmp_path / "run", {}, []
-    for order, (phase, blow) in enumerate(PHASES.items()):
-        number = (signal.SIGTERM, signal.SIGINT)[order % 2]
-        blow = blow._replace(number=number)
-        logs.append(
-            started.hosts(2, run(folder), tmp_path / phase, blows={order % 2: blow})
-        )
-        said = [host.text[-1500:] for host in logs[-1]]
-        statuses = [host.status for host in logs[-1]]
-        if statuses == [0, 0]:
-            continue
-        assert statuses == [128 + number] * 2, (phase, said)
-        lines = [host.last() for host in logs[-1]]
-        assert all(line.startswith("stepjax: stopped: ") for line in lines), said
-        if "update" in lines[0] or "batches" in lines[0]:
-            assert lines[0] == lines[1]
-        seconds[phase] = max(host.seconds for host in logs[-1])
-    note("signals to one of two hosts", seconds)
-    logs.append(started.hosts(2, run(folder), tmp_path / "last"))
-    assert [host.status for host in logs[-1]] == [0, 0], logs[-1][0].text[-3000:]
-    assert results(folder, but_logps=True) == results(whole, but_logps=True)
-    assert left(folder) == []
+def test_a_signal_to_one_host_stops_both_after_the_same_unit(started, whole, place):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    for phase, row in chain(started, place, "signalled", numbers, 0).items():
+        _, number, statuses, said, _ = row
+        assert statuses == [128 + number] * 2, (phase, row)
+        assert all(line.startswith("stepjax: stopped: ") for line in said), (phase, row)
+        if "update" in said[0] or "batches" in said[0]:
+            assert said[0] == said[1], (phase, row)
+    one, other = (
+        results(folder, but_logps=True) for folder in (place / "signalled", whole)
+    )
+    assert one == other
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_hosts_and_devices(started, tmp_path):
+def test_a_run_goes_on_with_other_hosts_and_devices(started, tmp_path, place):
     """1 host of 8 devices, then 2 of 4, 4 of 1, 1 of 1: the same rows and losses."""
     folder, whole = tmp_path / "run", tmp_path / "whole"
     stop = Blow("stepjax.lm.train:put_batch", 9, signal.SIGTERM)
@@ -143,5 +164,5 @@ def test_a_run_goes_on_with_other_hosts_and_devices(started, tmp_path):
     ]
     losses = [np.array([row["loss"] for row in rows]) for rows in (one, other)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    differences = abs(losses[0] / losses[1] - 1).tolist()
-    note("losses on other meshes, largest relative difference", max(differences))
+    worst = abs(losses[0] / losses[1] - 1).max()
+    (place / "meshes.json").write_text(json.dumps({"largest difference": worst}))

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -111,7 +112,7 @@ def test_a_command_that_replaces_a_lock_is_waited_for(folder):
 
 def test_a_file_system_without_links_has_locks(folder, monkeypatch):
     def refuse(*paths):
-        raise PermissionError
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", refuse)
     lock.take(folder)
