@@ -198,4 +198,4 @@ def test_write_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
         os, "replace", lambda a, b: (calls.append("replace"), replace(a, b))
     )
     records.write_jsonl(tmp_path / "rows.jsonl", QUESTIONS)
-    assert calls == ["fsync", "replace"]
+    assert calls == ["fsync", "replace", "fsync"]  # the last one: of the folder

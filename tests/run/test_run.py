@@ -17,7 +17,8 @@ from stepjax.run.run import Run
 def test_parameters_that_are_not_finite_are_not_committed(tmp_path, bad):
     model = small_decoder(24)
     params = jax.tree.map(jnp.asarray, random_parameters(lm.abstract_params(model)))
-    run = types.SimpleNamespace(model=model, monitor=Monitor(tmp_path, quiet=True))
+    monitor = Monitor(tmp_path, quiet=True)
+    run = types.SimpleNamespace(model=model, monitor=monitor, loaded=set())
     Run.save(run, tmp_path / "M1", params)
     assert (tmp_path / "M1" / "params").is_dir()
     scale = params["final_norm"]["scale"].at[1].set(bad)
