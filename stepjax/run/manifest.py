@@ -86,3 +86,15 @@ def changed_file(path: pathlib.Path, manifest: dict[str, Any]) -> str:
         if file_digest(file) != digest:
             return f"{file} has changed since it was written"
     return ""
+
+
+def is_whole(path: pathlib.Path) -> bool:
+    """Whether a stage is finished, and its manifest and files are not damaged.
+
+    Args:
+      path: of the manifest.
+    """
+    try:
+        return not changed_file(path, read(path))
+    except (FileNotFoundError, ValueError):
+        return False
