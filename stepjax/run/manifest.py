@@ -6,6 +6,7 @@ lost model which was made again, bit for bit, is the same input as before.
 
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -80,7 +81,7 @@ def changed_file(path: pathlib.Path, manifest: dict[str, Any]) -> str:
       manifest: what it holds.
     """
     for name, digest in manifest["files"].items():
-        file = path.parent / name
+        file = pathlib.Path(os.path.normpath(path.parent / name))
         if not file.is_file():
             return f"{file} is gone"
         if file_digest(file) != digest:
