@@ -71,7 +71,7 @@ def _wrong_values() -> Iterator[str]:
             f"{''.join(hints)}."
         )
     seeds = options.SEEDS.value
-    good = seeds and all(seed.isascii() and seed.isdigit() for seed in seeds)
+    good = seeds and all(s.isascii() and s.isdigit() and len(s) < 10 for s in seeds)
     if not good or len(set(map(int, seeds))) < len(seeds):
         yield (
             f"--seeds={','.join(seeds)}; expected whole numbers from 0, all different, "
@@ -200,7 +200,7 @@ def number_of(name: str, config: ml_collections.ConfigDict) -> int:
                 f"expected a larger number to go on: add --config.iterations={newest}."
             )
     digits = asked.upper().removeprefix("M")
-    if not (digits.isascii() and digits.isdigit()):
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
         raise ValueError(f"--model={asked!r}; expected M0, M1, ... or 0, 1, ...")
     number, last = int(digits), config.iterations
     asked = f"M{number}"

@@ -42,6 +42,7 @@ WRONG = (
     ["ablate", CONFIG, "--workdir={}", "--arms=self,self"],
     ["ablate", CONFIG, "--workdir={}", "--seeds="],
     ["ablate", CONFIG, "--workdir={}", "--seeds=1,x"],
+    ["ablate", CONFIG, "--workdir={}", f"--seeds={'9' * 5000}"],
     ["eval", CONFIG, "--workdir={}", "--model=M0", f"--benchmark={'x' * 240}.jsonl"],
     ["eval", CONFIG, "--workdir={}", "--model=M0", f"--benchmark={'x' * 5000}"],
     ["eval", CONFIG, "--workdir={}", "--model=M0", "--benchmark=/dev/zero"],

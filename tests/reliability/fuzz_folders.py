@@ -15,7 +15,7 @@ from golden_models import copy_golden
 from stepjax.lm import gguf_files, gguf_tokenizer, hf_config, weights
 
 NORM = "model.norm.weight"
-NUMBERS = (10**12, 2**63, -1, 0, 1e-50, 10**400, "7", [7], True, math.nan, math.inf)
+NUMBERS = (10**13, 2**63, -1, 0, 1e-50, 10**400, "7", [7], True, math.nan, math.inf)
 SHAPE = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "intermediate_size", "rope_theta"),

@@ -98,7 +98,7 @@ def _number(draw, name, usual):
     if isinstance(usual, float):
         ways = [_NAN, _INF, f"-{_INF}", "-1.0", "-1e-3", "1e30", "1e-40", "'x'", "None"]
     else:
-        ways = ["-7", "2**63", "-(2**63)", "10**12", "'x'", "None", "2.5", _NAN, _INF]
+        ways = ["-7", "2**63", "-(2**63)", "10**16", "'x'", "None", "2.5", _NAN, _INF]
         if name not in _MAY_BE_MINUS_ONE:
             ways.append("-1")
     return draw.choice(ways)

@@ -14,7 +14,7 @@ def get_config():
     c.data.heldout_count = 96
     c.data.test_count = 192
     c.eval.search_count = 48
-    c.search.slots = 4
+    c.search.slots = 2
     c.train.checkpoint_every = 2
     c.train.log_every = 2
     c.sft.phases[0].steps = 60

@@ -19,9 +19,16 @@ import pytest
 if not shutil.which("cc"):
     pytest.skip("needs a C compiler (cc) for faults.c", allow_module_level=True)
 
-CHAINS = 6  # with kills at random operations, each to the end
-KILLS = 34  # in one of them
 FRESH = 30  # kills in a new directory
+CHAINS = 3  # with kills at random operations, each to the end
+CHAIN_KILLS = 34  # in one of them
+PHASES = {  # name → what its first operation has in it
+    "evaluation": " /eval/M1",
+    "search": " /M1/search.partial",
+    "dpo": " /M2/",
+    "last": " /eval/M2",
+}
+PHASE_KILLS = 16  # in a chain that begins there
 
 
 @pytest.fixture(scope="module")
@@ -121,17 +128,37 @@ def test_a_kill_at_any_operation_of_a_new_directory_needs_no_repair(
 def test_a_chain_of_kills_ends_bitwise_as_an_unbroken_run(
     server, unbroken, place, seed
 ):
+    """Most of these kills are in the preparation, evaluations of M0, and trainings."""
     whole, operations = unbroken
-    path, folder = place / f"chain_{seed}.json", place / f"chain_{seed}"
-    kills = json.loads(path.read_text()) if path.exists() else []
     draw = random.Random(seed)
-    for number in range(KILLS + 1):
-        low, high = (1, 60) if number % 3 else (40, len(operations) // 8)
-        at = draw.randint(low, high)
-        if number < len(kills):
-            continue
-        kills.append(broken(server, folder, at) if number < KILLS else "the end")
+    ranges = [
+        (1, 60) if n % 3 else (40, len(operations) // 8) for n in range(CHAIN_KILLS)
+    ]
+    numbers = [draw.randint(*ends) for ends in ranges]
+    assert_chain(server, place, f"chain_{seed}", numbers, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_chain_that_begins_in_a_later_phase_ends_bitwise_as_an_unbroken_run(
+    server, unbroken, place, phase
+):
+    whole, operations = unbroken
+    begin = next(n for n, line in enumerate(operations, 1) if PHASES[phase] in line)
+    draw = random.Random(begin)
+    numbers = [begin, *[draw.randint(8, 70) for _ in range(PHASE_KILLS - 1)]]
+    assert_chain(server, place, f"phase_{phase}", numbers, whole)
+
+
+def assert_chain(server, place, name, numbers, whole):
+    """Kills at these operations, each of another process, and then goes to the end."""
+    path, folder = place / f"{name}.json", place / name
+    kills = json.loads(path.read_text()) if path.exists() else []
+    for number in numbers[len(kills) :]:
+        kills.append(broken(server, folder, number))
         path.write_text(json.dumps(kills))
-    ended = run(server, folder)
-    assert ended.status == 0, ended.text
+    if kills[-1] != "the end":
+        ended = run(server, folder)
+        assert ended.status == 0, ended.text
+        path.write_text(json.dumps([*kills, "the end"]))
     assert_as_unbroken(folder, whole)

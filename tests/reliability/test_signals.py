@@ -76,7 +76,7 @@ def carry_out(nurse, place, name, phases):
         ]
         arguments = [*command, f"--config={CONFIG}", f"--workdir={place / name}"]
         for order, (phase, number, function) in enumerate([*blows, ("", 0, "")]):
-            after, call = rng.choice([0, 0.01, 0.05, 0.2]), rng.randint(1, 2)
+            after, call = rng.choice([0, 0.01, 0.03, 0.06]), rng.randint(1, 2)
             key = " ".join(command), order
             if key not in done:
                 blow = Blow(function, call, number, after) if phase else None
