@@ -6,6 +6,7 @@ lost model which was made again, bit for bit, is the same input as before.
 
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -80,9 +81,21 @@ def changed_file(path: pathlib.Path, manifest: dict[str, Any]) -> str:
       manifest: what it holds.
     """
     for name, digest in manifest["files"].items():
-        file = path.parent / name
+        file = pathlib.Path(os.path.normpath(path.parent / name))
         if not file.is_file():
             return f"{file} is gone"
         if file_digest(file) != digest:
             return f"{file} has changed since it was written"
     return ""
+
+
+def is_whole(path: pathlib.Path) -> bool:
+    """Whether a stage is finished, and its manifest and files are not damaged.
+
+    Args:
+      path: of the manifest.
+    """
+    try:
+        return not changed_file(path, read(path))
+    except (FileNotFoundError, ValueError):
+        return False

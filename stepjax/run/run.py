@@ -154,8 +154,8 @@ class Run:
         }
         for name in self.dir.benchmarks():
             asked[name] = self.dir.read(name, records.Problem)
-        made = self.dir.path / "init" / "eft.json"
-        makes_eft = settings.data.make_eft and not made.exists()
+        made = manifest.is_whole(self.dir.path / "init" / "eft.json")
+        makes_eft = settings.data.make_eft and not made
         if makes_eft:
             asked["tree_questions"] = self.dir.read("tree_questions", records.Question)
         checks.check_budgets(settings, self.codec, asked)
