@@ -22,9 +22,9 @@ SECONDS = 5  # from the last line to the end of a command that failed
 # Of disks, each of which is made larger when a command has failed.
 SIZES = (
     ("16k", "64k", "128k", "192k", "256k"),
-    ("40k", "320k", "448k", "576k", "640k"),
+    ("40k", "96k", "160k", "224k", "304k"),
 )
-INODES = (12, 30, 50, 70)
+INODES = (12, 24, 36, 48)
 ERRORS = (errno.EIO, errno.ESTALE)
 FAILING = (3, 35, 90, 130, 70)  # operations of one process after the other
 ONCE = (50, 300, 900)
