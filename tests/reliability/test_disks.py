@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import pathlib
-import random
 import re
 import shutil
 import subprocess
@@ -20,9 +19,15 @@ import runs
 from stepjax import os_errors
 
 SECONDS = 5  # from the last line to the end of a command that failed
-SIZES = ("16k", "64k", "128k", "192k", "256k", "320k", "448k", "576k", "704k", "832k")
-INODES = (12, 30, 50, 70)
-ERRORS = (*[errno.EIO] * 5, *[errno.ESTALE] * 5)
+# Of disks, each of which is made larger when a command has failed.
+SIZES = (
+    ("16k", "64k", "128k", "192k", "256k"),
+    ("40k", "96k", "160k", "224k", "304k"),
+)
+INODES = (12, 24, 36, 48)
+ERRORS = (errno.EIO, errno.ESTALE)
+FAILING = (3, 35, 90, 130, 70)  # operations of one process after the other
+ONCE = (50, 300, 900)
 NOBODY = 65534
 
 
@@ -153,45 +158,51 @@ def finishes(server, folder, unbroken):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES)
-def test_a_run_goes_on_after_its_disk_was_full(server, unbroken, place, size):
-    folder = place / f"full_{size}"
-    with disk(folder, f"size={size}") as remount:
-        said(place, f"full {size}", run(server, folder / "run"), "No space left")
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: sizes[0])
+def test_a_run_goes_on_after_its_disk_was_full(server, unbroken, place, sizes):
+    folder = place / f"full_{sizes[0]}"
+    with disk(folder, f"size={sizes[0]}") as remount:
+        for size in sizes:
+            remount(f"size={size}")
+            said(place, f"full {size}", run(server, folder / "run"), "No space left")
         remount("size=64m")
         finishes(server, folder / "run", unbroken[0])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inodes", INODES)
-def test_a_run_goes_on_after_its_disk_had_no_inodes(server, unbroken, place, inodes):
-    folder = place / f"inodes_{inodes}"
-    with disk(folder, "size=64m", f"nr_inodes={inodes}") as remount:
-        said(place, f"inodes {inodes}", run(server, folder / "run"), "No space left")
+def test_a_run_goes_on_after_its_disk_had_no_inodes(server, unbroken, place):
+    folder = place / "inodes"
+    with disk(folder, "size=64m", f"nr_inodes={INODES[0]}") as remount:
+        for inodes in INODES:
+            remount("size=64m", f"nr_inodes={inodes}")
+            ended = run(server, folder / "run")
+            said(place, f"inodes {inodes}", ended, "No space left")
         remount("size=64m", "nr_inodes=10000")
         finishes(server, folder / "run", unbroken[0])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(ERRORS)))
-def test_a_run_goes_on_after_an_operation_failed(server, unbroken, place, number):
-    whole, operations = unbroken
-    error, folder = ERRORS[number], place / f"failed_{number}"
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+def test_a_run_goes_on_after_its_disk_failed(server, unbroken, place, error):
+    """From an operation on all of them fail, in one process after the other."""
+    folder = place / f"failed_{error}"
     shutil.rmtree(folder, ignore_errors=True)
-    # Logs that cannot be written stop nothing, and the removal of a temporary file or
-    # of a lock that fails changes nothing.
-    counted = [
-        n
-        for n, line in enumerate(operations, 1)
-        if not re.search(r"tensorboard|log.txt|metrics|[.]lock|unlink .*[.]tmp", line)
-    ]
-    part = len(counted) // len(ERRORS)
-    at = random.Random(number).choice(counted[number * part : (number + 1) * part])
-    name = f"{errno.errorcode[error]} at operation {operations[at - 1]}"
-    ended = run(server, folder, first=at, error=error)
-    if ended.status:
+    for number in FAILING:
+        ended = run(server, folder, first=number, last=10**9, error=error)
+        name = f"{errno.errorcode[error]} from operation {number} on"
         said(place, name, ended, os.strerror(error))
-    finishes(server, folder, whole)
+    finishes(server, folder, unbroken[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ONCE)
+def test_a_run_goes_on_after_one_operation_failed(server, unbroken, place, number):
+    folder = place / f"failed_once_{number}"
+    shutil.rmtree(folder, ignore_errors=True)
+    ended = run(server, folder, first=number, error=errno.EIO)
+    if ended.status:  # a log that could not be written stops nothing
+        said(place, f"EIO once, {number}", ended, os.strerror(errno.EIO))
+    finishes(server, folder, unbroken[0])
 
 
 @pytest.mark.slow
