@@ -447,7 +447,7 @@ def test_models_that_are_not_there(
 # Commands on a finished run.
 
 
-def test_run_and_eval_of_a_finished_run(finished, capsys, no_compilation):
+def test_run_and_eval_of_a_finished_run(finished, capsys):
     before = contents(finished)
     assert command("run", f"--workdir={finished}") == 0  # its own config.json
     assert command("run", TINY, f"--workdir={finished}") == 0
