@@ -110,6 +110,9 @@ class Monitor:
         except Exception as error:  # a log is not worth a run
             if path not in self._failed:
                 self._failed.add(path)
+                if path == self._folder and "_events" in self.__dict__:
+                    # tensorboardX would try again when the process ends.
+                    self._events.file_writer.event_writer = _Nowhere()
                 reason = getattr(error, "strerror", None) or error
                 self._show(f"{path} cannot be written ({reason}); the run goes on")
 
@@ -347,6 +350,13 @@ class Monitor:
         if not self.quiet:
             print(text)
         return text
+
+
+class _Nowhere:
+    """Stands in for an event file that cannot be written."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 def _say_nothing_of_events(args: threading.ExceptHookArgs) -> None:
