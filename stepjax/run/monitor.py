@@ -1,8 +1,10 @@
 """What a person sees of a run: progress, log.txt, metrics on disk, the final tables."""
 
+import atexit
 import contextlib
 import datetime
 import functools
+import io
 import json
 import math
 import pathlib
@@ -88,6 +90,7 @@ class Monitor:
         # A queue without a limit: its reader ends when the disk is full.
         threading.excepthook = _say_nothing_of_events
         events = tensorboardX.SummaryWriter(str(self._folder), max_queue=0)
+        atexit.register(_close_quietly, events)
         config = self.path.with_name("config.json")
         if config.exists():
             settings = _flat(files.read_json(config))
@@ -110,9 +113,6 @@ class Monitor:
         except Exception as error:  # a log is not worth a run
             if path not in self._failed:
                 self._failed.add(path)
-                if path == self._folder and "_events" in self.__dict__:
-                    # tensorboardX would try again when the process ends.
-                    self._events.file_writer.event_writer = _Nowhere()
                 reason = getattr(error, "strerror", None) or error
                 self._show(f"{path} cannot be written ({reason}); the run goes on")
 
@@ -352,11 +352,15 @@ class Monitor:
         return text
 
 
-class _Nowhere:
-    """Stands in for an event file that cannot be written."""
+def _close_quietly(events: tensorboardX.SummaryWriter) -> None:
+    """Closes the event file when the process ends, also when its disk has failed.
 
-    def close(self) -> None:
-        """Does nothing."""
+    tensorboardX would do the same after this, and print a traceback.
+    """
+    try:
+        events.close()
+    except OSError:
+        events.file_writer.event_writer = io.BytesIO()  # it can be closed
 
 
 def _say_nothing_of_events(args: threading.ExceptHookArgs) -> None:
