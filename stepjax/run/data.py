@@ -5,6 +5,7 @@ Question files hold no answers. With word problems, ``DIR/data/equations.jsonl``
 the equations of all problems, for whatever may use the gold.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -83,12 +84,21 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> St
       ValueError: see `make_data` and `make_tokenizer`; or what was written is damaged,
         and the settings no longer give the same.
     """
+    from stepjax.run import more_questions  # which needs this file
+
     folder = directory.path / "data"
 
-    def make(place: pathlib.Path) -> dict[str, int]:
+    def make(place: pathlib.Path, dealt: Sequence[int] = ()) -> dict[str, int]:
         with files.named(place / "tokenizer"):
             make_tokenizer(settings, place / "tokenizer")
-        return make_data(settings, texts, place / "data")
+        at_first, *later = [
+            dataclasses.replace(settings, iterations=iterations)
+            for iterations in dealt or (settings.iterations,)
+        ]
+        counts = make_data(at_first, texts, place / "data")
+        for longer in later:
+            counts |= more_questions.write(longer, texts, place / "data", counts)
+        return counts
 
     wrong = hosts.agreed("data mended", lambda: mend_data.mend(directory, make))
     if wrong:
@@ -103,7 +113,10 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> St
         written = [f"{name}.jsonl" for name in counts]
         ids = sorted((directory.path / "tokenizer").iterdir())
         written += [f"../tokenizer/{path.name}" for path in ids]
-    stage.commit(written, counts=counts, initial_weights=initial_weights(settings))
+    weights = initial_weights(settings)
+    # Each number of iterations for which questions were dealt out, see more_questions.
+    dealt = [settings.iterations]
+    stage.commit(written, counts=counts, dealt=dealt, initial_weights=weights)
     return stage
 
 

@@ -7,14 +7,16 @@ file that the settings name has changed since, nothing is written.
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from stepjax.run import manifest as manifests
 from stepjax.run import redo
 from stepjax.run.rundir import RunDirectory
 
 
-def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str:
+def mend(
+    directory: RunDirectory, make: Callable[[pathlib.Path, Sequence[int]], object]
+) -> str:
     """Makes the files again that are lost or damaged, if any.
 
     When the manifest of the data is damaged, it is deleted, so that the stage runs
@@ -22,7 +24,8 @@ def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str
 
     Args:
       directory: of the run.
-      make: makes the folders "data" and "tokenizer" in a folder.
+      make: makes the folders "data" and "tokenizer" in a folder; its other argument is
+        each number of iterations that the run has had questions for, or ().
 
     Returns:
       Why that cannot be done, in words, or "".
@@ -49,7 +52,7 @@ def mend(directory: RunDirectory, make: Callable[[pathlib.Path], object]) -> str
     ) as temporary:
         made = pathlib.Path(temporary) / "data"
         try:
-            make(made.parent)
+            make(made.parent, (manifest or {}).get("dealt", ()))
         except (OSError, ValueError) as error:
             return _refusal(f"{damage}, and it cannot be made again ({error})")
         names = [os.path.relpath(file, made) for file in _files(made.parent)]

@@ -5,6 +5,7 @@ only ``DIR/data/questions_N.jsonl`` is added, and with word problems
 ``DIR/data/equations_N.jsonl``.
 """
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,39 +37,64 @@ def add(settings: Settings, texts: Templates, prepared: Stage) -> None:
             f"out all questions to {made} iterations; expected iterations={made}. "
             "Choose another --workdir for more."
         )
-    wanted = {
-        f"questions_{number}": count
-        for number, count in enumerate(settings.data.counts(settings.iterations), 1)
-        if number > made
-    }
-    if not wanted:
+    if settings.iterations <= made or not settings.data.questions:
         return
-    written = list(prepared.done["files"])
+    written, new = list(prepared.done["files"]), {}
     if hosts.first():
-        rows = _draw(settings, texts, prepared, wanted)
-        if settings.data.world == "word_problems":
-            name = f"equations_{made + 1}.jsonl"
-            records.write_jsonl(folder / name, rows)
-            written.append(name)
-        for name, count in wanted.items():
-            part, rows = rows[:count], rows[count:]
-            asked = [records.Question(row.id, row.problem) for row in part]
-            records.write_jsonl(folder / f"{name}.jsonl", asked)
-            written.append(f"{name}.jsonl")
+        new = write(settings, texts, folder, counts)
+        written += [f"{name}.jsonl" for name in new]
     kept = {"initial_weights": prepared.done["initial_weights"]}
-    prepared.commit(written, counts=counts | wanted, **kept)
+    asked = {name: n for name, n in new.items() if name.startswith("questions_")}
+    dealt = [*prepared.done.get("dealt", [made]), settings.iterations]
+    prepared.commit(written, counts=counts | asked, dealt=dealt, **kept)
+
+
+def write(
+    settings: Settings,
+    texts: Templates,
+    folder: pathlib.Path,
+    counts: Mapping[str, int],
+) -> dict[str, int]:
+    """Writes the questions of the iterations that have none yet.
+
+    Args:
+      settings: of the run.
+      texts: its templates.
+      folder: of its data.
+      counts: name → number of rows, of the files that are there.
+
+    Returns:
+      The same of those that are new.
+
+    Raises:
+      ValueError: when there are too few problems left.
+    """
+    made = sum(name.startswith("questions_") for name in counts)
+    every = settings.data.counts(settings.iterations)
+    wanted = {f"questions_{n}": count for n, count in enumerate(every, 1) if n > made}
+    rows, new = _draw(settings, texts, folder, counts, wanted), {}
+    if settings.data.world == "word_problems":
+        name = f"equations_{made + 1}"
+        records.write_jsonl(folder / f"{name}.jsonl", rows)
+        new[name] = len(rows)
+    for name, count in wanted.items():
+        part, rows = rows[:count], rows[count:]
+        asked = [records.Question(row.id, row.problem) for row in part]
+        records.write_jsonl(folder / f"{name}.jsonl", asked)
+        new[name] = count
+    return new
 
 
 def _draw(
     settings: Settings,
     texts: Templates,
-    prepared: Stage,
+    folder: pathlib.Path,
+    counts: Mapping[str, int],
     wanted: Mapping[str, int],
 ) -> list[Any]:
     """Returns new problems, each with `id` and `problem`, that the run has not seen."""
     options, total = settings.data, sum(wanted.values())
-    folder = prepared.manifest.parent
-    paths = [folder / f"{n}.jsonl" for n in prepared.done["counts"]]
+    paths = [folder / f"{n}.jsonl" for n in counts]
     paths = [path for path in paths if not path.name.startswith("equations")]
     seen = {row["problem"] for path in paths for _, row in records.read_objects(path)}
     known = [records.Question(text, text) for text in sorted(seen)]

@@ -1,6 +1,7 @@
 """More iterations of a run: new questions, and not a byte of anything else."""
 
 import pytest
+import tiny_word_config
 from runs import contents
 from tiny_config import changed
 from tiny_eft_config import changed as changed_eft
@@ -43,6 +44,27 @@ def test_an_extended_run_has_the_data_of_a_run_that_was_longer_from_the_start(
     asked = records.read_jsonl(tmp_path / "run/data/questions_4.jsonl", Question)
     assert len(asked) == 24 and asked[5].id == "arith-q4-5"
     assert prepare(changed(iterations=3), tmp_path / "run") == after
+
+
+def _word_problems(folder):
+    folder.mkdir()
+    c = tiny_word_config.make(folder)
+    c.data.questions = (2,)
+    return c
+
+
+@pytest.mark.parametrize("world", ["arithmetic", "word_problems"])
+def test_lost_data_of_an_extended_run_come_back(tmp_path, world):
+    words = world == "word_problems"
+    c = _word_problems(tmp_path / "own") if words else changed_eft()
+    for iterations in (1, 2, 4):
+        c.iterations = iterations
+        made = prepare(c, tmp_path / "run")
+    assert "questions_4.jsonl" in made and words == ("equations_3.jsonl" in made)
+    c.iterations = 3  # fewer than there are questions for
+    for name in made.keys() - {"manifest.json"}:
+        (tmp_path / "run/data" / name).unlink()
+        assert prepare(c, tmp_path / "run") == made, name
 
 
 def test_new_questions_of_a_run_that_makes_its_eft_rows_are_in_no_split(tmp_path):
