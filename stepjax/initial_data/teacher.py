@@ -76,14 +76,14 @@ def make_teacher(
             for index, answer in generate([request.prompt for request in requests]):
                 arrived(requests[index], answer)
 
-        return _keeping(options, cache, write, on_done)
+        return _keeping(options, cache, write, on_done, say)
 
     from stepjax.initial_data import teacher_http
 
     teacher_http.check(options)
 
     fetch = functools.partial(teacher_http.fetch, options, say=say, backoff=backoff)
-    return _keeping(options, cache, fetch, on_done)
+    return _keeping(options, cache, fetch, on_done, say)
 
 
 def replay(
@@ -145,7 +145,9 @@ def replay(
     return ask
 
 
-def _keeping(options: "Teacher", path, fetch: Callable, on_done: Callable) -> Ask:
+def _keeping(
+    options: "Teacher", path, fetch: Callable, on_done: Callable, say: Callable
+) -> Ask:
     """Returns a teacher that fetches only the answers that no earlier run has kept.
 
     Args:
@@ -154,13 +156,14 @@ def _keeping(options: "Teacher", path, fetch: Callable, on_done: Callable) -> As
       fetch: (requests, spent=tokens spent so far, arrived=function): calls
         arrived(request, answer) as each answer comes.
       on_done: see `make_teacher`.
+      say: see `make_teacher`.
     """
 
     def ask(prompts: Sequence[str]) -> list[Answer]:
         _check_prompts(prompts)
         limits = (options.model, float(options.temperature), options.max_tokens)
         requests = [Request(prompt, *limits) for prompt in prompts]
-        with Kept(path) as kept:
+        with Kept(path, say) as kept:
             missing = collections.Counter(r for r in requests if r not in kept)
             on_done(len(requests) - missing.total())
 

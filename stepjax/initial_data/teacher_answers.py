@@ -1,10 +1,12 @@
 """The answers of a teacher, and the file that keeps them.
 
 The file has JSON lines, one per answer, with the fields key, model, prompt, text,
-finished and tokens. Each answer is written to the disk as it arrives, so a run that is
-killed asks again only for the answers that were on their way.
+finished, tokens, and a digest of these. Each answer is written to the disk as it
+arrives, so a run that is killed asks again only for the answers that were on their way,
+and one that finds a damaged line only for the answer in it.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -12,9 +14,12 @@ import json
 import os
 import pathlib
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from absl import logging
+
+from stepjax.lm import files
 from stepjax.records import read_objects
 
 _LINE_START = b'{"key": "'  # what each line of kept answers begins with
@@ -65,10 +70,18 @@ class Kept:
       spent: tokens of all answers in the file.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        say: Callable[[str], None] = logging.warning,
+    ):
         """Opens, locks and reads the file; it is made if it is missing.
 
-        A last line that a kill has cut off is removed.
+        A last line that a kill has cut off is removed. A damaged line is passed over.
+
+        Args:
+          path: the file.
+          say: called with a sentence about each damaged line.
 
         Raises:
           ValueError: another process uses the file, or it holds something else than
@@ -93,7 +106,8 @@ class Kept:
         try:
             self._lock()
             self._mend()
-            for place, row, answer in read_answers(self.path):
+            damaged = _passed_over(say) if self._is_ours() else None
+            for place, row, answer in read_answers(self.path, damaged):
                 if "key" not in row:
                     raise ValueError(
                         f"{place}: field 'key' is missing; expected a file in which "
@@ -128,7 +142,8 @@ class Kept:
         }
         size = self._file.seek(0, os.SEEK_END)
         try:
-            left = memoryview(json.dumps(row).encode("ascii") + b"\n")
+            text = json.dumps(files.seal(row))
+            left = memoryview(text.encode("ascii") + b"\n")
             while left:
                 left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
@@ -153,6 +168,14 @@ class Kept:
                 "on a disk that knows locks. Use a local disk."
             ) from error
 
+    def _is_ours(self) -> bool:
+        """Whether a line of the file has the digest that `add` gives it."""
+        for line in self.path.read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError, RecursionError):
+                files.unseal(json.loads(line.decode("utf-8")), self.path, needed=True)
+                return True
+        return False
+
     def _mend(self) -> None:
         """Removes a last line that was cut off, or gives a whole one its newline."""
         self._file.seek(0)
@@ -175,36 +198,81 @@ class Kept:
             self._file.write(b"\n")
 
 
+def _passed_over(say: Callable[[str], None]) -> Callable[[ValueError], None]:
+    """Returns a function that says what is wrong with a line, and what follows."""
+
+    def damaged(error: ValueError) -> None:
+        reason = str(error).partition("; ")[0]
+        say(f"{reason}, so this answer of the teacher is asked for again if needed")
+
+    return damaged
+
+
 def read_answers(
-    path: str | os.PathLike,
+    path: str | os.PathLike, damaged: Callable[[ValueError], None] | None = None
 ) -> Iterator[tuple[str, dict[str, Any], Answer]]:
     """Reads a file of answers, checking every row.
 
     Args:
       path: the file; only "prompt" and "text" must be there, the other fields have
         the defaults of `Answer`.
+      damaged: called with what is wrong with a row, which is then passed over; None
+        raises it.
 
     Yields:
-      (place, row, answer): "PATH:LINE", the JSON object, and the answer in it.
+      (place, row, answer): "PATH:LINE", the JSON object without its digest, and the
+      answer in it.
 
     Raises:
-      ValueError: the file cannot be read, or a row is malformed.
+      ValueError: the file cannot be read, or a row is malformed, or has changed since
+        it was written.
+    """
+    if damaged is None:
+        for place, row in read_objects(path):
+            yield place, *_checked(place, row)
+        return
+    for number, line in enumerate(pathlib.Path(path).read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            found = _checked(place, _object(place, line))
+        except ValueError as error:
+            damaged(error)
+            continue
+        yield place, *found
+
+
+def _object(place: str, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: broken JSON ({error}); expected a line.") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: this is no JSON object; expected one.")
+    return row
+
+
+def _checked(place: str, row: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
+    """Returns a row without its digest, if it has one, and the answer in it.
+
+    Raises:
+      ValueError: it is malformed, or has changed since it was written.
     """
     kinds = dict(key=str, model=str, prompt=str, text=str, finished=bool, tokens=int)
     expected = "expected a file of a teacher's answers, with the fields "
     expected += ", ".join(kinds)
-    for place, row in read_objects(path):
-        for name, value in row.items():
-            if name not in kinds:
-                raise ValueError(f"{place}: unknown field {name!r}; {expected}.")
-            if type(value) is not kinds[name] or (name == "tokens" and value < 0):
-                kind = {str: "a string", bool: "true or false", int: "a number from 0"}
-                raise ValueError(
-                    f"{place}: field {name!r} is {reprlib.repr(value)}; expected "
-                    f"{kind[kinds[name]]}."
-                )
-        for name in ("prompt", "text"):
-            if name not in row:
-                raise ValueError(f"{place}: missing field {name!r}; {expected}.")
-        given = {name: row[name] for name in Answer._fields if name in row}
-        yield place, row, Answer(**given)
+    row = files.unseal(row, place)
+    for name, value in row.items():
+        if name not in kinds:
+            raise ValueError(f"{place}: unknown field {name!r}; {expected}.")
+        if type(value) is not kinds[name] or (name == "tokens" and value < 0):
+            kind = {str: "a string", bool: "true or false", int: "a number from 0"}
+            raise ValueError(
+                f"{place}: field {name!r} is {reprlib.repr(value)}; expected "
+                f"{kind[kinds[name]]}."
+            )
+    for name in ("prompt", "text"):
+        if name not in row:
+            raise ValueError(f"{place}: missing field {name!r}; {expected}.")
+    return row, Answer(**{name: row[name] for name in Answer._fields if name in row})

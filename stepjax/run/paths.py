@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 _URL = re.compile(r"[A-Za-z][\w+.-]*://")
+_NO_ARRAYS = re.compile(r"[\[\\]")  # orbax takes them for parts of a pattern
 # Settings that name a file or a folder, and those that do so after "hf:" or "gguf:".
 _FILES = (
     *("tokenizer", "data.ift", "data.eft", "data.question_file", "data.test"),
@@ -57,6 +58,20 @@ def elsewhere(name: str, path: str, expected: str, remedy: str) -> str:
 
 
 def no_run(name: str, path: str) -> str:
-    """Returns a sentence about a run directory that is an address; "" for a path."""
+    """Returns a sentence about a path at which no run can be; "" for any other path.
+
+    Args:
+      name: of the option or the argument.
+      path: of the run directory; "" for none.
+    """
     remedy = "Mount the bucket (gcsfuse, NFS) and name the folder where it is mounted."
-    return elsewhere(name, path, "a folder", remedy)
+    if address := elsewhere(name, path, "a folder", remedy):
+        return address
+    whole = os.path.abspath(os.path.expanduser(path)) if path else ""
+    if bad := _NO_ARRAYS.search(whole):
+        return (
+            f"{name}={path}: there is a {bad[0]!r} in {whole}; expected a path without "
+            "[ and \\, because orbax does not find arrays again that it has saved "
+            "there. Choose another path."
+        )
+    return ""

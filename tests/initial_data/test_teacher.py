@@ -118,6 +118,31 @@ def test_a_torn_last_line_is_cut_whatever_its_length(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"text": "B"', '"text": "Z"', "has changed since it was written"),
+        ('"tokens": 3', '"tokens": 4', "has changed since it was written"),
+        ('"sha256"', '"sha257"', "unknown field 'sha257'"),
+        ('{"key"', 'x"key"', "broken JSON"),
+        ('"text": "B"', '"text": "B\\', "broken JSON"),
+    ],
+)
+def test_a_damaged_line_costs_only_its_answer(tmp_path, old, new, reason):
+    path, said, model = tmp_path / "kept", [], Model()
+    teacher.make_teacher(options(), path, generate=Model())(["a", "b", "c"])
+    every = lines(path)
+    assert '"text": "B"' in every[1] and old in every[1]
+    path.write_text("\n".join([every[0], every[1].replace(old, new), every[2], ""]))
+    ask = teacher.make_teacher(options(), path, generate=model, say=said.append)
+    assert [answer.text for answer in ask(["a", "b", "c"])] == ["A", "B", "C"]
+    assert model.asked == ["b"] and len(said) == 1
+    assert f"{path}:2: " in said[0] and reason in said[0] and "again" in said[0]
+    assert lines(path)[3] == every[1]
+    with pytest.raises(ValueError, match=reason):
+        teacher.replay(path)
+
+
+@pytest.mark.parametrize(
     "text, reason",
     [
         ('{"id": "p1", "problem": "x"}', "the last line begins with"),

@@ -93,7 +93,7 @@ def test_answers_are_in_the_order_of_the_prompts(server, client, tmp_path):
     assert asked.done[0] == 0 and sum(asked.done) == 31
     rows = kept(tmp_path)
     assert [sorted(row) for row in rows] == [
-        ["finished", "key", "model", "prompt", "text", "tokens"]
+        ["finished", "key", "model", "prompt", "sha256", "text", "tokens"]
     ] * 30
     assert {row["model"] for row in rows} == {"M"}
 

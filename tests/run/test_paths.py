@@ -89,6 +89,22 @@ def test_a_run_directory_on_object_storage_is_refused_in_a_program(tmp_path):
         Run(config.default(), BUCKET)
 
 
+@pytest.mark.parametrize("name", ["a[1]", "a\\b"])
+def test_a_path_at_which_orbax_loses_arrays_is_refused(
+    tmp_path, monkeypatch, capsys, name
+):
+    place = tmp_path / name
+    assert command("run", f"--config={CONFIG}", f"--workdir={place}/r") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"stepjax: --workdir={place}/r: there is a ")
+    assert "expected a path without" in said and not place.exists()
+    place.mkdir()
+    monkeypatch.chdir(place)
+    with pytest.raises(ValueError, match="workdir=r: there is a"):
+        Run(config.default(), "r")
+    assert not list(place.iterdir())
+
+
 def test_settings_on_object_storage_are_named_where_files_are_read():
     c = config.default()
     c.data.ift, c.data.test, c.tokenizer = BUCKET, "https://x/y", "gs://b/tokenizer"
