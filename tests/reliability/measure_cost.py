@@ -49,7 +49,7 @@ def main() -> int:
     from stepjax.run import journal, lock, manifest, rundir
 
     clocked(os, "fsync", "fsync of files and folders")
-    clocked(files, "_digest", "digests of records and of lines of journals")
+    clocked(files, "_digest", "digests of records")
     clocked(checkpoint, "array_digests", "digests of arrays")
     for module in (manifest, rundir):  # one function, found in two places
         clocked(module, "file_digest", "digests of files")
