@@ -112,7 +112,9 @@ def _is_news(record: logging_of_python.LogRecord) -> bool:
 
 
 def _print_news(what: Any) -> None:
-    if str(what.exc_value) != "Event loop is closed":
+    coroutine = getattr(what.object, "cr_code", None)  # given up after an error
+    of_orbax = "orbax" in getattr(coroutine, "co_filename", "")
+    if str(what.exc_value) != "Event loop is closed" and not of_orbax:
         _hooks[-1](what)
 
 

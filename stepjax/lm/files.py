@@ -24,6 +24,7 @@ from stepjax import os_errors
 from stepjax.lm import ordinary
 
 _SEAL = "sha256"  # field with the digest of all other fields
+_LINE_START = len(f'{{"{_SEAL}": "", ') + 64  # characters of `sealed_line`
 # What a killed process leaves: of `replacing`, of a lock, of `tempfile`, and of orbax.
 _LEFT = re.compile(r"\..+\.[0-9a-z_]+\.tmp|.+\.orbax-checkpoint-tmp(-.*)?")
 
@@ -153,10 +154,46 @@ def unseal(value: Any, place: object, *, needed: bool = False) -> Any:
     return rest
 
 
+def sealed_line(value: dict[str, Any]) -> str:
+    """Returns a JSON object as one line that begins with the SHA-256 of the rest.
+
+    Unlike `seal` it takes the text as it is, so a long line is written only once.
+
+    Args:
+      value: what `json` can write.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return f'{{"{_SEAL}": "{_of_text(text)}", {text[1:]}'
+
+
+def unsealed_line(line: bytes, place: object) -> dict[str, Any]:
+    """Returns what was given to `sealed_line`, after checking that it is the same.
+
+    Args:
+      line: what was read, without the newline.
+      place: where it was read, for people.
+
+    Raises:
+      ValueError: "PLACE: ...; expected ..." when it has changed.
+    """
+    start, text = line[:_LINE_START].decode("utf-8"), line[_LINE_START:].decode("utf-8")
+    text = f"{{{text}"
+    if start != f'{{"{_SEAL}": "{_of_text(text)}", ':
+        raise ValueError(
+            f"{place}: this has changed since it was written; expected a line that "
+            "begins with the SHA-256 of the rest."
+        )
+    return json.loads(text)
+
+
+def _of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _digest(value: dict[str, Any]) -> str:
     """Returns the SHA-256 of a value as JSON, which is the same after it was read."""
     read = json.loads(json.dumps(value))
-    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+    return _of_text(json.dumps(read, sort_keys=True))
 
 
 def write_json(path: str | os.PathLike, value: Any, *, sealed: bool = False) -> None:

@@ -1,7 +1,6 @@
 """What unfinished work has done so far, kept so that it can go on after a kill."""
 
 import glob
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +67,7 @@ class Journal:
                 self.path.write_text(self._head() + "\n", "utf-8")
 
     def _head(self) -> str:
-        return json.dumps(files.seal({"inputs": self._inputs}), sort_keys=True)
+        return files.sealed_line({"inputs": dict(sorted(self._inputs.items()))})
 
     def read(self) -> None:
         """Reads the files of all hosts, and cuts what is damaged off this host's own.
@@ -114,7 +113,7 @@ class Journal:
           ValueError: when it is damaged.
         """
         place = f"line {number}"
-        row = files.unseal(json.loads(line.decode("utf-8")), place, needed=True)
+        row = files.unsealed_line(line, place)
         if row["line"] != number:
             raise ValueError(f"{place}: it was written as line {row['line']}")
         states = [self._from_row(item) for item in row["closed"]]
@@ -134,7 +133,7 @@ class Journal:
             "active": [[slot, self._to_row(state)] for slot, state in active.items()],
         }
         with files.named(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(files.seal(row), ensure_ascii=False) + "\n")
+            file.write(files.sealed_line(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -1,8 +1,10 @@
 """What a person sees of a run: progress, log.txt, metrics on disk, the final tables."""
 
+import atexit
 import contextlib
 import datetime
 import functools
+import io
 import json
 import math
 import pathlib
@@ -88,6 +90,7 @@ class Monitor:
         # A queue without a limit: its reader ends when the disk is full.
         threading.excepthook = _say_nothing_of_events
         events = tensorboardX.SummaryWriter(str(self._folder), max_queue=0)
+        atexit.register(_close_quietly, events)
         config = self.path.with_name("config.json")
         if config.exists():
             settings = _flat(files.read_json(config))
@@ -351,6 +354,17 @@ class Monitor:
         if not self.quiet:
             print(text)
         return text
+
+
+def _close_quietly(events: tensorboardX.SummaryWriter) -> None:
+    """Closes the event file when the process ends, also when its disk has failed.
+
+    tensorboardX would do the same after this, and print a traceback.
+    """
+    try:
+        events.close()
+    except OSError:
+        events.file_writer.event_writer = io.BytesIO()  # it can be closed
 
 
 def _say_nothing_of_events(args: threading.ExceptHookArgs) -> None:

@@ -84,6 +84,18 @@ def test_a_digest_is_that_of_what_is_read_back():
     assert list(files.unseal(read, "here", needed=True)) == ["a", "b", "c"]
 
 
+def test_a_line_is_read_as_it_was_written_or_not_at_all():
+    value = {"a": [1, 2.5], "é": {"b": None, "c": float("inf")}}
+    line = files.sealed_line(value).encode()
+    assert b"\n" not in line and "sha256" in json.loads(line)
+    assert files.unsealed_line(line, "here") == value
+    for at in range(len(line)):
+        damaged = line[:at] + bytes([line[at] ^ 1]) + line[at + 1 :]
+        for text in (damaged, line[:at]):
+            with pytest.raises(ValueError):  # also of what is no UTF-8
+                files.unsealed_line(text, "here")
+
+
 def test_a_loss_of_power_finds_the_old_file_or_the_new_one(tmp_path, monkeypatch):
     done, fsync, replace = [], os.fsync, os.replace
 

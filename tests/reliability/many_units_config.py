@@ -20,5 +20,5 @@ def get_config():
     c.sft.phases[0].steps = 60
     c.sft.phases[1].steps = 90
     c.dpo.batch_size = 2
-    c.dpo.epochs = 1
+    c.dpo.epochs = 5
     return c

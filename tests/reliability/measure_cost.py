@@ -46,12 +46,13 @@ def main() -> int:
     from stepjax import interrupts
     from stepjax import main as command_line
     from stepjax.lm import checkpoint, files, weights
-    from stepjax.run import journal, lock, rundir
+    from stepjax.run import journal, lock, manifest, rundir
 
     clocked(os, "fsync", "fsync of files and folders")
-    clocked(files, "_digest", "digests of records and of lines of journals")
+    clocked(files, "_digest", "digests of records")
     clocked(checkpoint, "array_digests", "digests of arrays")
-    clocked(rundir, "file_digest", "digests of files")
+    for module in (manifest, rundir):  # one function, found in two places
+        clocked(module, "file_digest", "digests of files")
     clocked(weights, "check_finite", "are parameters finite?")
     clocked(checkpoint.TrainSaver, "save", "saved states of trainings")
     clocked(journal.Journal, "add", "journals")

@@ -26,6 +26,9 @@ def test_a_line_that_ends_within_a_character_is_cut_off(tmp_path):
     assert journal(path).closed == {}
 
 
+CHANGED = "line 3: this has changed since it was written"
+
+
 def flipped(line):
     return line.replace(b'"b"', b'"c"')  # still JSON
 
@@ -33,10 +36,10 @@ def flipped(line):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (flipped, "line 3: this has changed since it was written"),
-        (lambda line: line[: len(line) // 2], "Expecting|Unterminated"),
-        (lambda line: b"{}", "there is no 'sha256' in it"),
-        (lambda line: b"[" * 100_000, "recursion"),
+        (flipped, CHANGED),
+        (lambda line: line[: len(line) // 2], CHANGED),
+        (lambda line: b"{}", CHANGED),
+        (lambda line: b"[" * 100_000, CHANGED),
         (lambda line: b"\xff" + line[1:], "utf-8"),
     ],
 )
@@ -54,7 +57,7 @@ def test_a_damaged_line_costs_itself_and_what_came_after_it(tmp_path, damage, re
     assert again.active == {0: {"id": "a in flight"}}
     (line,) = said
     assert line.startswith(f"{path}: line 3 of 4 is damaged (")
-    assert any(word in line for word in reason.split("|"))
+    assert reason in line
     again.add([{"id": "b"}], {})  # goes on where the good lines end
     assert journal(path, said).closed.keys() == {"a", "b"} and len(said) == 1
 
