@@ -129,6 +129,11 @@ def _no_run() -> str:
         return f"--workdir={folder}: there is no such folder; {expected}."
     if (folder / "config.json").exists():
         return ""
+    if any(folder.glob("M*/manifest.json")):
+        return (
+            f"--workdir={folder}: its config.json is gone; expected the settings of "
+            "the run. `stepjax run` with these settings writes it again."
+        )
     made = [*folder.glob("*/data/manifest.json")]
     made += folder.glob("*/*/data/manifest.json")  # of `stepjax ablate`
     runs = sorted(str(path.parents[1].relative_to(folder)) for path in made)

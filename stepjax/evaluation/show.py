@@ -19,6 +19,7 @@ from stepjax.controls import IsRight
 from stepjax.evaluation import samples
 from stepjax.lm import files
 from stepjax.records import read_objects
+from stepjax.run import manifest as manifests
 from stepjax.trajectory import Candidate, Expansion, State, Verdict
 
 CHOICES = ("", "wrong", "ties", "random")
@@ -112,6 +113,12 @@ def _results(workdir: pathlib.Path, number: int, mode: str) -> list[pathlib.Path
 
 
 def _states(path: pathlib.Path) -> list[State]:
+    """Reads a file of searches.
+
+    Raises:
+      ValueError: it has changed since it was written, or is something else.
+    """
+    manifests.check(path, path.with_suffix(".json"))
     try:
         return [trajectory.from_row(row) for _, row in read_objects(path)]
     except (KeyError, TypeError) as error:

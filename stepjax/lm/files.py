@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from stepjax import os_errors
+from stepjax.lm import ordinary
 
 _SEAL = "sha256"  # field with the digest of all other fields
 _LINE_START = len(f'{{"{_SEAL}": "", ') + 64  # characters of `sealed_line`
@@ -220,12 +221,14 @@ def read_json(path: str | os.PathLike, *, sealed: bool = False) -> Any:
         versions have none.
 
     Raises:
-      ValueError: when the file holds no JSON, or has changed since it was written.
+      ValueError: when the file holds no JSON, has changed since it was written, or is
+        a pipe or a device.
     """
     remedy = (
         "Put it back, or delete it if a command of stepjax made it, and run that "
         "command again."
     )
+    ordinary.check(path)
     with open(path, encoding="utf-8") as file:
         try:
             value = json.load(file)

@@ -245,7 +245,8 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
             return None
         with contextlib.suppress(ValueError):
             found = json.loads(kept)
-            if isinstance(found, dict) and isinstance(found.get("pid"), int):
+            pid = found.get("pid") if isinstance(found, dict) else None
+            if isinstance(pid, int) and 0 < pid < 2**31:
                 return found
     return {}
 

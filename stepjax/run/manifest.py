@@ -89,6 +89,23 @@ def changed_file(path: pathlib.Path, manifest: dict[str, Any]) -> str:
     return ""
 
 
+def check(file: pathlib.Path, path: pathlib.Path) -> None:
+    """Checks that a file is still what its stage has written.
+
+    Args:
+      file: that is about to be read.
+      path: of the manifest of the stage; without one there is nothing to check.
+
+    Raises:
+      ValueError: it has changed, or the manifest is damaged.
+    """
+    if path.exists() and (wrong := changed_file(path, read(path))):
+        raise ValueError(
+            f"{wrong}; expected {file} and what belongs to it as `stepjax` wrote them. "
+            "`stepjax run` on the same --workdir makes them again."
+        )
+
+
 def is_whole(path: pathlib.Path) -> bool:
     """Whether a stage is finished, and its manifest and files are not damaged.
 

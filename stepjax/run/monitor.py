@@ -21,7 +21,7 @@ from tensorboardX import summary
 
 import stepjax
 from stepjax import interrupts
-from stepjax.lm import files
+from stepjax.lm import files, ordinary
 from stepjax.run.progress import Clock, Progress, duration
 from stepjax.run.text_table import text_table
 
@@ -137,6 +137,7 @@ class Monitor:
     def _keep(self, text: str) -> None:
         """Appends a line to log.txt, after what was announced before it."""
         with self._harmless(self.log_path), self._lock:
+            ordinary.check(self.log_path)  # a pipe waits for somebody who reads it
             with open(self.log_path, "a", encoding="utf-8") as file:
                 file.writelines([*self._announced, self._dated(text, "log.txt")])
             self._announced.clear()
@@ -264,6 +265,7 @@ class Monitor:
         if self.quiet or not self.path.exists():
             return
         with self._harmless(self.path):
+            ordinary.check(self.path)
             rows, broken = _metrics(self.path)
             if broken:
                 shown = ", ".join(map(str, broken[:10])) + ", ..." * (len(broken) > 10)
@@ -303,8 +305,10 @@ class Monitor:
         if self.quiet:
             return
         row = {"stage": stage, "model": model, "step": step, **metrics}
-        with self._harmless(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with self._harmless(self.path):
+            ordinary.check(self.path)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
         training = stage.split("/")[0] in _TRAININGS
         place = f"{stage}/{model}" if training else stage
         if self._folder in self._failed:
@@ -327,7 +331,7 @@ class Monitor:
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns all metrics lines, without broken ones."""
-        return [row for _, row in _metrics(self.path)[0]] if self.path.exists() else []
+        return [row for _, row in _metrics(self.path)[0]] if self.path.is_file() else []
 
     # The end.
 

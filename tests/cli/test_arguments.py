@@ -157,6 +157,10 @@ def test_show_says_that_a_folder_holds_no_run(capsys, finished, tmp_path):
     assert "this folder holds no run, because there is no config.json in it" in line
     (line,) = said(capsys, "show", f"--workdir={finished.parent}")
     assert finished.name in line.partition("Runs in it: ")[2]
+    (tmp_path / "M2").mkdir()
+    (tmp_path / "M2" / "manifest.json").touch()
+    (line,) = said(capsys, "show", f"--workdir={tmp_path}")
+    assert f"{tmp_path}: its config.json is gone; expected the settings" in line
 
 
 @pytest.mark.parametrize("name", ["run", "search", "eval", "export"])

@@ -7,6 +7,7 @@ from stepjax import config, records, trajectory
 from stepjax.evaluation import show
 from stepjax.lm import files
 from stepjax.records import Question
+from stepjax.run import manifest
 from stepjax.trajectory import Candidate, Expansion, Refused, State, Verdict
 
 
@@ -161,7 +162,9 @@ def test_the_searches_of_an_evaluation_stand_in_for_those_of_questions(workdir):
     for name, states in (("test", (SEARCHED, WRONG)), ("a-1234", (EMPTY,))):
         path = workdir / "eval" / f"M2_{name}_search.jsonl"
         records.write_jsonl(path, map(trajectory.to_row, states))
-        files.write_json(path.with_suffix(".json"), {"items": []})
+        files.write_json(
+            path.with_suffix(".json"), {"inputs": {}, "files": {}, "items": []}
+        )
     text = show.show(workdir, 2, is_right=is_right)
     assert heads(text) == ["q1", "q3"]
     first = workdir / "eval" / "M2_test_search.jsonl"
@@ -202,6 +205,18 @@ def test_a_damaged_search_is_named(workdir):
     path.write_text('{"id": "q1"}\n')
     with pytest.raises(ValueError, match=r"search\.jsonl: a row is no search"):
         show.show(workdir, 1)
+
+
+@pytest.mark.parametrize("name", ["M1/search", "eval/M2_test_search"])
+def test_a_search_that_was_changed_is_not_shown(workdir, name):
+    path, number = workdir / f"{name}.jsonl", int(name[name.index("M") + 1])
+    records.write_jsonl(path, [trajectory.to_row(SEARCHED)])
+    written = {"inputs": {}, "files": {path.name: manifest.file_digest(path)}}
+    files.write_json(path.with_suffix(".json"), written | {"items": []})
+    assert "count" in show.show(workdir, number)
+    path.write_text(path.read_text("utf-8").replace('"count": 3', '"count": 2', 1))
+    with pytest.raises(ValueError, match=f"{path} has changed since it was written; "):
+        show.show(workdir, number)
 
 
 def test_long_texts_are_wrapped_under_their_beginning(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -275,6 +276,17 @@ def test_pairs_of_a_run(init, finished):
     for row, other in zip(made, back, strict=True):
         assert (row.problem, row.steps) == (other.problem, other.steps)
         assert (row.chosen, row.rejected) == (other.chosen, other.rejected)
+
+
+def test_pairs_that_have_changed_are_refused(init, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / "M1" / "pairs.jsonl"
+    rows = [row for _, row in records.read_objects(path)]
+    rows[0] |= {"chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
+    records.write_jsonl(path, rows)
+    arguments = [f"--input={path}", "--format=pairs", "--output=y.jsonl"]
+    status, _, err = init("convert", *arguments, "--to=trl")
+    assert status == 1 and f"{path} has changed since it was written; expected" in err
 
 
 def test_pairs_of_no_run(init, tmp_path):

@@ -45,6 +45,12 @@ def test_a_block_that_raises_leaves_the_earlier_file_alone(tmp_path):
     assert path.read_bytes() == b"\xc3\xa4\n" and os.listdir(tmp_path) == ["rows.txt"]
 
 
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="a.json: this is a pipe; expected an ordi"):
+        files.read_json(tmp_path / "a.json")
+
+
 RECORD = {"step": 15, "digests": {"['a']": "0f"}, "loss": 0.1, "who": "Größe\u2028"}
 
 

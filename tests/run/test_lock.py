@@ -123,6 +123,13 @@ def test_a_file_system_without_links_has_locks(folder, monkeypatch):
     assert json.loads((folder / ".lock").read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize("number", [-1, 0, 10**30])
+def test_a_lock_with_a_number_of_no_process_is_not_believed(folder, number):
+    changed(folder, pid=number)
+    with pytest.raises(ValueError, match="cannot be read; expected the lock of"):
+        lock.take(folder)
+
+
 def test_a_lock_that_was_left_empty_is_stale_after_seconds(folder):
     folder.mkdir()
     (folder / ".lock").touch()

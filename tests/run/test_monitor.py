@@ -4,6 +4,7 @@ import datetime
 import io
 import json
 import math
+import os
 import queue
 import re
 import threading
@@ -435,9 +436,12 @@ def test_broken_lines_of_metrics_are_left_out_and_named(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_logs_that_cannot_be_written_stop_nothing_and_are_named_once(tmp_path, capsys):
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_logs_that_cannot_be_written_stop_nothing_and_are_named_once(
+    tmp_path, capsys, make
+):
     for name in ("metrics.jsonl", "log.txt"):
-        (tmp_path / name).mkdir()
+        make(tmp_path / name)
     (tmp_path / "tensorboard").write_text("no folder")
     monitor = Monitor(tmp_path)
     for step in (1, 2):

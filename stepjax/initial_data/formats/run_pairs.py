@@ -11,7 +11,7 @@ from stepjax.lm import tokenizer
 from stepjax.pairs import Pair
 from stepjax.prompts import Templates
 from stepjax.records import Preference
-from stepjax.run import data
+from stepjax.run import data, manifest
 
 
 def read(
@@ -27,10 +27,12 @@ def read(
       rejects: where bad rows are listed; None stops at the first.
 
     Raises:
-      ValueError: when the run's settings or its tokenizer cannot be read; for a row as
-        in `sources.read`, or one whose ids are not those of its problem and steps.
+      ValueError: when the run's settings or its tokenizer cannot be read, or the file
+        has changed since the search wrote it; for a row as in `sources.read`, or one
+        whose ids are not those of its problem and steps.
     """
     folder = Path(path).resolve().parent.parent
+    manifest.check(Path(path), Path(path).resolve().with_name("search.json"))
     try:
         values = lm_files.read_json(folder / "config.json")
     except OSError as error:
