@@ -67,8 +67,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     one command at a time; journal.py: unfinished work; redo.py: what
                     changed settings invalidate; ranges.py, rules.py: what each setting
                     may be, and several together; paths.py, missing_files.py, checks.py:
-                    early errors; data.py, more_questions.py: its data;
-                    kind.py: the paper's judging or SRLM's, chosen in one place;
+                    early errors; prepare.py, data.py, more_questions.py: its
+                    data; kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; finetune.py: a phase of SFT;
                     reference_pass.py: log-probabilities before step-DPO; banner.py:
                     what a run says first; monitor.py, progress.py: progress, metrics;

@@ -1,11 +1,10 @@
-"""The first stage of a run: its data files and its tokenizer.
+"""Makes the data files and the tokenizer of a run.
 
 Writes ``DIR/data/{ift,eft,heldout,questions_1..n,test}.jsonl`` and ``DIR/tokenizer``.
 Question files hold no answers. With word problems, ``DIR/data/equations.jsonl`` holds
 the equations of all problems, for whatever may use the gold.
 """
 
-import dataclasses
 import functools
 import os
 import pathlib
@@ -17,11 +16,10 @@ from etils import epath
 
 from stepjax import own_import, prompts, records
 from stepjax.initial_data.formats import sources
-from stepjax.lm import files, gguf_files, gguf_tokenizer, hf_config, hosts, tokenizer
+from stepjax.lm import files, gguf_files, gguf_tokenizer, hf_config, tokenizer
 from stepjax.prompts import Templates
-from stepjax.run import checks, mend_data
+from stepjax.run import checks
 from stepjax.run.kind import Kind, choose
-from stepjax.run.rundir import RunDirectory, Stage
 from stepjax.settings import Data, Settings
 from stepjax.worlds import (
     arithmetic,
@@ -70,54 +68,6 @@ def world_templates(world: str) -> Templates:
     if world == "arithmetic":
         return arithmetic.templates()
     return word_problems.templates() if world == "word_problems" else Templates()
-
-
-def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> Stage:
-    """Writes the data files and the tokenizer of a run, once; returns the stage.
-
-    Args:
-      settings: of the run.
-      texts: its templates.
-      directory: its directory.
-
-    Raises:
-      ValueError: see `make_data` and `make_tokenizer`; or what was written is damaged,
-        and the settings no longer give the same.
-    """
-    from stepjax.run import more_questions  # which needs this file
-
-    folder = directory.path / "data"
-
-    def make(place: pathlib.Path, dealt: Sequence[int] = ()) -> dict[str, int]:
-        with files.named(place / "tokenizer"):
-            make_tokenizer(settings, place / "tokenizer")
-        at_first, *later = [
-            dataclasses.replace(settings, iterations=iterations)
-            for iterations in dealt or (settings.iterations,)
-        ]
-        counts = make_data(at_first, texts, place / "data")
-        for longer in later:
-            counts |= more_questions.write(longer, texts, place / "data", counts)
-        return counts
-
-    wrong = hosts.agreed("data mended", lambda: mend_data.mend(directory, make))
-    if wrong:
-        raise ValueError(wrong)
-    stage = directory.stage("prepare", folder / "manifest.json", {})
-    if stage.done:
-        return stage
-    written, counts = [], {}
-    if hosts.first():
-        counts = make(directory.path)
-        files.sync_all(directory.path / "tokenizer")
-        written = [f"{name}.jsonl" for name in counts]
-        ids = sorted((directory.path / "tokenizer").iterdir())
-        written += [f"../tokenizer/{path.name}" for path in ids]
-    weights = initial_weights(settings)
-    # Each number of iterations for which questions were dealt out, see more_questions.
-    dealt = [settings.iterations]
-    stage.commit(written, counts=counts, dealt=dealt, initial_weights=weights)
-    return stage
 
 
 def make_data(

@@ -40,6 +40,7 @@ from stepjax.run import (
     manifest,
     more_questions,
     paths,
+    prepare,
     ranges,
     rundir,
     stage,
@@ -127,7 +128,7 @@ class Run:
         self.kind = kind.choose(settings, self.dir.path / "data")
         texts = templates(settings.texts, data.world_templates(settings.data.world))
         with self.monitor.during("making the data and the tokenizer"):
-            prepared = data.prepare(settings, texts, self.dir)
+            prepared = prepare.prepare(settings, texts, self.dir)
             if not self.dir.borrowed:
                 more_questions.add(settings, texts, prepared)
         ids = tokenizer.load(self.dir.path / "tokenizer")

@@ -8,7 +8,7 @@ from tiny_eft_config import changed as changed_eft
 
 from stepjax import records
 from stepjax.records import Question
-from stepjax.run import data, more_questions
+from stepjax.run import more_questions, prepare
 from stepjax.run.data import world_templates
 from stepjax.run.rundir import RunDirectory
 from stepjax.settings import from_config, templates
@@ -18,7 +18,7 @@ def prepare(settings, folder):
     """Prepares the data of a run, adds what is missing; returns the folder's files."""
     typed = from_config(settings)
     texts = templates(typed.texts, world_templates(typed.data.world))
-    prepared = data.prepare(typed, texts, RunDirectory(settings, folder))
+    prepared = prepare.prepare(typed, texts, RunDirectory(settings, folder))
     more_questions.add(typed, texts, prepared)
     return contents(folder / "data")
 
