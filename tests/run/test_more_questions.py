@@ -14,12 +14,12 @@ from stepjax.run.rundir import RunDirectory
 from stepjax.settings import from_config, templates
 
 
-def prepare(settings, folder):
+def prepared(settings, folder):
     """Prepares the data of a run, adds what is missing; returns the folder's files."""
     typed = from_config(settings)
     texts = templates(typed.texts, world_templates(typed.data.world))
-    prepared = prepare.prepare(typed, texts, RunDirectory(settings, folder))
-    more_questions.add(typed, texts, prepared)
+    stage = prepare.prepare(typed, texts, RunDirectory(settings, folder))
+    more_questions.add(typed, texts, stage)
     return contents(folder / "data")
 
 
@@ -33,17 +33,17 @@ def problems(folder):
 def test_an_extended_run_has_the_data_of_a_run_that_was_longer_from_the_start(
     tmp_path,
 ):
-    before = prepare(changed(), tmp_path / "run")
-    after = prepare(changed(iterations=4), tmp_path / "run")
+    before = prepared(changed(), tmp_path / "run")
+    after = prepared(changed(iterations=4), tmp_path / "run")
     new = {"questions_3.jsonl", "questions_4.jsonl"}
     assert after.keys() - before.keys() == new
     for name in before.keys() - {"manifest.json"}:
         assert after[name] == before[name], name
-    whole = prepare(changed(iterations=4), tmp_path / "whole")
+    whole = prepared(changed(iterations=4), tmp_path / "whole")
     assert {n: after[n] for n in new} == {n: whole[n] for n in new}
     asked = records.read_jsonl(tmp_path / "run/data/questions_4.jsonl", Question)
     assert len(asked) == 24 and asked[5].id == "arith-q4-5"
-    assert prepare(changed(iterations=3), tmp_path / "run") == after
+    assert prepared(changed(iterations=3), tmp_path / "run") == after
 
 
 def _word_problems(folder):
@@ -59,19 +59,19 @@ def test_lost_data_of_an_extended_run_come_back(tmp_path, world):
     c = _word_problems(tmp_path / "own") if words else changed_eft()
     for iterations in (1, 2, 4):
         c.iterations = iterations
-        made = prepare(c, tmp_path / "run")
+        made = prepared(c, tmp_path / "run")
     assert "questions_4.jsonl" in made and words == ("equations_3.jsonl" in made)
     c.iterations = 3  # fewer than there are questions for
     for name in made.keys() - {"manifest.json"}:
         (tmp_path / "run/data" / name).unlink()
-        assert prepare(c, tmp_path / "run") == made, name
+        assert prepared(c, tmp_path / "run") == made, name
 
 
 def test_new_questions_of_a_run_that_makes_its_eft_rows_are_in_no_split(tmp_path):
-    before = prepare(changed_eft(), tmp_path / "run")
+    before = prepared(changed_eft(), tmp_path / "run")
     first = problems(tmp_path / "run")
     number = len([name for name in first if name.startswith("questions_")])
-    after = prepare(changed_eft(iterations=number + 1), tmp_path / "run")
+    after = prepared(changed_eft(iterations=number + 1), tmp_path / "run")
     for name in before.keys() - {"manifest.json"}:
         assert after[name] == before[name], name
     new = problems(tmp_path / "run")[f"questions_{number + 1}"]
@@ -99,13 +99,13 @@ def test_files_with_too_few_questions_left(tmp_path, tokenizer_folder):
     c.data.question_file = str(tmp_path / "questions.jsonl")
     for name in ("ift", "eft", "test"):
         c.data[name] = str(tmp_path / f"{name}.jsonl")
-    prepare(c, tmp_path / "run")
+    prepared(c, tmp_path / "run")
     c.iterations = 2
-    prepare(c, tmp_path / "run")
+    prepared(c, tmp_path / "run")
     asked = records.read_jsonl(tmp_path / "run/data/questions_2.jsonl", Question)
     assert [row.id for row in asked] == ["q3", "q4", "q5"]
     c.iterations = 3
     words = "data.question_file has 1 questions that are in no other split; expected"
     with pytest.raises(ValueError, match=f"{words} at least 3 for the questions of"):
-        prepare(c, tmp_path / "run")
+        prepared(c, tmp_path / "run")
     assert not (tmp_path / "run/data/questions_3.jsonl").exists()
