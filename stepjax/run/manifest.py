@@ -63,10 +63,14 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       ValueError: when it is damaged, see `files.read_json`, or is something else.
     """
     manifest = files.read_json(path)
-    parts = [manifest.get(n) if isinstance(manifest, dict) else 0 for n in _PARTS]
-    if not all(isinstance(part, dict) for part in parts):
+    absent = list(_PARTS)
+    if isinstance(manifest, dict):
+        parts = {"arrays": {}} | manifest  # only a model has arrays
+        names = (*_PARTS, "arrays")
+        absent = [name for name in names if not isinstance(parts.get(name), dict)]
+    if absent:
         raise ValueError(
-            f"{path}: there are no {' and '.join(_PARTS)} in it; expected what a "
+            f"{path}: there are no {' and '.join(absent)} in it; expected what a "
             "finished stage has written. Put it back, or run `stepjax run` on the same "
             "--workdir, which makes it again."
         )

@@ -114,6 +114,7 @@ def test_a_manifest_that_was_changed_is_named_and_its_stage_is_done_again(direct
         ("{}", "there are no inputs and files in it"),
         ("[]", "there are no inputs and files in it"),
         ("null", "there are no inputs and files in it"),
+        ('{"inputs": {}, "files": {}, "arrays": 5}', "there are no arrays in it"),
     ):
         path.write_text(damaged)
         assert stage(directory, {"x": "1"}).done is None
