@@ -22,7 +22,7 @@ LIMIT = 30  # --host-timeout
 SLACK = 60  # seconds more, on a machine that is busy
 # The phases of a run in their order, each with a function that it calls.
 PHASES = {
-    "preparation": Blow("stepjax.run.data:prepare", 1),
+    "preparation": Blow("stepjax.run.prepare:prepare", 1),
     "greedy evaluation": Blow("stepjax.evaluation.grading:right_so_far", 1),
     "judge evaluation": Blow("stepjax.evaluation.grading:judge_metrics", 1),
     "first update": Blow("stepjax.lm.train:put_batch", 1),
