@@ -39,8 +39,7 @@ def array_digests(tree: Any) -> dict[str, str]:
     """
     flat = jax.tree_util.tree_leaves_with_path(tree)
     leaves = [leaf for _, leaf in flat]
-    # One program per shape: the moments of a training state have those of parameters.
-    sums = jax.device_get([_bit_sum(leaf) for leaf in leaves])
+    sums = jax.device_get(_bit_sums(leaves))
     digests = {}
     for (path, leaf), numbers in zip(flat, sums, strict=True):
         digest = hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode())
@@ -50,6 +49,10 @@ def array_digests(tree: Any) -> dict[str, str]:
 
 
 @jax.jit
+def _bit_sums(leaves):
+    return [_bit_sum(leaf) for leaf in leaves]
+
+
 def _bit_sum(array):
     """Returns eight sums modulo 2^32, [8] uint32."""
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
