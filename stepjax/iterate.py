@@ -48,6 +48,7 @@ def run(
       redo: a stage that may be deleted and made again because its settings have
         changed, see `stepjax.run.redo`; "" for none.
     """
+    workdir = os.path.expanduser(workdir)
     try:
         return _run(Run(config, workdir, redo))
     finally:

@@ -11,6 +11,7 @@ import threading
 
 import pytest
 
+from stepjax import iterate
 from stepjax.run import lock
 
 HOLD = """import pathlib, sys, time
@@ -232,3 +233,16 @@ def test_a_lock_that_was_cut_off_is_not_taken_for_stale(folder):
         lock.take(folder)
     os.utime(folder / ".lock", (1, 1))
     lock.take(folder)
+
+
+def test_a_run_in_the_home_folder_releases_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def opened(config, workdir, redo):
+        lock.take(tmp_path / "run")  # as `Run` does
+        assert (tmp_path / "run" / ".lock").exists()
+
+    monkeypatch.setattr(iterate, "Run", opened)
+    monkeypatch.setattr(iterate, "_run", lambda run: "done")
+    assert iterate.run(None, "~/run") == "done"
+    assert not (tmp_path / "run" / ".lock").exists()
