@@ -1,7 +1,8 @@
 """What is wrong in a Python file of the person who runs stepjax, in one sentence.
 
 Config files and own functions are such files. What is meant by a mistyped name is told
-here for all that a person types. Only the standard library is imported.
+here for all that a person types, and whether a text can be written as UTF-8. Only the
+standard library is imported.
 """
 
 import difflib
@@ -149,3 +150,12 @@ def _of_settings(error: BaseException) -> str:
             f"{kind(wanted)}"
         )
     return ""
+
+
+def in_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text; it cannot hold half of a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

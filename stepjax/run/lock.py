@@ -173,15 +173,26 @@ def _started(pid: int) -> str | None:
 def _written(path: pathlib.Path, text: bytes) -> pathlib.Path:
     """Returns a new file beside a lock, with this text, which is on the disk."""
     temporary = path.with_name(f"{NAME}.{uuid.uuid4().hex}.tmp")
+    with files.named(path):
+        _create(temporary, text)
+    return temporary
+
+
+def _create(path: pathlib.Path, text: bytes) -> None:
+    """Makes a file with this text, which is on the disk, or leaves none.
+
+    Raises:
+      FileExistsError: when it is there already; it then stays as it is.
+    """
+    file = open(path, "xb")
     try:
-        with files.named(path), open(temporary, "xb") as file:
+        with file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        temporary.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
-    return temporary
 
 
 def _made(path: pathlib.Path, text: bytes) -> bool:
@@ -205,15 +216,10 @@ def _made(path: pathlib.Path, text: bytes) -> bool:
 def _made_without_link(path: pathlib.Path, text: bytes) -> bool:
     """Makes the file where there are no links: first empty, then with its text."""
     try:
-        with files.named(path), open(path, "xb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with files.named(path):
+            _create(path, text)
     except FileExistsError:
         return False
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
     return True
 
 

@@ -9,6 +9,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from stepjax.own_files import in_utf8
+
 _LONGEST = 100_000  # characters of a text
 SMALLEST = 1e-30  # smaller numbers are taken for 0, or divide to infinity, in float32
 
@@ -81,7 +83,7 @@ def between(config: Any) -> Iterator[Rule]:
             text,
             f"text that UTF-8 can hold, without the character NUL, of at most "
             f"{_LONGEST:,} characters",
-            len(text) <= _LONGEST and "\0" not in text and _in_utf8(text),
+            len(text) <= _LONGEST and "\0" not in text and in_utf8(text),
         )
     yield from _phases(config)
     yield from _shape(config.model)
@@ -102,15 +104,6 @@ def _texts(section: Any, before: str = "") -> Iterator[tuple[str, str]]:
             yield name.removeprefix("."), value
         elif hasattr(value, "items") or isinstance(value, tuple | list):
             yield from _texts(value, name)
-
-
-def _in_utf8(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def every_phase(config: Any) -> list[tuple[str, Any]]:
@@ -177,8 +170,8 @@ def _search(config: Any) -> Iterator[Rule]:
     yield (
         "search.max_step_tokens",
         search.max_step_tokens,
-        f"less than search.context_tokens={search.context_tokens}, which the problem "
-        "needs, too",
+        f"less than search.context_tokens={search.context_tokens}, which also has to "
+        "hold the problem",
         search.max_step_tokens < search.context_tokens,
     )
     most = (search.width - 1) * (2 if judge.score == "sum" else 1)

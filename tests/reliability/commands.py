@@ -220,11 +220,35 @@ def results(folder: pathlib.Path) -> dict[str, str]:
     return found
 
 
+def differences(folder: pathlib.Path, whole: pathlib.Path) -> list[str]:
+    """Returns the files in which a run differs from a whole one; see `results`."""
+    found, expected = results(folder), results(whole)
+    names = sorted(found.keys() | expected.keys())
+    return [name for name in names if found.get(name) != expected.get(name)]
+
+
 def left(folder: pathlib.Path) -> list[str]:
     """Returns the temporary files, locks and unfinished folders in a run directory."""
     names = (str(path.relative_to(folder)) for path in folder.rglob("*"))
-    signs = (".tmp", "-tmp", ".partial", ".lock", "/train", "/reference")
+    signs = ("tmp", ".partial", ".lock", ".part-", "/train", "/reference")
     return [name for name in names if any(sign in name for sign in signs)]
+
+
+def run(server: Server, folder: pathlib.Path, command: str = "run", **faults) -> Ended:
+    """Runs a command on the small run; see `Server.run` for the faults."""
+    arguments = [command, f"--config={CONFIG}", f"--workdir={folder}"]
+    return server.run(arguments, under=folder, **faults)
+
+
+def unbroken(place: pathlib.Path, server: Server) -> tuple[pathlib.Path, list[str]]:
+    """Returns an undisturbed run, which is kept, and the changes of files it made."""
+    folder, operations = place / "unbroken", place / "operations.json"
+    if not operations.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        ended = run(server, folder)
+        assert ended.status == 0, ended.text
+        operations.write_text(json.dumps(ended.operations))
+    return folder, json.loads(operations.read_text())
 
 
 if __name__ == "__main__":

@@ -323,12 +323,5 @@ def results(folder: pathlib.Path, *, but_logps: bool = False) -> dict[str, Any]:
     return found
 
 
-def left(folder: pathlib.Path) -> list[str]:
-    """Returns what a finished run should not have left behind."""
-    names = (str(path.relative_to(folder)) for path in folder.rglob("*"))
-    signs = ("tmp", ".partial", ".lock", ".part-", "/train", "/reference")
-    return [name for name in names if any(sign in name for sign in signs)]
-
-
 if __name__ == "__main__":
     serve()

@@ -15,11 +15,12 @@ import subprocess
 import commands
 import pytest
 import runs
+from commands import run
 
 from stepjax import os_errors
 
 SECONDS = 5  # from the last line to the end of a command that failed
-# Of disks, each of which is made larger when a command has failed.
+# Sizes of a disk; it is made larger each time that a command has failed.
 SIZES = (
     ("16k", "64k", "128k", "192k", "256k"),
     ("40k", "96k", "160k", "224k", "304k"),
@@ -122,18 +123,7 @@ def server(place):
 @pytest.fixture(scope="module")
 def unbroken(place, server):
     """An undisturbed run, and the changes of files that it made."""
-    folder, operations = place / "unbroken", place / "operations.json"
-    if not operations.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        ended = run(server, folder)
-        assert ended.status == 0, ended.text
-        operations.write_text(json.dumps(ended.operations))
-    return folder, json.loads(operations.read_text())
-
-
-def run(server, folder, **faults):
-    arguments = ["run", f"--config={commands.CONFIG}", f"--workdir={folder}"]
-    return server.run(arguments, under=folder, **faults)
+    return commands.unbroken(place, server)
 
 
 def said(place, name, ended, *reasons):
@@ -151,9 +141,7 @@ def said(place, name, ended, *reasons):
 def finishes(server, folder, unbroken):
     ended = run(server, folder)
     assert ended.status == 0, ended.text
-    found, expected = commands.results(folder), commands.results(unbroken)
-    names = sorted(found.keys() | expected.keys())
-    assert [n for n in names if found.get(n) != expected.get(n)] == []
+    assert commands.differences(folder, unbroken) == []
     assert commands.left(folder) == []
 
 

@@ -15,6 +15,7 @@ import shutil
 
 import commands
 import pytest
+from commands import run
 
 if not shutil.which("cc"):
     pytest.skip("needs a C compiler (cc) for faults.c", allow_module_level=True)
@@ -47,18 +48,7 @@ def server(place):
 @pytest.fixture(scope="module")
 def unbroken(place, server):
     """An undisturbed run, and the changes of files that it made."""
-    folder, operations = place / "unbroken", place / "operations.json"
-    if not operations.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        ended = run(server, folder)
-        assert ended.status == 0, ended.text
-        operations.write_text(json.dumps(ended.operations))
-    return folder, json.loads(operations.read_text())
-
-
-def run(server, folder, command="run", **faults):
-    arguments = [command, f"--config={commands.CONFIG}", f"--workdir={folder}"]
-    return server.run(arguments, under=folder, **faults)
+    return commands.unbroken(place, server)
 
 
 def broken(server, folder, number, command="run"):
@@ -71,9 +61,7 @@ def broken(server, folder, number, command="run"):
 
 
 def assert_as_unbroken(folder, unbroken):
-    found, expected = commands.results(folder), commands.results(unbroken)
-    names = sorted(found.keys() | expected.keys())
-    assert [n for n in names if found.get(n) != expected.get(n)] == []
+    assert commands.differences(folder, unbroken) == []
     assert commands.left(folder) == []
 
 

@@ -14,7 +14,8 @@ import signal
 import statistics
 
 import pytest
-from forks import Blow, left, nursery, results
+from commands import left
+from forks import Blow, nursery, results
 
 CONFIG = pathlib.Path(__file__).parent / "many_units_config.py"
 EACH = 10  # of each signal, in each phase
@@ -61,8 +62,8 @@ def carry_out(nurse, place, name, phases):
       phases: whether signals are sent, or the commands are left in peace.
 
     Returns:
-      (calls of each function that stands for a unit, phase → seconds from a signal to
-      the end of the process).
+      Two tables: the function that is called once per unit → its number of calls; and
+      phase → seconds from each signal to the end of the process.
     """
     rng, kept = random.Random(0), place / f"{name}.jsonl"
     rows = list(map(json.loads, kept.read_text().splitlines())) if kept.exists() else []

@@ -14,7 +14,8 @@ import socket
 
 import numpy as np
 import pytest
-from forks import CONFIG, Blow, left, nursery, results
+from commands import left
+from forks import CONFIG, Blow, nursery, results
 
 from stepjax.run.monitor import Monitor
 

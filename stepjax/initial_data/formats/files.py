@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from stepjax.initial_data.formats import csv_files, json_text
 from stepjax.lm import ordinary
+from stepjax.own_files import in_utf8
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 # Ending of a table → what is between its cells. Tables are read when they are named; in
@@ -151,7 +152,7 @@ def rows(
     path = Path(path)
     folder = path.is_dir()
     for file in _files(path, rejects) if folder else [path]:
-        if not _in_utf8(str(file)):
+        if not in_utf8(str(file)):
             raise ValueError(
                 f"{str(file)!a}: the name is not UTF-8, so no id can be made of it; "
                 "expected another name. Rename it."
@@ -260,15 +261,6 @@ def _unreadable(error: OSError) -> None:
         f"{error.filename}: this folder cannot be read ({error.strerror}); expected to "
         "read all folders within. Check its permissions."
     ) from error
-
-
-def _in_utf8(text: str) -> bool:
-    """Whether UTF-8 can hold a text; half of a surrogate pair it cannot."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextlib.contextmanager
