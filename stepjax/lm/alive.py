@@ -27,7 +27,7 @@ _SAID = b"stepjax: a signal came to a host; all hosts stop after this unit of wo
 
 
 class Watch:
-    """What one host knows of the others; it is an `interrupts.Others`.
+    """What this host knows about the other hosts, in the form of `interrupts.Others`.
 
     Attributes:
       signal: the signal for which all hosts stop, once they have agreed after which
@@ -77,7 +77,7 @@ class Watch:
         """Tells the other hosts that this one ends, and gives them time to read it.
 
         Args:
-          reason: a sentence; "" says nothing to the others, because they end too.
+          reason: a sentence; with "" nothing is told, because the others end as well.
         """
         self._over = True
         if not reason:

@@ -133,7 +133,7 @@ def unseal(value: Any, place: object, *, needed: bool = False) -> Any:
     Args:
       value: what was read.
       place: where it was read, for people.
-      needed: whether a value without a digest is refused, too.
+      needed: whether a value without a digest is refused as well.
 
     Raises:
       ValueError: "PLACE: ...; expected ..." when it has changed.
