@@ -27,7 +27,7 @@ The method, one file per stage, in the order in which it runs:
     own_files.py    what is wrong in a config file or an own function, in a sentence
     srlm.py         SRLM, the baseline that rates whole solutions (arXiv 2401.10020)
 
-    interrupts.py   SIGTERM and Ctrl-C: the work stops after the unit that it is at
+    interrupts.py   signals: the work stops after the unit that it is at
     os_errors.py    a full disk and the like: which file, why, what to do
     main.py         the command line; __main__.py: the same by python -m stepjax.
                     cli/: help.py: commands and options in words; options.py: as
@@ -35,7 +35,8 @@ The method, one file per stage, in the order in which it runs:
                     measure on; config_files.py: where settings come from;
                     load_config.py: reads and checks such a file; explain.py: errors
                     of settings that the command line changes; config_table.py:
-                    stepjax config; outcome.py: exit status and last sentence
+                    stepjax config; outcome.py: exit status and last sentence;
+                    stderr.py: what is printed may lose its reader
     config.py       default(): every setting once
     settings.py     settings to typed options
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C set a flag, and the work stops after the unit that it is at.
+"""SIGTERM, SIGHUP and Ctrl-C set a flag; the work stops after the unit that it is at.
 
 A unit is an update of a training, a turn of a search, or a batch of an evaluation. The
 work that is done is saved first, so the same command repeats nothing. An exception
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAID = b"stepjax: stopping after this unit of work; a second signal ends it at once.\n"
 _TWICE_SECONDS = 1  # `timeout` of GNU sends its signal twice: one that counts
 
@@ -135,18 +135,38 @@ def _hear(number: int, heard: list[float]) -> None:
     """Takes note of a signal; `heard` says when the ones before came this way."""
     heard.append(time.monotonic())
     if heard[-1] - heard[0] > _TWICE_SECONDS:
-        os.write(2, b"stepjax: the second signal; stopped without saving.\n")
+        _say(b"stepjax: the second signal; stopped without saving.\n")
         os._exit(128 + number)
+    _ask(number)
+
+
+def _ask(number: int) -> None:
     if not _asked:
         _asked.append(number)
-        os.write(2, _SAID)
+        _say(_SAID)
         if _others:
             _others[0].ask(number)
 
 
+def _say(text: bytes) -> None:
+    """Prints a line, if there is still somebody who can read it."""
+    with contextlib.suppress(OSError):
+        os.write(2, text)
+
+
 def _quit(number: int, frame: Any) -> None:
-    os.write(2, b"stepjax: interrupted before anything was begun.\n")
+    _say(b"stepjax: interrupted before anything was begun.\n")
     os._exit(128 + number)
+
+
+def nobody_reads() -> bool:
+    """Asks to stop, because nobody reads what is printed; returns whether work stops.
+
+    It does between `listen` and `end`.
+    """
+    if _watching:
+        _ask(signal.SIGPIPE)
+    return bool(_watching)
 
 
 def asked() -> bool:
@@ -194,6 +214,6 @@ def check(saved: str) -> None:
 
 
 def status() -> int:
-    """Returns the exit status of a stopped process: 130 for SIGINT, 143 for SIGTERM."""
+    """Returns the exit status of a stopped process: 128 + the number of its signal."""
     number = _others[0].signal if _others else 0
     return 128 + (number or (_asked[0] if _asked else signal.SIGINT))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import stepjax
 from stepjax import interrupts, os_errors, own_files
 from stepjax.cli import help, outcome
+from stepjax.cli.stderr import Stderr
 
 if TYPE_CHECKING:
     import ml_collections
@@ -31,9 +32,12 @@ def entry() -> None:
     interrupts.until_begun()
     # Only tokenizers are used of transformers; it need not say that torch is missing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # a terminal without UTF-8 shows \u4e2d and the like
-            stream.reconfigure(errors="backslashreplace")
+    how = {"errors": "backslashreplace"}  # a terminal without UTF-8 shows \u4e2d
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(**how)
+    if sys.stderr is not None:
+        encoding = sys.stderr.encoding
+        sys.stderr = Stderr(sys.stderr.buffer, encoding, line_buffering=True, **how)
     try:
         status = main(sys.argv)
         sys.stdout.flush()
@@ -52,8 +56,8 @@ def main(argv: list[str]) -> int:
       argv: program name and arguments.
 
     Returns:
-      Exit status: 0; 1 for a failed run, 2 for wrong arguments or settings, 130 after
-      Ctrl-C, 143 after SIGTERM.
+      Exit status: 0; 1 for a failed run, 2 for wrong arguments or settings; after a
+      signal 128 and its number, e.g. 130 after Ctrl-C.
     """
     status = _answered(argv[1:])
     if status is not None:

@@ -257,3 +257,55 @@ def test_the_process_says_what_it_saved_and_ends_with_143_or_130(tmp_path, capsy
         assert "Traceback" not in said and not (folder / ".lock").exists()
         done += int(found[1])
     assert done > 10
+
+
+def begun(folder, errors, output=subprocess.DEVNULL):
+    """Starts ``stepjax sft``; returns it after the first updates."""
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    words = "-m", "stepjax", "sft", f"--config={CONFIG}", f"--workdir={folder}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEARS_CTRL_C, *words],
+        env=environment,
+        cwd=pathlib.Path(stepjax.__file__).parent.parent,
+        stdout=output,
+        stderr=errors,
+        start_new_session=True,
+    )
+    metrics = folder / "metrics.jsonl"
+    while not (metrics.exists() and "sft/first" in metrics.read_text("utf-8")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+def saved_state(folder):
+    return sorted(folder.glob("M1/train/phase_*/step_*.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, None], ids=["ctrl_c", "unread"])
+def test_a_run_whose_output_nobody_reads_any_more_saves_and_stops(tmp_path, number):
+    """As with `2>&1 | tee log`: Ctrl-C ends tee as well."""
+    folder, (reader, writer) = tmp_path / "run", os.pipe()
+    process = begun(folder, writer)
+    os.close(writer)
+    os.close(reader)
+    if number:
+        process.send_signal(number)
+    assert process.wait(60) == 128 + (number or signal.SIGPIPE)
+    assert saved_state(folder) and not (folder / ".lock").exists()
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_stops(tmp_path):
+    folder, (master, terminal) = tmp_path / "run", os.openpty()
+    process = begun(folder, terminal)
+    os.close(terminal)
+    os.close(master)  # what is written to the terminal fails from here on
+    time.sleep(0.5)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert saved_state(folder) and not (folder / ".lock").exists()

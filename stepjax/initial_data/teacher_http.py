@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from stepjax import interrupts
 from stepjax.initial_data.teacher_answers import Answer, Request
 
 if TYPE_CHECKING:
@@ -91,9 +92,9 @@ def fetch(
 ) -> None:
     """Asks the server for the answers to different requests.
 
-    SIGTERM and Ctrl-C stop the sending. The answers that are under way have 20 seconds
-    to arrive; then the signal does what it does without us. A second signal ends the
-    waiting.
+    SIGTERM, SIGHUP and Ctrl-C stop the sending. The answers that are under way have 20
+    seconds to arrive; then the signal does what it does without us. A second signal
+    ends the waiting.
 
     Args:
       options: url, key_variable, concurrency, requests_per_minute, token_budget,
@@ -117,8 +118,9 @@ def fetch(
         )
     previous = {}
     if threading.current_thread() is threading.main_thread():
-        known = ((s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM))
-        previous = {number: handler for number, handler in known if handler is not None}
+        known = ((number, signal.getsignal(number)) for number in interrupts.SIGNALS)
+        left_alone = None, signal.SIG_IGN  # handled outside of Python, or ignored
+        previous = {n: handler for n, handler in known if handler not in left_alone}
     try:
         asyncio.run(sender.run(list(previous), say))
     finally:

@@ -332,7 +332,8 @@ def test_the_budget_is_never_exceeded_and_what_is_left_is_said(
 # Runs that are killed.
 
 PROGRAM = """
-import json, pathlib, sys, types
+import json, pathlib, signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background
 from stepjax import records
 from stepjax.initial_data import teacher
 options, folder, count = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]), 120

@@ -26,12 +26,15 @@ from stepjax.run.monitor import Monitor
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "tests/reliability/brief_config.py"
 # Called once per unit of work: an update or a batch of the reference, a batch of the
-# reference that is kept, an expansion of a search, a measured problem or judgment.
+# reference that is kept, an expansion of a search, a measured problem or judgment, a
+# problem with rollouts, an iteration of a tree.
 UNITS = (
     "stepjax.lm.train:put_batch",
     "stepjax.run.reference_pass:Row",
     "stepjax.search:transition",
     "stepjax.evaluation.stages:Row",
+    "stepjax.initial_data.rollouts:StepValues",
+    "stepjax.initial_data.mcts:back_up",
 )
 
 

@@ -20,7 +20,7 @@ from forks import Blow, nursery, results
 CONFIG = pathlib.Path(__file__).parent / "many_units_config.py"
 EACH = 10  # of each signal, in each phase
 # Commands in the order of a run, each with its phases: name → a function that is called
-# once per unit of it. A signal comes in its first or second call.
+# once per unit of it. A signal comes in its first or second call, or soon after it.
 COMMANDS = (
     (
         ("eval", "--model=M0", "--mode=greedy"),
@@ -50,16 +50,31 @@ COMMANDS = (
         },
     ),
 )
+INITIAL_DATA = (
+    (
+        ("init-data", "prm"),
+        {
+            "preparation": "stepjax.run.prepare:prepare",
+            "policy": "stepjax.lm.train:put_batch",
+            "rollouts": "stepjax.initial_data.rollouts:StepValues",
+            "PRM": "stepjax.lm.train:put_batch",
+        },
+    ),
+    (("init-data", "mcts"), {"tree search": "stepjax.initial_data.mcts:back_up"}),
+)
+ONCE = ("preparation",)  # phases whose function is called once in a process
 
 
-def carry_out(nurse, place, name, phases):
-    """Carries out the commands with signals.
+def carry_out(nurse, place, name, commands, config, *, signals):
+    """Carries out commands, with signals or in peace.
 
     Args:
       nurse: starts processes.
       place: folder of the run, of its logs and of what is done.
       name: of the run.
-      phases: whether signals are sent, or the commands are left in peace.
+      commands: such as `COMMANDS`.
+      config: after ``--config=``.
+      signals: whether signals are sent.
 
     Returns:
       Two tables: the function that is called once per unit → its number of calls; and
@@ -68,16 +83,17 @@ def carry_out(nurse, place, name, phases):
     rng, kept = random.Random(0), place / f"{name}.jsonl"
     rows = list(map(json.loads, kept.read_text().splitlines())) if kept.exists() else []
     done = {(row["command"], row["order"]): row for row in rows}
-    for command, functions in COMMANDS:
+    for command, functions in commands:
         blows = [
             (phase, number, function)
             for phase, function in functions.items()
             for number in (signal.SIGTERM, signal.SIGINT) * EACH
-            if phases
+            if signals
         ]
-        arguments = [*command, f"--config={CONFIG}", f"--workdir={place / name}"]
+        arguments = [*command, f"--config={config}", f"--workdir={place / name}"]
         for order, (phase, number, function) in enumerate([*blows, ("", 0, "")]):
-            after, call = rng.choice([0, 0.01, 0.03, 0.06]), rng.randint(1, 2)
+            after = rng.choice([0, 0.003, 0.01, 0.03])
+            call = 1 if phase in ONCE else rng.randint(1, 2)
             key = " ".join(command), order
             if key not in done:
                 blow = Blow(function, call, number, after) if phase else None
@@ -116,13 +132,17 @@ def check(ended, phase, number):
 
 
 @pytest.mark.slow
-def test_signals_in_every_phase_lose_nothing_and_repeat_nothing(tmp_path):
-    place = pathlib.Path(os.environ.get("STEPJAX_FIGURES", tmp_path)) / "signals"
-    place.mkdir(exist_ok=True)
+@pytest.mark.parametrize("kind", ["", "initial_data"], ids=["run", "initial_data"])
+def test_signals_in_every_phase_lose_nothing_and_repeat_nothing(kind, tmp_path):
+    place = pathlib.Path(os.environ.get("STEPJAX_FIGURES", tmp_path)) / "signals" / kind
+    place.mkdir(parents=True, exist_ok=True)
+    commands = INITIAL_DATA if kind else COMMANDS
+    how = place, "whole", commands, f"{CONFIG}:{kind}" if kind else CONFIG
     with nursery(place / "compiled") as nurse:
-        units, none = carry_out(nurse, place, "whole", False)
-        assert none == {} and min(units.values()) > 0
-        done, seconds = carry_out(nurse, place, "run", True)
+        units, none = carry_out(nurse, *how, signals=False)
+        assert none == {} and any(units.values())
+        how = place, "run", *how[2:]
+        done, seconds = carry_out(nurse, *how, signals=True)
     figures = {
         phase: {
             "signals": len(values),
@@ -137,4 +157,6 @@ def test_signals_in_every_phase_lose_nothing_and_repeat_nothing(tmp_path):
     one, other = (results(place / name, but_logps=True) for name in ("run", "whole"))
     assert one == other
     assert left(place / "run") == []
-    assert all(len(values) >= 2 * EACH for values in seconds.values()), figures
+    expected = {phase for _, functions in commands for phase in functions}
+    assert seconds.keys() == expected
+    assert all(len(values) == 2 * EACH for values in seconds.values()), figures

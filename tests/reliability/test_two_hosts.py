@@ -31,9 +31,9 @@ PHASES = {
     "save": Blow("stepjax.lm.checkpoint:save_tree", 1),
     "a record is written": Blow("stepjax.lm.files:write_json", 1),
     "search evaluation": Blow("stepjax.evaluation.causes:of_search", 1),
-    "search": Blow("stepjax.iterate:pairs_of", 1),
     "turn of a search": Blow("stepjax.search:slots_to_refill", 3),
-    "reference": Blow("stepjax.run.reference_pass:Row", 2),
+    "search": Blow("stepjax.iterate:pairs_of", 1),
+    "reference": Blow("stepjax.run.reference_pass:Row", 1),
     "step-DPO": Blow("stepjax.dpo:loss", 1),
     "last evaluation": Blow("stepjax.evaluation.diagnose:pair_quality", 1),
 }
