@@ -6,6 +6,7 @@ written by ``stepjax export``; anywhere else it would become a local folder "gs:
 """
 
 import os
+import pathlib
 import re
 from typing import Any
 
@@ -19,6 +20,7 @@ _FILES = (
     *("data.equations", "prm.labels", "mcts.question_file", "teacher.file"),
 )
 _MODELS = ("model.init", "teacher.model")
+_MADE = "data/manifest.json"  # of a run
 
 
 def expanded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -74,4 +76,10 @@ def no_run(name: str, path: str) -> str:
             "[ and \\, because orbax does not find arrays again that it has saved "
             "there. Choose another path."
         )
+    for parent in pathlib.Path(whole).parents if whole else ():
+        if (parent / "config.json").is_file() and (parent / _MADE).is_file():
+            return (
+                f"{name}={path}: this is inside of the run directory {parent}; "
+                "expected that directory, or one outside of it."
+            )
     return ""

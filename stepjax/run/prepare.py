@@ -25,19 +25,20 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> St
     """
     folder = directory.path / "data"
 
-    def make(place: pathlib.Path, dealt: Sequence[int] = ()) -> dict[str, int]:
+    def make(place: pathlib.Path, dealt: Sequence[int]) -> dict[str, int]:
         with files.named(place / "tokenizer"):
             data.make_tokenizer(settings, place / "tokenizer")
         at_first, *later = [
-            dataclasses.replace(settings, iterations=iterations)
-            for iterations in dealt or (settings.iterations,)
+            dataclasses.replace(settings, iterations=iterations) for iterations in dealt
         ]
         counts = data.make_data(at_first, texts, place / "data")
         for longer in later:
             counts |= more_questions.write(longer, texts, place / "data", counts)
         return counts
 
-    wrong = hosts.agreed("data mended", lambda: mend_data.mend(directory, make))
+    wrong, dealt = hosts.agreed(
+        "data mended", lambda: mend_data.mend(directory, make, settings.iterations)
+    )
     if wrong:
         raise ValueError(wrong)
     stage = directory.stage("prepare", folder / "manifest.json", {})
@@ -45,13 +46,14 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> St
         return stage
     written, counts = [], {}
     if hosts.first():
-        counts = make(directory.path)
+        counts = make(directory.path, dealt)
         files.sync_all(directory.path / "tokenizer")
         written = [f"{name}.jsonl" for name in counts]
         ids = sorted((directory.path / "tokenizer").iterdir())
         written += [f"../tokenizer/{path.name}" for path in ids]
+        counts = {n: c for n, c in counts.items() if not n.startswith("equations_")}
     weights = data.initial_weights(settings)
     # Each number of iterations for which questions were dealt out, see more_questions.
-    dealt = [settings.iterations]
-    stage.commit(written, counts=counts, dealt=dealt, initial_weights=weights)
+    done = {"dealt": list(dealt), "initial_weights": weights}
+    stage.commit(written, counts=counts, **done)
     return stage

@@ -7,6 +7,7 @@ from tiny_config import changed
 from tiny_eft_config import changed as changed_eft
 
 from stepjax import records
+from stepjax.lm import files
 from stepjax.records import Question
 from stepjax.run import more_questions, prepare
 from stepjax.run.data import world_templates
@@ -65,6 +66,24 @@ def test_lost_data_of_an_extended_run_come_back(tmp_path, world):
     for name in made.keys() - {"manifest.json"}:
         (tmp_path / "run/data" / name).unlink()
         assert prepared(c, tmp_path / "run") == made, name
+
+
+@pytest.mark.parametrize("world", ["arithmetic", "word_problems"])
+def test_a_lost_manifest_of_an_extended_run_comes_back(tmp_path, world):
+    c = _word_problems(tmp_path / "own") if world != "arithmetic" else changed_eft()
+    folder = tmp_path / "run"
+    for iterations in (1, 2, 4):
+        c.iterations = iterations
+        made = prepared(c, folder)
+    files.write_json(folder / "M1/manifest.json", {"stage": "sft"})  # it has the data
+    before = files.read_json(folder / "data/manifest.json")
+    (folder / "data/manifest.json").unlink()
+    assert prepared(c, folder).keys() == made.keys()
+    after = files.read_json(folder / "data/manifest.json")
+    # In the world of arithmetic, later questions are the same whenever they are dealt.
+    assert after["dealt"] == [1, 4] if world == "arithmetic" else [1, 2, 4]
+    for name in ("files", "counts", "initial_weights"):
+        assert after[name] == before[name]
 
 
 def test_new_questions_of_a_run_that_makes_its_eft_rows_are_in_no_split(tmp_path):

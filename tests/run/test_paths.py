@@ -114,3 +114,16 @@ def test_settings_on_object_storage_are_named_where_files_are_read():
     assert named == ["model.init", "data.ift", "data.test", "mcts.question_file"]
     c.model.init = "hf:gs://b/m"  # weights and tokenizers are read from there
     assert not any(s.startswith(("model.init", "tokenizer")) for s in missing_files(c))
+
+
+def test_no_run_is_inside_of_another_one(tmp_path):
+    for name in ("run/config.json", "run/data/manifest.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for name in ("run/M1", "run/seed_0/self"):
+        assert paths.no_run("--workdir", f"{tmp_path}/{name}") == (
+            f"--workdir={tmp_path}/{name}: this is inside of the run directory "
+            f"{tmp_path}/run; expected that directory, or one outside of it."
+        )
+    for name in ("run", "other", "run_2/M1"):
+        assert paths.no_run("--workdir", f"{tmp_path}/{name}") == ""
