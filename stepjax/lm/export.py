@@ -30,7 +30,7 @@ from stepjax.lm.hf_config import (
     fitting_model_type,
     read_json,
 )
-from stepjax.lm.model import ModelConfig
+from stepjax.lm.model_config import ModelConfig
 from stepjax.lm.tokenizer import FILES
 from stepjax.lm.weights import load_hf, parameter_tensors, tensor_names
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stepjax.lm import gguf_header, limits, weights
-from stepjax.lm.model import ModelConfig
+from stepjax.lm.model_config import ModelConfig
 
 ARCHITECTURES = ("llama", "qwen2")
 # Name in the file, without ".weight" or ".bias" → name in Hugging Face files.

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from stepjax.lm import limits, ordinary
-from stepjax.lm.model import ModelConfig
+from stepjax.lm.model_config import ModelConfig
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 # Keys of an earlier config.json that say nothing about the model that is written.

@@ -23,7 +23,7 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stepjax.lm.hf_config import read_json
-from stepjax.lm.model import ModelConfig
+from stepjax.lm.model_config import ModelConfig
 from stepjax.lm.tensor_files import KINDS, Stored, stored_tensors
 
 _EMBEDDING = "model.embed_tokens.weight"
