@@ -27,14 +27,14 @@ def edit_tensors(directory, **changes):
 @pytest.mark.parametrize(
     "name, edits, message",
     [
-        ("qwen2", {"model_type": "mistral"}, "model_type='mistral'.*'qwen2' or"),
+        ("qwen2", {"model_type": "gpt2"}, "model_type='gpt2'.*one of .'llama', 'mis"),
         ("qwen2", {"model_type": None}, "model_type=None"),
         ("qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu'.*'silu'"),
         ("llama", {"mlp_bias": True}, "mlp_bias=True.*false"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window=True.*false"),
         ("qwen2", {"layer_types": ["sliding_attention"]}, "layer_types=.*sliding"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config=.*4"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 9.0}},
@@ -183,7 +183,7 @@ def test_weight_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"model_type": "llama"}, "model_type='llama' with qkv_bias=True.*'qwen2'"),
+        ({"model_type": "llama"}, "model_type='llama' does not fit.*'qwen2'"),
         ({"dtype": "float16"}, "dtype='float16'; expected one of.*bfloat16"),
         ({"stop_ids": (3, 96)}, "token id 96 is outside.*0 to 95"),
         ({"bos_id": -1}, "token id -1 is outside"),
