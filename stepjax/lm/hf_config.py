@@ -357,6 +357,6 @@ def config_to_hf(
     data.pop(key, None)
     if context_length is not None:
         data[key] = context_length
-    elif scaling and "factor" in scaling:
+    elif scaling and f"original_{key}" in scaling:
         data[key] = int(scaling["factor"] * scaling[f"original_{key}"])
     return data
