@@ -57,7 +57,7 @@ class ModelConfig:
       local_rope_theta: base of the rotary positions of local layers, never scaled.
       sliding_window: a token of some layers sees only this many tokens: itself and
         those just before it; 0 for no limit. The decoder does not compute this, so it
-        is right for paths of at most this many tokens (see `limits.check_window`).
+        is right for paths of at most this many tokens (see `layout.check_window`).
       tie_embeddings: the unembedding is the embedding.
       dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
       remat: what the backward pass computes again, one of `REMAT`. "none": nothing.

@@ -61,6 +61,63 @@ def edit_tensors(directory, **changes):
         ("qwen2", {"tie_word_embeddings": "no"}, "tie_word_embeddings='no'"),
         ("qwen2", {"head_dim": None}, "hidden_size=20.*multiple of num_att.*heads=8"),
         ("llama", {"head_dim": 5}, "head_dim=5 is odd"),
+        ("mistral", {"hidden_act": "relu"}, "hidden_act='relu'.*'silu'"),
+        ("mistral", {"sliding_window": -1}, "sliding_window=-1; expected a positive"),
+        ("mistral", {"attention_bias": True}, "attention_bias=True.*false"),
+        ("qwen3_tied", {"attention_bias": True}, "attention_bias=True.*false"),
+        ("qwen3_tied", {"mlp_bias": True}, "mlp_bias=True.*false"),
+        ("qwen3_tied", {"use_sliding_window": True}, "use_sliding_window=True.*false"),
+        ("qwen3_tied", {"model_type": "qwen3_moe"}, "model_type='qwen3_moe'.*'qwen3'"),
+        ("qwen3_tied", {"num_experts": 8}, "num_experts=8.*none"),
+        ("llama", {"num_local_experts": 8}, "num_local_experts=8.*none"),
+        ("gemma3_tied", {"model_type": "gemma3"}, "model_type='gemma3'.*'gemma3_text'"),
+        (
+            "gemma3_tied",
+            {"hidden_activation": "silu"},
+            "hidden_activation='silu'.*gelu",
+        ),
+        (
+            "gemma3_tied",
+            {"attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping=50.0.*none",
+        ),
+        (
+            "gemma3_tied",
+            {"final_logit_softcapping": 30.0},
+            "final_logit_softcapping=30.0.*none",
+        ),
+        (
+            "gemma3_tied",
+            {"use_bidirectional_attention": True},
+            "use_bidirectional_attention=True.*false",
+        ),
+        ("gemma3_tied", {"attention_bias": True}, "attention_bias=True.*false"),
+        ("gemma3_tied", {"layer_types": ["full_attention"]}, "layer_types=.*3 entries"),
+        (
+            "gemma3_tied",
+            {"layer_types": ["chunked_attention"] * 3},
+            "layer_types=.*chun",
+        ),
+        (
+            "gemma3_tied",
+            {"rope_parameters": {"rope_theta": 9.0}},
+            "rope_parameters=.*objects for .'full_attention'",
+        ),
+        (
+            "gemma3_tied",
+            {"rope_parameters": {"sliding_attention": {"type": "linear", "factor": 2}}},
+            "rope_parameters=.*no scaling locally",
+        ),
+        (
+            "gemma3_tied",
+            {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}},
+            "partial_rotary_factor=0.5.*1.0",
+        ),
+        (
+            "gemma3_tied",
+            {"query_pre_attn_scalar": 0},
+            "query_pre_attn_scalar=0; expect",
+        ),
     ],
 )
 def test_config_is_refused(name, edits, message, tmp_path):
