@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import small_decoder
+from small_models import SIX_TOKENS, small_decoder
 
 from stepjax.lm import generate, layout, sharding
 from stepjax.lm import model as lm
