@@ -84,7 +84,7 @@ class ModelConfig:
     norm_offset: float = 0.0
     activation: str = "silu"
     scale_embeddings: bool = False
-    query_scalar: float | None = None
+    query_scalar: int | None = None
     local_layers: tuple[bool, ...] = ()
     local_rope_theta: float = 10000.0
     sliding_window: int = 0

@@ -115,7 +115,7 @@ def randomise(model, generator: torch.Generator, dtype: torch.dtype) -> None:
         for name, weight in model.named_parameters():
             draw = torch.randn(weight.shape, generator=generator)
             if name.endswith("norm.weight"):
-                weight.copy_(1 + 0.3 * draw)
+                weight.copy_(weight + 0.3 * draw)  # they begin with 1, or Gemma's 0
             elif name.endswith("bias") or "embed" in name or "lm_head" in name:
                 weight.copy_(0.5 * draw)
             else:

@@ -286,9 +286,19 @@ def test_some_rows_of_a_permuted_tensor_are_those_of_the_whole(tmp_path):
     assert np.abs(unchanged - held["blk.1.attn_k.weight"]).max() > 0.1
 
 
-def test_a_config_json_made_of_a_file_is_the_same_config(tmp_path):
-    write_gguf(tmp_path / "a.gguf", "qwen2", "F32")
-    config, _ = read(tmp_path / "a.gguf")
+@pytest.mark.parametrize(
+    "family, changes",
+    [
+        ("qwen2", {}),
+        ("llama", {"attention.sliding_window": 77}),
+        ("qwen3", {"attention.key_length": 16}),
+        ("gemma3", {"attention.sliding_window": 77}),
+    ],
+)
+def test_a_config_json_made_of_a_file_is_the_same_config(family, changes, tmp_path):
+    meta = sizes(family, "F32", **changes)
+    write_gguf(tmp_path / "a.gguf", family, "F32", meta=meta)
+    config = gguf_files.config_from_gguf(gguf_files.GgufFile(tmp_path / "a.gguf"))
     data = hf_config.config_to_hf(config, stop_ids=(1,), bos_id=None, dtype="float32")
     (tmp_path / "config.json").write_text(json.dumps(data))
     assert hf_config.config_from_hf(tmp_path) == config
