@@ -85,7 +85,9 @@ Beside the method; of the files above only main, iterate and ablate import these
 
 The language model; it imports nothing of the above but forest and losses:
 
-    lm/             model.py       one decoder for all model families
+    lm/             model.py       one decoder for all model families;
+                                   model_config.py: its values; families.py: those
+                                   of each family
                     attention.py   attention over forests and shared caches
                     forest_kernel.py  the same as a TPU kernel, which skips what no
                                    token sees
@@ -103,9 +105,10 @@ The language model; it imports nothing of the above but forest and losses:
                                    unknown.py: characters that are lost;
                                    special_tokens.py: those that are not there
                     weights.py     Hugging Face directories in; hf_config.py,
-                                   tensor_files.py; export.py writes them
+                                   tensor_files.py, json_files.py; export.py writes
+                                   them
                     gguf_files.py  GGUF files in; gguf_header.py: their headers are not
-                                   believed; gguf_tokenizer.py: their tokenizers
+                                   believed; gguf_tensors.py, gguf_tokenizer.py
                     limits.py      the largest numbers that are believed in such files
                     ordinary.py    pipes and devices are not opened
                     sharding.py    meshes, logical axes

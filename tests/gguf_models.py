@@ -63,6 +63,12 @@ def tensors(family, meta, *, tied=False, vocab=40, seed=0):
             "ffn_down.weight": (width, inner),
         }.items():
             shapes[f"blk.{layer}.{name}"] = shape
+        if family in ("qwen3", "gemma3"):
+            for letter in "qk":
+                shapes[f"blk.{layer}.attn_{letter}_norm.weight"] = (size,)
+        if family == "gemma3":
+            for name in ("post_attention", "post_ffw"):
+                shapes[f"blk.{layer}.{name}_norm.weight"] = (width,)
         if family == "qwen2":
             for letter, rows in {"q": width, "k": flat, "v": flat}.items():
                 shapes[f"blk.{layer}.attn_{letter}.bias"] = (rows,)
@@ -92,10 +98,11 @@ def write_gguf(path, family, kind, *, meta=None, arrays=None, ids=None, extra=No
 
     Args:
       path: of the file.
-      family: "llama" or "qwen2".
+      family: "llama", "qwen2", "qwen3" or "gemma3".
       kind: type of the matrices, one of `KINDS`; vectors are F32.
       meta: from `sizes`.
-      arrays: from `tensors`; the rows of queries and keys are permuted for Llama.
+      arrays: from `tensors`; the rows of queries and keys are permuted for Llama, and 1
+        is added to the norms of Gemma 3.
       ids: metadata of the tokenizer, without "tokenizer.".
       extra: name → float32 array, written as they are.
 
@@ -112,7 +119,9 @@ def write_gguf(path, family, kind, *, meta=None, arrays=None, ids=None, extra=No
     held = {}
     for name, array in arrays.items():
         used = kind if array.ndim == 2 else "F32"
-        data, held[name] = _stored(array, used, draw)
+        added = np.float32(family == "gemma3" and name.endswith("norm.weight"))
+        data, held[name] = _stored(array + added, used, draw)
+        held[name] = held[name] - added
         key = f"{family}.attention.head_count"
         if family == "llama" and "attn_q." in name:
             data = permuted(data, meta[key])

@@ -42,9 +42,10 @@ def rope_frequencies(
     Args:
       head_dim: D, even.
       theta: base of the geometric series (``rope_theta`` of config.json).
-      scaling: None, or the ``rope_scaling`` of a Llama 3 config.json: a dict with
-        ``rope_type`` "llama3", ``factor``, ``low_freq_factor``,
-        ``high_freq_factor`` and ``original_max_position_embeddings``.
+      scaling: None, or the ``rope_scaling`` of a config.json: a dict with
+        ``rope_type`` "linear" and ``factor``, or with ``rope_type`` "llama3",
+        ``factor``, ``low_freq_factor``, ``high_freq_factor`` and
+        ``original_max_position_embeddings``.
 
     Raises:
       ValueError: for another kind of scaling.
@@ -56,10 +57,12 @@ def rope_frequencies(
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return frequency
+    if kind == "linear":
+        return frequency / scaling["factor"]
     if kind != "llama3":
         raise ValueError(
-            f"rope_scaling type {kind!r} is not supported; expected 'default' or "
-            "'llama3'. Use a checkpoint with one of these."
+            f"rope_scaling type {kind!r} is not supported; expected 'default', "
+            "'linear' or 'llama3'. Use a checkpoint with one of these."
         )
     original = scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]

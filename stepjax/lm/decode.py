@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from stepjax.lm import attention, embedding
+from stepjax.lm import attention
 from stepjax.lm import model as lm
 
 # Keys and values of all layers: arrays with an axis of layers, or a tuple of layers.
@@ -75,7 +75,7 @@ def forward(
       Hidden states after the last norm, [G, W, T, E], and the keys and values of these
       tokens, [L, G, K, W, T, D] each; a tuple of layers for parameters `lm.by_layer`.
     """
-    hidden = embedding.embed(params["embedding"], tokens, config.dtype, None)
+    hidden = lm.embed(config, params["embedding"], tokens, None)
     offset = jnp.zeros((), jnp.int32) if suffix is None else suffix.length
     index = offset + jnp.arange(tokens.shape[-1])
     before = sum(
@@ -107,25 +107,28 @@ def forward(
         return attention.cached_attention(query, levels, own), new
 
     one_by_one = isinstance(params["layers"], tuple)
-    block, (sin, cos) = lm.Block(config), lm.rotations(config, position)
+    block, turns = lm.Block(config), lm.rotations(config, position)
 
     def layer(hidden, inputs):
-        params, number, caches = inputs
+        params, number, local, caches = inputs
         attend_here = functools.partial(attend, number, caches)
-        return block.apply({"params": params}, hidden, sin, cos, attend_here)
+        turned = lm.of_layer(turns, local)
+        return block.apply({"params": params}, hidden, *turned, attend_here)
 
+    local = lm.local_layers(config)
     if one_by_one:
         every = []
         for number, of_layer in enumerate(params["layers"]):
             own = [_layer(level.cache, number) for level in shared]
-            hidden, new = layer(hidden, (of_layer, number, own))
+            here = None if local is None else int(config.local_layers[number])
+            hidden, new = layer(hidden, (of_layer, number, here, own))
             every.append(new)
         new = tuple(every)
     else:
         caches = [level.cache for level in shared]
-        inputs = params["layers"], jnp.arange(config.num_layers), caches
+        inputs = params["layers"], jnp.arange(config.num_layers), local, caches
         hidden, new = jax.lax.scan(layer, hidden, inputs, unroll=lm.unroll(config))
-    norm = lm.RMSNorm(config.rms_norm_eps)
+    norm = lm.norm(config)
     return norm.apply({"params": params["final_norm"]}, hidden), new
 
 

@@ -23,14 +23,10 @@ from safetensors import numpy as safetensors_numpy
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
-from stepjax.lm import hosts, tokenizer, unknown
-from stepjax.lm.hf_config import (
-    config_from_hf,
-    config_to_hf,
-    fitting_model_type,
-    read_json,
-)
-from stepjax.lm.model import ModelConfig
+from stepjax.lm import families, hosts, tokenizer, unknown
+from stepjax.lm.hf_config import config_from_hf, config_to_hf
+from stepjax.lm.json_files import read_json
+from stepjax.lm.model_config import ModelConfig
 from stepjax.lm.tokenizer import FILES
 from stepjax.lm.weights import load_hf, parameter_tensors, tensor_names
 
@@ -70,8 +66,8 @@ def save_hf(
       directory: target; must not exist, or be an empty directory.
       tokenizer_directory: where to copy tokenizer files from, and the rest of what
         the model's earlier files say; None copies nothing.
-      model_type: "qwen2" (with qkv_bias) or "llama" (without); None takes the one
-        that fits.
+      model_type: a family of `families.FAMILIES`; None takes that of the earlier files
+        if it fits the config, else the first that fits.
       stop_ids: token ids that end a generation, the end-of-sequence id first.
       bos_id: beginning-of-sequence id; None takes that of the earlier files.
       pad_id: padding id, if the earlier files have none.
@@ -85,7 +81,7 @@ def save_hf(
 
     Raises:
       ValueError: for a target in use, params that do not fit the config, a model
-        type that does not fit its biases, ids outside the vocabulary, another
+        type that does not fit the config, ids outside the vocabulary, another
         dtype, or a tokenizer_directory without tokenizer files.
     """
     directory = epath.Path(directory)
@@ -101,11 +97,11 @@ def save_hf(
         raise ValueError(f"dtype={dtype!r}; expected one of {tuple(_SAVED)}.")
     stop_ids = tuple(int(token) for token in stop_ids)
     bos_id = None if bos_id is None else int(bos_id)
-    fitting = fitting_model_type(config)
-    if model_type not in (None, fitting):
+    fitting = families.fitting(config)
+    if model_type is not None and model_type not in fitting:
         raise ValueError(
-            f"model_type={model_type!r} with qkv_bias={config.qkv_bias}; expected "
-            f"{fitting!r}. Leave model_type out."
+            f"model_type={model_type!r} does not fit the model; expected one of "
+            f"{fitting}. Leave model_type out."
         )
     for token in (*stop_ids, bos_id, pad_id):
         if token is not None and not 0 <= token < config.vocab_size:
@@ -122,6 +118,7 @@ def save_hf(
         pad_id=pad_id,
         dtype=dtype,
         context_length=context_length,
+        model_type=model_type,
         earlier=_earlier(tokenizer_directory, "config.json"),
     )
     generation = _generation(tokenizer_directory, data, stop_ids)
@@ -217,8 +214,8 @@ def other_ids(
 ) -> str:
     """Returns a warning when transformers reads a few texts as other ids than we do.
 
-    Of a folder of the type qwen2, transformers takes the vocabulary only: it cuts texts
-    into words by Qwen2's own rules, whatever the tokenizer.json says.
+    Of a folder of some types, such as qwen2, transformers takes the vocabulary only: it
+    cuts texts into words by the rules of that type, whatever the tokenizer.json says.
 
     Args:
       directory: what `save_hf` wrote, on this machine.
@@ -246,7 +243,7 @@ def other_ids(
                 f"warning: AutoTokenizer of transformers reads {text[:60]!r} in "
                 f"{directory} as {len(found)} tokens {found[:8]}..., and the model was "
                 f"trained on the {len(ids)} tokens {ids[:8]}.... It reads every model "
-                "of the type qwen2 by the rules of Qwen2's tokenizer. Use "
+                "of some types, such as qwen2, by the rules of that type. Use "
                 f"PreTrainedTokenizerFast.from_pretrained({str(directory)!r}), which "
                 "reads the tokenizer.json as it is."
             )
@@ -281,7 +278,8 @@ def _checked(params, config) -> dict[str, Any]:
         word = "missing" if path in tensors else "extra"
         raise ValueError(
             f"parameter {path} is {word}; expected the tree of this config "
-            f"(qkv_bias={config.qkv_bias}, tie_embeddings={config.tie_embeddings})."
+            f"(qkv_bias={config.qkv_bias}, qk_norm={config.qk_norm}, "
+            f"tie_embeddings={config.tie_embeddings})."
         )
     for path, tensor in tensors.items():
         leading = (config.num_layers,) if tensor.stacked else ()

@@ -1,4 +1,4 @@
-"""Reads GGUF files of Llama and Qwen2 models: the config and the weights.
+"""Reads GGUF files of all families of models: the config and the weights.
 
 A GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) holds metadata,
 the tokenizer (`stepjax.lm.gguf_tokenizer`) and the tensors of a model, which are
@@ -6,34 +6,27 @@ usually quantised. The `gguf` package reads the file and dequantises its tensors
 float32, some rows at a time. Nothing here needs torch.
 """
 
-import functools
 import os
-import re
 import reprlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from stepjax.lm import gguf_header, limits, weights
-from stepjax.lm.model import ModelConfig
+from stepjax.lm import families, gguf_header, limits, weights
+from stepjax.lm.gguf_tensors import GgufTensor, check_kind, hugging_face_name
+from stepjax.lm.model_config import ModelConfig
 
-ARCHITECTURES = ("llama", "qwen2")
-# Name in the file, without ".weight" or ".bias" → name in Hugging Face files.
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+# Architecture of a file → model type of `families`; Mistral is written as "llama".
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma3": "gemma3_text",
 }
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_NONE = ("expert_count", "attn_logit_softcapping", "final_logit_softcapping")
+# What llama.cpp takes for Gemma 3 where a file says nothing.
+_GEMMA3_PERIOD, _GEMMA3_LOCAL_THETA = 6, 10000.0
+_GEMMA3_27B = 62  # layers of the one model whose scores are scaled in another way
 _ROPE_TABLE = "rope_freqs.weight"
 # Scale factors of the Llama 3 models; the file holds only the table made from them.
 _LLAMA3_FACTORS = (8.0, 32.0)
@@ -144,7 +137,7 @@ class GgufFile:
         shown = reprlib.repr(value)
         return ValueError(
             f"{self.path}: metadata {key}={shown} is not supported; expected "
-            f"{expected}. Use a Llama or Qwen2 model that has it."
+            f"{expected}. Use a model of {families.NAMES} that has it."
         )
 
 
@@ -155,7 +148,9 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
     meaning that the format gives them: as many key/value heads as heads, heads of size
     embedding_length / head_count, and for Llama a RoPE base of 10000. The vocabulary
     has as many ids as the embedding has rows. Embeddings are tied when there is no
-    tensor ``output.weight``. Biases are there when the file has them.
+    tensor ``output.weight``. Biases are there when the file has them. Of Gemma 3 the
+    file says neither which layers are local (each but every sixth one) nor their base
+    of the positions (10000) nor the scale of the 27B model, so they are known here.
 
     Raises:
       ValueError: for another architecture, a missing or mistyped value, and for
@@ -163,11 +158,14 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
     """
     family = file.get("general.architecture", str)
     if family not in ARCHITECTURES:
-        raise file.unsupported("general.architecture", family, "'llama' or 'qwen2'")
+        expected = f"one of {tuple(ARCHITECTURES)}"
+        raise file.unsupported("general.architecture", family, expected)
     key = f"{family}.{{}}".format
-    for name in ("expert_count", "attention.sliding_window"):
+    for name in _NONE:
         if file.metadata.get(key(name)):
             raise file.unsupported(key(name), file.metadata[key(name)], "none")
+    values = families.FAMILIES[ARCHITECTURES[family]].all_values
+    values["qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
     width = file.positive(key("embedding_length"), "hidden_size")
     heads = file.positive(key("attention.head_count"), "num_heads")
     if key("attention.key_length") not in file.metadata and width % heads:
@@ -186,10 +184,15 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
             "the embedding of a model. Use a file that holds a language model."
         )
     theta = 10000.0 if family == "llama" else None
+    layers = file.positive(key("block_count"), "num_layers")
+    if file.metadata.get(key("attention.sliding_window")):
+        values |= _windows(file, family, layers)
+    if family == "gemma3" and layers == _GEMMA3_27B and width // heads != head_dim:
+        values["query_scalar"] = width // heads
     return ModelConfig(
         vocab_size=int(table.shape[1]),
         hidden_size=width,
-        num_layers=file.positive(key("block_count"), "num_layers"),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=file.positive(
             key("attention.head_count_kv"), "num_kv_heads", heads
@@ -207,9 +210,30 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
                 key("attention.layer_norm_rms_epsilon"), "rms_norm_eps", kind=float
             )
         ),
-        qkv_bias="blk.0.attn_q.bias" in file.tensors,
         tie_embeddings="output.weight" not in file.tensors,
+        **values,
     )
+
+
+def _windows(file: GgufFile, family: str, layers: int) -> dict[str, Any]:
+    """Returns the fields of `ModelConfig` about a file's sliding windows."""
+    key = f"{family}.{{}}".format
+    name = key("attention.sliding_window")
+    kind = families.FAMILIES[ARCHITECTURES[family]].windows
+    if family != "llama" and kind == "none":
+        raise file.unsupported(name, file.metadata[name], "none")
+    values = {"sliding_window": file.positive(name, "context_length")}
+    if kind == "some":
+        period, base = (
+            key("attention.sliding_window_pattern"),
+            key("rope.freq_base_swa"),
+        )
+        every = file.positive(period, "num_layers", _GEMMA3_PERIOD)
+        values["local_layers"] = families.global_every(every, layers)
+        values["local_rope_theta"] = float(
+            file.positive(base, "rope_theta", _GEMMA3_LOCAL_THETA, float)
+        )
+    return values
 
 
 def _rope_scaling(file: GgufFile, family: str, head_dim: int, theta: float | None):
@@ -220,15 +244,21 @@ def _rope_scaling(file: GgufFile, family: str, head_dim: int, theta: float | Non
     the published models.
     """
     kind = file.metadata.get(f"{family}.rope.scaling.type", "none")
+    if kind == "linear":
+        factor = file.positive(
+            f"{family}.rope.scaling.factor", "rope_theta", None, float
+        )
+        return (("factor", float(factor)), ("rope_type", "linear"))
     if kind != "none":
-        raise file.unsupported(f"{family}.rope.scaling.type", kind, "'none'")
+        expected = "'none' or 'linear'"
+        raise file.unsupported(f"{family}.rope.scaling.type", kind, expected)
     linear = file.metadata.get(f"{family}.rope.scale_linear", 1.0)
     if linear != 1.0:
         raise file.unsupported(f"{family}.rope.scale_linear", linear, "1.0")
     if _ROPE_TABLE not in file.tensors:
         return None
     base = file.positive(f"{family}.rope.freq_base", "rope_theta", theta, float)
-    table = _Tensor(file.path, file.tensors[_ROPE_TABLE]).rows(0, head_dim // 2)
+    table = GgufTensor(file.path, file.tensors[_ROPE_TABLE]).rows(0, head_dim // 2)
     for factor in _LLAMA3_FACTORS:
         expected = _llama3_table(factor, base, head_dim)
         if table.shape == expected.shape and np.allclose(table, expected, rtol=1e-5):
@@ -248,59 +278,6 @@ def _llama3_table(factor: float, base: float, head_dim: int) -> np.ndarray:
     turns = _LLAMA3["original_max_position_embeddings"] / length
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return 1.0 / ((1.0 - smooth) / factor + smooth)
-
-
-def hugging_face_name(name: str) -> str | None:
-    """Returns a tensor's name in Hugging Face files; None when it has none there."""
-    layer = _LAYER.fullmatch(name)
-    stem, _, ending = (layer[2] if layer else name).rpartition(".")
-    if stem not in _NAMES or ending not in ("weight", "bias"):
-        return None
-    prefix = f"model.layers.{layer[1]}." if layer else ""
-    return f"{prefix}{_NAMES[stem]}.{ending}"
-
-
-class _Tensor(NamedTuple):
-    """A tensor of a GGUF file, as `weights.place` reads it.
-
-    Attributes:
-      file: path of the file.
-      tensor: the `gguf.ReaderTensor`.
-      pairs: heads whose rows are written pair by pair; 0 for rows in usual order.
-        The converter of Llama models writes the rows 0, D/2, 1, D/2 + 1, ... of each
-        head of queries and keys, so that the two numbers that RoPE rotates together
-        are neighbours.
-    """
-
-    file: str
-    tensor: Any
-    pairs: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the dequantised tensor; the file names the last axis first."""
-        return tuple(int(size) for size in self.tensor.shape[::-1])
-
-    def rows(self, first: int, last: int) -> np.ndarray:
-        """Returns the rows first..last (not included), float32."""
-        if not self.pairs:
-            return self._stored(first, last)
-        size = self.shape[0] // self.pairs
-        head, within = np.divmod(np.arange(first, last), size)
-        half, pair = np.divmod(within, size // 2)
-        order = head * size + 2 * pair + half
-        low = order.min()
-        return self._stored(low, order.max() + 1)[order - low]
-
-    def _stored(self, first: int, last: int) -> np.ndarray:
-        """Returns some rows in the order of the file."""
-        import gguf
-
-        data, kind = self.tensor.data, self.tensor.tensor_type
-        if len(self.shape) == 1:  # may be quantised in blocks, so it is read whole
-            return gguf.quants.dequantize(np.array(data), kind)[first:last]
-        values = gguf.quants.dequantize(np.array(data[first:last]), kind)
-        return values.reshape(last - first, *self.shape[1:])
 
 
 def load_gguf(
@@ -327,19 +304,22 @@ def load_gguf(
     for name, tensor in file.tensors.items():
         if name == _ROPE_TABLE:
             continue
-        theirs = hugging_face_name(name)
+        theirs = hugging_face_name(name, family)
         if theirs not in wanted:
             raise ValueError(
                 f"{file.path}: tensor {name} is extra; expected none, because the "
                 f"decoder of {family} models has no place for it. Use another file."
             )
-        _check_kind(file, tensor)
-        pairs = 0
+        check_kind(file.path, tensor)
+        pairs = added = 0
         if family == "llama" and ".q_proj." in theirs:
             pairs = config.num_heads
         elif family == "llama" and ".k_proj." in theirs:
             pairs = config.num_kv_heads
-        sources[theirs], spelled[theirs] = _Tensor(file.path, tensor, pairs), name
+        elif family == "gemma3" and theirs.endswith("norm.weight"):
+            added = 1
+        sources[theirs] = GgufTensor(file.path, tensor, pairs, added)
+        spelled[theirs] = name
     for theirs in sorted(wanted.keys() - sources.keys()):
         raise ValueError(
             f"{file.path}: the tensor for {theirs} is missing; expected shape "
@@ -355,26 +335,3 @@ def load_gguf(
     params = weights.place(sources, config, shardings)
     weights.check_finite(params, config, file.path, "Download the file again.")
     return params
-
-
-@functools.cache
-def _readable(kind) -> bool:
-    """Whether the `gguf` package turns tensors of a type into float32."""
-    import gguf
-
-    block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
-    try:
-        gguf.quants.dequantize(block, kind)
-    except NotImplementedError:
-        return False
-    return True
-
-
-def _check_kind(file: GgufFile, tensor) -> None:
-    if not _readable(tensor.tensor_type):
-        raise ValueError(
-            f"{file.path}: tensor {tensor.name} has the type "
-            f"{tensor.tensor_type.name}; expected one that the gguf package "
-            "dequantises, such as F32, F16, BF16, Q8_0, Q6_K, Q4_K or Q4_1. Quantise "
-            "the model to one of these."
-        )

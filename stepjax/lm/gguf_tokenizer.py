@@ -64,11 +64,15 @@ def save_tokenizer(file: GgufFile, directory: str | pathlib.Path) -> None:
       directory: target folder, made if missing.
 
     Raises:
-      ValueError: when the file holds no tokenizer, or one of another kind.
+      ValueError: when the file holds no tokenizer, or one of another kind; also for
+        Gemma 3, whose rules are more than those of sentencepiece.
     """
     kind = file.get("tokenizer.ggml.model", str, "none")
     if kind not in ("gpt2", "llama"):
         raise _unknown(file, "tokenizer.ggml.model", kind, "'gpt2' or 'llama'")
+    if file.metadata.get("general.architecture") == "gemma3":
+        expected = "that of another family than Gemma"
+        raise _unknown(file, "tokenizer.ggml.model", f"{kind} of Gemma 3", expected)
     tokens = _texts(file, "tokenizer.ggml.tokens")
     longest = max(tokens, key=len)
     if len(longest) > limits.TOKEN_CHARACTERS:

@@ -1,10 +1,9 @@
-"""Reads and writes the config.json of Qwen2 and Llama models.
+"""Reads and writes the config.json of Hugging Face directories.
 
 Everything that a model's shape depends on is read from the file. A setting that the
 decoder does not compute is refused, never guessed.
 """
 
-import json
 import math
 import os
 import reprlib
@@ -13,10 +12,11 @@ from typing import Any
 
 from etils import epath
 
-from stepjax.lm import limits, ordinary
-from stepjax.lm.model import ModelConfig
+from stepjax.lm import families, limits
+from stepjax.lm.families import FAMILIES
+from stepjax.lm.json_files import read_json
+from stepjax.lm.model_config import ModelConfig
 
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 # Keys of an earlier config.json that say nothing about the model that is written.
 _NOT_CARRIED = (
     "_name_or_path",
@@ -25,29 +25,44 @@ _NOT_CARRIED = (
     "auto_map",
     "quantization_config",
 )
-_LLAMA3_KEYS = (
-    "factor",
-    "high_freq_factor",
-    "low_freq_factor",
-    "original_max_position_embeddings",
+# Kind of scaling of the rotary positions → its numbers.
+_SCALING = {
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "high_freq_factor",
+        "low_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
+# What the decoder does not compute: keys that must be null or left out, or false.
+_NONE = (
+    "quantization_config",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "num_experts",
+    "num_local_experts",
 )
-
-
-def fitting_model_type(config: ModelConfig) -> str:
-    """Returns the model type whose biases these are, "qwen2" or "llama"."""
-    return "qwen2" if config.qkv_bias else "llama"
+_FALSE = (
+    "attention_bias",
+    "mlp_bias",
+    "use_sliding_window",
+    "use_bidirectional_attention",
+)
+_KINDS = ("full_attention", "sliding_attention")  # by whether a layer is local
+_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}  # in config.json
 
 
 def config_from_hf(directory: str | os.PathLike) -> ModelConfig:
-    """Reads the config.json of a Qwen2 or Llama model.
+    """Reads the config.json of a model of one of `families.FAMILIES`.
 
     Both spellings of the rotary positions are read: ``rope_theta`` with
     ``rope_scaling``, and ``rope_parameters``. Keys that are not in the file have the
-    defaults of transformers: heads of size ``hidden_size`` / ``num_attention_heads``,
-    embeddings not tied, and for Llama as many key/value heads as heads and a
-    ``rope_theta`` of 10000. A Llama with ``attention_bias`` is read as biases on
-    queries, keys and values; `stepjax.lm.weights.load_hf` refuses the bias on the
-    output that usually comes with it.
+    defaults of transformers, such as heads of size ``hidden_size`` /
+    ``num_attention_heads`` and embeddings that are not tied; keys without a common
+    default must be there. A Llama with ``attention_bias`` is read as biases on queries,
+    keys and values; `stepjax.lm.weights.load_hf` refuses the bias on the output that
+    usually comes with it.
 
     Args:
       directory: holds config.json.
@@ -61,24 +76,13 @@ def config_from_hf(directory: str | os.PathLike) -> ModelConfig:
     """
     path = epath.Path(directory) / "config.json"
     data = read_json(path)
-    family = data.get("model_type")
-    if not isinstance(family, str) or family not in ARCHITECTURES:
-        raise _unsupported(path, "model_type", family, "'qwen2' or 'llama'")
-    quantized = data.get("quantization_config")
-    if quantized is not None:
-        raise _unsupported(path, "quantization_config", quantized, "none")
-    if data.get("hidden_act", "silu") != "silu":
-        raise _unsupported(path, "hidden_act", data["hidden_act"], "'silu'")
-    if family == "llama" and _flag(path, data, "mlp_bias"):
-        raise _unsupported(path, "mlp_bias", True, "false")
-    if family == "qwen2" and _flag(path, data, "use_sliding_window"):
-        raise _unsupported(path, "use_sliding_window", True, "false")
-    layer_types = data.get("layer_types")
-    layer_types = [] if layer_types is None else layer_types
-    if not isinstance(layer_types, list) or any(
-        kind != "full_attention" for kind in layer_types
-    ):
-        raise _unsupported(path, "layer_types", layer_types, "'full_attention' only")
+    name = data.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise _unsupported(path, "model_type", name, f"one of {tuple(FAMILIES)}")
+    family = FAMILIES[name]
+    stated = {k: v for k, v in data.items() if v is not None or k == "sliding_window"}
+    data = {**family.defaults, **stated}  # null is "absent", but for a window "none"
+    _refuse(path, data, name)
     if data.get("max_position_embeddings") is not None:  # an export writes it
         _positive(path, data, "max_position_embeddings", field="context_length")
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -86,117 +90,118 @@ def config_from_hf(directory: str | os.PathLike) -> ModelConfig:
         ids = ids if isinstance(ids, list) else [ids]
         if not all(id is None or (type(id) is int and id >= -1) for id in ids):
             raise _unsupported(path, key, data[key], "a token id, or null")
-    biased = _flag(path, data, "attention_bias")
-    qkv_bias = family == "qwen2" or biased
-    tied = _flag(path, data, "tie_word_embeddings")
+    values = family.all_values
+    if name == "llama":
+        values["qkv_bias"] = _flag(path, data, "attention_bias")
     width = _positive(path, data, "hidden_size", field="hidden_size")
     heads = _positive(path, data, "num_attention_heads", field="num_heads")
     if data.get("head_dim") is None and width % heads:
         raise _unsupported(
             path, "hidden_size", width, f"a multiple of num_attention_heads={heads}"
         )
-    default_kv_heads = heads if family == "llama" else None
-    theta, scaling = _rope(path, data, 10000.0 if family == "llama" else None)
+    head_dim = _positive(path, data, "head_dim", width // heads, field="head_dim")
+    layers = _positive(path, data, "num_hidden_layers", field="num_layers")
+    if family.windows == "some":
+        values |= _local(path, data, layers, head_dim)
+    else:
+        values["rope_theta"], values["rope_scaling"] = _rope(path, data)
+    if family.windows == "every":
+        values["sliding_window"] = _window(path, data)
+    default_kv_heads = heads if name == "llama" else None
     std = float(
         _positive(path, data, "initializer_range", 0.02, kind=float, field="init_std")
     )
     return ModelConfig(
         vocab_size=_positive(path, data, "vocab_size", field="vocab_size"),
         hidden_size=width,
-        num_layers=_positive(path, data, "num_hidden_layers", field="num_layers"),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=_positive(
             path, data, "num_key_value_heads", default_kv_heads, field="num_kv_heads"
         ),
-        head_dim=_positive(path, data, "head_dim", width // heads, field="head_dim"),
+        head_dim=head_dim,
         intermediate_size=_positive(
             path, data, "intermediate_size", field="intermediate_size"
         ),
-        rope_theta=theta,
-        rope_scaling=scaling,
         rms_norm_eps=float(
             _positive(path, data, "rms_norm_eps", kind=float, field="rms_norm_eps")
         ),
-        qkv_bias=qkv_bias,
-        tie_embeddings=tied,
+        tie_embeddings=_flag(path, data, "tie_word_embeddings"),
         embedding_std=std,
         init_std=std,
+        **values,
     )
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """Reads a JSON object that somebody else wrote.
-
-    Raises:
-      ValueError: with the path, when the file is missing, a pipe or a device, larger
-        than `limits.JSON_BYTES`, not JSON, or no object; also for a name that an
-        object has twice, and for NaN and infinity, which are no JSON.
-    """
-    ordinary.check(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(limits.JSON_BYTES + 1)
-    except OSError as error:
-        raise ValueError(
-            f"{path}: {error.strerror or error}; expected a Hugging Face model "
-            "directory."
-        ) from error
-    except ImportError as error:  # what reads this kind of path is not installed
-        raise ValueError(
-            f"{path}: {error}; expected a path that can be read here. Run pip install "
-            "-e '.[tpu]' in the checkout of stepjax, or copy the directory to a disk."
-        ) from error
-    if len(content) > limits.JSON_BYTES:
-        raise ValueError(
-            f"{path}: the file is larger than {limits.JSON_BYTES:,} bytes; expected a "
-            "small file of settings. Download it again."
-        )
-    try:
-        data = parse_json(content)
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: not JSON ({error}); expected a JSON object. Download it again."
-        ) from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: {reprlib.repr(data)}; expected a JSON object.")
-    return data
+def _refuse(path, data, name: str) -> None:
+    """Raises ValueError for a setting that the decoder does not compute."""
+    for key in _NONE:
+        if data.get(key) is not None:
+            raise _unsupported(path, key, data[key], "none")
+    for key in _FALSE:
+        may_be = key == "attention_bias" and name in ("llama", "qwen2")
+        if _flag(path, data, key) and not may_be:
+            raise _unsupported(path, key, True, "false")
+    key = _activation_key(name)
+    expected = _ACTIVATIONS[FAMILIES[name].all_values["activation"]]
+    if data.get(key, expected) != expected:
+        raise _unsupported(path, key, data[key], repr(expected))
+    kinds = data.get("layer_types")
+    kinds = [] if kinds is None else kinds
+    local = FAMILIES[name].windows == "some"
+    allowed = _KINDS if local else _KINDS[:1]
+    if not isinstance(kinds, list) or any(kind not in allowed for kind in kinds):
+        expected = f"only {' or '.join(map(repr, allowed))}"
+        raise _unsupported(path, "layer_types", kinds, expected)
 
 
-def parse_json(content: bytes) -> Any:
-    """Returns the value of a JSON text in UTF-8, read to the letter.
-
-    Raises:
-      ValueError: for another encoding, NaN or infinity, a name that an object has
-        twice, and lists within lists without end.
-    """
-    try:
-        return json.loads(
-            content.decode("utf-8"),
-            parse_constant=_no_constant,
-            object_pairs_hook=_every_name_once,
-        )
-    except RecursionError as error:
-        raise ValueError("lists or objects within each other without end") from error
+def _activation_key(name: str) -> str:
+    return "hidden_activation" if name == "gemma3_text" else "hidden_act"
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+def _window(path, data) -> int:
+    """Returns the tokens of the sliding window, 0 for none."""
+    if data["sliding_window"] is None:
+        return 0
+    return _positive(path, data, "sliding_window", field="context_length")
 
 
-def _every_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {reprlib.repr(twice)} is there twice")
-    return made
+def _local(path, data, layers: int, head_dim: int) -> dict[str, Any]:
+    """Returns the fields of `ModelConfig` that only families with local layers have."""
+    kinds = data.get("layer_types")
+    if kinds is None:
+        period = _positive(path, data, "sliding_window_pattern")
+        local = families.global_every(period, layers)
+    elif len(kinds) != layers:
+        raise _unsupported(path, "layer_types", kinds, f"{layers} entries")
+    else:
+        local = tuple(kind == "sliding_attention" for kind in kinds)
+    rope = data.get("rope_parameters")
+    full, own = data, {"rope_theta": data["rope_local_base_freq"]}
+    if rope is not None:
+        if not isinstance(rope, dict) or any(kind not in _KINDS for kind in rope):
+            raise _unsupported(path, "rope_parameters", rope, f"objects for {_KINDS}")
+        full = {**data, "rope_parameters": rope.get(_KINDS[False])}
+        own |= {"rope_parameters": rope.get(_KINDS[True])}
+    theta, scaling = _rope(path, full)
+    values = {"rope_theta": theta, "rope_scaling": scaling}
+    scalar = _positive(path, data, "query_pre_attn_scalar", field="head_dim")
+    if scalar != head_dim:
+        values["query_scalar"] = scalar
+    if any(local):
+        theta, scaling = _rope(path, own)
+        if scaling is not None:
+            raise _unsupported(path, "rope_parameters", rope, "no scaling locally")
+        values |= {"local_layers": local, "local_rope_theta": theta}
+        values["sliding_window"] = _window(path, data)
+    return values
 
 
 def _unsupported(path, key, value, expected) -> ValueError:
     shown = reprlib.repr(value)
     return ValueError(
         f"{path}: {key}={shown} is not supported; expected {expected}. Use a "
-        "Qwen2/Qwen2.5 or Llama checkpoint that has it."
+        f"checkpoint of {families.NAMES} that has it."
     )
 
 
@@ -234,7 +239,7 @@ def _flag(path, data, key) -> bool:
     return bool(value)
 
 
-def _rope(path, data, default_theta):
+def _rope(path, data):
     """Returns rope_theta and the rope_scaling items, None for plain positions."""
     key = (
         "rope_parameters" if data.get("rope_scaling") in (None, {}) else "rope_scaling"
@@ -243,23 +248,20 @@ def _rope(path, data, default_theta):
     if not isinstance(rope, dict) or any(isinstance(v, dict) for v in rope.values()):
         raise _unsupported(path, key, rope, "one flat object for all layers")
     either = {**data, **rope}
-    theta = float(
-        _positive(
-            path, either, "rope_theta", default_theta, kind=float, field="rope_theta"
-        )
-    )
+    theta = float(_positive(path, either, "rope_theta", kind=float, field="rope_theta"))
     part = either.get("partial_rotary_factor")
     if part not in (None, 1):
         raise _unsupported(path, "partial_rotary_factor", part, "1.0")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None
-    if kind != "llama3":
-        raise _unsupported(path, f"{key} type", kind, "'default' or 'llama3'")
-    items = {k: _positive(path, rope, k, kind=float) for k in _LLAMA3_KEYS}
+    if not isinstance(kind, str) or kind not in _SCALING:
+        expected = f"'default' or one of {tuple(_SCALING)}"
+        raise _unsupported(path, f"{key} type", kind, expected)
+    items = {k: _positive(path, rope, k, kind=float) for k in _SCALING[kind]}
     if max(items.values()) > limits.NUMBERS["rope_theta"][1]:
         raise _unsupported(path, key, rope, "numbers up to 1e12")
-    if items["low_freq_factor"] >= items["high_freq_factor"]:
+    if kind == "llama3" and items["low_freq_factor"] >= items["high_freq_factor"]:
         raise _unsupported(
             path, key, rope, "a low_freq_factor below the high_freq_factor"
         )
@@ -274,6 +276,7 @@ def config_to_hf(
     dtype: str,
     pad_id: int | None = None,
     context_length: int | None = None,
+    model_type: str | None = None,
     earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the config.json of a model, in keys that every transformers reads.
@@ -292,19 +295,25 @@ def config_to_hf(
       pad_id: padding id if `earlier` has none.
       context_length: ``max_position_embeddings`` if `earlier` has none; None takes it
         from the scaling of Llama 3, else leaves it to transformers' default.
+      model_type: one of `families.fitting`; None takes that of `earlier` if it fits,
+        else the first.
       earlier: what the model's earlier config.json holds; None for a new model.
+
+    Raises:
+      ValueError: when the decoder is none of a known family.
     """
     earlier = dict(earlier or {})
     for key in _NOT_CARRIED:
         earlier.pop(key, None)
-    family = fitting_model_type(config)
+    name = families.choose(config, model_type, earlier.get("model_type"))
+    family = FAMILIES[name]
     scaling = dict(config.rope_scaling) if config.rope_scaling else None
     stops = list(stop_ids)
     bos_id = earlier.get("bos_token_id") if bos_id is None else bos_id
     pad_id = pad_id if earlier.get("pad_token_id") is None else earlier["pad_token_id"]
     data = earlier | {
-        "architectures": [ARCHITECTURES[family]],
-        "model_type": family,
+        "architectures": [family.architecture],
+        "model_type": name,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -312,7 +321,7 @@ def config_to_hf(
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        _activation_key(name): _ACTIVATIONS[config.activation],
         "rope_theta": config.rope_theta,
         "rope_scaling": scaling,
         "rms_norm_eps": config.rms_norm_eps,
@@ -323,20 +332,31 @@ def config_to_hf(
         "pad_token_id": pad_id,
         "torch_dtype": dtype,
     }
-    if family == "llama":
-        data |= {"attention_bias": False, "mlp_bias": False}
-    else:
+    if name in ("qwen2", "qwen3"):
         data["use_sliding_window"] = False
+    if name != "qwen2":
+        data["attention_bias"] = False
+    if name == "llama":
+        data["mlp_bias"] = False
+    if family.windows != "none":
+        data["sliding_window"] = config.sliding_window or None
+    default = {"rope_type": "default"}
+    rope = (scaling or default) | {"rope_theta": config.rope_theta}
+    if family.windows == "some":
+        local = config.local_layers or (False,) * config.num_layers
+        data["layer_types"] = [_KINDS[kind] for kind in local]
+        data["query_pre_attn_scalar"] = config.query_scalar or config.head_dim
+        data["rope_local_base_freq"] = config.local_rope_theta
+        own = default | {"rope_theta": config.local_rope_theta}
+        rope = {_KINDS[False]: rope, _KINDS[True]: own}
     if "rope_parameters" in earlier:
-        default = {"rope_type": "default"}
-        theta = {"rope_theta": config.rope_theta}
-        data["rope_parameters"] = (scaling or default) | theta
+        data["rope_parameters"] = rope
     key = "max_position_embeddings"
     if data.get(key) is not None:
         return data | {key: _positive("config.json", data, key)}
     data.pop(key, None)
     if context_length is not None:
         data[key] = context_length
-    elif scaling and "factor" in scaling:
+    elif scaling and f"original_{key}" in scaling:
         data[key] = int(scaling["factor"] * scaling[f"original_{key}"])
     return data

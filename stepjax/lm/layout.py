@@ -80,6 +80,29 @@ def lay_out(
     return Prefix(None, slot_of, lengths, leads), Rows(tokens, start, active)
 
 
+def check_window(window: int, prefix: Prefix, rows: Rows, new: int = 0) -> None:
+    """Raises ValueError for a row whose sequence is longer than a sliding window.
+
+    Args:
+      window: most tokens of a sequence; 0 for no limit.
+      prefix: what comes before the rows.
+      rows: what is decoded.
+      new: most tokens that are sampled after them.
+    """
+    width, length = rows.prompts.shape[1:]
+    counts = length - rows.start + prefix.lengths[:, None]
+    for level in prefix.leads:
+        counts = counts + np.repeat(level.counts, width // level.counts.shape[1], 1)
+    longest = int(counts[rows.active].max(initial=0)) + new
+    if window and longest > window:
+        raise ValueError(
+            f"a sequence of {longest} tokens, {new} new ones included; expected at "
+            f"most {window}, because layers of this model have a sliding window of "
+            f"{window} tokens, which the decoder does not compute. Lower the settings "
+            "that say how many tokens are read and sampled."
+        )
+
+
 def real_tokens(prefix: Prefix, rows: Rows) -> int:
     """Returns how many tokens leads and rows hold, without padding."""
     tokens = int((rows.prompts.shape[-1] - rows.start)[rows.active].sum())

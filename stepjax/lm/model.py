@@ -1,4 +1,4 @@
-"""One decoder for Qwen2/Qwen2.5 and Llama 2/3: forest rows and cached decoding.
+"""One decoder for all families of models: forest rows and cached decoding.
 
 A Flax Linen module used functionally: ``model.apply({"params": params}, ...)``.
 Parameters carry logical axis names (see `stepjax.lm.sharding`), layers are
@@ -7,8 +7,8 @@ module returns hidden states; logits are made by the caller, and only where a
 token is scored or sampled (`unembedding`).
 """
 
-import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,82 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from stepjax.lm import attention, embedding, forest_kernel, products, sharding
-
-# remat of `ModelConfig` → what the backward pass keeps of a block; None is everything.
-REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(forest_kernel.SAVED),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from stepjax.lm import attention, embedding, products, sharding
+from stepjax.lm.model_config import ACTIVATIONS, REMAT, ModelConfig
 
 _UNROLLED = 4  # models of at most this many layers are unrolled: faster on a CPU
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Shape and numerics of the decoder.
-
-    Attributes:
-      vocab_size: rows of the embedding, padding rows included.
-      hidden_size: width of the residual stream.
-      num_layers: decoder blocks.
-      num_heads: query heads.
-      num_kv_heads: key/value heads; divides num_heads.
-      head_dim: size of one head.
-      intermediate_size: width of the SwiGLU layer.
-      rope_theta: base of the rotary positions.
-      rope_scaling: None or the items of config.json's rope_scaling (hashable).
-      rms_norm_eps: epsilon of RMSNorm.
-      qkv_bias: biases on queries, keys and values (Qwen2: True, Llama: False).
-      tie_embeddings: the unembedding is the embedding.
-      dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
-      remat: what the backward pass computes again, one of `REMAT`. "none": nothing.
-        "full": each block from its input. "attention": like "full", but the output of
-        attention is kept (for TPU). "dots": all but the products with parameters.
-      attention: how forest rows attend, one of `attention.KINDS`.
-      embedding_std: standard deviation of a random embedding.
-      init_std: standard deviation of every other random matrix.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    rope_theta: float = 10000.0
-    rope_scaling: tuple[tuple[str, Any], ...] | None = None
-    rms_norm_eps: float = 1e-6
-    qkv_bias: bool = True
-    tie_embeddings: bool = False
-    dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
-    embedding_std: float = 0.02
-    init_std: float = 0.02
-
-    def __post_init__(self):
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}; "
-                "expected num_heads to be a multiple of num_kv_heads."
-            )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim={self.head_dim} is odd; expected an even number, since RoPE "
-                "rotates pairs of numbers."
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype={self.dtype!r}; expected 'float32' or 'bfloat16'.")
-        if self.remat not in REMAT:
-            raise ValueError(f"remat={self.remat!r}; expected one of {tuple(REMAT)}.")
-        if self.attention not in attention.KINDS:
-            raise ValueError(
-                f"attention={self.attention!r}; expected one of {attention.KINDS}."
-            )
 
 
 class KeyValues(NamedTuple):
@@ -112,22 +40,33 @@ def _normal(std: float, *axes: str):
 
 
 class RMSNorm(nn.Module):
-    """Root mean square normalisation, computed in float32."""
+    """Root mean square normalisation, computed in float32.
+
+    Attributes:
+      epsilon: added to the mean square.
+      offset: added to the scale; if not 0, the scale is applied in float32.
+    """
 
     epsilon: float
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises [..., E] and scales it."""
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        start = nn.initializers.constant(1 - self.offset)
+        init = nn.with_logical_partitioning(start, ("norm",))
         scale = self.param("scale", init, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + self.epsilon)
-        return (wide * inverse).astype(x.dtype) * scale.astype(x.dtype)
+        normed = wide * inverse
+        if not self.offset:
+            return normed.astype(x.dtype) * scale.astype(x.dtype)
+        scale = scale.astype(x.dtype).astype(jnp.float32)  # see `frozen`
+        return (normed * (self.offset + scale)).astype(x.dtype)
 
 
 class Block(nn.Module):
-    """One decoder block: attention and SwiGLU, both pre-normed and residual.
+    """One decoder block: attention and a gated MLP, both pre-normed and residual.
 
     Attributes:
       config: shape and numerics.
@@ -153,22 +92,31 @@ class Block(nn.Module):
           (hidden states after the layer, what `attend` keeps of the layer).
         """
         config = self.config
-        normed = RMSNorm(config.rms_norm_eps, name="attention_norm")(hidden)
-        normed = _whole(normed, self.mesh)
+        normed = sharding.whole(self._norm(hidden, "attention_norm"), self.mesh)
         query = self._project(normed, "query", config.num_heads, "heads")
         key = self._project(normed, "key", config.num_kv_heads, "kv_heads")
         value = self._project(normed, "value", config.num_kv_heads, "kv_heads")
-        query = attention.rotate(query, sin, cos)
+        if config.qk_norm:
+            query = self._norm(query, "query_norm")
+            key = self._norm(key, "key_norm")
+        query = attention.rotate(query, *_for_queries(config, sin, cos))
         key = attention.rotate(key, sin, cos)
         mixed, kept = attend(query, key, value)
         shape = (config.num_heads, config.head_dim, config.hidden_size)
         mixed = mixed.reshape(*mixed.shape[:-2], -1)
         mixed = self._product(mixed, "out", shape, "heads", "head_dim", "embed")
-        hidden = hidden + _spread(mixed, self.mesh)
-        normed = RMSNorm(config.rms_norm_eps, name="mlp_norm")(hidden)
-        normed = _whole(normed, self.mesh)
-        hidden = hidden + _spread(self._mlp(normed), self.mesh)
+        hidden = hidden + self._added(mixed, "attention_post_norm")
+        normed = sharding.whole(self._norm(hidden, "mlp_norm"), self.mesh)
+        hidden = hidden + self._added(self._mlp(normed), "mlp_post_norm")
         return hidden, kept
+
+    def _norm(self, x, name):
+        return norm(self.config, name)(x)
+
+    def _added(self, x, name):
+        """Returns what a half of the block adds to the residual stream."""
+        x = sharding.spread(x, self.mesh)
+        return self._norm(x, name) if self.config.post_norms else x
 
     def _project(self, x, name, heads, axis):
         config = self.config
@@ -186,7 +134,8 @@ class Block(nn.Module):
         size = (self.config.hidden_size, self.config.intermediate_size)
         gate = self._product(x, "gate", size, "embed", "mlp")
         up = self._product(x, "up", size, "embed", "mlp")
-        return self._product(nn.silu(gate) * up, "down", size[::-1], "mlp", "embed")
+        inner = ACTIVATIONS[self.config.activation](gate) * up
+        return self._product(inner, "down", size[::-1], "mlp", "embed")
 
     def _product(self, x, name, shape, *axes):
         """Returns x [..., N] times a parameter, [..., M]; its `shape` has N * M items.
@@ -202,29 +151,15 @@ class Block(nn.Module):
         return out.reshape(*x.shape[:-1], -1)
 
 
-def _spread(x: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
-    """Splits states of forest rows by rows and, over `tensor`, by tokens.
+def _for_queries(config, sin, cos):
+    """Returns sin and cos of the queries: scaled, where scores are.
 
-    The residual stream is split like this because the backward pass keeps it for every
-    layer. Products split over `tensor` gather their inputs (`_whole`) and scatter
-    their sums. That moves as many bytes as summing them on every device would (sequence
-    parallelism, arXiv 2205.05198).
+    Attention divides scores by the root of the head size.
     """
-    return sharding.exchange(x, mesh, _stream(x, mesh), (sharding.ROWS,))
-
-
-def _whole(x: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
-    """Splits states of forest rows by rows only; the reverse of `_spread`."""
-    return sharding.exchange(x, mesh, (sharding.ROWS,), _stream(x, mesh))
-
-
-def _stream(x, mesh):
-    """Returns the mesh axes of the residual stream [B, T, E]: of rows, then of tokens.
-
-    Tokens stay whole where their number is not a multiple of the axis `tensor`.
-    """
-    divides = mesh is not None and x.shape[1] % mesh.shape["tensor"] == 0
-    return (sharding.ROWS, "tensor") if divides else (sharding.ROWS,)
+    if config.query_scalar is None:
+        return sin, cos
+    factor = math.sqrt(config.head_dim / config.query_scalar)
+    return factor * sin, factor * cos
 
 
 class Decoder(nn.Module):
@@ -265,9 +200,9 @@ class Decoder(nn.Module):
                 _normal(config.init_std, "vocab", "embed"),
                 (config.vocab_size, config.hidden_size),
             )
-        hidden = embedding.embed(table, tokens, config.dtype, self.mesh)
-        hidden = _spread(hidden, self.mesh)
-        sin, cos = rotations(config, position)
+        hidden = embed(config, table, tokens, self.mesh)
+        hidden = sharding.spread(hidden, self.mesh)
+        turns, local = rotations(config, position), local_layers(config)
         kind = attention.choose(
             config.attention, self.mesh, config.dtype, config.head_dim
         )
@@ -278,8 +213,8 @@ class Decoder(nn.Module):
             )
             return mixed, None
 
-        def layer(block, hidden, _):
-            return block(hidden, sin, cos, attend)
+        def layer(block, hidden, local):
+            return block(hidden, *of_layer(turns, local), attend)
 
         if config.remat != "none":
             layer = nn.remat(layer, prevent_cse=False, policy=REMAT[config.remat])
@@ -292,9 +227,8 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         block = Block(config, self.mesh, name="layers")
-        hidden, _ = layers(block, hidden, None)
-        hidden = RMSNorm(config.rms_norm_eps, name="final_norm")(hidden)
-        return _whole(hidden, self.mesh)
+        hidden, _ = layers(block, hidden, local)
+        return sharding.whole(norm(config, "final_norm")(hidden), self.mesh)
 
 
 def unroll(config: ModelConfig) -> int:
@@ -302,12 +236,48 @@ def unroll(config: ModelConfig) -> int:
     return _UNROLLED if config.num_layers <= _UNROLLED else 1
 
 
+def norm(config: ModelConfig, name: str | None = None) -> RMSNorm:
+    """Returns the module of one of the decoder's norms."""
+    return RMSNorm(config.rms_norm_eps, config.norm_offset, name=name)
+
+
+def embed(config: ModelConfig, table: jax.Array, tokens: jax.Array, mesh) -> jax.Array:
+    """Returns the embeddings of tokens [...], [..., E]; see `embedding.embed`."""
+    hidden = embedding.embed(table, tokens, config.dtype, mesh)
+    if not config.scale_embeddings:
+        return hidden
+    return hidden * jnp.asarray(math.sqrt(config.hidden_size), hidden.dtype)
+
+
 def rotations(config: ModelConfig, position: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns (sin, cos) of rotary positions [...], [..., D / 2] float32 each."""
+    """Returns (sin, cos) of rotary positions [...], [..., D / 2] float32 each.
+
+    If some layers are local, both have one more axis, the first one: 0 for the other
+    layers, 1 for the local ones (see `of_layer`).
+    """
     scaling = dict(config.rope_scaling) if config.rope_scaling else None
     frequency = attention.rope_frequencies(config.head_dim, config.rope_theta, scaling)
+    if config.local_layers:
+        local = attention.rope_frequencies(config.head_dim, config.local_rope_theta)
+        frequency = jnp.stack([frequency, local])
+        frequency = frequency.reshape(2, *[1] * position.ndim, -1)
     angle = position[..., None].astype(jnp.float32) * frequency
     return jnp.sin(angle), jnp.cos(angle)
+
+
+def local_layers(config: ModelConfig) -> jax.Array | None:
+    """Returns 1 for each local layer and 0 for the other ones, [L]; None for none."""
+    return jnp.array(config.local_layers, jnp.int32) if config.local_layers else None
+
+
+def of_layer(rotations: tuple[jax.Array, jax.Array], local: jax.Array | None):
+    """Returns what `rotations` gives, for one layer.
+
+    Args:
+      rotations: of all layers.
+      local: of the layer, from `local_layers`.
+    """
+    return rotations if local is None else tuple(x[local] for x in rotations)
 
 
 def unembedding(params: Any) -> jax.Array:

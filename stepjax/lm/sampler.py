@@ -101,6 +101,7 @@ class Sampler:
             negative.
         """
         self.model, self.capacity = model, capacity
+        self._window = model.config.sliding_window
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         scanned = lm.unroll(model.config) < model.config.num_layers
         self.params = lm.by_layer(params) if on_cpu and scanned else params
@@ -269,6 +270,7 @@ class Sampler:
         """
         count = len(prompts)
         prefix, rows = layout.lay_out(self.held, slots, prompts, share)
+        layout.check_window(self._window, prefix, rows, int(decoding.budget))
         padded = np.zeros((len(rows.prompts), *paths.shape[1:]), np.uint32)
         padded[:count] = paths
         self.fed_tokens += layout.real_tokens(prefix, rows)
@@ -319,6 +321,7 @@ class Sampler:
         """
         count, last = len(sequences), int(scored.max(initial=1))
         prefix, rows = layout.lay_out(self.held, slots, sequences, share, last=last)
+        layout.check_window(self._window, prefix, rows)
         padded = np.zeros(rows.start.shape, np.int32)
         padded[:count] = scored
         # A row's last token is only predicted.

@@ -203,6 +203,31 @@ def gathered(x: jax.Array, mesh: Mesh | None, *names: str) -> jax.Array:
     return exchange(x, mesh, whole, split)
 
 
+def spread(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Splits states of forest rows by rows and, over `tensor`, by tokens.
+
+    The residual stream is split like this because the backward pass keeps it for every
+    layer. Products split over `tensor` gather their inputs (`whole`) and scatter
+    their sums. That moves as many bytes as summing them on every device would (sequence
+    parallelism, arXiv 2205.05198).
+    """
+    return exchange(x, mesh, _stream(x, mesh), (ROWS,))
+
+
+def whole(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Splits states of forest rows by rows only; the reverse of `spread`."""
+    return exchange(x, mesh, (ROWS,), _stream(x, mesh))
+
+
+def _stream(x, mesh):
+    """Returns the mesh axes of the residual stream [B, T, E]: of rows, then of tokens.
+
+    Tokens stay whole where their number is not a multiple of the axis `tensor`.
+    """
+    divides = mesh is not None and x.shape[1] % mesh.shape["tensor"] == 0
+    return (ROWS, "tensor") if divides else (ROWS,)
+
+
 def row_multiple(mesh: Mesh) -> int:
     """Returns the number that the rows of a batch must be a multiple of."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

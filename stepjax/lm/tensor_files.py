@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from stepjax.lm import limits, ordinary
-from stepjax.lm.hf_config import parse_json
+from stepjax.lm.json_files import parse_json
 
 KINDS = {
     "F32": np.dtype(np.float32),

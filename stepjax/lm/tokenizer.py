@@ -16,7 +16,7 @@ from pathlib import Path
 from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stepjax.lm import chat, encoder, hf_config, limits, ordinary, special_tokens
+from stepjax.lm import chat, encoder, json_files, limits, ordinary, special_tokens
 
 _END_OF_SEQUENCE = ("</s>", "<|im_end|>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
 FILES = (  # what a tokenizer may consist of
@@ -353,7 +353,7 @@ def _generation_settings(directory: Path) -> tuple[Path, dict]:
         file = directory / name
         if not file.is_file():
             continue
-        settings = hf_config.read_json(epath.Path(file))
+        settings = json_files.read_json(epath.Path(file))
         if name == "config.json":
             settings = {key: settings[key] for key in _GENERATION if key in settings}
         return file, settings

@@ -1,4 +1,4 @@
-"""Reads Hugging Face directories of Qwen2 and Llama models.
+"""Reads the weights of Hugging Face directories.
 
 Parameters are float32. Matrices are [in, out] where the files hold [out, in], heads
 have an axis of their own, and layers are stacked on a leading axis. Tensors are read
@@ -22,8 +22,8 @@ from etils import epath
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from stepjax.lm.hf_config import read_json
-from stepjax.lm.model import ModelConfig
+from stepjax.lm.json_files import read_json
+from stepjax.lm.model_config import ModelConfig
 from stepjax.lm.tensor_files import KINDS, Stored, stored_tensors
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -87,8 +87,22 @@ def parameter_tensors(config: ModelConfig) -> list[Tensor]:
         name = f"model.layers.{{layer}}.{name}"
         tensors.append(Tensor(f"layers/{path}", name, shape, stored))
 
-    layer("attention_norm/scale", "input_layernorm.weight", (embed,), (embed,))
-    layer("mlp_norm/scale", "post_attention_layernorm.weight", (embed,), (embed,))
+    norms = {
+        "attention_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+    }
+    if config.post_norms:
+        norms |= {
+            "attention_post_norm": "post_attention_layernorm",
+            "mlp_norm": "pre_feedforward_layernorm",
+            "mlp_post_norm": "post_feedforward_layernorm",
+        }
+    for path, name in norms.items():
+        layer(f"{path}/scale", f"{name}.weight", (embed,), (embed,))
+    if config.qk_norm:
+        for path, letter in {"query": "q", "key": "k"}.items():
+            name = f"self_attn.{letter}_norm.weight"
+            layer(f"{path}_norm/scale", name, (size,), (size,))
     projections = (
         ("query", "q", config.num_heads),
         ("key", "k", config.num_kv_heads),

@@ -180,6 +180,47 @@ def check_budgets(settings: Settings, codec: Codec, files: dict[str, list]) -> N
         )
 
 
+def check_window(
+    settings: Settings, codec: Codec, files: dict[str, list], window: int
+) -> None:
+    """Raises ValueError when a sequence could be longer than a sliding window.
+
+    The decoder lets every token see all tokens before it. That is what the model
+    computes as long as no sequence is longer than its window. Where other stages sample
+    more, such as rollouts, `Sampler` checks it.
+
+    Args:
+      settings: of the run.
+      codec: tokenizer and templates.
+      files: name → rows with a `problem`: questions and test problems.
+      window: tokens of the model's sliding window; 0 for none.
+    """
+    if not window:
+        return
+    chosen, judge = choose(settings), settings.judge
+    problems = (row.problem for rows in files.values() for row in rows)
+    prompt = max((len(codec.solve_prompt(text)) for text in problems), default=0)
+    longest = {
+        "train.row_length": settings.train.row_length,
+        "search.context_tokens": settings.search.context_tokens,
+        "the longest prompt and eval.max_tokens": prompt + settings.eval.max_tokens,
+    }
+    if not own_import.named(judge.by):
+        shown = 2 if judge.kind == "comparisons" else 1
+        written = chosen.judgment_tokens if judge.mode == "generate" else 0
+        longest["judge.context_tokens, the judged candidates and the judgment"] = (
+            judge.context_tokens + shown * chosen.candidate_tokens + written
+        )
+    over = {name: count for name, count in longest.items() if count > window}
+    if over:
+        said = "; ".join(f"{name}: {count} tokens" for name, count in over.items())
+        raise ValueError(
+            f"{said}; expected at most {window}, because layers of this model have a "
+            f"sliding window of {window} tokens, which the decoder does not compute. "
+            "Lower these settings, or use a model without such a window."
+        )
+
+
 def _check_room_for_a_step(prompt: str, tokens: int, search: Search) -> None:
     """Raises ValueError unless a prompt leaves room for a step in its context.
 

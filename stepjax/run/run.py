@@ -160,6 +160,8 @@ class Run:
         if makes_eft:
             asked["tree_questions"] = self.dir.read("tree_questions", records.Question)
         checks.check_budgets(settings, self.codec, asked)
+        window = self.model.config.sliding_window
+        checks.check_window(settings, self.codec, asked, window)
         read = dict(asked)
         if not (self.dir.model(1) / "manifest.json").exists():
             read["ift"] = self.dir.read("ift", records.Solution)

@@ -39,6 +39,16 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 QWEN2, LLAMA = transformers.Qwen2Config, transformers.LlamaConfig
+# Two layers of three are local; the window is longer than every sequence.
+GEMMA3 = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 700.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+    "query_pre_attn_scalar": 9,
+    "sliding_window": 16,
+}
 
 # Name → (config class, differences, type saved, file limit, config.json of 4.x?)
 CASES = {
@@ -75,6 +85,27 @@ CASES = {
         "5GB",
         False,
     ),
+    "mistral": (
+        transformers.MistralConfig,
+        {"rope_theta": 300.0, "rms_norm_eps": 1e-4, "sliding_window": 16},
+        torch.float16,
+        "5GB",
+        True,
+    ),
+    "qwen3_tied": (
+        transformers.Qwen3Config,
+        {"rope_theta": 90.0, "rms_norm_eps": 1e-2, "tie_word_embeddings": True},
+        torch.bfloat16,
+        "5GB",
+        False,
+    ),
+    "gemma3_tied": (
+        transformers.Gemma3TextConfig,
+        GEMMA3 | {"rms_norm_eps": 1e-2},
+        torch.bfloat16,
+        "5GB",
+        False,
+    ),
 }
 
 
@@ -84,7 +115,7 @@ def randomise(model, generator: torch.Generator, dtype: torch.dtype) -> None:
         for name, weight in model.named_parameters():
             draw = torch.randn(weight.shape, generator=generator)
             if name.endswith("norm.weight"):
-                weight.copy_(1 + 0.3 * draw)
+                weight.copy_(weight + 0.3 * draw)  # they begin with 1, or Gemma's 0
             elif name.endswith("bias") or "embed" in name or "lm_head" in name:
                 weight.copy_(0.5 * draw)
             else:

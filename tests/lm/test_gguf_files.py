@@ -1,14 +1,35 @@
 """Config and weights of GGUF files, against the arrays that were written."""
 
 import builtins
+import itertools
+import json
 
+import gguf
 import jax
 import numpy as np
 import pytest
 from gguf_models import KINDS, sizes, tensors, write_gguf
 
-from stepjax.lm import gguf_files, hf_config, sharding
+from stepjax.lm import (
+    families,
+    gguf_files,
+    gguf_tensors,
+    hf_config,
+    sharding,
+    weights,
+)
 from stepjax.lm import model as lm
+
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 96,
+}
+TABLE = {"token_embd.weight": np.zeros((40, 64), np.float32)}
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -49,6 +70,15 @@ def expected_params(config, held):
     }
     if not config.tie_embeddings:
         tree["unembedding"] = held["output.weight"]
+    if config.qk_norm:
+        for path, letter in {"query": "q", "key": "k"}.items():
+            tree["layers"][f"{path}_norm"] = {
+                "scale": stack(f"attn_{letter}_norm.weight")
+            }
+    if config.post_norms:
+        for path, name in {"attention": "attention", "mlp": "ffw"}.items():
+            norm = {"scale": stack(f"post_{name}_norm.weight")}
+            tree["layers"][f"{path}_post_norm"] = norm
     if config.qkv_bias:
         for path, letter, count in (
             ("query", "q", heads),
@@ -66,8 +96,13 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "family, kind",
+    [
+        *itertools.product(("llama", "qwen2"), KINDS),
+        *itertools.product(("qwen3", "gemma3"), ("F32", "Q8_0", "Q4_K")),
+    ],
+)
 def test_every_type_of_tensor_gives_the_numbers_that_were_written(
     family, kind, tmp_path
 ):
@@ -113,6 +148,74 @@ def test_every_value_of_the_config_comes_from_the_file(tmp_path):
     assert (other.vocab_size, other.tie_embeddings, other.qkv_bias) == (48, True, True)
     assert other.num_kv_heads == 4
     assert "unembedding" not in params
+
+
+def test_qwen3_and_gemma_3_have_their_own_values(tmp_path):
+    write_gguf(tmp_path / "a.gguf", "qwen3", "F32")
+    config, _ = read(tmp_path / "a.gguf")
+    assert (config.qk_norm, config.post_norms, config.qkv_bias) == (True, False, False)
+    assert families.fitting(config) == ["qwen3"]
+    changes = {
+        "block_count": 7,
+        "attention.sliding_window": 512,
+        "rope.scaling.type": "linear",
+        "rope.scaling.factor": 8.0,
+    }
+    meta = sizes("gemma3", "F32", **changes)
+    arrays = tensors("gemma3", meta, tied=True)
+    write_gguf(tmp_path / "b.gguf", "gemma3", "F32", meta=meta, arrays=arrays)
+    config, _ = read(tmp_path / "b.gguf")
+    assert config == lm.ModelConfig(
+        vocab_size=40,
+        hidden_size=64,
+        num_layers=7,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        intermediate_size=96,
+        rope_theta=700.0,
+        rope_scaling=(("factor", 8.0), ("rope_type", "linear")),
+        rms_norm_eps=float(np.float32(1e-3)),
+        qkv_bias=False,
+        qk_norm=True,
+        post_norms=True,
+        norm_offset=1.0,
+        activation="gelu_tanh",
+        scale_embeddings=True,
+        query_scalar=None,
+        local_layers=(True, True, True, True, True, False, True),
+        local_rope_theta=10000.0,
+        sliding_window=512,
+        tie_embeddings=True,
+    )
+
+
+def test_the_largest_gemma_3_scales_its_scores_in_another_way(tmp_path):
+    changes = {"block_count": 62, "attention.key_length": 8, "embedding_length": 64}
+    meta = sizes("gemma3", "F32", **changes)
+    write_gguf(tmp_path / "a.gguf", "gemma3", "F32", meta=meta, arrays={}, extra=TABLE)
+    config = gguf_files.config_from_gguf(gguf_files.GgufFile(tmp_path / "a.gguf"))
+    assert (config.head_dim, config.query_scalar, config.local_layers) == (8, 16, ())
+
+
+def test_a_window_of_a_mistral_file_is_read(tmp_path):
+    meta = sizes("llama", "F32", **{"attention.sliding_window": 99})
+    write_gguf(tmp_path / "a.gguf", "llama", "F32", meta=meta)
+    config, _ = read(tmp_path / "a.gguf")
+    assert (config.sliding_window, families.fitting(config)) == (99, ["mistral"])
+
+
+@pytest.mark.parametrize("family", sorted(gguf_files.ARCHITECTURES))
+def test_tensors_are_named_as_the_gguf_package_names_them(family):
+    kind = gguf_files.ARCHITECTURES[family]
+    values = families.FAMILIES[kind].all_values
+    config = lm.ModelConfig(**SHAPE, **values)
+    architecture = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[family]
+    theirs = gguf.get_tensor_name_map(architecture, SHAPE["num_layers"])
+    for name in weights.tensor_names(config):
+        stem, ending = name.rsplit(".", 1)
+        written = f"{theirs.get_name(stem)}.{ending}"
+        assert gguf_tensors.hugging_face_name(written, family) == name
 
 
 def test_values_that_the_format_lets_be_missing(tmp_path):
@@ -174,20 +277,30 @@ def test_some_rows_of_a_permuted_tensor_are_those_of_the_whole(tmp_path):
     held = write_gguf(tmp_path / "a.gguf", "llama", "Q4_0")
     file = gguf_files.GgufFile(tmp_path / "a.gguf")
     tensor = file.tensors["blk.1.attn_k.weight"]
-    source = gguf_files._Tensor(file.path, tensor, pairs=2)
+    source = gguf_tensors.GgufTensor(file.path, tensor, pairs=2)
     assert source.shape == (32, 64)
     for first, last in ((0, 32), (3, 5), (7, 23), (31, 32)):
         rows = source.rows(first, last)
         np.testing.assert_array_equal(rows, held["blk.1.attn_k.weight"][first:last])
-    unchanged = gguf_files._Tensor(file.path, tensor).rows(0, 32)
+    unchanged = gguf_tensors.GgufTensor(file.path, tensor).rows(0, 32)
     assert np.abs(unchanged - held["blk.1.attn_k.weight"]).max() > 0.1
 
 
-def test_a_config_json_made_of_a_file_is_the_same_config(tmp_path):
-    write_gguf(tmp_path / "a.gguf", "qwen2", "F32")
-    config, _ = read(tmp_path / "a.gguf")
+@pytest.mark.parametrize(
+    "family, changes",
+    [
+        ("qwen2", {}),
+        ("llama", {"attention.sliding_window": 77}),
+        ("qwen3", {"attention.key_length": 16}),
+        ("gemma3", {"attention.sliding_window": 77}),
+    ],
+)
+def test_a_config_json_made_of_a_file_is_the_same_config(family, changes, tmp_path):
+    meta = sizes(family, "F32", **changes)
+    write_gguf(tmp_path / "a.gguf", family, "F32", meta=meta)
+    config = gguf_files.config_from_gguf(gguf_files.GgufFile(tmp_path / "a.gguf"))
     data = hf_config.config_to_hf(config, stop_ids=(1,), bos_id=None, dtype="float32")
-    hf_config.json.dump(data, (tmp_path / "config.json").open("w"))
+    (tmp_path / "config.json").write_text(json.dumps(data))
     assert hf_config.config_from_hf(tmp_path) == config
 
 
@@ -206,7 +319,7 @@ def test_a_config_json_made_of_a_file_is_the_same_config(tmp_path):
         ({"rope.scaling.type": "yarn"}, "scaling.type='yarn' is not supported"),
         ({"rope.scale_linear": 2.0}, "scale_linear=2.0 is not supported"),
         ({"expert_count": 8}, "expert_count=8 is not supported; expected none"),
-        ({"attention.sliding_window": 99}, "sliding_window=99 is not supported"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not"),
         ({"feed_forward_length": 64}, "ffn_gate.weight has a wrong shape; expected"),
         ({"block_count": 3}, "model.layers.2.* is missing; expected shape"),
         ({"block_count": 1}, "tensor blk.1.attn_norm.weight is extra"),
@@ -221,6 +334,13 @@ def test_metadata_that_cannot_be_used(change, message, tmp_path):
     file = gguf_files.GgufFile(tmp_path / "a.gguf")
     with pytest.raises(ValueError, match=message):
         gguf_files.load_gguf(file, gguf_files.config_from_gguf(file))
+
+
+def test_a_window_of_a_qwen_file_is_refused(tmp_path):
+    meta = sizes("qwen3", "F32", **{"attention.sliding_window": 99})
+    write_gguf(tmp_path / "a.gguf", "qwen3", "F32", meta=meta)
+    with pytest.raises(ValueError, match="sliding_window=99 is not supported"):
+        read(tmp_path / "a.gguf")
 
 
 def test_other_architectures_are_refused(tmp_path):

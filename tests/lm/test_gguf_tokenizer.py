@@ -207,6 +207,14 @@ def test_sentencepiece_ids_are_those_of_the_model_that_was_written(pieces, tmp_p
     assert without.decode(without.encode_prompt("Step")) == "Step"
 
 
+def test_no_tokenizer_is_made_of_a_file_of_gemma_3(tmp_path):
+    write_gguf(tmp_path / "a.gguf", "gemma3", "F32", ids={"ggml.model": "llama"})
+    file = gguf_files.GgufFile(tmp_path / "a.gguf")
+    words = "'llama of Gemma 3'; expected that of another family.*tokenizer.json beside"
+    with pytest.raises(ValueError, match=words):
+        gguf_tokenizer.save_tokenizer(file, tmp_path)
+
+
 def test_every_stop_and_the_context_length_are_kept(tmp_path):
     more = {"ggml.eot_token_id": 1, "ggml.eom_token_id": 2}
     file = opened(tmp_path / "a.gguf", metadata(byte_level("qwen2"), "qwen2", **more))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import small_decoder
+from small_models import SIX_TOKENS, small_decoder
 
 from stepjax.lm import generate, layout, sharding
 from stepjax.lm import model as lm
@@ -99,6 +99,23 @@ def test_settings_and_a_tokenizer_make_a_decoding():
     expected = compile_stops(Letters.token_bytes, ["bc"], [6])
     assert isinstance(decoding.stops, jax.Array)
     np.testing.assert_array_equal(decoding.stops, expected)
+
+
+def test_a_sequence_longer_than_a_sliding_window_is_refused(three_slots, monkeypatch):
+    monkeypatch.setattr(three_slots, "_window", 15)
+    three_slots.hold({slot: some_ids(slot, 4 + slot) for slot in range(3)})
+    prompts = [[[1, 2, 3, 4], [1, 2, 3, 5]]]
+    paths = np.zeros((1, 2, 7), np.uint32)
+    # Six ids are held; the rows have four more, of which three are in a lead.
+    decoding = SIX_TOKENS._replace(budget=5)
+    options = {"slots": [2], "share": (2,)}
+    assert three_slots.sample(prompts, paths, decoding, **options).tokens.shape[2] == 5
+    words = "a sequence of 16 tokens, 6 new ones included; expected at most 15"
+    with pytest.raises(ValueError, match=words):
+        three_slots.sample(prompts, paths, SIX_TOKENS, **options)
+    monkeypatch.setattr(three_slots, "_window", 9)
+    with pytest.raises(ValueError, match="a sequence of 10 tokens, 0 new ones"):
+        three_slots.score(prompts, np.ones((1, 2), int), vocab=48, slots=[2])
 
 
 def test_context_longer_than_the_capacity_is_refused(three_slots):

@@ -16,7 +16,15 @@ from safetensors.numpy import load_file
 from stepjax.lm import decode, export, hf_config, weights
 from stepjax.lm import model as lm
 
-CASES = ("qwen2", "qwen2_tied", "llama", "llama3_tied")
+CASES = (
+    "qwen2",
+    "qwen2_tied",
+    "llama",
+    "llama3_tied",
+    "mistral",
+    "qwen3_tied",
+    "gemma3_tied",
+)
 TOLERANCE = 1e-4  # float32 on CPU; the logits have standard deviation 2
 LLAMA3 = (
     ("factor", 4.0),
@@ -84,6 +92,56 @@ def test_config_is_read(name, heads, theta, epsilon, bias, tied, scaling):
     )
 
 
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        (
+            "mistral",
+            {"rope_theta": 300.0, "rms_norm_eps": 1e-4, "sliding_window": 16},
+        ),
+        (
+            "qwen3_tied",
+            {
+                "rope_theta": 90.0,
+                "rms_norm_eps": 1e-2,
+                "qk_norm": True,
+                "tie_embeddings": True,
+            },
+        ),
+        (
+            "gemma3_tied",
+            {
+                "rope_theta": 700.0,
+                "rope_scaling": (("factor", 4.0), ("rope_type", "linear")),
+                "rms_norm_eps": 1e-2,
+                "qk_norm": True,
+                "post_norms": True,
+                "norm_offset": 1.0,
+                "activation": "gelu_tanh",
+                "scale_embeddings": True,
+                "query_scalar": 9,
+                "local_layers": (True, False, True),
+                "local_rope_theta": 50.0,
+                "sliding_window": 16,
+                "tie_embeddings": True,
+            },
+        ),
+    ],
+)
+def test_what_sets_a_family_apart_is_read(name, values):
+    assert hf_config.config_from_hf(GOLDEN / name) == lm.ModelConfig(
+        vocab_size=96,
+        hidden_size=20,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=6,
+        intermediate_size=28,
+        qkv_bias=False,
+        **values,
+    )
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_parameters_are_those_of_the_decoder(name):
     config, params, _ = golden(name)
@@ -129,6 +187,15 @@ def test_logits_packed_into_one_row(name):
         ("llama", {"rope_theta": 10000.0}),
         ("llama", {"rms_norm_eps": 1e-6}),
         ("llama3_tied", {"rope_scaling": None}),
+        ("mistral", {"rope_theta": 10000.0}),
+        ("qwen3_tied", {"rms_norm_eps": 1e-6}),
+        ("gemma3_tied", {"rope_scaling": None}),
+        ("gemma3_tied", {"norm_offset": 0.5}),
+        ("gemma3_tied", {"activation": "silu"}),
+        ("gemma3_tied", {"scale_embeddings": False}),
+        ("gemma3_tied", {"query_scalar": None}),
+        ("gemma3_tied", {"local_layers": (True, True, False)}),
+        ("gemma3_tied", {"local_rope_theta": 700.0}),
     ],
 )
 def test_golden_logits_show_every_config_value(name, change):
@@ -280,11 +347,53 @@ def test_keys_that_old_llama_files_leave_out(tmp_path):
     assert config.qkv_bias is False
 
 
+GEMMA3_OF_EARLIER_FILES = {
+    "rope_parameters": None,
+    "layer_types": None,
+    "sliding_window_pattern": 2,
+    "rope_theta": 700.0,
+    "rope_local_base_freq": 50,
+    "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+}
+
+
+def test_the_earlier_spelling_of_gemma_3(tmp_path):
+    edits = GEMMA3_OF_EARLIER_FILES | {"tie_word_embeddings": None}
+    directory = copy_golden("gemma3_tied", tmp_path / "old", **edits)
+    assert hf_config.config_from_hf(directory) == golden("gemma3_tied")[0]
+
+
+def test_a_mistral_file_without_a_window_has_that_of_transformers(tmp_path):
+    directory = copy_golden("mistral", tmp_path / "copy", sliding_window=None)
+    config = golden("mistral")[0]
+    found = hf_config.config_from_hf(directory)  # the key is left out
+    assert found == dataclasses.replace(config, sliding_window=4096)
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sliding_window": None}))
+    found = hf_config.config_from_hf(directory)
+    assert found == dataclasses.replace(config, sliding_window=0)
+
+
+GEMMA3 = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 16,
+    "query_pre_attn_scalar": 20,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 700.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+}
 LIVE = [
     ("Qwen2", {"rope_theta": 1e6}),
     ("Qwen2", {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
     ("Llama", {"rope_theta": 500.0, "rope_scaling": dict(LLAMA3)}),
     ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 6}),
+    ("Mistral", {"rope_theta": 300.0, "sliding_window": None}),
+    ("Mistral", {"tie_word_embeddings": True, "sliding_window": 16}),
+    ("Qwen3", {"rope_theta": 90.0}),
+    ("Qwen3", {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
+    ("Gemma3Text", GEMMA3 | {"tie_word_embeddings": False}),
+    ("Gemma3Text", GEMMA3 | {"rms_norm_eps": 1e-3}),
 ]
 
 
@@ -340,7 +449,10 @@ def test_transformers_loads_an_export(family, differences, tmp_path, monkeypatch
     model.save_pretrained(tmp_path / "theirs")
     config = hf_config.config_from_hf(tmp_path / "theirs")
     params = weights.load_hf(tmp_path / "theirs", config)
-    export.save_hf(params, config, tmp_path / "ours", stop_ids=(5, 9), bos_id=2)
+    (tmp_path / "theirs" / "tokenizer.json").write_text("{}")
+    earlier = {"tokenizer_directory": tmp_path / "theirs"}  # and its config.json
+    stops = {"stop_ids": (5, 9), "bos_id": 2}
+    export.save_hf(params, config, tmp_path / "ours", **stops, **earlier)
     transformers = pytest.importorskip("transformers")
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True
@@ -350,5 +462,7 @@ def test_transformers_loads_an_export(family, differences, tmp_path, monkeypatch
     assert loaded.dtype == model.dtype
     assert loaded.generation_config.eos_token_id == [5, 9]
     assert loaded.generation_config.bos_token_id == 2
-    assert loaded.config.tie_word_embeddings == config.tie_embeddings
+    kept, made = (x.config.to_dict() for x in (model, loaded))
+    ids = {"bos_token_id", "eos_token_id", "_name_or_path"}
+    assert {key for key in kept if kept[key] != made[key]} <= ids
     assert np.abs(live_logits(loaded, tokens) - expected).max() < 1e-6

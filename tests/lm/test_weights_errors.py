@@ -27,14 +27,14 @@ def edit_tensors(directory, **changes):
 @pytest.mark.parametrize(
     "name, edits, message",
     [
-        ("qwen2", {"model_type": "mistral"}, "model_type='mistral'.*'qwen2' or"),
+        ("qwen2", {"model_type": "gpt2"}, "model_type='gpt2'.*one of .'llama', 'mis"),
         ("qwen2", {"model_type": None}, "model_type=None"),
         ("qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu'.*'silu'"),
         ("llama", {"mlp_bias": True}, "mlp_bias=True.*false"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window=True.*false"),
         ("qwen2", {"layer_types": ["sliding_attention"]}, "layer_types=.*sliding"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config=.*4"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 9.0}},
@@ -61,6 +61,63 @@ def edit_tensors(directory, **changes):
         ("qwen2", {"tie_word_embeddings": "no"}, "tie_word_embeddings='no'"),
         ("qwen2", {"head_dim": None}, "hidden_size=20.*multiple of num_att.*heads=8"),
         ("llama", {"head_dim": 5}, "head_dim=5 is odd"),
+        ("mistral", {"hidden_act": "relu"}, "hidden_act='relu'.*'silu'"),
+        ("mistral", {"sliding_window": -1}, "sliding_window=-1; expected a positive"),
+        ("mistral", {"attention_bias": True}, "attention_bias=True.*false"),
+        ("qwen3_tied", {"attention_bias": True}, "attention_bias=True.*false"),
+        ("qwen3_tied", {"mlp_bias": True}, "mlp_bias=True.*false"),
+        ("qwen3_tied", {"use_sliding_window": True}, "use_sliding_window=True.*false"),
+        ("qwen3_tied", {"model_type": "qwen3_moe"}, "model_type='qwen3_moe'.*'qwen3'"),
+        ("qwen3_tied", {"num_experts": 8}, "num_experts=8.*none"),
+        ("llama", {"num_local_experts": 8}, "num_local_experts=8.*none"),
+        ("gemma3_tied", {"model_type": "gemma3"}, "model_type='gemma3'.*'gemma3_text'"),
+        (
+            "gemma3_tied",
+            {"hidden_activation": "silu"},
+            "hidden_activation='silu'.*gelu",
+        ),
+        (
+            "gemma3_tied",
+            {"attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping=50.0.*none",
+        ),
+        (
+            "gemma3_tied",
+            {"final_logit_softcapping": 30.0},
+            "final_logit_softcapping=30.0.*none",
+        ),
+        (
+            "gemma3_tied",
+            {"use_bidirectional_attention": True},
+            "use_bidirectional_attention=True.*false",
+        ),
+        ("gemma3_tied", {"attention_bias": True}, "attention_bias=True.*false"),
+        ("gemma3_tied", {"layer_types": ["full_attention"]}, "layer_types=.*3 entries"),
+        (
+            "gemma3_tied",
+            {"layer_types": ["chunked_attention"] * 3},
+            "layer_types=.*chun",
+        ),
+        (
+            "gemma3_tied",
+            {"rope_parameters": {"rope_theta": 9.0}},
+            "rope_parameters=.*objects for .'full_attention'",
+        ),
+        (
+            "gemma3_tied",
+            {"rope_parameters": {"sliding_attention": {"type": "linear", "factor": 2}}},
+            "rope_parameters=.*no scaling locally",
+        ),
+        (
+            "gemma3_tied",
+            {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}},
+            "partial_rotary_factor=0.5.*1.0",
+        ),
+        (
+            "gemma3_tied",
+            {"query_pre_attn_scalar": 0},
+            "query_pre_attn_scalar=0; expect",
+        ),
     ],
 )
 def test_config_is_refused(name, edits, message, tmp_path):
@@ -183,7 +240,7 @@ def test_weight_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"model_type": "llama"}, "model_type='llama' with qkv_bias=True.*'qwen2'"),
+        ({"model_type": "llama"}, "model_type='llama' does not fit.*'qwen2'"),
         ({"dtype": "float16"}, "dtype='float16'; expected one of.*bfloat16"),
         ({"stop_ids": (3, 96)}, "token id 96 is outside.*0 to 95"),
         ({"bos_id": -1}, "token id -1 is outside"),

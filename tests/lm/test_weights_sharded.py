@@ -25,7 +25,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
-@pytest.mark.parametrize("name", ["qwen2", "llama3_tied"])
+@pytest.mark.parametrize("name", ["qwen2", "llama3_tied", "gemma3_tied"])
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
 def test_parameters_are_read_into_their_shardings(name, shape, capfd):
     config = hf_config.config_from_hf(GOLDEN / name)
@@ -35,6 +35,26 @@ def test_parameters_are_read_into_their_shardings(name, shape, capfd):
         assert array.sharding.is_equivalent_to(split, array.ndim)
     assert_same(params, weights.load_hf(GOLDEN / name, config))
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+def test_norms_and_local_layers_on_eight_devices(one_device):
+    config = hf_config.config_from_hf(GOLDEN / "gemma3_tied")
+    mesh = sharding.make_mesh(2, 2, 2)
+    tokens = np.random.default_rng(3).integers(0, 85, (8, 12))
+    position = np.broadcast_to(np.arange(12), (8, 12))
+    end = np.full((8, 12), 12)
+
+    def hidden(mesh, params):
+        @jax.jit
+        def forward(params):
+            decoder = lm.Decoder(config, mesh)
+            return decoder.apply({"params": params}, tokens, position, end)
+
+        return np.asarray(forward(params))
+
+    params = weights.load_hf(GOLDEN / "gemma3_tied", config, shardings(config, mesh))
+    expected = hidden(one_device, weights.load_hf(GOLDEN / "gemma3_tied", config))
+    np.testing.assert_allclose(hidden(mesh, params), expected, atol=1e-4)
 
 
 def test_every_row_is_read_once(monkeypatch):
