@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from stepjax.lm import attention, embedding, forest_kernel, products, sharding
+from stepjax.lm import attention, embedding, forest_kernel, lora, products, sharding
 
 # remat of `ModelConfig` → what the backward pass keeps of a block; None is everything.
 REMAT = {
@@ -54,6 +54,7 @@ class ModelConfig:
       attention: how forest rows attend, one of `attention.KINDS`.
       embedding_std: standard deviation of a random embedding.
       init_std: standard deviation of every other random matrix.
+      adapters: trained beside the matrices of the layers (LoRA); None: there are none.
     """
 
     vocab_size: int
@@ -73,6 +74,7 @@ class ModelConfig:
     attention: str = "auto"
     embedding_std: float = 0.02
     init_std: float = 0.02
+    adapters: lora.Options | None = None
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -198,7 +200,12 @@ class Block(nn.Module):
         kernel = kernel.astype(self.config.dtype)
         kernel = sharding.gathered(kernel, self.mesh, *axes)
         kernel = kernel.reshape(x.shape[-1], -1)
-        out = products.matmul(x.reshape(-1, x.shape[-1]), kernel)
+        flat = x.reshape(-1, x.shape[-1])
+        out = products.matmul(flat, kernel)
+        options = self.config.adapters
+        if options is not None and name in options.layers:
+            name = f"{name}{lora.SUFFIX}"
+            out = out + lora.Adapter(options, shape, axes, self.mesh, name=name)(flat)
         return out.reshape(*x.shape[:-1], -1)
 
 
