@@ -199,12 +199,11 @@ def _training(
     """Returns the program of an update; `live`: it also runs the reference."""
     mesh, chips = model.mesh, model.mesh.size
     transform = train.make_optimizer(optimizer, 10)
-    _, trained = lora.split(_params(model))
-    fixed, same = lora.split(_params(model, model.config.dtype))
+    fixed, trained = lora.split(_params(model))
     shardings = train.state_shardings(trained, transform)
     moments = jax.eval_shape(transform.init, trained)
     state = train.TrainState(trained, slices.spread(moments, shardings.opt_state))
-    reference = same if live else None
+    reference = lora.split(_params(model, model.config.dtype))[1] if live else None
     update = train.make_update(lora.behind(loss), transform, shardings)
     arguments = state, (fixed, reference), _on_mesh(model, batch)
     traced = update.trace(*arguments)
@@ -243,7 +242,9 @@ def _size(rows: forest.Rows) -> tuple[int, int]:
 def _params(model: lm.Decoder, dtype: str | None = None):
     boxed = lm.abstract_params(model)
     shardings = sharding.param_shardings(model.mesh, boxed)
-    return slices.spread(lm.unboxed(boxed), shardings, dtype)
+    every = functools.partial(slices.spread, lm.unboxed(boxed), shardings)
+    base, _ = lora.split(every(model.config.dtype))  # of adapters, if there are any
+    return lora.join(base, lora.split(every(dtype))[1])
 
 
 def _on_mesh(model: lm.Decoder, batch):
