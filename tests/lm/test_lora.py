@@ -320,7 +320,7 @@ def on_one_device(run):
     return run(one_device_mesh())
 
 
-@pytest.mark.parametrize("shape", [(4, 2, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(2, 2, 2)])
 @pytest.mark.parametrize("run", [sft_run, dpo_run])
 def test_eight_devices_train_adapters_as_one_does(run, shape, capfd):
     one, eight = on_one_device(run), run(sharding.make_mesh(*shape))
