@@ -32,6 +32,7 @@ SECTIONS = {
     "teacher": ("teacher", ""),
     "mesh": ("mesh", "The devices of training, see [tpu.md](tpu.md)."),
     "train": ("train", "What SFT and step-DPO share."),
+    "lora": ("lora", ""),
     "sft": ("sft", "M0 → M1."),
     "phase": (
         "A phase of SFT",

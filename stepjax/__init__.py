@@ -69,7 +69,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     changed settings invalidate; ranges.py, rules.py: what each setting
                     may be, and several together; paths.py, missing_files.py, checks.py:
                     early errors; prepare.py, data.py, more_questions.py: its
-                    data; kind.py: the paper's judging or SRLM's, chosen in one place;
+                    data; base.py: M0, and the base of adapters;
+                    kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; finetune.py: a phase of SFT;
                     reference_pass.py: log-probabilities before step-DPO; banner.py:
                     what a run says first; monitor.py, progress.py: progress, metrics;
@@ -93,6 +94,7 @@ The language model; it imports nothing of the above but forest and losses:
                                    token sees
                     embedding.py   token look-up and scoring on a mesh
                     products.py    bfloat16 products that are fast on a CPU
+                    lora.py        adapters beside matrices that are not trained
                     decode.py      the decoder behind cached contexts
                     generate.py    sample, score: behind shared contexts, on the device
                     sampler.py     Sampler: the same for lists of token ids; start here

@@ -189,6 +189,14 @@ def default() -> ml_collections.ConfigDict:
     # the rows of its batch; "skip" leaves the model as it was, and says so.
     train.on_nonfinite = "stop"
 
+    # Adapters (LoRA): SFT and step-DPO train them beside the matrices of M0, which stay
+    # as they are. A matrix W becomes W + alpha / rank * A B, and B begins at zero
+    c.lora = lora = ml_collections.ConfigDict()
+    lora.rank = 0  # columns of A, rows of B; 0: no adapters, all parameters are trained
+    lora.alpha = 16.0  # divided by the rank, it is the weight of the product A B
+    # The adapted matrices of every decoder layer: of attention, then of feed-forward
+    lora.layers = ("query", "key", "value", "out", "gate", "up", "down")
+
     c.sft = sft = ml_collections.ConfigDict()
     sft.phases = (phase(),)  # paper: one phase, IFT and EFT mixed
     sft.verdict_weight = 1.0  # loss weight of the verdict's tokens

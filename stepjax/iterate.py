@@ -29,7 +29,6 @@ from stepjax import forest, records, trajectory
 from stepjax.evaluation import causes, stages, tables
 from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
-from stepjax.lm import model as lm
 from stepjax.pairs import Pair, pairs_of, summary
 from stepjax.run import finetune, lock, reference_pass, rollout, rundir, stage
 from stepjax.run.journal import Journal
@@ -318,7 +317,7 @@ def _train_on_pairs(
 
     reference = None
     if settings.dpo.loss.reference == "live":
-        reference = lm.frozen(params, run.model.config.dtype)
+        reference = run.frozen(params)
     else:
         batches = reference_pass.fill(run, params, batches, f"M{number + 1}")
     return run.fit(

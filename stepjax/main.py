@@ -307,10 +307,12 @@ def _export(run: "Run", number: int) -> None:
     """Writes a model as a Hugging Face folder, and says what was written."""
     from stepjax.cli import options
     from stepjax.lm import export, files, hosts, tokenizer
+    from stepjax.run import base
 
     tokenizer = tokenizer.load(run.dir.path / "tokenizer")
     settings, out = run.settings, options.OUT.value
-    shape, params = run.model.config, run.params(number)
+    shape = base.plain(run.model).config
+    params = base.merged(run.settings, run.dir.path, run.model, run.params(number))
     lengths = (
         settings.train.row_length,
         settings.search.context_tokens,

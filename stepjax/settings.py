@@ -17,7 +17,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from stepjax import dpo, forest, prompts, sft
-from stepjax.lm import gguf_files, hf_config, train
+from stepjax.lm import gguf_files, hf_config, lora, train
 from stepjax.lm import model as lm
 
 
@@ -270,7 +270,7 @@ class Settings:
       iterations: rounds of search and step-DPO.
       improve_by: "dpo" or "sft".
       init: where M0 comes from: "random", "hf:DIR" or "gguf:FILE".
-      shape: the decoder of the settings; see `model_config`.
+      shape: the decoder of the settings, with its adapters; see `model_config`.
       tokenizer: its folder or file, or "".
       texts: templates of the prompts.
       data: where the data comes from.
@@ -331,7 +331,7 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
         iterations=config.iterations,
         improve_by=config.improve_by,
         init=init,
-        shape=lm.ModelConfig(**shape),
+        shape=lm.ModelConfig(**shape, adapters=_adapters(config.lora)),
         tokenizer=config.tokenizer,
         texts=Texts(**config.prompts),
         data=Data(**{**config.data, "questions": tuple(config.data.questions)}),
@@ -349,6 +349,12 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
         dpo=_dpo(config.dpo),
         eval=Evaluation(**config.eval),
     )
+
+
+def _adapters(section: ml_collections.ConfigDict) -> lora.Options | None:
+    if not section.rank:
+        return None
+    return lora.Options(**{**section, "layers": tuple(section.layers)})
 
 
 def _phase(phase: ml_collections.ConfigDict) -> sft.Phase:
@@ -409,10 +415,10 @@ def model_config(
             stored = hf_config.config_from_hf(source if kept is None else kept)
         else:
             stored = gguf_files.config_from_gguf(gguf_files.GgufFile(source))
-        numerics = {
-            name: getattr(shape, name) for name in ("dtype", "remat", "attention")
-        }
-        shape = dataclasses.replace(stored, **numerics)
+        names = ("dtype", "remat", "attention", "adapters")
+        shape = dataclasses.replace(
+            stored, **{name: getattr(shape, name) for name in names}
+        )
     elif init == "random":
         multiple_of_8 = -(-vocab_size // 8) * 8
         size = shape.vocab_size or multiple_of_8

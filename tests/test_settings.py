@@ -29,6 +29,7 @@ def test_sections_of_another_shape_hold_the_values_of_the_config():
     assert (typed.seed, typed.iterations, typed.improve_by) == (0, 2, "dpo")
     model = dataclasses.asdict(typed.shape) | {"init": typed.init}
     assert model.pop("rope_scaling") is None  # of hf: directories only
+    assert model.pop("adapters") is None  # those of the section lora
     assert model == c.model.to_dict()
     assert typed.mesh._asdict() == c.mesh.to_dict()
     assert dataclasses.asdict(typed.texts) == c.prompts.to_dict()
@@ -39,6 +40,27 @@ def test_sections_of_another_shape_hold_the_values_of_the_config():
     values = dataclasses.asdict(typed.dpo)
     values |= values.pop("loss") | {"optimizer": typed.dpo.optimizer._asdict()}
     assert values == c.dpo.to_dict()
+
+
+def test_adapters_belong_to_the_shape_of_every_model(tmp_path):
+    typed = settings(lora__rank=4, lora__alpha=2.0, lora__layers=("query", "up"))
+    adapters = typed.shape.adapters
+    assert dataclasses.asdict(adapters) == {
+        "rank": 4,
+        "alpha": 2.0,
+        "layers": ("query", "up"),
+    }
+    assert adapters.scale == 0.5
+    assert model_config(typed, 128).adapters == adapters
+    values = hf_config.config_to_hf(
+        dataclasses.replace(typed.shape, vocab_size=128),
+        stop_ids=(1,),
+        bos_id=None,
+        dtype="float32",
+    )
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    typed = settings(model__init=f"hf:{tmp_path}", lora__rank=3)
+    assert model_config(typed, 128).adapters.rank == 3
 
 
 def test_settings_are_frozen_and_know_nothing_of_later_changes():

@@ -10,11 +10,12 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stepjax import forest, records, sft
 from stepjax.evaluation import grading, samples, show
+from stepjax.lm import lora
 from stepjax.lm import model as lm
 from stepjax.run import rollout
 from stepjax.run.run import Run
@@ -52,12 +53,14 @@ def _newest(path: pathlib.Path) -> int:
 
 def _sizes(run: Run) -> str:
     settings = run.settings
-    weights = jax.tree.leaves(lm.unboxed(lm.abstract_params(run.model)))
-    count = sum(int(np.prod(x.shape)) for x in weights)
+    fixed, count = lora.counts(lm.unboxed(lm.abstract_params(run.model)))
+    item = jnp.dtype(run.model.config.dtype).itemsize
+    needed = _bytes(fixed * item + count * _TRAINING_BYTES)
+    beside = f" of adapters beside {fixed:,} of their base" if fixed else ""
     lines = [
         "sizes",
-        f"  model: {count:,} parameters; training holds about "
-        f"{_bytes(count * _TRAINING_BYTES)} for them on all devices together",
+        f"  model: {count:,} parameters{beside}; training holds about "
+        f"{needed} for them on all devices together",
     ]
     makes_eft = not (run.dir.path / "data" / "eft.jsonl").exists()
     if makes_eft:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from stepjax.lm import attention, embedding, products, sharding
+from stepjax.lm import attention, embedding, lora, products, sharding
 from stepjax.lm.model_config import ACTIVATIONS, REMAT, ModelConfig
 
 _UNROLLED = 4  # models of at most this many layers are unrolled: faster on a CPU
@@ -147,7 +147,12 @@ class Block(nn.Module):
         kernel = kernel.astype(self.config.dtype)
         kernel = sharding.gathered(kernel, self.mesh, *axes)
         kernel = kernel.reshape(x.shape[-1], -1)
-        out = products.matmul(x.reshape(-1, x.shape[-1]), kernel)
+        flat = x.reshape(-1, x.shape[-1])
+        out = products.matmul(flat, kernel)
+        options = self.config.adapters
+        if options is not None and name in options.layers:
+            name = f"{name}{lora.SUFFIX}"
+            out = out + lora.Adapter(options, shape, axes, self.mesh, name=name)(flat)
         return out.reshape(*x.shape[:-1], -1)
 
 

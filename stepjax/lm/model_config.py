@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from stepjax.lm import attention, forest_kernel
+from stepjax.lm import attention, forest_kernel, lora
 
 # remat of `ModelConfig` → what the backward pass keeps of a block; None is everything.
 REMAT = {
@@ -66,6 +66,7 @@ class ModelConfig:
       attention: how forest rows attend, one of `attention.KINDS`.
       embedding_std: standard deviation of a random embedding.
       init_std: standard deviation of every other random matrix.
+      adapters: trained beside the matrices of the layers (LoRA); None: there are none.
     """
 
     vocab_size: int
@@ -94,6 +95,7 @@ class ModelConfig:
     attention: str = "auto"
     embedding_std: float = 0.02
     init_std: float = 0.02
+    adapters: lora.Options | None = None
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:

@@ -151,10 +151,10 @@ def segment_sums(logps: jax.Array, rows: forest.Rows, segments: int) -> jax.Arra
     )
 
 
-def init_params(model: lm.Decoder, mesh: Mesh, seed: int):
-    """Returns random parameters; each device creates its own part."""
-    shardings = sharding.param_shardings(mesh, lm.abstract_params(model))
-    make = jax.jit(lambda key: lm.init(model, key), out_shardings=shardings)
+def init_params(model: lm.Decoder, mesh: Mesh, seed: int, part=lambda params: params):
+    """Returns random parameters, or a part of them; each device creates its own."""
+    shardings = part(sharding.param_shardings(mesh, lm.abstract_params(model)))
+    make = jax.jit(lambda key: part(lm.init(model, key)), out_shardings=shardings)
     return make(jax.random.key(seed))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stepjax import dpo, forest, sft, tournament
-from stepjax.lm import draws, forest_kernel, generate, sharding, train
+from stepjax.lm import draws, forest_kernel, generate, lora, sharding, train
 from stepjax.lm import model as lm
 from stepjax.planning import slices
 from stepjax.run import kind
@@ -199,16 +199,17 @@ def _training(
     """Returns the program of an update; `live`: it also runs the reference."""
     mesh, chips = model.mesh, model.mesh.size
     transform = train.make_optimizer(optimizer, 10)
-    params = _params(model)
-    shardings = train.state_shardings(params, transform)
-    moments = jax.eval_shape(transform.init, params)
-    state = train.TrainState(params, slices.spread(moments, shardings.opt_state))
-    reference = _params(model, model.config.dtype) if live else None
-    update = train.make_update(loss, transform, shardings)
-    arguments = state, reference, _on_mesh(model, batch)
+    fixed, trained = lora.split(_params(model))
+    shardings = train.state_shardings(trained, transform)
+    moments = jax.eval_shape(transform.init, trained)
+    state = train.TrainState(trained, slices.spread(moments, shardings.opt_state))
+    reference = lora.split(_params(model, model.config.dtype))[1] if live else None
+    update = train.make_update(lora.behind(loss), transform, shardings)
+    arguments = state, (fixed, reference), _on_mesh(model, batch)
     traced = update.trace(*arguments)
     rows = batch.rows if isinstance(batch, dpo.Batch) else batch
-    passes = 8 if live else 6  # 2 forward, 4 backward, 2 of the reference
+    # 2 forward, 4 backward (2 with adapters: no gradient of W), 2 of the reference.
+    passes = 4 + 2 * (not fixed) + 2 * live
     ideal = passes * _parameter_tokens(model, rows)
     # State once in and out; every pass reads whole matrices from HBM.
     item = jnp.dtype(model.config.dtype).itemsize
@@ -241,7 +242,9 @@ def _size(rows: forest.Rows) -> tuple[int, int]:
 def _params(model: lm.Decoder, dtype: str | None = None):
     boxed = lm.abstract_params(model)
     shardings = sharding.param_shardings(model.mesh, boxed)
-    return slices.spread(lm.unboxed(boxed), shardings, dtype)
+    every = functools.partial(slices.spread, lm.unboxed(boxed), shardings)
+    base, _ = lora.split(every(model.config.dtype))  # of adapters, if there are any
+    return lora.join(base, lora.split(every(dtype))[1])
 
 
 def _on_mesh(model: lm.Decoder, batch):

@@ -1,11 +1,10 @@
 """What a run says first: where it stands, its devices, its model, its data."""
 
-import math
 import pathlib
 
 import jax
 
-from stepjax.lm import files
+from stepjax.lm import files, lora
 from stepjax.lm import model as lm
 from stepjax.settings import Settings
 
@@ -44,8 +43,13 @@ def lines(path: pathlib.Path, place: str, model: lm.Decoder, init: str) -> list[
       init: where M0 comes from, `model.init`.
     """
     shape = model.config
-    weights = jax.tree.leaves(lm.unboxed(lm.abstract_params(model)))
-    count = sum(math.prod(x.shape) for x in weights)
+    fixed, count = lora.counts(lm.unboxed(lm.abstract_params(model)))
+    adapters = ""
+    if shape.adapters is not None:
+        adapters = (
+            f"; of these, {count:,} are trained, in adapters of rank "
+            f"{shape.adapters.rank} (LoRA)"
+        )
     mesh = " × ".join(f"{size} {name}" for name, size in model.mesh.shape.items())
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     counts = files.read_json(path / "data" / "manifest.json")["counts"]
@@ -53,7 +57,7 @@ def lines(path: pathlib.Path, place: str, model: lm.Decoder, init: str) -> list[
     return [
         f"run: {path}, {place}",
         f"devices: {devices}, as a mesh of {mesh}; JAX {jax.__version__}",
-        f"model: {init}, {count:,} parameters, {shape.num_layers} layers of "
-        f"{shape.hidden_size}, computed in {shape.dtype}",
+        f"model: {init}, {fixed + count:,} parameters, {shape.num_layers} layers of "
+        f"{shape.hidden_size}, computed in {shape.dtype}{adapters}",
         f"data: {data} (rows)",
     ]

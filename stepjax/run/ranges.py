@@ -93,6 +93,8 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "train.checkpoint_every": _COUNT,
     "train.log_every": SOME,
     "train.on_nonfinite": ("stop", "skip"),
+    "lora.rank": Range(0, 65_536),
+    "lora.alpha": Range(0, 1_000_000, above=True),
     "sft.verdict_weight": Range(0, 1000, above=True),
     "search.width": Range(2, 1000),
     "search.temperature": _WARMTH,

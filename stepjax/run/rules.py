@@ -67,6 +67,7 @@ def remark(value: Any) -> str:
 
 
 SOME = Range(1, 100_000_000)
+ADAPTED = ("query", "key", "value", "out", "gate", "up", "down")  # lora.layers
 # Name of a setting, its value, what is expected, and whether the value is that.
 Rule = tuple[str, Any, str, bool]
 
@@ -88,6 +89,7 @@ def between(config: Any) -> Iterator[Rule]:
     yield from _phases(config)
     yield from _shape(config.model)
     yield from _counts(config)
+    yield from _adapters(config.lora)
     yield from _controls(config)
     yield from _search(config)
     yield from _updates(config)
@@ -227,6 +229,17 @@ def _counts(config: Any) -> Iterator[Rule]:
     sizes = tuple(size for _, size in axes)
     names = "mesh.data, mesh.fsdp, mesh.tensor"
     yield names, sizes, "at most one -1", sizes.count(-1) <= 1
+
+
+def _adapters(lora: Any) -> Iterator[Rule]:
+    """Yields the rule of which matrices have adapters."""
+    names = lora.layers
+    yield (
+        "lora.layers",
+        names,
+        f"at least one of {ADAPTED}, each at most once",
+        0 < len(names) == len(set(names)) and set(names) <= set(ADAPTED),
+    )
 
 
 def is_own(setting: str) -> bool:

@@ -16,15 +16,14 @@ from typing import Any
 
 import jax
 import ml_collections
-from etils import epath
 
 from stepjax import own_import, records, sft
 from stepjax.codec import Codec
 from stepjax.lm import (
     checkpoint,
     files,
-    gguf_files,
     hosts,
+    lora,
     sharding,
     tokenizer,
     train,
@@ -33,6 +32,7 @@ from stepjax.lm import (
 from stepjax.lm import model as lm
 from stepjax.run import (
     banner,
+    base,
     checks,
     data,
     kind,
@@ -236,24 +236,34 @@ class Run:
         """Returns where each parameter lies on the devices of training."""
         return sharding.param_shardings(self.mesh, lm.abstract_params(self.model))
 
+    @functools.cached_property
+    def _fixed(self) -> tuple[dict, dict[str, str]]:
+        """The base of adapters and its digest, see `base.fixed`; read once."""
+        with self.monitor.during("loading M0"):
+            return base.fixed(self.settings, self.dir.path, self.model)
+
     def params(self, number: int) -> Any:
         """Returns the parameters of M`number`, in their shardings.
+
+        With adapters, the models share the arrays of their base.
 
         Raises:
           ValueError: when the model does not exist or is damaged.
         """
-        if number == 0:
-            with self.monitor.during("loading M0"):
-                return self._initial_params()
-        return self.load(self.dir.model(number))
+        if number:
+            return self.load(self.dir.model(number))
+        fixed, _ = self._fixed
+        with self.monitor.during("loading M0"):
+            trained = base.trained(self.settings, self.dir.path, self.model)
+        return lora.join(fixed, trained)
 
     def load(self, folder: pathlib.Path) -> Any:
         """Returns the parameters in the folder of a finished model, in their shardings.
 
-          Raises:
-            ValueError: when the model is not finished.
-        Damaged: when it is damaged.
-        OSError: when one of its files cannot be read, which does not mean that.
+        Raises:
+          ValueError: when the model is not finished, or its base is another one.
+          Damaged: when it is damaged.
+          OSError: when one of its files cannot be read, which does not mean that.
         """
         path = folder / "manifest.json"
         if not path.exists():
@@ -261,16 +271,19 @@ class Run:
                 f"{folder} is not finished; expected an earlier stage to have made it. "
                 "Run `stepjax run` on the same --workdir."
             )
+        fixed, base_digest = self._fixed
         shapes = lm.abstract_params(self.model)
         like = jax.tree.map(
             lambda x, own: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own),
             lm.unboxed(shapes),
             self.shardings(),
         )
+        _, like = lora.split(like)
         with self.monitor.during(f"loading {folder.name}"):
             try:
                 digests = manifest.read(path)["arrays"]
-                params = checkpoint.load_tree(folder / "params", like, digests)
+                own = {k: v for k, v in digests.items() if k != base.NAME}
+                trained = checkpoint.load_tree(folder / "params", like, own)
             except (ValueError, LookupError) as error:
                 reason = str(error).partition("; expected")[0]
                 raise stage.Damaged(
@@ -278,37 +291,17 @@ class Run:
                     "the same --workdir makes it again.",
                     path,
                 ) from error
+        base.check(digests, base_digest, path)
         self.loaded.add(folder)
-        return params
+        return lora.join(fixed, trained)
 
-    def _initial_params(self) -> Any:
-        init = self.settings.init
-        if init == "random":
-            return train.init_params(self.model, self.mesh, self.settings.seed)
-        shardings = self.shardings()
-        source, config = self._initial_weights(), self.model.config
-        if init.startswith("gguf:"):
-            return gguf_files.load_gguf(gguf_files.GgufFile(source), config, shardings)
-        return weights.load_hf(source, config, shardings)
+    def frozen(self, params: Any) -> Any:
+        """Returns parameters in the compute type that no training changes.
 
-    def _initial_weights(self) -> str:
-        """Returns where the weights of a pretrained M0 are.
-
-        The run was perhaps begun in another working directory, so the whole path that
-        it kept comes first. The path of the settings serves a run that was moved
-        together with the weights.
+        They are a copy; the base of adapters is shared, because nothing changes it.
         """
-        kept = files.read_json(self.dir.path / "data" / "manifest.json")
-        here = data.initial_weights(self.settings)
-        places = [kept.get("initial_weights", here), here]
-        for place in places:
-            if epath.Path(place).exists():
-                return place
-        raise ValueError(
-            f"{' and '.join(dict.fromkeys(places))}: no such file or folder; expected "
-            f"the weights of M0 (model.init={self.settings.init!r}). Put them back. "
-            "M1 and later models are in the run directory and need no M0."
-        )
+        fixed, trained = lora.split(params)
+        return lora.join(fixed, lm.frozen(trained, self.model.config.dtype))
 
     def sampling_params(self, number: int) -> Any:
         """Returns M`number` in the compute type, on this host's devices."""
@@ -321,24 +314,29 @@ class Run:
           ValueError: when they are not finite.
         """
         model = self.local_model
-        weights.check_finite(params, model.config, "the model", _DIVERGED)
+        self._check_finite(params, "the model")
         shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
-        return sharding.on_this_host(lm.frozen(params, model.config.dtype), shardings)
+        return sharding.on_this_host(self.frozen(params), shardings)
+
+    def _check_finite(self, params: Any, origin: str) -> None:
+        weights.check_finite(params, self.model.config, origin, _DIVERGED)
+        lora.check_finite(params, origin, _DIVERGED)
 
     def save(self, folder: pathlib.Path, params: Any) -> dict[str, str]:
         """Writes the parameters of a model; returns their digests, for its manifest.
 
+        Of a model with adapters only these are written; the base has a digest, too.
         Until the manifest is there, the model counts as unfinished.
 
         Raises:
           ValueError: when they are not finite.
         """
-        origin, remedy = f"{folder.name} after its training", _DIVERGED
-        weights.check_finite(params, self.model.config, origin, remedy)
+        self._check_finite(params, f"{folder.name} after its training")
+        _, trained = lora.split(params)
         with self.monitor.during(f"saving {folder.name}"):
-            digests = checkpoint.save_tree(folder / "params", params)
+            digests = checkpoint.save_tree(folder / "params", trained)
         self.loaded.add(folder)
-        return digests
+        return digests | self._fixed[1]
 
     def fit(
         self,
@@ -359,7 +357,8 @@ class Run:
         """Trains with a progress bar and metrics, from the last saved state if any.
 
         Args:
-          params: where training starts; they are donated.
+          params: where training starts; what training changes of them is donated, and
+            the base of adapters is not.
           name: of the stage, for metrics.
           model: name of the model that is made, e.g. "M1".
           loss: see `train.make_update`.
@@ -383,6 +382,9 @@ class Run:
         options = self.settings.train
         transform = train.make_optimizer(optimizer, steps)
         every = options.checkpoint_every
+        fixed, params = lora.split(params)
+        reference = None if reference is None else lora.split(reference)[1]
+        loss = lora.behind(loss)
         with self.monitor.during(f"{model} {name}: preparing the optimizer"):
             state = train.init_state(params, transform)
             shardings = train.state_shardings(params, transform)
@@ -418,7 +420,7 @@ class Run:
                 state, done = train.fit(
                     train.make_update(loss, transform, shardings, skip=skip),
                     state,
-                    reference,
+                    (fixed, reference),
                     feed,
                     steps,
                     saver=saver,
@@ -433,4 +435,4 @@ class Run:
                 )
             except FloatingPointError as error:
                 raise FloatingPointError(f"{model} {name}: {error}") from error
-        return state.params, done
+        return lora.join(fixed, state.params), done
