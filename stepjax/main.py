@@ -365,6 +365,15 @@ def _plan(config: "ml_collections.ConfigDict") -> None:
     from stepjax.planning import plan
     from stepjax.settings import from_config
 
-    chosen = options.STAGE.value, options.UTILISATION.value, options.SUGGEST.value
     settings, topology = from_config(config), options.TOPOLOGY.value
+    stage, suggest = options.STAGE.value, options.SUGGEST.value
+    if options.GPU.value:
+        from stepjax.planning import card
+
+        stages = plan.STAGES[:-1] if stage == "all" else (stage,)
+        memory = card.size(options.GPU.value)
+        text = card.plan(settings, memory, stages, suggest=suggest, say=outcome.say)
+        print(text)
+        return
+    chosen = stage, options.UTILISATION.value, suggest
     print(plan.plan(settings, topology, *chosen, say=outcome.say))

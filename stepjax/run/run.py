@@ -379,7 +379,7 @@ class Run:
             unless train.on_nonfinite="skip"; see `train.fit`.
         """
         options = self.settings.train
-        transform = train.make_optimizer(optimizer, steps)
+        transform = train.make_optimizer(optimizer, steps, options.optimizer_dtype)
         every = options.checkpoint_every
         with self.monitor.during(f"{model} {name}: preparing the optimizer"):
             state = train.init_state(params, transform)
