@@ -147,9 +147,9 @@ def _lowered(settings: Settings, stage: str, name: str, most: float) -> str:
     """Returns a sentence about the settings with which a program fits, if any do."""
     change = _training if stage in ("sft", "dpo") else _sampling
     tried = []
-    for text, settings in change(settings, name):
+    for text, lower in change(settings, name):
         total = next(
-            (sum(n.values()) for p, n in needed(settings, stage) if p.name == name), 0
+            (sum(n.values()) for p, n in needed(lower, stage) if p.name == name), 0
         )
         tried.append(f"{text} ({_gib(total)} GiB)")
         if total <= most:

@@ -1,11 +1,12 @@
-"""Memory of a traced program at its fullest moment, by arithmetic and without a compiler.
+"""Memory of a traced program at its fullest moment, by arithmetic.
 
-The equations are taken in the order in which the program was traced. A result takes
-memory from where it is computed until it is last read. What XLA computes inside of the
-operation that reads it takes none: conversions, sums of two arrays, slices and the like
-are *fused*. They take memory only where a matrix product, a loop, or the caller reads
-them. XLA may choose another order, copy more, or reuse more, so the figure is an
-estimate; `tests/planning/test_live.py` compares it with compiled programs.
+Nothing is compiled. The equations are taken in the order in which the program was
+traced. A result takes memory from where it is computed until it is last read. What XLA
+computes inside of the operation that reads it takes none: conversions, sums of two
+arrays, slices and the like are *fused*. They take memory only where a matrix product, a
+loop, or the caller reads them. XLA may choose another order, copy more, or reuse more,
+so the figure is an estimate; `tests/planning/test_live.py` compares it with a compiled
+program.
 """
 
 import collections
