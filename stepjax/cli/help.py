@@ -150,10 +150,10 @@ COMMANDS = {
         (),
         (),
         text="Runs a tiny model on all devices: forest rows against plain rows, a "
-        "draw, two updates of step-DPO, and a save. Prints versions, devices, memory and the "
-        "differences from numbers that were stored on a CPU. It needs no settings, no "
-        "data and no weights. The exit status is 1 if a difference is more than "
-        "rounding.",
+        "draw, two updates of step-DPO, and a save. Prints versions, devices, memory "
+        "and the differences from numbers that were stored on a CPU. It needs no "
+        "settings, no data and no weights. The exit status is 1 if a difference is "
+        "more than rounding.",
     ),
     "config": Command(
         "lists every setting, its value and what it means",

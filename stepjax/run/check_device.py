@@ -2,8 +2,9 @@
 
 A decoder of two layers runs what a run does, once each: a forward pass of forest rows,
 the same sequences as plain rows, a draw behind a cached context, two updates of
-step-DPO, and a save that is read again. What depends on the device is compared with numbers that
-were stored on a CPU. It takes a minute, and needs neither data nor weights.
+step-DPO, and a save that is read again. What depends on the
+device is compared with numbers that were stored on a CPU. It takes a minute, and needs
+neither data nor weights.
 """
 
 import dataclasses
@@ -160,8 +161,8 @@ def check(say: Callable[[str], None] = lambda text: None) -> str:
         raise ValueError(
             f"{report}{len(wrong)} of {len(rows)} comparisons are wrong: "
             f"{'; '.join(wrong)}; expected differences of rounding. What a run "
-            "computes on these devices cannot be trusted: try another version of JAX or of its "
-            "plugin for them."
+            "computes on these devices cannot be trusted: try another version of JAX "
+            "or of its plugin for them."
         )
     return f"{report}all {len(rows)} comparisons are good"
 
