@@ -74,7 +74,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     rollout.py: searches of a run; finetune.py: a phase of SFT;
                     reference_pass.py: log-probabilities before step-DPO; banner.py:
                     what a run says first; monitor.py, progress.py: progress, metrics;
-                    text_table.py: tables that fit the terminal
+                    text_table.py: tables that fit the terminal; check_device.py:
+                    stepjax check
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
                     its judge; intervals.py: how sure that is; answers.py: extraction,
                     equivalence; diagnose.py: why a round gains or fails; causes.py:
@@ -82,7 +83,9 @@ Beside the method; of the files above only main, iterate and ablate import these
                     tables; show.py: stepjax show; dry_run.py: stepjax run --dry-run
     planning/       plan.py: the memory and time that a run needs on a TPU slice,
                     computed without a TPU; programs.py, slices.py, flops.py: its
-                    programs, how they are compiled, and how FLOPs are counted
+                    programs, how they are compiled, and how FLOPs are counted;
+                    card.py: the memory on one GPU; live.py: what a program needs at
+                    its fullest moment
 
 The language model; it imports nothing of the above but forest and losses:
 

@@ -188,6 +188,9 @@ def default() -> ml_collections.ConfigDict:
     # An update whose loss or gradient is not finite: "stop" ends the command and names
     # the rows of its batch; "skip" leaves the model as it was, and says so.
     train.on_nonfinite = "stop"
+    # Type of AdamW's first moment: "float32", or "bfloat16", which takes 2 bytes per
+    # parameter less and gives other numbers. The second moment is always float32.
+    train.optimizer_dtype = "float32"
 
     # Adapters (LoRA): SFT and step-DPO train them beside the matrices of M0, which stay
     # as they are. A matrix W becomes W + alpha / rank * A B, and B begins at zero

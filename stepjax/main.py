@@ -138,7 +138,7 @@ def _command(argv: list[str]) -> int:
         if name == "init-data":
             opened = functools.partial(_open_run, config)
             work = init_data.prepare(argv[2], config, opened)
-        elif name not in ("plan", "config", "ablate"):
+        elif name not in ("plan", "config", "ablate", "check"):
             arguments.check_models(name, config)
     except (flags.Error, ValueError) as error:
         return outcome.refused(str(error), 2)
@@ -169,6 +169,11 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     outcome.say("starting JAX")
     if name == "plan":
         _plan(config)
+        return
+    if name == "check":
+        from stepjax.run import check_device
+
+        print(check_device.check(outcome.say))
         return
     _start()
     from stepjax import iterate
@@ -367,6 +372,15 @@ def _plan(config: "ml_collections.ConfigDict") -> None:
     from stepjax.planning import plan
     from stepjax.settings import from_config
 
-    chosen = options.STAGE.value, options.UTILISATION.value, options.SUGGEST.value
     settings, topology = from_config(config), options.TOPOLOGY.value
+    stage, suggest = options.STAGE.value, options.SUGGEST.value
+    if options.GPU.value:
+        from stepjax.planning import card
+
+        stages = plan.STAGES[:-1] if stage == "all" else (stage,)
+        memory = card.size(options.GPU.value)
+        text = card.plan(settings, memory, stages, suggest=suggest, say=outcome.say)
+        print(text)
+        return
+    chosen = stage, options.UTILISATION.value, suggest
     print(plan.plan(settings, topology, *chosen, say=outcome.say))

@@ -168,6 +168,7 @@ class Train:
     checkpoint_every: int
     log_every: int
     on_nonfinite: str
+    optimizer_dtype: str
 
 
 @dataclasses.dataclass(frozen=True)

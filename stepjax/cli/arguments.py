@@ -46,6 +46,13 @@ def check_options(name: str) -> None:
             f"--{' and --'.join(chosen)} are given together; expected at most one of "
             "them."
         )
+    if name == "plan" and (not options.TOPOLOGY.value) == (not options.GPU.value):
+        raise ValueError(
+            "--topology is missing; expected a TPU slice, as v5p-16 or v5p:2x2x2, or "
+            "--gpu with the memory of one card, as 80GB."
+            if not options.GPU.value
+            else "--topology and --gpu are given together; expected one of them."
+        )
     if name == "export":
         _check_out()
     if name != "eval":
@@ -91,6 +98,8 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
     Raises:
       ValueError: with a line about each setting and each option that cannot work.
     """
+    if name == "check":
+        return None
     if address := paths.no_run("--workdir", options.WORKDIR.value or ""):
         raise ValueError(address)
     wrong = list(_wrong_values())

@@ -60,11 +60,17 @@ OPTIONS = {
     "seeds": ("0,1,2", "seeds of the repetitions"),
     "arms": ("self,random,oracle,sft,srlm", "what to compare"),
     "topology": ("v5p-16", "a TPU slice, as v5p-16 or v5p:2x2x2"),
+    "gpu": (
+        "80GB",
+        "instead of --topology: the memory of one GPU, such as 24GB, 40GB or 80GB; the "
+        "plan is then arithmetic, in seconds, and nothing is compiled",
+    ),
     "stage": ("all", "sft, dpo, search or all"),
     "utilisation": ("0.4", "share of the peak that is reached"),
     "suggest": (
         None,
-        "looks for the smallest slice that fits; --nosuggest leaves that out",
+        "looks for the smallest slice that fits, or with --gpu for settings that do; "
+        "--nosuggest leaves that out",
     ),
 }
 
@@ -135,9 +141,19 @@ COMMANDS = {
         "data for M1 from public data sets; `stepjax init-data` says more", ()
     ),
     "plan": Command(
-        "the memory and time that a run needs on a TPU slice, without a TPU",
-        ("config", "topology", "stage", "utilisation", "suggest"),
-        ("config", "topology"),
+        "the memory that a run needs on a TPU slice or a GPU, without either",
+        ("config", "topology", "gpu", "stage", "utilisation", "suggest"),
+        ("config",),
+    ),
+    "check": Command(
+        "whether this machine's devices compute what a CPU computes; a minute",
+        (),
+        (),
+        text="Runs a tiny model on all devices: forest rows against plain rows, a "
+        "draw, two updates of step-DPO, and a save. Prints versions, devices, memory "
+        "and the differences from numbers that were stored on a CPU. It needs no "
+        "settings, no data and no weights. The exit status is 1 if a difference is "
+        "more than rounding.",
     ),
     "config": Command(
         "lists every setting, its value and what it means",

@@ -27,6 +27,10 @@ from stepjax.lm import forest_kernel, sharding
 
 KINDS = ("auto", "chunks", "kernel", "cudnn")
 
+# In older versions cuDNN's backward pass also computes a gradient of the mask, an array
+# [B, 1, T, T] that nobody reads (seen in the source of JAX 0.10.2).
+_CUDNN_JAX = (0, 12, 0)
+
 _MASKED = -1e30  # finite, so that a fully masked query gives no NaN
 _QUERIES = 1024  # most queries of a group that attend to a cached context at once
 # A forest row is cut into `_CHUNKS` chunks of queries, but a chunk has at least
@@ -106,8 +110,9 @@ def choose(kind: str, mesh: Mesh | None, dtype: str, head_dim: int) -> str:
     """Returns the implementation to use for forest rows, one of `KINDS` except "auto".
 
     "auto" is the kernel on TPU and query chunks elsewhere. "kernel" runs interpreted on
-    other platforms, for tests. "cudnn" is never chosen by "auto", because it has not
-    been run yet.
+    other platforms, for tests. "cudnn" is never chosen by "auto": it reads the rule as
+    an array [B, 1, T, T] in the compute type, computes the blocks that no query sees,
+    and has not been run by us.
 
     Args:
       kind: one of `KINDS`.
@@ -130,6 +135,14 @@ def choose(kind: str, mesh: Mesh | None, dtype: str, head_dim: int) -> str:
                 f"model.attention='cudnn' on {platform} with dtype={dtype!r} and "
                 f"head_dim={head_dim}; expected a GPU, 'bfloat16' and a multiple of 8 "
                 "up to 128. Set model.attention='chunks'."
+            )
+        if jax.__version_info__ < _CUDNN_JAX:
+            needed = ".".join(map(str, _CUDNN_JAX))
+            raise ValueError(
+                f"model.attention='cudnn' with JAX {jax.__version__}; expected JAX "
+                f"{needed} or newer, because older ones also compute a gradient of the "
+                "mask, as large as all scores of one head. Set "
+                "model.attention='chunks', or update JAX."
             )
     return kind
 
@@ -175,6 +188,11 @@ def forest_attention(
         )
         return split(query, key, value, subtree_end)
     if kind == "cudnn":
+        if query.shape[1] % 2:
+            raise ValueError(
+                f"rows of {query.shape[1]} tokens with model.attention='cudnn'; "
+                "expected an even number. Make train.row_length even."
+            )
         mask = forest_mask(subtree_end)[:, None]
         out = jax.nn.dot_product_attention(
             query, key, value, mask=mask, implementation="cudnn"

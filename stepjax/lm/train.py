@@ -89,8 +89,14 @@ def learning_rates(options: OptimizerOptions, steps: int) -> optax.Schedule:
     return rate
 
 
-def make_optimizer(options: OptimizerOptions, steps: int):
+def make_optimizer(options: OptimizerOptions, steps: int, dtype: str = "float32"):
     """Returns the optax transformation for a run of `steps` updates.
+
+    Args:
+      options: of AdamW and the schedule.
+      steps: updates of the whole training.
+      dtype: type of AdamW's first moment. The second one is float32 always: an update
+        changes it by less than bfloat16 can tell apart.
 
     Raises:
       ValueError: for an unknown schedule.
@@ -103,6 +109,7 @@ def make_optimizer(options: OptimizerOptions, steps: int):
             b2=options.b2,
             weight_decay=options.weight_decay,
             mask=_decayed,
+            mu_dtype=None if dtype == "float32" else dtype,
         ),
     )
 

@@ -130,6 +130,7 @@ def _sft(settings, model) -> Program:
         batch,
         loss=functools.partial(sft.loss, model=model),
         optimizer=phases[0].optimizer,
+        dtype=settings.train.optimizer_dtype,
     )
 
 
@@ -169,6 +170,7 @@ def dpo_program(
         batch,
         loss=functools.partial(dpo.loss, model=model, options=options),
         optimizer=settings.dpo.optimizer,
+        dtype=settings.train.optimizer_dtype,
         live=options.reference == "live",
     )
 
@@ -194,11 +196,15 @@ def _training(
     *,
     loss: train.LossFunction,
     optimizer: train.OptimizerOptions,
+    dtype: str = "float32",
     live: bool = False,
 ) -> Program:
-    """Returns the program of an update; `live`: it also runs the reference."""
+    """Returns the program of an update; `live`: it also runs the reference.
+
+    `dtype` is that of the optimizer's first moment.
+    """
     mesh, chips = model.mesh, model.mesh.size
-    transform = train.make_optimizer(optimizer, 10)
+    transform = train.make_optimizer(optimizer, 10, dtype)
     fixed, trained = lora.split(_params(model))
     shardings = train.state_shardings(trained, transform)
     moments = jax.eval_shape(transform.init, trained)

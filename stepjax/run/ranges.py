@@ -93,6 +93,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "train.checkpoint_every": _COUNT,
     "train.log_every": SOME,
     "train.on_nonfinite": ("stop", "skip"),
+    "train.optimizer_dtype": ("float32", "bfloat16"),
     "lora.rank": Range(0, 65_536),
     "lora.alpha": Range(0, 1_000_000, above=True),
     "sft.verdict_weight": Range(0, 1000, above=True),

@@ -17,6 +17,7 @@ from stepjax.lm import files
 from stepjax.own_files import did_you_mean
 from stepjax.run import config_json
 
+_TRAIN = ("train.row_length", "train.optimizer_dtype")
 # Stage, in the order of a run → settings, or sections of them, that decide its result.
 # What a stage takes over from an earlier one is not repeated.
 DEPENDS: dict[str, tuple[str, ...]] = {
@@ -25,14 +26,14 @@ DEPENDS: dict[str, tuple[str, ...]] = {
         *("prm.labels", "prm.labels_format", "prm.labels_count", "prm.heldout_count"),
         *("mcts.questions", "mcts.question_file", "mcts.question_format"),
     ),
-    "policy": ("model", "lora", "prompts", "mcts.phase", "train.row_length"),
+    "policy": ("model", "lora", "prompts", "mcts.phase", *_TRAIN),
     "rollouts": ("rollouts", "search.context_tokens"),
-    "prm": ("model", "lora", "prompts", "prm", "train.row_length"),
+    "prm": ("model", "lora", "prompts", "prm", *_TRAIN),
     "mcts": ("mcts", "search.max_step_tokens", "search.context_tokens"),
     "eft": ("teacher",),
-    "sft": ("model", "lora", "prompts", "sft", "srlm", "train.row_length"),
+    "sft": ("model", "lora", "prompts", "sft", "srlm", *_TRAIN),
     "search": ("search", "judge", "srlm", "pairs"),
-    "dpo": ("dpo", "improve_by", "train.row_length"),
+    "dpo": ("dpo", "improve_by", *_TRAIN),
 }
 # Mode of evaluation → settings that decide its result.
 _MODEL = ("model.dtype", "prompts")

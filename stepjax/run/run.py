@@ -380,7 +380,7 @@ class Run:
             unless train.on_nonfinite="skip"; see `train.fit`.
         """
         options = self.settings.train
-        transform = train.make_optimizer(optimizer, steps)
+        transform = train.make_optimizer(optimizer, steps, options.optimizer_dtype)
         every = options.checkpoint_every
         fixed, params = lora.split(params)
         reference = None if reference is None else lora.split(reference)[1]

@@ -191,3 +191,20 @@ def test_what_is_chosen_and_what_is_refused():
         choose("flash")
     with pytest.raises(ValueError, match="'cudnn' on cpu .* model.attention='chunks'"):
         choose("cudnn")
+
+
+def test_cudnn_is_refused_where_it_wastes_memory_or_cannot_run(monkeypatch):
+    monkeypatch.setattr(attention, "_platform", lambda mesh: "gpu")
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
+    with pytest.raises(ValueError, match="expected JAX 0.12.0 or newer.*'chunks'"):
+        attention.choose("cudnn", None, "bfloat16", 64)
+    monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+    assert attention.choose("cudnn", None, "bfloat16", 64) == "cudnn"
+    for dtype, size in (("float32", 64), ("bfloat16", 60), ("bfloat16", 256)):
+        with pytest.raises(ValueError, match=f"'{dtype}' and head_dim={size}"):
+            attention.choose("cudnn", None, dtype, size)
+    assert attention.choose("auto", None, "bfloat16", 64) == "chunks"
+    states = jnp.zeros((1, 7, 1, 8), jnp.bfloat16)
+    ends = jnp.full((1, 7), 7, jnp.int32)
+    with pytest.raises(ValueError, match="rows of 7 tokens.*Make train.row_length"):
+        attention.forest_attention(states, states, states, ends, kind="cudnn")
