@@ -5,8 +5,10 @@ change it take a copy.
 """
 
 import json
+import os
 import re
 import shutil
+import signal
 
 import pytest
 import tiny_eft_config
@@ -20,7 +22,7 @@ from runs import (
     poison_gold,
 )
 
-from stepjax import iterate, records
+from stepjax import interrupts, iterate, records
 from stepjax.config import to_dict
 from stepjax.initial_data import eft, eft_stage, mcts, prm, stages
 from stepjax.initial_data.step_values import StepValues
@@ -353,7 +355,7 @@ def test_eft_count_is_a_number_of_problems(from_files, tmp_path):
     assert rows == [row for row in every if row.problem in problems]
 
 
-def test_a_model_of_ours_as_the_teacher(made, tmp_path):
+def test_a_model_of_ours_as_the_teacher(made, tmp_path, monkeypatch):
     run, folder = copy_eft_run(tmp_path / "first"), tmp_path / "run"
     export.save_hf(
         run.params(1),
@@ -370,7 +372,31 @@ def test_a_model_of_ours_as_the_teacher(made, tmp_path):
         teacher__model=f"hf:{tmp_path / 'teacher'}",
         teacher__max_tokens=24,
     )
+    asked, local = [], eft_stage._local
+
+    def signalled(run):
+        generate = local(run)
+
+        def answers(prompts):
+            asked.append(list(prompts))
+            for number, answer in enumerate(generate(prompts), 1):
+                if len(asked) == 1 and number == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield answer
+
+        return answers
+
+    monkeypatch.setattr(eft_stage, "_local", signalled)
+    interrupts.listen()
+    try:
+        with pytest.raises(interrupts.Stopped, match="the teacher's answers so far"):
+            stages.make_eft(run)
+    finally:
+        interrupts.end()
     stages.make_eft(run)
+    monkeypatch.undo()
+    first, second = map(set, asked)
+    assert second < first and len(first - second) == 3
     counts = manifest(folder, "eft")["counts"]
     rows = records.read_jsonl(folder / "data/eft.jsonl", Comparison)
     assert counts.pop("eft") == len(rows) > 2

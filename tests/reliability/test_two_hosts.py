@@ -37,6 +37,7 @@ PHASES = {
     "step-DPO": Blow("stepjax.dpo:loss", 1),
     "last evaluation": Blow("stepjax.evaluation.diagnose:pair_quality", 1),
 }
+OF_THE_FIRST = ("a record is written",)  # phases in which the other hosts do nothing
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,7 @@ def chain(started, place, name, numbers, first):
 
     Returns:
       Phase → (host, signal, statuses of both, their last lines, seconds from the
-      signal to the end of the last host), without phases in which nothing was left to
-      do.
+      signal to the end of the last host).
     """
     kept, folder = place / f"{name}.json", place / name
     done = json.loads(kept.read_text()) if kept.exists() else {}
@@ -88,6 +88,7 @@ def chain(started, place, name, numbers, first):
         if phase in done:
             continue
         struck, number = (first + order) % 2, numbers[order % len(numbers)]
+        struck = 0 if phase in OF_THE_FIRST else struck
         logs = place / f"{name}_logs" / phase
         blows = {struck: blow._replace(number=number)}
         ended = started.hosts(2, arguments, logs, blows=blows)
@@ -104,9 +105,7 @@ def chain(started, place, name, numbers, first):
     ended = started.hosts(2, arguments, place / f"{name}_logs" / "last")
     assert [host.status for host in ended] == [0, 0], ended[0].text[-3000:]
     assert left(folder) == []
-    found = {phase: row for phase, row in done.items() if row[2] != [0, 0]}
-    assert len(found) >= len(PHASES) - 2, found
-    return found
+    return done
 
 
 @pytest.mark.slow
@@ -131,6 +130,8 @@ def test_a_signal_to_one_host_stops_both_after_the_same_unit(started, whole, pla
     numbers = [signal.SIGTERM, signal.SIGINT]
     for phase, row in chain(started, place, "signalled", numbers, 0).items():
         _, number, statuses, said, _ = row
+        if phase == "last evaluation" and statuses == [0, 0]:
+            continue  # nothing was left to stop
         assert statuses == [128 + number] * 2, (phase, row)
         assert all(line.startswith("stepjax: stopped: ") for line in said), (phase, row)
         if "update" in said[0] or "batches" in said[0]:
