@@ -28,8 +28,22 @@ def test_sections_of_another_shape_hold_the_values_of_the_config():
     typed = from_config(c)
     assert (typed.seed, typed.iterations, typed.improve_by) == (0, 2, "dpo")
     model = dataclasses.asdict(typed.shape) | {"init": typed.init}
-    assert model.pop("rope_scaling") is None  # of hf: directories only
     assert model.pop("adapters") is None  # those of the section lora
+    in_files_only = {
+        "rope_scaling",
+        "qk_norm",
+        "post_norms",
+        "norm_offset",
+        "activation",
+        "scale_embeddings",
+        "query_scalar",
+        "local_layers",
+        "local_rope_theta",
+        "sliding_window",
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(typed.shape)}
+    for name in in_files_only:  # of models that are not random
+        assert model.pop(name) == defaults[name]
     assert model == c.model.to_dict()
     assert typed.mesh._asdict() == c.mesh.to_dict()
     assert dataclasses.asdict(typed.texts) == c.prompts.to_dict()
