@@ -197,7 +197,17 @@ def _named(said, file) -> str:
     """Returns the first line that names a file, or the model or state it is part of."""
     parts = pathlib.Path(file).parts
     names = [file, "/".join(parts[:2]), *(["step_"] if "train" in parts else [])]
-    words = ("damage", "gone", "changed", "broken", "cannot", "no such", "lost", "left")
+    words = (
+        "damage",
+        "gone",
+        "missing",
+        "changed",
+        "broken",
+        "cannot",
+        "no such",
+        "lost",
+        "left",
+    )
     for line in said.splitlines():
         if any(n in line for n in names) and any(word in line for word in words):
             return line[:300]
