@@ -81,7 +81,7 @@ def test_the_command_takes_a_slice_or_a_card(capsys):
     config = f"--config={CONFIGS / 'qwen2_5_math_1_5b_gpu.py'}"
     assert command("plan", config, "--gpu=80GB", "--topology=v5e:1x1") == 2
     assert "--topology and --gpu are given together" in capsys.readouterr().err
-    assert command("plan", config, "--gpu=eighty") == 2
+    assert command("plan", config, "--gpu=eighty") == 1
     assert "--gpu='eighty'; expected the memory" in capsys.readouterr().err
 
 
