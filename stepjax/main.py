@@ -375,10 +375,11 @@ def _plan(config: "ml_collections.ConfigDict") -> None:
     settings, topology = from_config(config), options.TOPOLOGY.value
     stage, suggest = options.STAGE.value, options.SUGGEST.value
     if options.GPU.value:
+        from stepjax.cli import arguments
         from stepjax.planning import card
 
         stages = plan.STAGES[:-1] if stage == "all" else (stage,)
-        memory = card.size(options.GPU.value)
+        memory = arguments.card_bytes(options.GPU.value)
         text = card.plan(settings, memory, stages, suggest=suggest, say=outcome.say)
         print(text)
         return

@@ -1,6 +1,7 @@
 """What a command was told, checked before anything takes time."""
 
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 
@@ -53,6 +54,8 @@ def check_options(name: str) -> None:
             if not options.GPU.value
             else "--topology and --gpu are given together; expected one of them."
         )
+    if name == "plan" and options.GPU.value:
+        card_bytes(options.GPU.value)
     if name == "export":
         _check_out()
     if name != "eval":
@@ -64,6 +67,23 @@ def check_options(name: str) -> None:
             "or all (both) with it."
         )
     benchmarks.paths(named)
+
+
+def card_bytes(name: str) -> int:
+    """Reads the memory of a card, such as "80GB"; returns bytes.
+
+    Makers write GB and mean 2^30 bytes.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    found = re.fullmatch(r"([1-9][0-9]{0,3})\s*(GB|GiB)?", name, re.IGNORECASE)
+    if not found:
+        raise ValueError(
+            f"--gpu={name!r}; expected the memory of one card, such as 24GB, 40GB or "
+            "80GB."
+        )
+    return int(found[1]) * 2**30
 
 
 def _wrong_values() -> Iterator[str]:

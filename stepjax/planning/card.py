@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
+from stepjax.lm import lora
 from stepjax.planning import live, programs
 from stepjax.run.text_table import text_table
 from stepjax.settings import MeshShape, Settings
@@ -20,27 +21,11 @@ GIB = 2**30
 # Share of a card that programs may use: what JAX reserves by default, and the most that
 # we advise, since the driver, cuBLAS and the compiler need the rest.
 RESERVED, MOST = 0.75, 0.9
+_RANK = 16  # of the adapters that are advised
 COLUMNS = (
     *("parameters", "moments", "caches", "gradients, copies", "activations"),
     *("logits", "other"),
 )
-
-
-def size(name: str) -> int:
-    """Reads the memory of a card, such as "80GB"; returns bytes.
-
-    Makers write GB and mean 2^30 bytes.
-
-    Raises:
-      ValueError: for anything else.
-    """
-    found = re.fullmatch(r"([1-9][0-9]{0,3})\s*(GB|GiB)?", name, re.IGNORECASE)
-    if not found:
-        raise ValueError(
-            f"--gpu={name!r}; expected the memory of one card, such as 24GB, 40GB or "
-            "80GB."
-        )
-    return int(found[1]) * GIB
 
 
 def plan(
@@ -185,6 +170,10 @@ def _training(settings: Settings, name: str) -> Iterator[tuple[str, Settings]]:
     if settings.train.optimizer_dtype == "float32" and name != "dpo: reference":
         settings = _with(settings, "train", optimizer_dtype="bfloat16")
         yield "train.optimizer_dtype='bfloat16'", settings
+    if shape.adapters is None:
+        adapters = lora.Options(_RANK, 2.0 * _RANK)
+        settings = _with(settings, "shape", adapters=adapters)
+        yield f"lora.rank={_RANK}", settings
 
 
 def _sampling(settings: Settings, name: str) -> Iterator[tuple[str, Settings]]:

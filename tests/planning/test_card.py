@@ -5,6 +5,7 @@ import pytest
 from runs import command
 from test_plan import CONFIGS, tiny
 
+from stepjax.cli import arguments
 from stepjax.planning import card
 from stepjax.settings import from_config
 
@@ -26,12 +27,17 @@ def one_device(monkeypatch):
 
 
 def test_the_memory_of_a_card_is_read_and_other_words_are_refused():
-    assert card.size("80GB") == card.size("80") == card.size("80 gib") == 80 * 2**30
+    assert (
+        arguments.card_bytes("80GB")
+        == arguments.card_bytes("80")
+        == arguments.card_bytes("80 gib")
+        == 80 * 2**30
+    )
     for name in ("80TB", "-1GB", "a100", "0GB"):
         with pytest.raises(
             ValueError, match="expected the memory of one card, such as"
         ):
-            card.size(name)
+            arguments.card_bytes(name)
 
 
 def test_parameters_and_moments_are_counted_exactly():
@@ -73,7 +79,7 @@ def test_a_plan_says_that_it_is_arithmetic_and_what_to_lower():
     assert "dpo does not fit" in text and "model.remat='full'" in text
     order = [text.index(word) for word in ("bfloat16", "remat", "precomputed")]
     assert order == sorted(order)
-    text = card.plan(settings, card.size("80GB"), ("dpo",))
+    text = card.plan(settings, arguments.card_bytes("80GB"), ("dpo",))
     assert "does not fit" not in text and " yes " in text and "60.00 GiB" in text
 
 
@@ -81,7 +87,7 @@ def test_the_command_takes_a_slice_or_a_card(capsys):
     config = f"--config={CONFIGS / 'qwen2_5_math_1_5b_gpu.py'}"
     assert command("plan", config, "--gpu=80GB", "--topology=v5e:1x1") == 2
     assert "--topology and --gpu are given together" in capsys.readouterr().err
-    assert command("plan", config, "--gpu=eighty") == 1
+    assert command("plan", config, "--gpu=eighty") == 2
     assert "--gpu='eighty'; expected the memory" in capsys.readouterr().err
 
 
