@@ -12,7 +12,10 @@ JAX takes 60 of the 80 unless it is told otherwise, so all of it fits. On 40 GB,
 XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 (36 GiB).
 """
 
-from stepjax import config
+import pathlib
+import runpy
+
+_PAPER = pathlib.Path(__file__).with_name("qwen2_5_math_7b.py")
 
 
 def get_config(paths: str = "Qwen2.5-Math-1.5B,data"):
@@ -21,30 +24,16 @@ def get_config(paths: str = "Qwen2.5-Math-1.5B,data"):
     Args:
       paths: folder of the weights, a comma, folder of the data files.
     """
-    weights, _, data = paths.partition(",")
-    if not weights or not data:
-        raise ValueError(f"{paths!r} after the colon; expected WEIGHTS,DATA.")
-    c = config.default()
-    c.data.ift = f"{data}/ift.jsonl"
-    c.data.eft = f"{data}/eft.jsonl"
-    c.data.heldout_count = 250  # problems, two rows each
-    c.data.question_file = f"{data}/questions.jsonl"
-    c.data.test = f"{data}/test.jsonl"
-
-    c.model.init = f"hf:{weights}"
-    c.model.dtype = "bfloat16"
-    c.model.remat = "full"
+    c = runpy.run_path(str(_PAPER))["get_config"](paths)
     # The shape, for plans without the weights; config.json beside them counts.
     c.model.vocab_size = 151936
     c.model.hidden_size = 1536
-    c.model.num_layers = 28
     c.model.num_heads = 12
     c.model.num_kv_heads = 2
-    c.model.head_dim = 128
     c.model.intermediate_size = 8960
     c.model.tie_embeddings = True
 
-    c.train.row_length = 2304  # context 1792 and two steps of 256
+    c.mesh.data, c.mesh.fsdp, c.search.tensor = -1, 1, 0  # as without a mesh
     c.train.micro_batches = 4
     c.judge.rows = 10
     return c
