@@ -21,9 +21,11 @@ from stepjax.run import lock
 from stepjax.run.monitor import Monitor
 from stepjax.run.run import Run
 
-# A process in the background of a shell may have Ctrl-C ignored, and hand that on.
+# A process in the background of a shell may have Ctrl-C ignored, one under nohup
+# SIGHUP, and hand that on.
 HEARS_CTRL_C = """import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+for number in signal.SIGINT, signal.SIGHUP:
+    signal.signal(number, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
