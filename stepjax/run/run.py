@@ -314,13 +314,9 @@ class Run:
           ValueError: when they are not finite.
         """
         model = self.local_model
-        self._check_finite(params, "the model")
+        _check_finite(params, model.config, "the model")
         shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
         return sharding.on_this_host(self.frozen(params), shardings)
-
-    def _check_finite(self, params: Any, origin: str) -> None:
-        weights.check_finite(params, self.model.config, origin, _DIVERGED)
-        lora.check_finite(params, origin, _DIVERGED)
 
     def save(self, folder: pathlib.Path, params: Any) -> dict[str, str]:
         """Writes the parameters of a model; returns their digests, for its manifest.
@@ -331,7 +327,7 @@ class Run:
         Raises:
           ValueError: when they are not finite.
         """
-        self._check_finite(params, f"{folder.name} after its training")
+        _check_finite(params, self.model.config, f"{folder.name} after its training")
         _, trained = lora.split(params)
         with self.monitor.during(f"saving {folder.name}"):
             digests = checkpoint.save_tree(folder / "params", trained)
@@ -436,3 +432,9 @@ class Run:
             except FloatingPointError as error:
                 raise FloatingPointError(f"{model} {name}: {error}") from error
         return lora.join(fixed, state.params), done
+
+
+def _check_finite(params: Any, config: lm.ModelConfig, origin: str) -> None:
+    """Raises ValueError when parameters, or adapters beside them, are not finite."""
+    weights.check_finite(params, config, origin, _DIVERGED)
+    lora.check_finite(params, origin, _DIVERGED)

@@ -19,6 +19,7 @@ def test_parameters_that_are_not_finite_are_not_committed(tmp_path, bad):
     params = jax.tree.map(jnp.asarray, random_parameters(lm.abstract_params(model)))
     monitor = Monitor(tmp_path, quiet=True)
     run = types.SimpleNamespace(model=model, monitor=monitor, loaded=set())
+    run._fixed = {}, {}  # no adapters
     Run.save(run, tmp_path / "M1", params)
     assert (tmp_path / "M1" / "params").is_dir()
     scale = params["final_norm"]["scale"].at[1].set(bad)
