@@ -151,7 +151,7 @@ def check(say: Callable[[str], None] = lambda text: None) -> str:
             "comparison": row.name,
             "difference": f"{row.difference:.2g}",
             "at most": f"{row.limit:.2g}",
-            "is it": "good" if row.good else "WRONG",
+            "result": "good" if row.good else "WRONG",
         }
         for row in rows
     ]
