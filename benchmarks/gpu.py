@@ -137,7 +137,7 @@ def measured(part: str, options, folder: pathlib.Path, seconds: float) -> dict:
 
 def _fewer(small: bool) -> list[str]:
     """Returns the settings with which one iteration of words fits its time."""
-    counts = (8, 40, 4, 8) if small else (96, 120, 60, 100)
+    counts = (8, 40, 12, 8) if small else (96, 120, 60, 100)
     questions, drawn, updates, tests = counts
     settings = {
         "iterations": 1,
@@ -203,7 +203,7 @@ def rows(small: bool, file: pathlib.Path) -> None:
 
 
 def trajectories(length: int, count: int, vocab: int) -> list[list]:
-    """Returns the pairs of `count` solutions, each of which fills a row as a tree."""
+    """Returns the pairs of `count` solutions; the tree of one solution fills a row."""
     import numpy as np
 
     from stepjax import forest

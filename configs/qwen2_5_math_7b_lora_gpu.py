@@ -26,7 +26,7 @@ def get_config(paths: str = "Qwen2.5-Math-7B,data"):
       paths: folder of the weights, a comma, folder of the data files.
     """
     c = runpy.run_path(str(_PAPER))["get_config"](paths)
-    c.mesh.data = c.mesh.fsdp = c.search.tensor = 1
+    c.mesh.data, c.mesh.fsdp, c.search.tensor = -1, 1, 0  # as without a mesh
     c.lora.rank, c.lora.alpha = 32, 64.0
     for phase in c.sft.phases:
         phase.optimizer.learning_rate = 1e-4

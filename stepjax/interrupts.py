@@ -160,9 +160,10 @@ def _quit(number: int, frame: Any) -> None:
 
 
 def nobody_reads() -> bool:
-    """Asks to stop, because nobody reads what is printed; returns whether work stops.
+    """Asks to stop, because nobody reads what is printed.
 
-    It does between `listen` and `end`.
+    Returns:
+      Whether that was asked: only between `listen` and `end` there is work to stop.
     """
     if _watching:
         _ask(signal.SIGPIPE)

@@ -218,27 +218,37 @@ def test_no_turn_of_a_search_and_no_batch_of_the_reference_is_done_twice(
     assert one["arrays"] == other["arrays"]
 
 
-def test_the_process_says_what_it_saved_and_ends_with_143_or_130(tmp_path, capsys):
-    folder = tmp_path / "run"
+def begun(folder, errors, until="sft/first"):
+    """Starts ``stepjax sft``; returns it when its metrics hold a text."""
     environment = os.environ | {
         "XLA_FLAGS": "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+    words = "-m", "stepjax", "sft", f"--config={CONFIG}", f"--workdir={folder}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEARS_CTRL_C, *words],
+        env=environment,
+        cwd=pathlib.Path(stepjax.__file__).parent.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = folder / "metrics.jsonl"
+    while not (metrics.exists() and until in metrics.read_text("utf-8")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+def test_the_process_says_what_it_saved_and_ends_with_143_or_130(tmp_path, capsys):
+    folder = tmp_path / "run"
     arguments = ["sft", f"--config={CONFIG}", f"--workdir={folder}"]
-    metrics, done = folder / "metrics.jsonl", 0
+    done = 0
     for number, text in ((signal.SIGTERM, "sft/first"), (signal.SIGINT, "sft/second")):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HEARS_CTRL_C, "-m", "stepjax", *arguments],
-            env=environment,
-            cwd=pathlib.Path(stepjax.__file__).parent.parent,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        while not (metrics.exists() and text in metrics.read_text("utf-8")):
-            assert process.poll() is None
-            time.sleep(0.02)
+        process = begun(folder, subprocess.PIPE, text)
         if number == signal.SIGTERM:
             capsys.readouterr()
             process.send_signal(signal.SIGSTOP)  # so that it is there for sure
@@ -259,30 +269,6 @@ def test_the_process_says_what_it_saved_and_ends_with_143_or_130(tmp_path, capsy
         assert "Traceback" not in said and not (folder / ".lock").exists()
         done += int(found[1])
     assert done > 10
-
-
-def begun(folder, errors, output=subprocess.DEVNULL):
-    """Starts ``stepjax sft``; returns it after the first updates."""
-    environment = os.environ | {
-        "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    words = "-m", "stepjax", "sft", f"--config={CONFIG}", f"--workdir={folder}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", HEARS_CTRL_C, *words],
-        env=environment,
-        cwd=pathlib.Path(stepjax.__file__).parent.parent,
-        stdout=output,
-        stderr=errors,
-        start_new_session=True,
-    )
-    metrics = folder / "metrics.jsonl"
-    while not (metrics.exists() and "sft/first" in metrics.read_text("utf-8")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    return process
 
 
 def saved_state(folder):

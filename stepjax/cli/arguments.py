@@ -47,15 +47,8 @@ def check_options(name: str) -> None:
             f"--{' and --'.join(chosen)} are given together; expected at most one of "
             "them."
         )
-    if name == "plan" and (not options.TOPOLOGY.value) == (not options.GPU.value):
-        raise ValueError(
-            "--topology is missing; expected a TPU slice, as v5p-16 or v5p:2x2x2, or "
-            "--gpu with the memory of one card, as 80GB."
-            if not options.GPU.value
-            else "--topology and --gpu are given together; expected one of them."
-        )
-    if name == "plan" and options.GPU.value:
-        card_bytes(options.GPU.value)
+    if name == "plan":
+        _check_hardware()
     if name == "export":
         _check_out()
     if name != "eval":
@@ -67,6 +60,22 @@ def check_options(name: str) -> None:
             "or all (both) with it."
         )
     benchmarks.paths(named)
+
+
+def _check_hardware() -> None:
+    """Raises ValueError unless a plan is asked for a TPU slice or for one card."""
+    topology, gpu = options.TOPOLOGY.value, options.GPU.value
+    if topology and gpu:
+        raise ValueError(
+            "--topology and --gpu are given together; expected one of them."
+        )
+    if gpu:
+        card_bytes(gpu)
+    elif not topology:
+        raise ValueError(
+            "--topology is missing; expected a TPU slice, as v5p-16 or v5p:2x2x2, or "
+            "--gpu with the memory of one card, as 80GB."
+        )
 
 
 def card_bytes(name: str) -> int:

@@ -77,7 +77,8 @@ class Watch:
         """Tells the other hosts that this one ends, and gives them time to read it.
 
         Args:
-          reason: a sentence; with "" nothing is told, because the others end as well.
+          reason: a sentence for the other hosts; "" if they end by themselves, so that
+            nothing has to be told.
         """
         self._over = True
         if not reason:

@@ -29,7 +29,7 @@ SUFFIX = "_lora"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which matrices have adapters, and of which size.
+    """Which matrices have adapters, and how large the adapters are.
 
     Attributes:
       rank: columns of A, rows of B.
@@ -145,8 +145,9 @@ def behind(loss: Callable) -> Callable:
       loss: ``loss(params, reference, batch)``, see `train.make_update`.
 
     Returns:
-      ``loss(trained, (fixed, reference), batch)``: parts from `split`, of which the
-      last one, of the reference, may be None.
+      ``loss(trained, (fixed, reference), batch)``. `fixed` and `trained` are the two
+      parts from `split`. `reference` is what training changes of the reference model,
+      or None without a reference model.
     """
 
     def of_trained(trained, given, batch):

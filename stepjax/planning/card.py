@@ -77,7 +77,7 @@ def plan(
         f"program fits with XLA_PYTHON_CLIENT_MEM_FRACTION={MOST} ({given} GiB) only.",
         "For a model of 135 million parameters, a compiler for TPU needs 6 to 11 % "
         "more than this arithmetic says, and 47 % more for judgments (docs/gpu.md). "
-        "XLA for GPU may differ, too: leave room.",
+        "XLA for GPU may differ as well, so leave room.",
     ]
     return "\n\n".join(parts)
 

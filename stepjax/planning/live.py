@@ -197,7 +197,7 @@ def _closed(x):
 
 
 def _needed(body: _Body, wanted: Sequence[bool] | None = None) -> _Body:
-    """Returns a body without what nobody reads; XLA drops that, too.
+    """Returns a body without operations whose results nobody reads, as XLA does.
 
     Args:
       body: the operations.

@@ -64,7 +64,7 @@ def _place(settings: Settings, folder: pathlib.Path) -> str:
             return place
     remedy = "M1 and later models are in the run directory and need no M0."
     if settings.shape.adapters is not None:
-        remedy = "With lora.rank, later models are adapters of M0 and need it, too."
+        remedy = "M1 and later models are adapters beside M0, so they need it as well."
     raise ValueError(
         f"{' and '.join(dict.fromkeys(places))}: no such file or folder; expected "
         f"the weights of M0 (model.init={settings.init!r}). Put them back. {remedy}"

@@ -2,9 +2,9 @@
 
 A decoder of two layers runs what a run does, once each: a forward pass of forest rows,
 the same sequences as plain rows, a draw behind a cached context, two updates of
-step-DPO, and a save that is read again. What depends on the
-device is compared with numbers that were stored on a CPU. It takes a minute, and needs
-neither data nor weights.
+step-DPO, and a save that is read again. What depends on the device is compared with
+numbers that were stored on a CPU. It takes a minute, and needs neither data nor
+weights.
 """
 
 import dataclasses
@@ -266,18 +266,17 @@ def compare(found: Measured, platform: str) -> list[Row]:
     def row(name: str, a, b, allowed: float = limit) -> Row:
         return Row(name, float(np.abs(np.asarray(a) - np.asarray(b)).max()), allowed)
 
-    stored = STORED
-    others = float(np.mean(found.drawn != np.asarray(stored.drawn)))
+    others = float(np.mean(found.drawn != STORED.drawn))
     of_ids = 0.0 if platform == "cpu" else 0.5  # one other id changes all that follow
     return [
-        row("forest rows, against a CPU's numbers", found.forest, stored.forest),
+        row("forest rows, against a CPU's numbers", found.forest, STORED.forest),
         row("forest rows, against plain rows here", found.forest, found.plain),
         row("forest rows, bfloat16 against float32", found.half, found.forest, _HALF),
         row("drawn log-probabilities, scored again", found.logps, found.scored),
         row("share of ids that a CPU does not draw", others, 0.0, of_ids),
         row("first loss of step-DPO, against ln 2", found.losses[0], np.log(2), 1e-5),
-        row("second loss, against a CPU's number", found.losses[1], stored.losses[1]),
-        row("gradient norm, against a CPU's number", found.gradient, stored.gradient),
+        row("second loss, against a CPU's number", found.losses[1], STORED.losses[1]),
+        row("gradient norm, against a CPU's number", found.gradient, STORED.gradient),
         row("share of saves that come back changed", 1 - found.saved, 0.0, 0.0),
     ]
 

@@ -232,7 +232,7 @@ def _counts(config: Any) -> Iterator[Rule]:
 
 
 def _adapters(lora: Any) -> Iterator[Rule]:
-    """Yields the rule of which matrices have adapters."""
+    """Yields the rule for lora.layers, the names of the adapted matrices."""
     names = lora.layers
     yield (
         "lora.layers",

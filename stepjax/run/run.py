@@ -321,7 +321,8 @@ class Run:
     def save(self, folder: pathlib.Path, params: Any) -> dict[str, str]:
         """Writes the parameters of a model; returns their digests, for its manifest.
 
-        Of a model with adapters only these are written; the base has a digest, too.
+        Of a model with adapters only the adapters are written; the digest of their base
+        is returned with theirs.
         Until the manifest is there, the model counts as unfinished.
 
         Raises:

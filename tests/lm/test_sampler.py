@@ -106,7 +106,7 @@ def test_a_sequence_longer_than_a_sliding_window_is_refused(three_slots, monkeyp
     three_slots.hold({slot: some_ids(slot, 4 + slot) for slot in range(3)})
     prompts = [[[1, 2, 3, 4], [1, 2, 3, 5]]]
     paths = np.zeros((1, 2, 7), np.uint32)
-    # Six ids are held; the rows have four more, of which three are in a lead.
+    # The slot holds 6 ids and each row has 4 more: 10 before anything is sampled.
     decoding = SIX_TOKENS._replace(budget=5)
     options = {"slots": [2], "share": (2,)}
     assert three_slots.sample(prompts, paths, decoding, **options).tokens.shape[2] == 5

@@ -1,4 +1,4 @@
-"""Two and three commands on one run directory: one works, the others name it.
+"""Two and three commands on one run directory: one works, the others say which one.
 
 As a program it starts commands on FOLDER/seed_0/self, at once or some seconds apart,
 and prints a line of JSON: of each command its process number, status and last line.
