@@ -4,7 +4,7 @@
 
 FILE has lines of {"prediction", "gold", "equal", "kind"}; without it the pairs of the
 tests are taken, on which stepjax was developed. FOLDER has benchmarks, *.jsonl with
-"answer": every one is compared with itself and with the one after it. Each pair on which
+"answer": every one is compared with itself and the one after it. Each pair on which
 the two graders disagree is printed. math-verify is skipped where it is not installed.
 """
 

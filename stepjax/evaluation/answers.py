@@ -7,94 +7,17 @@ What is in no grammar is equal only to the same text.
 
 import functools
 import re
-from fractions import Fraction
-from typing import NamedTuple
 
-from stepjax.evaluation import formulas, values
+from stepjax.evaluation import formulas, typesetting, values
+from stepjax.evaluation.typesetting import Item
 from stepjax.prompts import boxed
 
-# Units that may follow a number without \text{}; each line has the names of one unit.
-# Answers with different units differ; a unit that only one of them has is ignored.
-_UNIT_NAMES = """
-percent
-degree degrees deg
-radian radians rad
-dollar dollars usd
-cent cents
-euro euros
-pound pounds lb lbs
-mm millimeter millimeters millimetre millimetres
-cm centimeter centimeters centimetre centimetres
-m meter meters metre metres
-km kilometer kilometers kilometre kilometres
-inch inches in
-foot feet ft
-yard yards yd
-mile miles mi
-milligram milligrams
-g gram grams
-kg kilogram kilograms
-oz ounce ounces
-ml milliliter milliliters millilitre millilitres
-liter liters litre litres
-second seconds sec
-minute minutes min
-hour hours hr hrs
-day days
-week weeks
-month months
-year years
-am
-pm
-mph
-"""
-_UNITS = {
-    name: line.split()[0] for line in _UNIT_NAMES.split("\n") for name in line.split()
-}
-_LONG_UNITS = sorted((name for name in _UNITS if len(name) > 1), key=len, reverse=True)
-_POWER = r"\s*\^\s*\{?\s*([23])\s*\}?"
-_TEXT = r"\\text\s*\{([^{}]*)\}"
-_TEXT_UNIT = re.compile(rf"(?P<body>.*[\w}})\]])\s*{_TEXT}(?:{_POWER})?", re.DOTALL)
-_BARE_UNIT = re.compile(
-    rf"(?P<body>.*[\d}})])\s*((?:(?:square|sq\.?|cubic)\s+)?(?:{'|'.join(_LONG_UNITS)}))"
-    rf"\.?(?:{_POWER})?",
-    re.DOTALL | re.IGNORECASE,
-)
-# Words behind a number that are no unit of the list, as in "7 apples".
-_THINGS = re.compile(
-    r"(?P<body>.*[\d}])\s+(?!(?:sqrt|times|dozen)\b)[a-z]{3,}(?: [a-z]+){,2}"
-)
-_LARGE = re.compile(r"(?:hundred|thousand|[mb]illion|squared|cubed|factorial)\b")
-_BASE = re.compile(r"(?P<body>-?[0-9][0-9A-Z]*)_\s*(?:\{\s*(\w+)\s*\}|(\d))")
-_VARIABLE = r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?"
-_NAME = re.compile(
-    rf"([A-Za-z]'?(?:_\{{?\w+\}}?)?|\\[a-z]+|[A-Za-z]\([A-Za-z]\)|[A-Z]{{2,3}}"
-    r"|m?\s*\\angle\s*[A-Z]{1,3}|\\overline\{[A-Z]{2}\}"
-    rf"|\({_VARIABLE}(?:[,;]\s*{_VARIABLE})+\))\s*"
-    r"(?:=|\\in(?![a-z])|\\approx(?![a-z])|≈)\s*([^=]+)"
-)
-
-_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)"
-_NUMBER = re.compile(rf"[+-]?\s*(?:{_DECIMAL}|\d{{1,3}}(?: \d{{3}})+)")
-_RATIO = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?P<whole>\d+\s|\d+(?=\\))?\s*"
-    rf"(?:\\frac\{{(?P<up>[+-]?{_DECIMAL})\}}\{{(?P<down>[+-]?{_DECIMAL})\}}"
-    rf"|(?P<left>{_DECIMAL})/(?P<right>{_DECIMAL}))"
-)
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _LONGEST = 400  # characters; a longer text is no final answer, unless the gold is long
 _MOST_ITEMS = 24  # of a list
-_SHORT_WORDS = frozenset("no on yes odd all one two six ten".split())
 _HEADING = re.compile(
     r"(?i).*:|.*\b(?:solution|step|method|case|proof|part|approach|note|answer)s?\b.*"
 )
-
-
-class _Answer(NamedTuple):
-    name: str  # of the variable in "x = 5"; else ""
-    body: str  # the value itself
-    unit: str  # after the value; else ""
-    words: bool  # the answer is text, not mathematics
 
 
 def extract(text: str) -> str | None:
@@ -159,16 +82,20 @@ def _readings(text: str) -> list[list[str]]:
     A comma between digits separates the groups of a number only if three digits follow
     each, no blank stands beside it, and no bracket is around it.
     """
-    text = _notation(text)
+    text = typesetting.notation(text)
     inner = re.fullmatch(r"\\\{(.*)\\\}", text, re.DOTALL)
     if inner and _is_list(inner[1]):
         text = inner[1]
-    words = re.fullmatch(_TEXT, text)
+    words = re.fullmatch(typesetting.TEXT, text)
     if words and re.fullmatch(r"\s*\w{1,3}(?:\s*[,;]\s*\w{1,3})+\s*", words[1]):
         text = words[1]  # the names of several choices
     apart = _split(text)
     joined = _split(_without_commas(text))
-    readings = [apart] if apart == joined else [joined, apart]
+    groups = _THOUSANDS.findall(text)
+    if apart == joined or any(",0" in group for group in groups):  # 070 is no item
+        readings = [joined]
+    else:
+        readings = [joined, apart]
     return [
         [part for item in items for part in _both_signs(item)] for items in readings
     ]
@@ -176,7 +103,9 @@ def _readings(text: str) -> list[list[str]]:
 
 def _is_list(text: str) -> bool:
     """Whether what stands in braces are the members of a set: no condition, no set."""
-    return text.strip() != "" and not re.search(r"[|:]|\\mid|\\[{}]", text)
+    return text.strip() != "" and not re.search(
+        r"[|:∅]|\\mid|\\[{}]|\\emptyset|\\varnothing", text
+    )
 
 
 def _depths(text: str) -> list[int]:
@@ -224,20 +153,36 @@ def _both_signs(item: str) -> list[str]:
 def _same_list(ours: list[str], golds: list[str]) -> bool:
     if max(len(ours), len(golds)) > _MOST_ITEMS:
         return [*map(str.strip, ours)] == [*map(str.strip, golds)]
-    left, right = ([_parse(item) for item in items] for items in (ours, golds))
+    left, right = (
+        [typesetting.parse(item) for item in items] for items in (ours, golds)
+    )
     if not all(item.body for item in left + right):
         return False
     if len(left) == len(right):
         return values.same_items(left, right, _same)
     if 1 not in (len(left), len(right)):
         return False
-    return _same_conditions(left, right)
+    return _same_point(left, right) or _same_conditions(left, right)
 
 
-def _same_conditions(left: list[_Answer], right: list[_Answer]) -> bool:
+def _same_point(left: list[Item], right: list[Item]) -> bool:
+    """Whether a point is given by its coordinates: "x = 1, y = 2" for (1, 2)."""
+    several, (one,) = (left, right) if len(right) == 1 else (right, left)
+    names = [item.name for item in several]
+    point = _formula(one.body)
+    if "" in names or len({*names}) < len(names) or point is None:
+        return False
+    several = sorted(several, key=lambda item: item.name)
+    if one.name and re.split("[,;]", one.name.strip("()")) != sorted(names):
+        return False
+    text = ",".join(item.body for item in several)
+    return _same_formula(f"({text})", one.body)
+
+
+def _same_conditions(left: list[Item], right: list[Item]) -> bool:
     """Whether a set of numbers is given by several relations: "x < 1 or x > 3"."""
     several, (one,) = (left, right) if len(right) == 1 else (right, left)
-    read = [_formula(_equation(item)) for item in several]
+    read = [_formula(typesetting.equation(item)) for item in several]
     other = _formula(one.body)
     if other is None or any(item is None or item[0] != "relation" for item in read):
         return False
@@ -254,7 +199,7 @@ def _same_conditions(left: list[_Answer], right: list[_Answer]) -> bool:
 # Items.
 
 
-def _same(ours: _Answer, gold: _Answer) -> bool:
+def _same(ours: Item, gold: Item) -> bool:
     """Says whether two items mean the same."""
     if ours.unit and gold.unit and ours.unit != gold.unit:
         return False
@@ -266,10 +211,10 @@ def _same(ours: _Answer, gold: _Answer) -> bool:
     if ours.name != gold.name and (
         (ours.name and gold.name) or "=" in ours.body + gold.body
     ):  # two equations in several variables, or in different ones
-        return _same_formula(_equation(ours), _equation(gold))
+        return _same_formula(typesetting.equation(ours), typesetting.equation(gold))
     if ours.body == gold.body:
         return True
-    mine, golds = _number(ours.body), _number(gold.body)
+    mine, golds = typesetting.number(ours.body), typesetting.number(gold.body)
     if mine is not None and golds is not None:
         return mine == golds or (
             ("percent" in (ours.unit, gold.unit) and ours.unit != gold.unit)
@@ -298,117 +243,3 @@ def _formula(text: str) -> formulas.Formula | None:
 
 def _digits(*texts: str) -> int:
     return 60 + 2 * sum(map(len, texts))
-
-
-def _notation(text: str) -> str:
-    """Brings different ways to typeset the same thing to one; ";" separates items."""
-    text = re.sub(r"(?<=\d)(?:\{,\}|,\\!|\\,|\\!)\s*(?=\d{3})", "", text)
-    text = re.sub(r"(?<![\\\d]),|(?<!\\),(?!\d)", ";", text)
-    money = r"\s*(?:\\\$|\$(?=[^$]*(?:\$[^$]*\$[^$]*)*$))\s*(?=[\d.])"
-    text = re.sub(rf"^{money}([\d.,]+)\s*\$?\s*$", r"\1\\text{dollars}", text)
-    text = text.replace("\\$", "").replace("$", "")
-    text = re.sub(r"^\s*\\[(\[](.*)\\[)\]]\s*$", r"\1", text, flags=re.DOTALL)
-    for mark, latex in (
-        *(("−", "-"), ("°", r"^\circ"), ("π", r"\pi "), ("∞", r"\infty ")),
-        *(("√", r"\sqrt"), ("\u200b", ""), ("\xa0", " "), ("ℝ", r"\mathbb{R}")),
-    ):
-        text = text.replace(mark, latex)
-    text = re.sub(r"(?<!\\)\\[,;:! ]|\\q?quad(?![a-z])|~", " ", text)
-    text = " ".join(text.split())
-    text = re.sub(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*", "", text)
-    text = re.sub(r"\\(?:displaystyle|limits)(?![a-z])", "", text)
-    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text)
-    text = re.sub(r"\\(?:mbox|mathrm|textbf|textrm|textit)(?![a-z])", r"\\text", text)
-    text = re.sub(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree", "", text)
-    text = re.sub(r"\\?%\s*\.?\s*$", r"\\text{percent}", text)
-    text = re.sub(r"\\?%", "", text)
-    text = re.sub(r"(?i)(?<![a-z])([ap])\.\s*m\b\.?", r"\1m", text)
-    text = re.sub(r"\\frac\s*(\d)", r"\\frac{\1}", text)
-    text = re.sub(r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}", text)
-    text = re.sub(r"\\sqrt\s*(\d)", r"\\sqrt{\1}", text)
-    text = re.sub(r"\\boxed(?![a-z])", "", text)
-    text = re.sub(r"^(?i:(?:the )?(?:final )?answer(?: is|:))\s*", "", text)
-    text = re.sub(r"^(?:\\approx|≈|=)\s*", "", text)
-    text = re.sub(
-        r"^(?i:(?:\\text\{)?all real(?:s| numbers)\}?)$", r"\\mathbb{R}", text
-    )
-    # Lists: "5 and 9", "5 \text{ or } 9" and "5,9" are the same.
-    joint = r"\\text\s*\{\s*[,;]?\s*(?:and|or)\s*\}|(?<![a-z\\])(?:and|or)(?![a-z])"
-    return re.sub(rf"\s*[,;]?\s*(?:{joint})\s*", ";", text).strip().rstrip(" .")
-
-
-def _unit(words: str, power: str | None) -> str:
-    """Names a unit so that different spellings of it agree."""
-    words = words.casefold().replace(".", "").strip()
-    prefix, _, rest = words.partition(" ")
-    if prefix in ("square", "sq", "cubic") and rest:
-        words, power = rest.strip(), "3" if prefix == "cubic" else "2"
-    return _UNITS[words] + (f"^{power}" if power else "") if words in _UNITS else ""
-
-
-def _parse(text: str) -> _Answer:
-    """Takes an item apart: name, value and unit."""
-    text = text.strip().rstrip(" .")
-    name, unit = "", ""
-    match = _NAME.fullmatch(text)
-    if match:
-        name, text = match[1], match[2]
-    whole = re.fullmatch(rf"\(?{_TEXT}\)?", text)
-    if whole:
-        text = whole[1].strip().rstrip(" .")
-    match = _TEXT_UNIT.fullmatch(text) or _BARE_UNIT.fullmatch(text)
-    if match and match["body"][-1] != "_" and re.search(r"\d", match["body"]):
-        text, unit = match["body"].strip(), _unit(match[2], match[3])
-    match = _THINGS.fullmatch(text)
-    if match and not _LARGE.search(text):
-        text = match["body"]
-    match = _BASE.fullmatch(text)
-    if match:
-        text, unit = match["body"], f"base {match[2] or match[3]}"
-    body = re.sub(_TEXT, r"\1", text)
-    body = re.sub(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])", "", body).rstrip(".")
-    body = re.sub(r"^\(([A-Z])\)$", r"\1", re.sub(r"\s+", " ", body))
-    words = bool(whole and re.search("[A-Za-z]", body)) or _is_words(body)
-    return _Answer(name, body, unit, words)
-
-
-def _is_words(body: str) -> bool:
-    """Whether letters are words, or names of points, and not a product of variables."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", body):
-        return False
-    plain = body.isalpha()
-    return (
-        not plain
-        or len(body) > 3
-        or (len(body) > 1 and body.isupper())
-        or body.casefold() in _SHORT_WORDS
-    )
-
-
-def _equation(answer: _Answer) -> str:
-    """Puts the name, if there is one, back in front of the value."""
-    return f"{answer.name}={answer.body}" if answer.name else answer.body
-
-
-def _number(body: str) -> Fraction | None:
-    """Reads an integer, a decimal, a fraction or a mixed number exactly."""
-    if len(body) > _LONGEST:
-        return None
-    match = _NUMBER.fullmatch(body)
-    if match:
-        return Fraction(re.sub(r"[, ]|\.$", "", body))
-    match = _RATIO.fullmatch(body)
-    if not match:
-        return None
-    upper, lower = (
-        Fraction(part.replace(",", "").rstrip("."))
-        for part in (match["up"] or match["left"], match["down"] or match["right"])
-    )
-    if lower == 0:
-        return None
-    value = upper / lower
-    if match["whole"]:
-        if not 0 < value < 1:  # a product, not a mixed number
-            return None
-        value += int(match["whole"])
-    return -value if match["sign"] == "-" else value

@@ -160,7 +160,7 @@ class _Reader:
                 parts.append(("inverse", self._factor()))
             elif self._ends():
                 return ("product", parts) if len(parts) > 1 else parts[0]
-            elif self.next[0] in "0123456789.":
+            elif self.next[0] in "0123456789." and self._tokens[self._at - 1] != "!":
                 raise NotAFormula("a number behind a factor")
             else:
                 parts.append(self._factor())
@@ -175,9 +175,13 @@ class _Reader:
     def _factor(self) -> Formula:
         sign = self.take() if self.next in ("+", "-") else "+"
         base = self._primary()
-        while self.next in ("^", "!"):
-            if self.take() == "!":
+        while self.next in ("^", "!", r"\degree"):
+            token = self.take()
+            if token == "!":
                 base = ("call", "factorial", base)
+            elif token == r"\degree":
+                whole = ("number", Fraction(180))
+                base = ("product", [base, ("constant", "pi"), ("inverse", whole)])
             else:
                 base = ("power", base, self._argument())
         return ("negative", base) if sign == "-" else base

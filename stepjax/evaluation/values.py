@@ -24,7 +24,7 @@ from stepjax.evaluation.real_sets import Interval
 
 _EXACT_BITS = 20_000  # of an exact power; larger ones are rounded
 _LARGEST_EXPONENT = 10**5  # of any power; towers of powers exceed it at once
-_LARGEST_FACTORIAL = 1000  # that is exact
+_LARGEST_FACTORIAL = 3000
 _POINTS = 4  # values that variables take
 _MOST_ITEMS = 24  # of two lists in any order
 
@@ -88,6 +88,8 @@ class _Comparison:
             return 1 in (len(rows[1]), len(rows[1][0])) and self._each(parts, items[2])
         if kinds == ("set", "set"):
             return same_items(one[1], other[1], self.equal)
+        if "sequence" in kinds and (ratio := _ratio(one) or _ratio(other)):
+            return self.equal(ratio, other if _ratio(one) else one)
         if "text" in kinds or "matrix" in kinds:
             return False
         sets = self._set(one), self._set(other)
@@ -229,7 +231,7 @@ class _Comparison:
             (degree,) = rest
             if not isinstance(degree, Fraction) or degree.denominator != 1:
                 return self._power(first, 1 / degree)
-            if not 1 <= degree <= _LARGEST_FACTORIAL:
+            if not 1 <= degree <= 1000:
                 raise NoValue("the degree of a root")
             exact = _exact_root(first, int(degree))
             return self._root(first, degree) if exact is None else exact
@@ -242,7 +244,7 @@ class _Comparison:
                 raise NoValue("an order of complex numbers")
             return (max if name == "max" else min)(numbers, key=self._rounded)
         if name in ("factorial", "binomial", "gcd", "lcm"):
-            return _whole(name, first, *rest)
+            return self._whole(name, first, *rest)
         first = self._rounded(first)
         if name == "log":
             return mp.log(first, self._rounded(rest[0]))
@@ -255,6 +257,22 @@ class _Comparison:
             raise NoValue(f"{name} of a number that is too large")
         names = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "abs": "fabs"}
         return getattr(mp, names.get(name, name))(first)
+
+    def _whole(self, name: str, *numbers: Any) -> Any:
+        """Returns a function of whole numbers; factorials also of other ones."""
+        counted = name in ("factorial", "binomial")
+        if counted and any(abs(number) > _LARGEST_FACTORIAL for number in numbers):
+            raise NoValue(f"{name} of a number that is too large")
+        if all(isinstance(n, Fraction) and n.denominator == 1 for n in numbers):
+            whole = [int(number) for number in numbers]
+            if not counted:
+                return Fraction(getattr(math, name)(*whole))
+            if min(whole) >= 0:
+                exact = math.factorial if name == "factorial" else math.comb
+                return Fraction(exact(*whole))
+        if not counted:
+            raise NoValue(f"{name} of numbers that are not whole")
+        return getattr(self._mp, name)(*map(self._rounded, numbers))
 
     # Sets of real numbers.
 
@@ -399,12 +417,8 @@ def _whole_root(value: int, degree: int) -> int | None:
     return low if low**degree == value else None
 
 
-def _whole(name: str, *numbers: Any) -> Fraction:
-    if not all(isinstance(n, Fraction) and n.denominator == 1 for n in numbers):
-        raise NoValue(f"{name} of a number that is not whole")
-    whole = [int(number) for number in numbers]
-    if name == "factorial" or name == "binomial":
-        if not all(0 <= number <= _LARGEST_FACTORIAL for number in whole):
-            raise NoValue(f"{name} of a number that is too large")
-        return Fraction((math.factorial if len(whole) == 1 else math.comb)(*whole))
-    return Fraction((math.gcd if name == "gcd" else math.lcm)(*whole))
+def _ratio(formula: Formula) -> Formula | None:
+    """Returns a ratio of two numbers, such as 2:3, as a quotient."""
+    if formula[:2] != ("sequence", ":") or len(formula[2]) != 2:
+        return None
+    return ("product", [formula[2][0], ("inverse", formula[2][1])])

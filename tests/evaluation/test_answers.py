@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 from stepjax import prompts
-from stepjax.evaluation import answers
+from stepjax.evaluation import answers, typesetting
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_any_text_gets_a_verdict(parts):
 
 def _items(text):
     """Whether a text has no empty item, so that it is an answer."""
-    return all(answers._parse(item).body for item in answers._readings(text)[0])
+    return all(typesetting.parse(item).body for item in answers._readings(text)[0])
 
 
 @pytest.mark.skipif(
