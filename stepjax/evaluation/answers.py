@@ -84,7 +84,8 @@ def _readings(text: str) -> list[list[str]]:
     """
     text = typesetting.notation(text)
     inner = re.fullmatch(r"\\\{(.*)\\\}", text, re.DOTALL)
-    if inner and _is_list(inner[1]):
+    is_set = bool(inner) and _is_list(inner[1])
+    if is_set:
         text = inner[1]
     words = re.fullmatch(typesetting.TEXT, text)
     if words and re.fullmatch(r"\s*\w{1,3}(?:\s*[,;]\s*\w{1,3})+\s*", words[1]):
@@ -96,9 +97,9 @@ def _readings(text: str) -> list[list[str]]:
         readings = [joined]
     else:
         readings = [joined, apart]
-    return [
-        [part for item in items for part in _both_signs(item)] for items in readings
-    ]
+    if is_set:  # each member counts once
+        readings = [[*dict.fromkeys(map(str.strip, items))] for items in readings]
+    return [[part for x in items for part in _both_signs(x)] for items in readings]
 
 
 def _is_list(text: str) -> bool:

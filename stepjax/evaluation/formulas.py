@@ -23,7 +23,7 @@ Formula = tuple[Any, ...]
 
 _DEEPEST = 40  # formulas inside of each other
 _TOKEN = re.compile(
-    r"\s+|(?P<token>\\begin\{[a-z]*matrix\}|\\end\{[a-z]*matrix\}"
+    r"\s+|(?P<token>\\begin\{[pbB]?(?:small)?matrix\}|\\end\{[pbB]?(?:small)?matrix\}"
     r"|\\text\{[^{}]*\}|\\overline\{[A-Z]+\}|\\math(?:bb|bf|cal)\{[A-Z]\}"
     r"|\d*\.?\d*\\(?:overline|dot)\{\d+\}(?<=\d\})|\d+(?:\.\d*)?|\.\d+"
     r"|\\[A-Za-z]+|\\.|[^\s])"
@@ -51,7 +51,8 @@ _CALLS = {
     for name in "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln exp "
     "max min gcd lcm".split()
 }
-_TIMES = ("*", r"\cdot", r"\times", "×", "·")
+_INVERTED = ("sin", "cos", "tan")  # sin^-1 is the inverse function
+_TIMES = ("*", r"\cdot", r"\times", r"\ast", "×", "·", "⋅")
 _OVER = ("/", r"\div", "÷")
 _CLOSING = {"(": ")", "[": "]", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _STOPS = frozenset(
@@ -321,6 +322,8 @@ class _Reader:
 
     def _call(self, name: str) -> Formula:
         exponent = self._argument() if self.accept("^") else None
+        if exponent == ("negative", ("number", Fraction(1))) and name in _INVERTED:
+            name, exponent = f"arc{name}", None
         if name in ("max", "min", "gcd", "lcm"):
             self.expect("(")
             items, _ = self._items((")",))

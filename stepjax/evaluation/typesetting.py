@@ -5,6 +5,7 @@ body and a unit.
 """
 
 import re
+import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _VARIABLE = r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?"
 _NAME = re.compile(
     rf"([A-Za-z]'?(?:_\{{?\w+\}}?)?|\\[a-z]+|[A-Za-z]\([A-Za-z]\)|[A-Z]{{2,3}}"
-    r"|m?\s*\\angle\s*[A-Z]{1,3}|\\overline\{[A-Z]{2}\}"
+    r"|m?\s*\\angle\s*[A-Z]{1,3}|\\overline\{[A-Z]{2}\}|\|[a-z]\|"
     rf"|\({_VARIABLE}(?:[,;]\s*{_VARIABLE})+\))\s*"
     r"(?:=|\\in(?![a-z])|\\approx(?![a-z])|≈)\s*([^=]+)"
 )
@@ -82,6 +83,13 @@ _RATIO = re.compile(
     rf"(?:\\frac\{{(?P<up>[+-]?{_DECIMAL})\}}\{{(?P<down>[+-]?{_DECIMAL})\}}"
     rf"|(?P<left>{_DECIMAL})/(?P<right>{_DECIMAL}))"
 )
+_FRACTIONS = {
+    sign: f"\\frac{{{unicodedata.normalize('NFKC', sign)[0]}}}"
+    f"{{{unicodedata.normalize('NFKC', sign)[2:]}}}"
+    for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+}
+_POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_NAMES = "arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log|sqrt|pi"
 _SHORT_WORDS = frozenset("no on yes odd all one two six ten".split())
 _LONGEST = 400  # characters of a number
 
@@ -104,6 +112,7 @@ class Item(NamedTuple):
 
 def notation(text: str) -> str:
     """Brings different ways to typeset the same thing to one; ";" separates items."""
+    text = re.sub(r"^\s*\*\*(.*)\*\*\s*$", r"\1", text, flags=re.DOTALL)
     text = re.sub(r"(?<=\d)(?:\{,\}|,\\!|\\,|\\!)\s*(?=\d{3})", "", text)
     text = re.sub(r"(?<![\\\d]),|(?<!\\),(?!\d)", ";", text)
     money = r"\s*(?:\\\$|\$(?=[^$]*(?:\$[^$]*\$[^$]*)*$))\s*(?=[\d.])"
@@ -113,6 +122,19 @@ def notation(text: str) -> str:
     text = re.sub(r"\\(?:text)?color\s*\{[^{}]*\}", "", text)
     text = re.sub(r"^\s*\\text\s*\{[^{}]*\banswer\b[^{}]*\}", "", text)
     text = re.sub(r"\\(?:math(?:bf|it|sf|tt)|boldsymbol|bm)(?![a-z])", "", text)
+    text = re.sub(r"\\mathrm\s*\{([a-zA-Z])\}", r"\1", text)
+    text = re.sub(rf"\\operatorname\s*\{{({_NAMES})\}}", r"\\\1 ", text)
+    text = re.sub(r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\^\s*\{?\s*\\prime\s*\}?", "'", text)
+    text = re.sub(r"\\[lr]angle(?![a-z])", _bracket, text)
+    rows = r"\\begin\{array\}\{[^{}]*\}(.*?)\\end\{array\}"
+    array = rf"(?:\\left)?[(\[]\s*{rows}\s*(?:\\right)?[)\]]"
+    text = re.sub(array, r"\\begin{pmatrix}\1\\end{pmatrix}", text, flags=re.DOTALL)
+    text = re.sub("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]", lambda found: _FRACTIONS[found[0]], text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda x: f"^{{{x[0].translate(_POWERS)}}}", text)
+    text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<![\\a-zA-Z])(?:pi)(?![a-zA-Z])", r"\\pi ", text)
+    text = re.sub(r"(?<=[)\]}])\s*U\s*(?=[(\[\\])", r"\\cup ", text)
     text = re.sub(r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}", text)
     number, power = r"(?<![\w.])(\d+(?:\.\d+)?)", r"([+-]?\d{1,3})(?![\w.^])"
     text = re.sub(rf"{number}[eE]{power}", r"\1\\cdot10^{\2}", text)
@@ -125,12 +147,12 @@ def notation(text: str) -> str:
         text = text.replace(mark, latex)
     text = re.sub(r"(?<!\\)\\[,;:! ]|\\q?quad(?![a-z])|~", " ", text)
     text = " ".join(text.split())
-    text = re.sub(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*", "", text)
+    text = re.sub(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\s*", "", text)
     text = re.sub(r"\\(?:displaystyle|limits)(?![a-z])", "", text)
     text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text)
     text = re.sub(r"\\(?:mbox|mathrm|textbf|textrm|textit)(?![a-z])", r"\\text", text)
-    degree = r"\\degree " if _TRIGONOMETRY.search(text) else ""
-    text = re.sub(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree", degree, text)
+    degree = r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\s*\\degree(?![a-z])"
+    text = re.sub(degree, r"\\degree ", text)
     text = re.sub(r"\\?%\s*\.?\s*$", r"\\text{percent}", text)
     text = re.sub(r"\\?%", "", text)
     text = re.sub(r"(?i)(?<![a-z])([ap])\.\s*m\b\.?", r"\1m", text)
@@ -150,6 +172,15 @@ def notation(text: str) -> str:
     return re.sub(rf"\s*[,;]?\s*(?:{joint})\s*", ";", text).strip().rstrip(" .")
 
 
+def _bracket(found: re.Match) -> str:
+    return "(" if found[0][1] == "l" else ")"
+
+
+def _without_choice(found: re.Match) -> str:
+    """Takes the letter of a choice away that stands before its value."""
+    return "" if re.fullmatch(r"\s*\([A-E]\)\s*", found[1]) else found[0]
+
+
 def _unit(words: str, power: str | None) -> str:
     """Names a unit so that different spellings of it agree."""
     words = words.casefold().replace(".", "").strip()
@@ -167,6 +198,11 @@ def parse(text: str) -> Item:
     """Takes an item apart: name, value and unit."""
     text = text.strip().rstrip(" .")
     name, unit = "", ""
+    if not _TRIGONOMETRY.search(text):
+        unit = "degree" if text.endswith(r"\degree") else ""
+        text = text.replace(r"\degree ", "").replace(r"\degree", "")
+    text = re.sub(rf"^(?:{TEXT})\s*(?=[^\s])", _without_choice, text)
+    text = re.sub(r"^\](?=.*[,;])", "(", re.sub(r"(?<=\w)\[$", ")", text))
     match = _NAME.fullmatch(text)
     if match:
         name, text = match[1], match[2]

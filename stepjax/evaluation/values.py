@@ -75,6 +75,7 @@ class _Comparison:
         self._close = context.mpf(10) ** -(context.dps * 6 // 10)
 
     def equal(self, one: Formula, other: Formula) -> bool:
+        one, other = _spread(one), _spread(other)
         kinds = one[0], other[0]
         if kinds == ("sequence", "sequence"):
             return one[1::2] == other[1::2] and self._each(one[2], other[2])
@@ -415,6 +416,20 @@ def _whole_root(value: int, degree: int) -> int | None:
         else:
             high = middle
     return low if low**degree == value else None
+
+
+def _spread(formula: Formula) -> Formula:
+    """Returns numbers times a matrix as one matrix."""
+    if formula[0] == "negative" and formula[1][0] in ("matrix", "product"):
+        formula = ("product", [("number", Fraction(-1)), formula[1]])
+    if formula[0] != "product":
+        return formula
+    matrices = [part for part in formula[1] if part[0] == "matrix"]
+    if len(matrices) != 1:
+        return formula
+    rest = [part for part in formula[1] if part[0] != "matrix"]
+    rows = [[("product", [*rest, x]) for x in row] for row in matrices[0][1]]
+    return ("matrix", rows)
 
 
 def _ratio(formula: Formula) -> Formula | None:
