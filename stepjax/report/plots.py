@@ -1,0 +1,162 @@
+"""Plots of the page, as SVG that is written into it.
+
+matplotlib draws them: it is there anyway, and one plot takes 10 to 20 kB, where a
+library that draws in the browser would add megabytes to each page. Colours are
+variables of the page's style sheet, so plots follow its light and its dark theme.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Colours that are drawn → variables of page.css.
+_INK, _FAINT, _PAPER = "#010101", "#020202", "#030303"
+_SERIES = ("#040404", "#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a")
+_VARIABLES = {_INK: "--ink", _FAINT: "--line", _PAPER: "--paper"}
+_VARIABLES |= {colour: f"--c{n}" for n, colour in enumerate(_SERIES, 1)}
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the font of the page
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.parse_math": False,  # names of files may hold $
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+}
+
+
+class Series(NamedTuple):
+    """One curve over the numbers of the models.
+
+    Attributes:
+      name: for the legend.
+      points: (number of the model, value).
+      intervals: (low, high) of each point; () draws none.
+      published: drawn as a dashed grey line, for the paper's figures.
+    """
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    intervals: Sequence[tuple[float, float]] = ()
+    published: bool = False
+
+
+def lines(curves: Sequence[Series], label: str, *, note: str = "") -> str:
+    """Returns curves over the models as SVG; "" where there is no point.
+
+    Args:
+      curves: those without points are left out.
+      label: of the vertical axis.
+      note: what the plot shows, for readers who do not see it.
+    """
+    curves = [curve for curve in curves if curve.points]
+    if not curves:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.3, 2.9), layout="constrained")
+        axes = figure.subplots()
+        measured = [curve for curve in curves if not curve.published]
+        for curve in curves:
+            numbers, values = zip(*curve.points, strict=True)
+            if curve.published:
+                axes.plot(numbers, values, "--", color=_PAPER, label=curve.name)
+                continue
+            colour = _SERIES[measured.index(curve) % len(_SERIES)]
+            axes.plot(numbers, values, "o-", color=colour, label=curve.name)
+            if curve.intervals:
+                lows, highs = zip(*curve.intervals, strict=True)
+                axes.fill_between(numbers, lows, highs, color=colour, alpha=0.15, lw=0)
+        _models(axes, curves)
+        axes.set_ylabel(label)
+        _legend(figure, axes)
+        return _svg(figure, note or label)
+
+
+def bars(rows: Mapping[str, Mapping[str, float]], label: str, *, note: str = "") -> str:
+    """Returns stacked horizontal bars as SVG; "" without a row.
+
+    Args:
+      rows: name of a bar → name of a part → its length.
+      label: of the horizontal axis.
+      note: what the plot shows, for readers who do not see it.
+    """
+    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
+    if not parts:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        height = 1.2 + 0.3 * len(rows)
+        figure = Figure(figsize=(4.3, max(2.9, height)), layout="constrained")
+        axes = figure.subplots()
+        starts = dict.fromkeys(rows, 0.0)
+        for part, colour in zip(parts, _SERIES * 2, strict=False):
+            lengths = [row.get(part, 0.0) for row in rows.values()]
+            axes.barh(
+                *(list(rows), lengths, 0.6),
+                left=list(starts.values()),
+                color=colour,
+                label=part,
+            )
+            starts = {k: starts[k] + row.get(part, 0.0) for k, row in rows.items()}
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(label)
+        _legend(figure, axes)
+        return _svg(figure, note or label)
+
+
+def _models(axes, curves: Sequence[Series]) -> None:
+    """Names the models below the horizontal axis."""
+    numbers = sorted({number for curve in curves for number, _ in curve.points})
+    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+    axes.xaxis.set_major_formatter(lambda x, _: f"M{x:.0f}")
+    axes.set_xlim(numbers[0] - 0.3, numbers[-1] + 0.3)
+    axes.grid(axis="x", visible=False)
+
+
+def _legend(figure: Figure, axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        *(handles, names),
+        loc="outside upper left",
+        ncols=2,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )
+
+
+def _svg(figure: Figure, note: str) -> str:
+    """Returns a figure as an SVG element, the same each time that it is drawn."""
+    written = io.StringIO()
+    # Names of clip paths must differ between the plots of a page.
+    with matplotlib.rc_context({"svg.hashsalt": note}):
+        figure.savefig(
+            *(written,), format="svg", transparent=True, metadata={"Date": None}
+        )
+    text = written.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib)[^"]*"', "", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    name = note.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg", f'<svg role="img" aria-label="{name}"', 1).strip()
