@@ -95,7 +95,7 @@ def write(
         facts=_facts(results, settings or {}),
         sections=[part for part in sections if part[2]],
         tables=dict(
-            zip(("accuracy", "judge", "training", "costs"), measured, strict=True)
+            zip(("accuracy", "steps", "training", "costs"), measured, strict=True)
         ),
         sampled=charts.sampled_table(sampled),
         published=charts.published_tables(results, benchmarks),

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 from stepjax.evaluation import intervals, tables
 from stepjax.report import plots, published
-from stepjax.report.plots import Series
+from stepjax.report.plots import Plot, Series
+
+_PERCENT = (-2, 102)  # ends of an axis: points at 0 and 100 % are seen whole
+_PARTS = tuple(tables.STAGES.values())
 
 Results = Sequence[Mapping[str, Mapping[str, Any]]]  # of each model, `tables.results`
 
@@ -17,12 +20,12 @@ class Chart(NamedTuple):
 
     Attributes:
       title: above it.
-      svg: the plot.
+      plot: with its legend.
       text: below it, what to look for; "" for nothing.
     """
 
     title: str
-    svg: str
+    plot: Plot
     text: str
 
 
@@ -44,13 +47,42 @@ def accuracy(results: Results, benchmarks: Mapping[str, Results]) -> list[Chart]
         if not any(curve.points for curve in curves):
             continue
         paper = Series(f"paper, 7B, {of}", points, published=True)
-        svg = plots.lines([*curves, paper], "accuracy, %", note=f"Accuracy on {name}")
+        plot = plots.lines(
+            [*curves, paper], "accuracy, %", note=f"Accuracy on {name}", ends=_PERCENT
+        )
         title = "the run's own test" if name == "test" else name
         text = "Bands are 95 % intervals (Wilson)."
         if of not in published.BENCHMARKS:
             text += " The paper's curve is of other problems: compare shapes only."
-        charts.append(Chart(f"Accuracy: {title}", svg, text))
+        charts.append(Chart(f"Accuracy: {title}", plot, text))
+        if name == "test":
+            charts += _gains(found)
     return charts
+
+
+def _gains(results: Results) -> list[Chart]:
+    """Returns by how much each model is better than the one before."""
+    gains = [
+        (n, intervals.paired_gain(before["greedy"]["items"], now["greedy"]["items"]))
+        for n, (before, now) in enumerate(zip(results, results[1:], strict=False), 1)
+        if "greedy" in before and "greedy" in now
+    ]
+    if not gains:
+        return []
+    points = [(n, 100 * gain) for n, (gain, _, _) in gains]
+    ends = [(100 * low, 100 * high) for _, (_, low, high) in gains]
+    paper = published.curve("")[1]
+    rises = [
+        (n, now - before)
+        for (_, before), (n, now) in zip(paper, paper[1:], strict=False)
+    ]
+    curves = [
+        Series("this run, greedy", points, ends),
+        Series("paper, 7B, mean of six benchmarks", rises, published=True),
+    ]
+    plot = plots.lines(curves, "percentage points", note="Gain over the model before")
+    text = "The band is the 95 % interval for two models on the same problems."
+    return [Chart("Gain over the model before", plot, text)]
 
 
 def judging(results: Results, biases: Sequence[Mapping[str, tuple]]) -> list[Chart]:
@@ -90,7 +122,9 @@ def judging(results: Results, biases: Sequence[Mapping[str, tuple]]) -> list[Cha
         charts.append(
             Chart(
                 "What the judge leaves open",
-                plots.lines(undecided, "share, %", note="Ties, flips and circles"),
+                plots.lines(
+                    undecided, "share, %", note="Ties, flips, circles", ends=_PERCENT
+                ),
                 "Ties: searched steps without a preference. Flips: pairs whose winner "
                 "depends on the order. Circles: steps with at least three compared "
                 "candidates that beat each other in a circle.",
@@ -100,7 +134,9 @@ def judging(results: Results, biases: Sequence[Mapping[str, tuple]]) -> list[Cha
         charts.append(
             Chart(
                 "Bias of the judge",
-                plots.lines(biased, "share of calls, %", note="Bias of the judge"),
+                plots.lines(
+                    biased, "share of calls, %", note="Bias of the judge", ends=_PERCENT
+                ),
                 "50 % is no bias by position. A longer step may deserve to win, so "
                 "look at the change over the models. Bands are 95 % intervals.",
             )
@@ -117,12 +153,14 @@ def steps(results: Results) -> list[Chart]:
     return [
         Chart(
             "Steps per solution",
-            plots.lines([number], "steps", note="Steps per greedy solution"),
+            plots.lines(
+                [number], "steps", note="Steps per greedy solution", ends=(0, None)
+            ),
             published.STEPS,
         ),
         Chart(
             "Tokens per step",
-            plots.lines([length], "tokens", note="Tokens per step"),
+            plots.lines([length], "tokens", note="Tokens per step", ends=(0, None)),
             "Of greedy solutions of the run's own test.",
         ),
     ]
@@ -140,7 +178,24 @@ def training(results: Results) -> list[Chart]:
     drift = Series("KL", _points(results, "training", "kl", 1))
     if not drift.points:
         return []
-    return [
+    quality = [
+        Series(name, _points(results, "training", f"pairs_{key}"))
+        for key, name in (
+            ("right", "right over wrong"),
+            ("reversed", "wrong over right"),
+            ("both_right", "both right"),
+            ("both_wrong", "both wrong"),
+        )
+    ]
+    known = [
+        Chart(
+            "What the pairs are worth",
+            plots.lines(quality, "pairs, %", note="Quality of pairs", ends=_PERCENT),
+            "Chosen and rejected steps of the same pairs, by the gold of the world.",
+        )
+        for _ in quality[0].points[:1]
+    ]
+    return known + [
         Chart(
             "Log-probability of a step",
             plots.lines(sides, "nats per step", note="Log-probabilities of steps"),
@@ -149,7 +204,12 @@ def training(results: Results) -> list[Chart]:
         ),
         Chart(
             "KL divergence",
-            plots.lines([drift], "nats per token", note="KL divergence per token"),
+            plots.lines(
+                [drift],
+                "nats per token",
+                note="KL divergence per token",
+                ends=(0, None),
+            ),
             "How far one iteration moved the model, on the chosen and rejected steps.",
         ),
     ]
@@ -177,12 +237,12 @@ def costs(results: Results, sampled: Sequence[Mapping[str, Mapping]]) -> list[Ch
     return [
         Chart(
             "Time",
-            plots.bars(seconds, "seconds", note="Seconds of each stage"),
+            plots.bars(seconds, _PARTS, "seconds", note="Seconds of each stage"),
             "Compilation included.",
         ),
         Chart(
             "Tokens sampled",
-            plots.bars(tokens, "tokens", note="Tokens sampled in each stage"),
+            plots.bars(tokens, _PARTS, "tokens", note="Tokens sampled in each stage"),
             "Greedy solutions and candidate steps. Judgments are kept as texts; their "
             "tokens are not counted here.",
         ),
@@ -193,7 +253,10 @@ def sampled_table(sampled: Sequence[Mapping[str, Mapping]]) -> list[dict[str, st
     """Returns what each stage sampled, as a table: tokens, samples and judgments."""
     return [
         {"model": f"M{number}", "stage": tables.STAGES[part]}
-        | {name: f"{count:,}" for name, count in counts.items()}
+        | {
+            name: f"{counts[name]:,}" if name in counts else "-"
+            for name in ("tokens", "samples", "judgments")
+        }
         for number, parts in enumerate(sampled)
         for part, counts in parts.items()
     ]

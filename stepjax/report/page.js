@@ -197,7 +197,7 @@ function droppedExpansions(expansions) {
 function drawExpansion(expansion, isDropped) {
   const [label, text] = ACTIONS[expansion.action];
   const single = expansion.candidates.length === 1 && expansion.action !== "pair";
-  const title = make("h3", null, "Step " + expansion.step, make("small", null, "attempt " + expansion.attempt), make("span", { class: "tag" + (expansion.action === "pair" ? " good" : "") }, single ? "one candidate" : label), expansion.flips ? make("span", { class: "tag" }, count(expansion.flips, "flip")) : null, isDropped ? make("span", { class: "tag bad" }, "dropped later") : null);
+  const title = make("h3", null, "Step " + expansion.step, make("small", null, "attempt " + expansion.attempt), make("span", { class: "tag" + (expansion.action === "pair" ? " chosen" : "") }, single ? "one candidate" : label), expansion.flips ? make("span", { class: "tag" }, count(expansion.flips, "flip")) : null, isDropped ? make("span", { class: "tag rejected" }, "dropped later") : null);
   const note = single && expansion.action === "append" ? "All samples agree, so there is nothing to compare." : text;
   const candidates = make("div", null, expansion.candidates.map((candidate, i) => drawCandidate(expansion, candidate, i)));
   const calls = make("div", { class: "calls" });
@@ -233,7 +233,7 @@ function drawCandidate(expansion, candidate, i) {
       make(
         "p",
         { class: "line" },
-        isBest ? make("span", { class: "tag good" }, pair ? "chosen" : "kept") : isWorst ? make("span", { class: "tag bad" }, "rejected") : null,
+        isBest ? make("span", { class: "tag chosen" }, pair ? "chosen" : "kept") : isWorst ? make("span", { class: "tag rejected" }, "rejected") : null,
         right(candidate.right),
         make("span", { title: "how often it was sampled" }, "×" + candidate.count),
         make("span", null, score === null ? "no score" : "score " + score),
@@ -281,7 +281,7 @@ function drawMatrix(expansion, calls) {
   if (best !== null && worst !== null && buttons.has(best + "," + worst)) select(best, worst);
   else if (best !== null && worst !== null && buttons.has(worst + "," + best)) select(worst, best);
   else select(first[0], first[1]);
-  return make("div", { class: "matrix" }, make("h4", null, "Winner of each call"), table, make("p", null, "Row: shown first. Column: shown second. Green: the first one won, red: the second one. Dashed: flips with the order. Press a cell for its explanations."));
+  return make("div", { class: "matrix" }, make("h4", null, "Winner of each call"), table, make("p", null, "Row: shown first. Column: shown second. Blue: the first one won, orange: the second one. Dashed: flips with the order. Press a cell for its explanations."));
 }
 
 function drawCall([a, b, side, response]) {

@@ -23,7 +23,7 @@ _VARIABLES |= {colour: f"--c{n}" for n, colour in enumerate(_SERIES, 1)}
 _STYLE = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 9.5,
     "text.parse_math": False,  # names of files may hold $
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -45,6 +45,18 @@ _STYLE = {
 }
 
 
+class Plot(NamedTuple):
+    """A drawn plot; the page writes the legend, which has room to break its lines.
+
+    Attributes:
+      svg: an SVG element.
+      legend: (name, variable of page.css with its colour) of each series.
+    """
+
+    svg: str
+    legend: list[tuple[str, str]]
+
+
 class Series(NamedTuple):
     """One curve over the numbers of the models.
 
@@ -61,67 +73,82 @@ class Series(NamedTuple):
     published: bool = False
 
 
-def lines(curves: Sequence[Series], label: str, *, note: str = "") -> str:
-    """Returns curves over the models as SVG; "" where there is no point.
+def lines(
+    curves: Sequence[Series],
+    label: str,
+    *,
+    note: str,
+    ends: tuple[float | None, float | None] = (None, None),
+) -> Plot:
+    """Returns curves over the models.
 
     Args:
-      curves: those without points are left out.
+      curves: those without points are left out; at least one has points.
       label: of the vertical axis.
       note: what the plot shows, for readers who do not see it.
+      ends: of the vertical axis; None lets the points decide.
     """
-    curves = [curve for curve in curves if curve.points]
-    if not curves:
-        return ""
+    curves, legend = [curve for curve in curves if curve.points], []
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.3, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.3, 2.5), layout="constrained")
         axes = figure.subplots()
         measured = [curve for curve in curves if not curve.published]
         for curve in curves:
             numbers, values = zip(*curve.points, strict=True)
             if curve.published:
-                axes.plot(numbers, values, "--", color=_PAPER, label=curve.name)
+                axes.plot(numbers, values, "--", color=_PAPER)
+                legend.append((curve.name, _VARIABLES[_PAPER]))
                 continue
             colour = _SERIES[measured.index(curve) % len(_SERIES)]
-            axes.plot(numbers, values, "o-", color=colour, label=curve.name)
+            legend.append((curve.name, _VARIABLES[colour]))
+            axes.plot(numbers, values, "o-", color=colour)
             if curve.intervals:
                 lows, highs = zip(*curve.intervals, strict=True)
                 axes.fill_between(numbers, lows, highs, color=colour, alpha=0.15, lw=0)
         _models(axes, curves)
         axes.set_ylabel(label)
-        _legend(figure, axes)
-        return _svg(figure, note or label)
+        axes.set_ylim(*ends)
+        return Plot(_svg(figure, note), legend)
 
 
-def bars(rows: Mapping[str, Mapping[str, float]], label: str, *, note: str = "") -> str:
-    """Returns stacked horizontal bars as SVG; "" without a row.
+def bars(
+    rows: Mapping[str, Mapping[str, float]],
+    parts: Sequence[str],
+    label: str,
+    *,
+    note: str,
+) -> Plot:
+    """Returns stacked horizontal bars.
 
     Args:
       rows: name of a bar → name of a part → its length.
+      parts: all parts that there may be, in their order; at most seven. A part has the
+        same colour in all plots.
       label: of the horizontal axis.
       note: what the plot shows, for readers who do not see it.
     """
-    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
-    if not parts:
-        return ""
     with matplotlib.rc_context(_STYLE):
-        height = 1.2 + 0.3 * len(rows)
-        figure = Figure(figsize=(4.3, max(2.9, height)), layout="constrained")
+        height = 0.6 + 0.3 * len(rows)
+        figure = Figure(figsize=(4.3, max(2.5, height)), layout="constrained")
         axes = figure.subplots()
-        starts = dict.fromkeys(rows, 0.0)
-        for part, colour in zip(parts, _SERIES * 2, strict=False):
+        starts, legend = dict.fromkeys(rows, 0.0), []
+        for part, colour in zip(parts, _SERIES, strict=False):
+            if not any(part in row for row in rows.values()):
+                continue
+            legend.append((part, _VARIABLES[colour]))
             lengths = [row.get(part, 0.0) for row in rows.values()]
             axes.barh(
                 *(list(rows), lengths, 0.6),
                 left=list(starts.values()),
                 color=colour,
-                label=part,
             )
             starts = {k: starts[k] + row.get(part, 0.0) for k, row in rows.items()}
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(label)
-        _legend(figure, axes)
-        return _svg(figure, note or label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        return Plot(_svg(figure, note), legend)
 
 
 def _models(axes, curves: Sequence[Series]) -> None:
@@ -131,17 +158,6 @@ def _models(axes, curves: Sequence[Series]) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"M{x:.0f}")
     axes.set_xlim(numbers[0] - 0.3, numbers[-1] + 0.3)
     axes.grid(axis="x", visible=False)
-
-
-def _legend(figure: Figure, axes) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(
-        *(handles, names),
-        loc="outside upper left",
-        ncols=2,
-        handlelength=1.6,
-        columnspacing=1.2,
-    )
 
 
 def _svg(figure: Figure, note: str) -> str:
