@@ -109,7 +109,8 @@ def write(
     path = workdir / "report" / "index.html"
     files.make_folder(path.parent)
     with files.replacing(path) as file:
-        file.write(text)
+        # A lone surrogate, which a broken text may hold, has no UTF-8.
+        file.write(text.encode("utf-8", "replace").decode("utf-8"))
     return Written(path, sum(len(source.rows) for source in sources), packed.left_out)
 
 

@@ -179,6 +179,7 @@ function drawProblem(row) {
   const head = make("div", { class: "asked" }, make("h2", null, row.id), make("p", { class: "text" }, row.problem), make("p", { class: "line" }, facts));
   const dropped = droppedExpansions(row.expansions);
   const steps = row.expansions.map((expansion, i) => drawExpansion(expansion, dropped.has(i)));
+  for (const hint of steps.flatMap((step) => [...step.querySelectorAll(".matrix p")]).slice(1)) hint.remove();
   const solution = make("section", { class: "step" }, make("h3", null, "Kept solution"), make("p", { class: "text" }, row.kept.length ? row.kept.join("\n") : "Nothing was kept."));
   return [head, ...steps, solution];
 }
@@ -237,7 +238,7 @@ function drawCandidate(expansion, candidate, i) {
         right(candidate.right),
         make("span", { title: "how often it was sampled" }, "×" + candidate.count),
         make("span", null, score === null ? "no score" : "score " + score),
-        make("span", { title: "log-probability of the step, in nats" }, "logp " + candidate.logp.toFixed(2)),
+        make("span", { title: "log-probability of the step, in nats" }, "logp " + (candidate.logp === null ? "not finite" : candidate.logp.toFixed(2))),
         make("span", null, count(candidate.tokens, "token")),
         candidate.ends ? make("span", null, "ends the solution") : null,
       ),
@@ -313,12 +314,20 @@ function open() {
   $("to-searches").classList.toggle("on", isSearches);
   $("to-overview").classList.toggle("on", !isSearches);
   if (!isSearches || !sources.length) return;
-  const [model, problems, id] = parts.map(decodeURIComponent);
+  const [model, problems, id] = parts.map(decoded);
   const next = sources.find((s) => s.model === model && s.problems === problems) || source || sources[0];
   $("source").value = String(sources.indexOf(next));
   chooseSource(next);
   const keep = id === undefined ? shown[at] : next.columns.id.indexOf(id);
   applyFilters(keep);
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // an address that somebody typed
+  }
 }
 
 function onKey(event) {

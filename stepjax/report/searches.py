@@ -9,6 +9,7 @@ looked at. As base64 they can hold no text that a browser would take for HTML.
 import base64
 import gzip
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,13 +20,17 @@ from stepjax.trajectory import Expansion, State
 CHUNK = 40  # problems that are unpacked together
 _HEAD = 140  # characters of a problem in the list
 
-# What a page may leave out so that it stays below its size, least harmful first: as
-# words for the page, most characters of a text, and whether only the calls between
-# chosen and rejected candidates keep their explanation.
+# What a page may leave out so that it stays below its size, least harmful first: words
+# for the page, and the most characters of a text. From the second one on, only the
+# calls between a chosen and a rejected candidate keep their explanation.
+_OTHERS = "explanations of other comparisons than chosen against rejected"
 _LEVELS = (
-    ("", None, False),
-    ("explanations of other comparisons than chosen against rejected", None, True),
-    ("the same, and the ends of texts beyond 1,000 characters", 1000, True),
+    ("", None),
+    (_OTHERS, 1 << 30),
+    *(
+        (f"{_OTHERS}, and the ends of texts beyond {n} characters", n)
+        for n in (1000, 400, 200)
+    ),
 )
 
 
@@ -108,7 +113,9 @@ def _of_expansion(
             {
                 "text": candidate.text,
                 "count": candidate.count,
-                "logp": round(candidate.logp, 2),
+                "logp": round(candidate.logp, 2)
+                if math.isfinite(candidate.logp)
+                else None,
                 "tokens": len(candidate.ids),
                 "ends": candidate.finished,
                 "right": is_right(problem, kept, candidate.text) if is_right else None,
@@ -168,15 +175,15 @@ def pack(sources: Sequence[Source], most: int) -> Packed:
       sources: the searches.
       most: bytes of what is written.
     """
-    share = 1.0
-    for words, longest, only_ends in _LEVELS:
-        packed = _packed(sources, words, longest, only_ends, share)
+    for words, longest in _LEVELS:
+        packed = _packed(sources, words, longest)
         if _size(packed) <= most:
             return packed
+    share = 1.0
     while _size(packed) > most and share > 1e-4:
         share *= min(0.9, 0.97 * most / _size(packed))
-        words = f"{_LEVELS[-1][0]}, and {100 * (1 - share):.0f} % of the problems"
-        packed = _packed(sources, words, longest, only_ends, share)
+        lost = f"{words}, and {100 * (1 - share):.0f} % of the problems"
+        packed = _packed(sources, lost, longest, share)
     return packed
 
 
@@ -188,8 +195,7 @@ def _packed(
     sources: Sequence[Source],
     words: str,
     longest: int | None,
-    only_ends: bool,
-    share: float,
+    share: float = 1.0,
 ) -> Packed:
     rows, index = [], []
     for source in sources:
@@ -203,16 +209,14 @@ def _packed(
                 "columns": {k: [c[k] for c in columns] for k in columns[0]},
             }
         )
-        rows += [_reduced(row, longest, only_ends) for row in cut]
+        rows += [_reduced(row, longest) for row in cut]
     parts = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
     return Packed(compressed(index), [compressed(part) for part in parts], words)
 
 
-def _reduced(
-    row: dict[str, Any], longest: int | None, only_ends: bool
-) -> dict[str, Any]:
+def _reduced(row: dict[str, Any], longest: int | None) -> dict[str, Any]:
     """Returns a row without the texts that a level leaves out."""
-    if not only_ends:
+    if longest is None:
         return row
 
     def text(value: str) -> str:
@@ -223,8 +227,6 @@ def _reduced(
         is_shown = a == b or {a, b} == {e["best"], e["worst"]}
         return [a, b, winner, text(response) if is_shown else None]
 
-    if longest is None:
-        longest = 1 << 30
     return row | {
         "problem": text(row["problem"]),
         "kept": list(map(text, row["kept"])),
