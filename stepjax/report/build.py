@@ -44,7 +44,6 @@ def write(
     is_right: IsRight | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
-    most: int = MOST,
 ) -> Written:
     """Writes the page of a run, which may still be going on.
 
@@ -53,14 +52,11 @@ def write(
       is_right: gold of a world, which marks candidates as right or wrong; None where
         nothing is known about single steps.
       settings: of the run, as nested dictionaries; {} lists none.
-      most: bytes of the page.
 
     Raises:
-      ValueError: for a run in which no stage has been measured or searched, for a file
-        that has changed since it was written, or for too small a `most`.
+      ValueError: for a run in which no stage has been measured or searched, or for a
+        file that has changed since it was written.
     """
-    if most < 2 * _BESIDE:
-        raise ValueError(f"most={most}; expected at least {2 * _BESIDE} bytes.")
     models = _last(workdir)
     results = [tables.results(workdir, number) for number in range(models + 1)]
     if not any(results):
@@ -80,7 +76,7 @@ def write(
                 part = "search" if source.problems == "test" else "own_search"
                 counts[part] = _search_counts(states)
         sampled.append(counts)
-    packed = searches.pack(sources, most - _BESIDE)
+    packed = searches.pack(sources, MOST - _BESIDE)
     benchmarks = _benchmarks(workdir, models)
     sections = [
         ("Accuracy", "accuracy", charts.accuracy(results, benchmarks)),

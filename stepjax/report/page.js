@@ -210,8 +210,7 @@ function drawExpansion(expansion, isDropped) {
     { class: "step" + (isDropped ? " dropped" : "") },
     title,
     make("p", { class: "note" }, note),
-    make("div", { class: "both" }, candidates, matrix),
-    expansion.verdicts.length ? calls : null,
+    make("div", { class: expansion.verdicts.length ? "both" : "" }, candidates, expansion.verdicts.length ? make("div", { class: "judged" }, matrix, calls) : null),
     expansion.refused.map((refused) => make("details", { class: "refused" }, make("summary", null, count(refused.count, "sample") + " refused: " + refused.fault), make("p", { class: "text" }, refused.text))),
     expansion.candidates.length || expansion.refused.length ? null : make("p", { class: "refused" }, "No sample was a candidate."),
   );
