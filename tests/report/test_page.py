@@ -10,7 +10,9 @@ import hostile_run
 import pytest
 from hostile_run import IMAGE, SCRIPT
 
+from stepjax import records, trajectory
 from stepjax.report import build
+from stepjax.trajectory import Verdict
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
@@ -203,3 +205,22 @@ def test_a_list_of_hundreds_draws_only_what_is_seen(searches):
     searches.click("#rows li:has-text('more-199')")
     wait_for(searches, "more-199")
     assert searches.is_disabled("#next")
+
+
+def test_ratings_of_whole_solutions_are_listed(browser, tmp_path):
+    folder = hostile_run.make(tmp_path / "run")
+    rated = (Verdict(0, 0, "4", f"good {IMAGE}"), Verdict(1, 1, None, "no number"))
+    both = (hostile_run.candidate("0"), hostile_run.candidate("1"))
+    made = hostile_run.expansion(1, both, "", "pair", verdicts=rated)
+    row = trajectory.to_row(hostile_run.state("rated", "count", made))
+    records.write_jsonl(folder / "M1" / "search.jsonl", [row])
+    page = browser.new_page()
+    page.goto(f"{build.write(folder).path.as_uri()}#searches")
+    wait_for(page, "rated")
+    assert page.locator(".calls h4").all_text_contents() == [
+        "1: rating 4",
+        "2: rating not readable",
+    ]
+    assert page.text_content(".calls .text") == f"good {IMAGE}"
+    assert page.locator(".matrix").count() == 0
+    page.close()
