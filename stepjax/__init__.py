@@ -58,9 +58,10 @@ Beside the method; of the files above only main, iterate and ablate import these
                     tfds_files.py, tfds_builder.py: tensorflow-datasets
     worlds/         built-in worlds, whose gold is known: arithmetic.py,
                     arithmetic_data.py, arithmetic_srlm.py, arithmetic_teacher.py: made
-                    up; word_problems.py, equations.py, word_problems_judgments.py,
-                    word_problems_data.py, word_problems_numbers.py: problems
-                    with an equation
+                    up; division.py, division_data.py, division_srlm.py: made up, and
+                    all of it right; tokens.py: tokenizers; word_problems.py,
+                    equations.py, word_problems_judgments.py, word_problems_data.py,
+                    word_problems_numbers.py: problems with an equation
     run/            run.py: a run, what its stages share; rundir.py: its directory;
                     stage.py, manifest.py: finished stages and what they made;
                     standing.py: which were made from what is there; config_json.py,
@@ -68,8 +69,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     one command at a time; journal.py: unfinished work; redo.py: what
                     changed settings invalidate; ranges.py, rules.py: what each setting
                     may be, and several together; paths.py, missing_files.py, checks.py:
-                    early errors; prepare.py, data.py, more_questions.py: its
-                    data; base.py: M0, and the base of adapters;
+                    early errors; prepare.py, data.py, world_rows.py,
+                    more_questions.py: its data; base.py: M0, and the base of adapters;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; finetune.py: a phase of SFT;
                     reference_pass.py: log-probabilities before step-DPO; banner.py:

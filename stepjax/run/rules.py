@@ -299,6 +299,25 @@ def _controls(config: Any) -> Iterator[Rule]:
         "'comparisons' with data.world='word_problems', which makes no ratings",
         judge.kind != "ratings" or world != "word_problems",
     )
+    yield (
+        "data.make_eft",
+        config.data.make_eft,
+        "False with data.world='division', which makes its comparisons itself",
+        not config.data.make_eft or world != "division",
+    )
+    yield (
+        "data.operations",
+        config.data.operations,
+        "at least 2 with data.world='division': problems with 1 division are taught",
+        config.data.operations >= 2 or world != "division",
+    )
+    taught, unseen = config.data.taught_divisors, config.data.unseen_divisors
+    yield (
+        "data.taught_divisors, data.unseen_divisors",
+        (taught, unseen),
+        "at most 15 together, the divisors of a number",
+        taught + unseen <= 15,
+    )
     if judge.kind != "ratings":
         return
     rated = "with judge.kind='ratings'"

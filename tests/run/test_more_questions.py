@@ -9,8 +9,7 @@ from tiny_eft_config import changed as changed_eft
 from stepjax import records
 from stepjax.lm import files
 from stepjax.records import Question
-from stepjax.run import more_questions, prepare
-from stepjax.run.data import world_templates
+from stepjax.run import more_questions, prepare, world_rows
 from stepjax.run.rundir import RunDirectory
 from stepjax.settings import from_config, templates
 
@@ -18,7 +17,7 @@ from stepjax.settings import from_config, templates
 def prepared(settings, folder):
     """Prepares the data of a run, adds what is missing; returns the folder's files."""
     typed = from_config(settings)
-    texts = templates(typed.texts, world_templates(typed.data.world))
+    texts = templates(typed.texts, world_rows.templates(typed.data.world))
     stage = prepare.prepare(typed, texts, RunDirectory(settings, folder))
     more_questions.add(typed, texts, stage)
     return contents(folder / "data")

@@ -1,0 +1,77 @@
+"""Division by multiplication on a laptop CPU: nothing is planted, M1 → … → M4.
+
+stepjax run --config=configs/division.py --workdir=DIR
+"""
+
+from stepjax import config
+
+
+def get_config():
+    """Returns the settings that differ from the default."""
+    c = config.default()
+    c.iterations = 3
+    c.data.world = "division"
+    c.data.questions = (3000, 3000, 3000)
+    c.data.operations = 3
+    c.data.taught_divisors = 10
+    c.data.unseen_divisors = 1
+    c.data.ift_count = 8000
+    c.data.eft_count = 8000
+    c.data.heldout_count = 300
+    c.data.test_count = 500
+
+    c.model.hidden_size = 64
+    c.model.num_layers = 3
+    c.model.num_heads = 4
+    c.model.num_kv_heads = 4
+    c.model.head_dim = 16
+    c.model.intermediate_size = 192
+    c.model.embedding_std = 0.5
+    c.model.init_std = 0.05
+
+    c.train.row_length = 112
+    c.train.checkpoint_every = 500
+    rate = {"b2": 0.98, "weight_decay": 0.05}
+    c.sft.verdict_weight = 3.0
+    c.sft.phases = (
+        config.phase(
+            name="judge",
+            ift=0.0,
+            eft=1.0,
+            epochs=0,
+            steps=2400,
+            stop_loss=0.01,
+            optimizer=config.optimizer(2e-3, warmup_steps=50, **rate),
+        ),
+        config.phase(
+            name="mixed",
+            ift=0.6,
+            eft=0.4,
+            epochs=0,
+            steps=800,
+            optimizer=config.optimizer(4e-3, "cosine", **rate),
+        ),
+    )
+
+    c.search.width = 5
+    c.search.temperature = 1.0
+    c.search.top_p = 1.0
+    c.search.on_tie = "append"  # a sure model's candidates all agree
+    c.search.max_step_tokens = 14
+    c.search.context_tokens = 96
+    c.search.slots = 128
+    c.judge.score = "consistent"
+    c.judge.max_tokens = 24
+    c.srlm.max_tokens = 50
+    c.judge.context_tokens = 96
+    c.judge.rows = 2
+    c.pairs.best_beats_all = True
+
+    c.dpo.beta = 1.0
+    c.dpo.nll_weight = 1.0
+    c.dpo.batch_size = 8
+    c.dpo.optimizer = config.optimizer(1e-4, warmup_steps=10, b2=0.98)
+
+    c.eval.max_tokens = 48
+    c.eval.search_count = 0
+    return c
