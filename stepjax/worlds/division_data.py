@@ -98,7 +98,7 @@ def dataset(
     named |= draw(_EASY, parts.taught, easy)
     for level in range(_EASY + 1, operations):
         named |= draw(level, tested, {f"level_{level}": test})
-    named |= draw(operations, tested, asked | {"test": test})
+    named |= draw(operations, tested, {"test": test} | asked)
     if parts.unseen:
         named |= draw(_EASY, parts.unseen, {"unseen": test})
 

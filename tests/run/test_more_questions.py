@@ -30,20 +30,26 @@ def problems(folder):
     }
 
 
+@pytest.mark.parametrize(
+    ("world", "prefix"), [("arithmetic", "arith"), ("division", "division")]
+)
 def test_an_extended_run_has_the_data_of_a_run_that_was_longer_from_the_start(
-    tmp_path,
+    tmp_path, world, prefix
 ):
-    before = prepared(changed(), tmp_path / "run")
-    after = prepared(changed(iterations=4), tmp_path / "run")
+    def run(iterations, folder):
+        c = changed(iterations=iterations, data__world=world)
+        return prepared(c, tmp_path / folder)
+
+    before, after = run(2, "run"), run(4, "run")
     new = {"questions_3.jsonl", "questions_4.jsonl"}
     assert after.keys() - before.keys() == new
     for name in before.keys() - {"manifest.json"}:
         assert after[name] == before[name], name
-    whole = prepared(changed(iterations=4), tmp_path / "whole")
+    whole = run(4, "whole")
     assert {n: after[n] for n in new} == {n: whole[n] for n in new}
     asked = records.read_jsonl(tmp_path / "run/data/questions_4.jsonl", Question)
-    assert len(asked) == 24 and asked[5].id == "arith-q4-5"
-    assert prepared(changed(iterations=3), tmp_path / "run") == after
+    assert len(asked) == 24 and asked[5].id == f"{prefix}-q4-5"
+    assert run(3, "run") == after
 
 
 def _word_problems(folder):

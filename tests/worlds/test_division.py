@@ -131,7 +131,7 @@ def test_no_training_row_holds_a_division_that_is_not_taught(data, split):
         judged |= divided([*row.steps, row.a, row.b])
         assert set(division.divisions(row.problem)) <= split.taught
     assert solved <= split.taught and judged <= split.taught
-    assert len(solved) > 25 and len(judged) > 150
+    assert len(solved) > 20 and len(judged) > 150
     rated = set()
     for row in data.eft[::2]:
         (rating,) = division_srlm.ratings(
