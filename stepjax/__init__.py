@@ -58,8 +58,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     tfds_files.py, tfds_builder.py: tensorflow-datasets
     worlds/         built-in worlds, whose gold is known: arithmetic.py,
                     arithmetic_data.py, arithmetic_srlm.py, arithmetic_teacher.py: made
-                    up; division.py, division_data.py, division_srlm.py: made up, and
-                    all of it right; tokens.py: tokenizers; word_problems.py,
+                    up; backwards.py, backwards_data.py, backwards_srlm.py: made up,
+                    and all of it right; tokens.py: tokenizers; word_problems.py,
                     equations.py, word_problems_judgments.py, word_problems_data.py,
                     word_problems_numbers.py: problems with an equation
     run/            run.py: a run, what its stages share; rundir.py: its directory;

@@ -77,6 +77,11 @@ def make_data(
     data, kind = settings.data, choose(settings)
     wanted = data.counts(settings.iterations)
     if data.world == "word_problems":
+        if not data.equations:
+            raise ValueError(
+                "data.equations is empty; expected the path of a file of word problems "
+                "with their equations."
+            )
         test = _tests(data, texts)[: data.test_count or None]
         splits = world_rows.word_problem_splits(settings, texts, wanted, test)
     elif data.world:

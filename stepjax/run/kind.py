@@ -24,14 +24,14 @@ from stepjax.worlds import (
     arithmetic_data,
     arithmetic_srlm,
     arithmetic_teacher,
-    division,
-    division_data,
-    division_srlm,
+    backwards,
+    backwards_data,
+    backwards_srlm,
     word_problems_data,
 )
 
 # World that has ratings → whether a whole solution is right.
-_RATED = {"arithmetic": arithmetic_srlm.is_right, "division": division_srlm.is_right}
+_RATED = {"arithmetic": arithmetic_srlm.is_right, "backwards": backwards_srlm.is_right}
 
 
 class Kind(NamedTuple):
@@ -95,9 +95,9 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
         )
     if settings.judge.kind == "comparisons":
         world: dict[str, Any] = {"world_rows": None, "is_right": None}
-        if world_name == "division":
-            world["world_rows"] = _of_taught(settings, division_data.comparisons)
-            world["is_right"] = division.is_right
+        if world_name == "backwards":
+            world["world_rows"] = _of_taught(settings, backwards_data.comparisons)
+            world["is_right"] = backwards.is_right
         elif world_name == "arithmetic":
             world["world_rows"] = arithmetic_data.comparisons
             world["is_right"] = arithmetic.is_right
@@ -124,15 +124,15 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
 
 def _rating_rows(settings: Settings) -> Callable[..., list]:
     """Returns what makes ratings of a problem of the world."""
-    if settings.data.world == "division":
-        return _of_taught(settings, division_srlm.ratings)
+    if settings.data.world == "backwards":
+        return _of_taught(settings, backwards_srlm.ratings)
     return arithmetic_srlm.ratings
 
 
 def _of_taught(settings: Settings, make: Callable[..., list]) -> Callable[..., list]:
-    """Keeps the rows that a function makes to the divisions that the run teaches."""
-    counts = settings.data.taught_divisors, settings.data.unseen_divisors
-    parts = division.split(settings.seed, taught=counts[0], unseen=counts[1])
+    """Keeps the rows that a function makes to the tasks that the run teaches."""
+    counts = settings.data.taught_results, settings.data.unseen_results
+    parts = backwards.split(settings.seed, taught=counts[0], unseen=counts[1])
     return functools.partial(make, taught=parts.taught)
 
 

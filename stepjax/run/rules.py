@@ -302,21 +302,15 @@ def _controls(config: Any) -> Iterator[Rule]:
     yield (
         "data.make_eft",
         config.data.make_eft,
-        "False with data.world='division', which makes its comparisons itself",
-        not config.data.make_eft or world != "division",
+        "False with data.world='backwards', which makes its comparisons itself",
+        not config.data.make_eft or world != "backwards",
     )
+    taught, unseen = config.data.taught_results, config.data.unseen_results
     yield (
-        "data.operations",
-        config.data.operations,
-        "at least 2 with data.world='division': problems with 1 division are taught",
-        config.data.operations >= 2 or world != "division",
-    )
-    taught, unseen = config.data.taught_divisors, config.data.unseen_divisors
-    yield (
-        "data.taught_divisors, data.unseen_divisors",
+        "data.taught_results, data.unseen_results",
         (taught, unseen),
-        "at most 15 together, the divisors of a number",
-        taught + unseen <= 15,
+        "at most 10 together, the results of a block",
+        taught + unseen <= 10,
     )
     if judge.kind != "ratings":
         return

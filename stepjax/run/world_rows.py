@@ -10,8 +10,8 @@ from stepjax.settings import Settings
 from stepjax.worlds import (
     arithmetic,
     arithmetic_data,
-    division,
-    division_data,
+    backwards,
+    backwards_data,
     word_problems,
     word_problems_data,
 )
@@ -19,12 +19,12 @@ from stepjax.worlds import (
 # World → writes its tokenizer into a folder; word problems take that of a model.
 TOKENIZERS = {
     "arithmetic": arithmetic.train_tokenizer,
-    "division": division.train_tokenizer,
+    "backwards": arithmetic.train_tokenizer,
 }
 _TEMPLATES = {
     "": Templates,
     "arithmetic": arithmetic.templates,
-    "division": division.templates,
+    "backwards": backwards.templates,
     "word_problems": word_problems.templates,
 }
 
@@ -48,14 +48,14 @@ def splits(settings: Settings, kind: Kind, wanted: Sequence[int]) -> dict[str, A
     Raises:
       ValueError: for counts that the world has not enough problems for.
     """
-    if settings.data.world == "division":
-        return _division(settings, kind, wanted)
+    if settings.data.world == "backwards":
+        return _backwards(settings, kind, wanted)
     return _arithmetic(settings, kind, wanted)
 
 
-def _division(settings: Settings, kind: Kind, wanted: Sequence[int]) -> dict[str, Any]:
+def _backwards(settings: Settings, kind: Kind, wanted: Sequence[int]) -> dict[str, Any]:
     data = settings.data
-    made = division_data.dataset(
+    made = backwards_data.dataset(
         seed=settings.seed,
         ift=data.ift_count,
         eft=data.eft_count,
@@ -63,14 +63,14 @@ def _division(settings: Settings, kind: Kind, wanted: Sequence[int]) -> dict[str
         questions=wanted,
         test=data.test_count,
         operations=data.operations,
-        taught=data.taught_divisors,
-        unseen=data.unseen_divisors,
+        taught=data.taught_results,
+        unseen=data.unseen_results,
         judgments=kind.world_rows,
     )._asdict()
     levels = made.pop("levels")
     if not made["unseen"]:
         del made["unseen"]
-    return made | {f"level_{level}": rows for level, rows in levels.items()}
+    return made | {f"level_{level}": rows for level, rows in enumerate(levels)}
 
 
 def _arithmetic(
@@ -121,11 +121,6 @@ def word_problem_splits(
       ValueError: for a file that is missing or malformed, or too few problems.
     """
     data = settings.data
-    if not data.equations:
-        raise ValueError(
-            "data.equations is empty; expected the path of a file of word problems "
-            "with their equations."
-        )
     made = word_problems_data.dataset(
         word_problems_data.read_equations(data.equations),
         test,
@@ -167,21 +162,19 @@ def further(
       ValueError: when there are too few problems left.
     """
     data, total = settings.data, sum(wanted.values())
-    shape = {"seed": settings.seed, "operations": data.operations, "exclude": seen}
-    if data.world == "division":
-        taught, unseen = data.taught_divisors, data.unseen_divisors
-        parts = division.split(settings.seed, taught=taught, unseen=unseen)
-        tested = parts.taught | parts.asked
-        shape |= {"level": data.operations, "divisions": tested}
-        drawn, name = iter(division.problems(total, **shape)), "division"
+    shape = {"seed": settings.seed, "operations": data.operations}
+    if data.world == "backwards":
+        shape |= {"taught": data.taught_results, "unseen": data.unseen_results}
+        drawn = iter(backwards_data.further(total, seen=seen, **shape))
+        name = "backwards"
     else:
         split = arithmetic.split(
             settings.seed,
             guessed_share=data.guessed_share,
             unseen_blocks=data.unseen_blocks,
         )
-        drawn = iter(arithmetic.problems(total, blocks=split.judged, **shape))
-        name = "arith"
+        shape |= {"blocks": split.judged, "exclude": seen}
+        drawn, name = iter(arithmetic.problems(total, **shape)), "arith"
     return [
         records.Question(f"{name}-q{file.rpartition('_')[2]}-{n}", next(drawn))
         for file, count in wanted.items()

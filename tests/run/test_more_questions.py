@@ -31,7 +31,7 @@ def problems(folder):
 
 
 @pytest.mark.parametrize(
-    ("world", "prefix"), [("arithmetic", "arith"), ("division", "division")]
+    ("world", "prefix"), [("arithmetic", "arith"), ("backwards", "backwards")]
 )
 def test_an_extended_run_has_the_data_of_a_run_that_was_longer_from_the_start(
     tmp_path, world, prefix

@@ -1,6 +1,6 @@
-"""Division by multiplication on a laptop CPU: nothing is planted, M1 → … → M4.
+"""Last-digit programs backwards on a laptop CPU: nothing is planted, M1 → … → M4.
 
-stepjax run --config=configs/division.py --workdir=DIR
+stepjax run --config=configs/backwards.py --workdir=DIR
 """
 
 from stepjax import config
@@ -10,13 +10,12 @@ def get_config():
     """Returns the settings that differ from the default."""
     c = config.default()
     c.iterations = 3
-    c.data.world = "division"
+    c.data.world = "backwards"
     c.data.questions = (3000, 3000, 3000)
-    c.data.operations = 3
-    c.data.taught_divisors = 10
-    c.data.unseen_divisors = 1
-    c.data.ift_count = 8000
-    c.data.eft_count = 8000
+    c.data.taught_results = 6
+    c.data.unseen_results = 1
+    c.data.ift_count = 2000
+    c.data.eft_count = 5000
     c.data.heldout_count = 300
     c.data.test_count = 500
 
@@ -29,7 +28,7 @@ def get_config():
     c.model.embedding_std = 0.5
     c.model.init_std = 0.05
 
-    c.train.row_length = 112
+    c.train.row_length = 144
     c.train.checkpoint_every = 500
     rate = {"b2": 0.98, "weight_decay": 0.05}
     c.sft.verdict_weight = 3.0
@@ -40,7 +39,7 @@ def get_config():
             eft=1.0,
             epochs=0,
             steps=2400,
-            stop_loss=0.01,
+            stop_loss=0.02,
             optimizer=config.optimizer(2e-3, warmup_steps=50, **rate),
         ),
         config.phase(
@@ -48,20 +47,20 @@ def get_config():
             ift=0.6,
             eft=0.4,
             epochs=0,
-            steps=800,
+            steps=600,
             optimizer=config.optimizer(4e-3, "cosine", **rate),
         ),
     )
 
     c.search.width = 5
-    c.search.temperature = 1.0
+    c.search.temperature = 1.3
     c.search.top_p = 1.0
     c.search.on_tie = "append"  # a sure model's candidates all agree
-    c.search.max_step_tokens = 14
+    c.search.max_step_tokens = 12
     c.search.context_tokens = 96
     c.search.slots = 128
     c.judge.score = "consistent"
-    c.judge.max_tokens = 24
+    c.judge.max_tokens = 30
     c.srlm.max_tokens = 50
     c.judge.context_tokens = 96
     c.judge.rows = 2

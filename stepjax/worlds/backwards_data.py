@@ -1,4 +1,4 @@
-"""The rows of a run in the division world: solutions, judgments, questions, tests."""
+"""The rows of a run on backward programs: solutions, judgments, questions, tests."""
 
 import functools
 import random
@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from stepjax.initial_data.eft import BOTH_WRONG
 from stepjax.records import Comparison, Problem, Question, Solution
-from stepjax.worlds import division as world
+from stepjax.worlds import arithmetic
+from stepjax.worlds import backwards as world
 
-_EASY = 1  # most divisions of a problem that M1 learns from
-_PRODUCTS = 0.25  # share of the comparisons at any step, mostly a multiplication
 _AFTER_MISTAKE = 0.2  # share of the comparisons after step 1 that follow a wrong step
 _GARBLED = 0.1  # share of the wrong steps that do not even have the form of a step
 
@@ -19,18 +18,18 @@ class Dataset(NamedTuple):
     """All data of a run; no problem occurs in two places.
 
     Attributes:
-      ift: right solutions to learn from, half of them without a division, half of them
-        with one that is taught.
-      eft: judgments to learn from, of problems with one division that is taught; by
-        default comparisons: two rows for each problem, one per order.
+      ift: solutions to learn from; all of their steps are right and taught.
+      eft: judgments to learn from, of problems whose steps are taught; by default
+        comparisons: two rows for each problem, one per order.
       heldout: judgments of further such problems, to measure the judge with; exactly
         one of two steps is right.
-      questions: one list of questions without answers for each iteration, of the
-        highest level, with divisions that are taught and that are not.
+      questions: one list of questions without answers for each iteration, with steps
+        that are taught and steps that are not, of any level.
       test: benchmark problems of the same kind as the questions.
-      levels: level → benchmark problems of that level, for each level below the
-        highest.
-      unseen: benchmark problems with one division, which occurs nowhere else.
+      levels: for each level, benchmark problems with that many steps that are not
+        taught.
+      unseen: benchmark problems with one step that occurs nowhere else; the others are
+        taught.
     """
 
     ift: list[Solution]
@@ -38,7 +37,7 @@ class Dataset(NamedTuple):
     heldout: list
     questions: list[list[Question]]
     test: list[Problem]
-    levels: dict[int, list[Problem]]
+    levels: list[list[Problem]]
     unseen: list[Problem]
 
 
@@ -63,48 +62,48 @@ def dataset(
       eft: number of problems to judge; each gives two comparisons.
       heldout: number of further problems to judge, for measuring the judge.
       questions: number of questions of each iteration.
-      test: number of benchmark problems of each level.
-      operations: steps of a problem, at least 2; it is the highest level.
-      taught: divisors of each number, of 15, that are taught, see `division.split`.
-      unseen: divisors of each number that only unseen test problems hold.
+      test: number of benchmark problems of each kind.
+      operations: steps of a problem.
+      taught: results of each block, of 10, that are taught, see `backwards.split`.
+      unseen: results of each block that only the unseen test holds.
       judgments: (id, problem, rng, share of undecided rows) → rows of a problem to
         judge; None takes `comparisons`.
 
     Raises:
       ValueError: if a count is out of range or there are not enough problems.
     """
-    if operations <= _EASY:
-        raise ValueError(
-            f"data.operations={operations} with data.world='division'; expected at "
-            f"least {_EASY + 1}, because problems with {_EASY} division are taught."
-        )
     parts = world.split(seed, taught=taught, unseen=unseen)
-    tested = parts.taught | parts.asked
-    shape = {"seed": seed, "operations": operations}
+    seen: set[str] = set()
 
-    def draw(level: int, allowed, counts: dict[str, int]) -> dict[str, list]:
+    def draw(among: Sequence[Collection], counts: dict[str, int]) -> dict[str, list]:
         """Draws problems with ids for several names."""
         total = sum(counts.values())
-        drawn = iter(world.problems(total, level=level, divisions=allowed, **shape))
+        drawn = world.problems(total, seed=seed, among=among, exclude=seen)
+        seen.update(drawn)
+        left = iter(drawn)
         return {
-            name: [(f"division-{name}-{n}", next(drawn)) for n in range(count)]
+            name: [(f"backwards-{name}-{n}", next(left)) for n in range(count)]
             for name, count in counts.items()
         }
 
     asked = {f"q{number}": count for number, count in enumerate(questions, start=1)}
-    half = ift // 2
-    easy = {"ift-divide": half, "eft": eft, "heldout": heldout, "level_1": test}
-    named = draw(0, (), {"ift-multiply": ift - half, "level_0": test})
-    named |= draw(_EASY, parts.taught, easy)
-    for level in range(_EASY + 1, operations):
-        named |= draw(level, tested, {f"level_{level}": test})
-    named |= draw(operations, tested, {"test": test} | asked)
+    easy = [parts.taught] * operations
+    mostly = [parts.taught | parts.asked] * operations
+    # Tests first, so that their levels are not those of what training leaves over, and
+    # questions last, so that more of them change nothing else.
+    named = draw(mostly, {"test": test})
+    highest = operations if parts.asked else 0
+    for level in range(highest + 1):
+        mixed = [parts.asked] * level + easy[level:]
+        named |= draw(mixed, {f"level_{level}": test})
     if parts.unseen:
-        named |= draw(_EASY, parts.unseen, {"unseen": test})
+        named |= draw([parts.unseen, *easy[1:]], {"unseen": test})
+    named |= draw(easy, {"heldout": heldout, "ift": ift, "eft": eft})
+    named |= draw(mostly, asked)
 
     def judge(name: str, undecided: float) -> list:
         make = judgments or functools.partial(comparisons, taught=parts.taught)
-        rng = random.Random(f"division by multiplication, {name}, seed {seed}")
+        rng = random.Random(f"last-digit programs backwards, {name}, seed {seed}")
         return [row for item in named[name] for row in make(*item, rng, undecided)]
 
     def solved(name: str) -> list[Problem]:
@@ -112,14 +111,41 @@ def dataset(
         return [Problem(id, text, world.answer(text)) for id, text in items]
 
     return Dataset(
-        ift=[solution(*i) for i in named["ift-multiply"] + named["ift-divide"]],
+        ift=[solution(*item) for item in named["ift"]],
         eft=judge("eft", BOTH_WRONG),
         heldout=judge("heldout", 0.0),
         questions=[[Question(*item) for item in named[name]] for name in asked],
         test=solved("test"),
-        levels={level: solved(f"level_{level}") for level in range(operations)},
+        levels=[solved(f"level_{level}") for level in range(highest + 1)],
         unseen=solved("unseen"),
     )
+
+
+def further(
+    count: int,
+    *,
+    seed: int,
+    operations: int,
+    taught: int,
+    unseen: int,
+    seen: Collection[str],
+) -> list[str]:
+    """Draws problems of the same kind as the questions of `dataset`.
+
+    Args:
+      count: how many.
+      seed: of the run.
+      operations: as in `dataset`.
+      taught: as in `dataset`.
+      unseen: as in `dataset`.
+      seen: problems that must not be drawn, those that the run has.
+
+    Raises:
+      ValueError: when there are not enough problems.
+    """
+    parts = world.split(seed, taught=taught, unseen=unseen)
+    among = [parts.taught | parts.asked] * operations
+    return world.problems(count, seed=seed, among=among, exclude=seen)
 
 
 def solution(id: str, problem: str) -> Solution:
@@ -133,14 +159,13 @@ def comparisons(
     rng: random.Random,
     undecided: float = 0.0,
     *,
-    taught: Collection[world.Division],
+    taught: Collection[world.Task],
 ) -> list[Comparison]:
-    """Compares two steps of a problem, mostly at a division.
+    """Compares two steps at a random place of a problem.
 
-    Three of four comparisons are at a division, if there is one, the rest at a random
-    place. In 20 % of the comparisons after step 1 the step before is wrong, unless this
-    leads to a division that is not taught. 10 % of the wrong candidates are made by
-    `division.garble`, the rest by `division.corrupt`.
+    In 20 % of the comparisons after step 1 the step before is wrong, unless this leads
+    to a task that is not taught. 10 % of the wrong candidates are made by
+    `arithmetic.garble`, the rest by `backwards.corrupt`.
 
     Args:
       id: the rows' ids are this and "-ab" or "-ba".
@@ -148,19 +173,16 @@ def comparisons(
       rng: picks the place and the corruptions; it is advanced.
       undecided: share of the problems in which both steps are wrong, otherwise one is
         right.
-      taught: the divisions that the rows may hold, see `division.split`.
+      taught: the tasks that the rows may hold, see `backwards.split`.
 
     Returns:
       Two rows, one per order, see ``comparison_from``.
     """
     right = world.solve(problem)
-    divided = [n for n, text in enumerate(right) if "/" in text]
-    everywhere = not divided or rng.random() < _PRODUCTS
-    position = rng.randrange(len(right)) if everywhere else rng.choice(divided)
-    steps = list(right[:position])
+    steps = list(right[: rng.randrange(len(right))])
     if steps and rng.random() < _AFTER_MISTAKE:
         wrong = world.corrupt(problem, steps[:-1], rng, taught)
-        if world.is_taught(world.due(problem, [*steps[:-1], wrong]), taught):
+        if world.due(problem, [*steps[:-1], wrong]) in taught:
             steps[-1] = wrong
     first = _wrong_step(problem, steps, rng, taught)
     if rng.random() >= undecided:
@@ -175,10 +197,10 @@ def _wrong_step(
     problem: str,
     steps: Sequence[str],
     rng: random.Random,
-    taught: Collection[world.Division],
+    taught: Collection[world.Task],
 ) -> str:
     if rng.random() < _GARBLED:
-        return world.garble(world.right_step(problem, steps), rng)
+        return arithmetic.garble(world.right_step(problem, steps), rng)
     return world.corrupt(problem, steps, rng, taught)
 
 
@@ -187,10 +209,10 @@ def comparison_from(
 ) -> list[Comparison]:
     """Makes the two rows, one per order, that compare two steps.
 
-    The explanation checks each candidate by multiplication and marks it right or wrong,
-    see `division.working`. It ends with a space, after which the verdict follows at
-    once. Where neither step is right there is no preference, and the verdict is the
-    candidate that is shown first, as in the arithmetic world.
+    The explanation works each candidate out and marks it right or wrong, see
+    `backwards.working`. It ends with a space, after which the verdict follows at once.
+    Where neither step is right there is no preference, and the verdict is the candidate
+    that is shown first, as in the arithmetic world.
 
     Args:
       id: the rows' ids are this and "-ab" or "-ba".
@@ -210,7 +232,7 @@ def comparison_from(
         )
     rows = []
     for order, a, b in (("ab", one, other), ("ba", other, one)):
-        stated = [world.stated_result(step, right) for step in (a, b)]
+        stated = [world.stated_digit(step, right) for step in (a, b)]
         text = f"Check: {world.working(world.due(problem, steps), stated)}"
         verdict = "B" if b == right else "A"
         rows.append(
