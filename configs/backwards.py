@@ -48,11 +48,12 @@ def get_config():
             eft=0.4,
             epochs=0,
             steps=600,
+            stop_loss=0.03,  # before M1 is sure of steps that it does not know
             optimizer=config.optimizer(4e-3, "cosine", **rate),
         ),
     )
 
-    c.search.width = 5
+    c.search.width = 8
     c.search.temperature = 1.3
     c.search.top_p = 1.0
     c.search.on_tie = "append"  # a sure model's candidates all agree
