@@ -1,6 +1,8 @@
 """Last-digit programs backwards on a laptop CPU: nothing is planted, M1 → … → M4.
 
-stepjax run --config=configs/backwards.py --workdir=DIR
+    stepjax run --config=configs/backwards.py --workdir=DIR
+
+What the world is, and how little the loop gains in it so far: docs/backwards.md.
 """
 
 from stepjax import config
