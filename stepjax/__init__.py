@@ -66,10 +66,10 @@ Beside the method; of the files above only main, iterate and ablate import these
                     standing.py: which were made from what is there; config_json.py,
                     mend_data.py: settings and data that were lost come back; lock.py:
                     one command at a time; journal.py: unfinished work; redo.py: what
-                    changed settings invalidate; ranges.py, rules.py: what each setting
-                    may be, and several together; paths.py, missing_files.py, checks.py:
-                    early errors; prepare.py, data.py, more_questions.py: its
-                    data; base.py: M0, and the base of adapters;
+                    changed settings invalidate; ranges.py, rules.py, judge_rules.py:
+                    what each setting may be, and several together; paths.py,
+                    missing_files.py, checks.py: early errors; prepare.py, data.py,
+                    more_questions.py: its data; base.py: M0, and the base of adapters;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; finetune.py: a phase of SFT;
                     reference_pass.py: log-probabilities before step-DPO; banner.py:

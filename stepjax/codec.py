@@ -181,6 +181,27 @@ class Codec:
         """Returns the ids of a bare verdict."""
         return self.line(prompts.verdict(self.templates, side))
 
+    def before(self, ids: Sequence[int], text: str) -> tuple[tuple[int, ...], str]:
+        """Returns what ids hold before the last place of a text.
+
+        Args:
+          ids: of what was written.
+          text: something that it holds.
+
+        Returns:
+          (the ids before the token in which the text begins, what that token holds
+          before the text, mostly "" or a space).
+
+        Raises:
+          ValueError: when the ids do not hold the text.
+        """
+        pieces = [self.tokenizer.token_bytes[id] for id in ids]
+        whole = b"".join(pieces)
+        place = whole.rindex(text.encode())
+        starts = itertools.accumulate(map(len, pieces), initial=0)
+        number, start = max((n, at) for n, at in enumerate(starts) if at <= place)
+        return tuple(ids[:number]), whole[start:place].decode("utf-8", "replace")
+
     def verdict_tokens(self, response: Sequence[int], verdict: str) -> int:
         """Returns how many of a response's last ids cover its verdict and EOS.
 

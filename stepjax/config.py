@@ -238,6 +238,16 @@ def default() -> ml_collections.ConfigDict:
     # the candidates, see docs/data.md; controls: "random" coins, "oracle" (the gold).
     judge.by = "self"
     judge.score = "sum"  # reading of equation 2: "sum", "consistent" or "single"
+    # What a verdict counts: "hard", its side (paper), or "probability", how likely the
+    # judge holds that side; Score_i is then a win rate weighted by margins, 0 to 1, and
+    # pairs.min_margin a difference of win rates. See `stepjax.judge.win_rates`.
+    judge.value = "hard"
+    # Explanations per ordered pair; the majority counts, or their mean probability.
+    # More than 1 need judge.temperature above 0.
+    judge.votes = 1
+    # True: the verdict [[C]], neither is better, counts half for both. EFT rows may
+    # have it, and the prompt of stepjax.prompts names it. Not in a data.world.
+    judge.tie = False
     # Which pairs are judged: "full" asks all (paper), "knockout" and "swiss" play a
     # tournament of fewer calls.
     judge.schedule = "full"
@@ -257,7 +267,9 @@ def default() -> ml_collections.ConfigDict:
 
     c.pairs = pairs = ml_collections.ConfigDict()
     pairs.best_beats_all = False  # keep a pair only if the best won all its calls
-    pairs.min_margin = 1  # least difference between the scores of best and worst
+    # Least difference between the scores of best and worst; with judge.value=
+    # "probability" of win rates, less than 1, where 0 keeps all.
+    pairs.min_margin = 1.0
 
     c.dpo = dpo = ml_collections.ConfigDict()
     dpo.beta = 0.1  # pull towards the reference; the paper does not state it

@@ -13,7 +13,7 @@ from typing import Any
 
 from stepjax.codec import Codec
 from stepjax.forest import IdPair
-from stepjax.judge import position_flips
+from stepjax.judge import majority, position_flips, preference
 from stepjax.trajectory import (
     CUT_OFF,
     NO_MARKER,
@@ -45,7 +45,8 @@ class Pair:
       candidates: text of every candidate.
       best: index of the chosen one.
       worst: index of the rejected one.
-      verdicts: every call, [shown as A, shown as B, winner or null, response].
+      verdicts: every call, [shown as A, shown as B, winner or null, response], and
+        the probability of A where it was read.
       chosen_logp: log-probability of the chosen one under the model that sampled it.
       rejected_logp: log-probability of the rejected one under that model.
       model: name of the model that searched.
@@ -102,7 +103,7 @@ def pairs_of(
     iteration: int,
     seed: int,
     best_beats_all: bool = False,
-    min_margin: int = 1,
+    min_margin: float = 1,
 ) -> list[Pair]:
     """Returns the preference pairs of a closed search, one for each kept preference.
 
@@ -115,7 +116,8 @@ def pairs_of(
       best_beats_all: keep a pair only when the best candidate won every call that it
         was in.
       min_margin: keep a pair only when the score of the best is higher than that of the
-        worst by at least this; 1 keeps all.
+        worst by at least this, in the unit of the scores. With scores that count wins,
+        1 keeps all; with win rates (`judge.win_rates`), 0 does.
     """
     pairs = []
     for number, index in enumerate(state.pair_from):
@@ -143,7 +145,7 @@ def pairs_of(
                 candidates=[c.text for c in e.candidates],
                 best=e.best,
                 worst=e.worst,
-                verdicts=[list(v) for v in e.verdicts],
+                verdicts=[v.row() for v in e.verdicts],
                 chosen_logp=best.logp,
                 rejected_logp=worst.logp,
                 model=model,
@@ -155,10 +157,12 @@ def pairs_of(
 
 
 def _beats_all(expansion: Expansion) -> bool:
-    """Whether every call with the best candidate was parsed and won by it."""
-    met = [v for v in expansion.verdicts if expansion.best in (v.a, v.b)]
-    won = [v for v in met if (v.winner == "A") == (v.a == expansion.best) and v.winner]
-    return len(met) == len(won) and len(met) > 0
+    """Whether every call with the best candidate has a verdict and was won by it."""
+    best = expansion.best
+    met = [v for v in majority(expansion.verdicts) if best in (v.a, v.b)]
+    favour = [(v.a == best, preference(v)) for v in met]
+    won = [p is not None and (p > 0.5 if first else p < 0.5) for first, p in favour]
+    return len(won) > 0 and all(won)
 
 
 def summary(states: Sequence[State]) -> dict[str, float]:

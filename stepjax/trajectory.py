@@ -21,14 +21,21 @@ class Verdict(NamedTuple):
     Attributes:
       a: index of the candidate shown as A.
       b: index of the candidate shown as B.
-      winner: "A", "B", or None when no verdict could be read.
+      winner: "A", "B", "C" for neither, or None when no verdict could be read.
       response: what the judge wrote; in logprob mode the log-odds of A.
+      probability: that A is better, 0 to 1, as the judge's model has it; None unless
+        `judge.value` asks for it and a verdict could be read.
     """
 
     a: int
     b: int
     winner: str | None
     response: str = ""
+    probability: float | None = None
+
+    def row(self) -> list:
+        """Returns the verdict as a JSON list, without a probability that is None."""
+        return list(self if self.probability is not None else self[:4])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +192,7 @@ def to_row(state: State) -> dict[str, Any]:
             vars(expansion)
             | {
                 "candidates": _rows(expansion.candidates),
+                "verdicts": [verdict.row() for verdict in expansion.verdicts],
                 "refused": _rows(expansion.refused),
             }
             for expansion in state.expansions

@@ -309,9 +309,11 @@ def _of_verdicts(expansion: Expansion) -> Iterator[str]:
             if first == second:
                 said = f"{first}: rating {verdict.winner or 'not readable'}"
             else:
-                winner = {"A": f"{first} wins", "B": f"{second} wins"}
+                winner = {"A": f"{first} wins", "B": f"{second} wins", "C": "tie"}
                 said = f"{first} as A, {second} as B: "
                 said += winner.get(verdict.winner, "no verdict")
+                if verdict.probability is not None:
+                    said += f", {verdict.probability:.2f} for {first}"
             if explained or set(pair) == ends:
                 yield from wrapped(verdict.response, " " * 10, f"      {said}: ")
             else:

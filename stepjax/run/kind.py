@@ -104,7 +104,9 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
         return Kind(
             name="comparisons",
             unit=STEP,
-            judgments=comparisons(settings.judge.score),
+            judgments=comparisons(
+                settings.judge.score, settings.judge.value, tie=settings.judge.tie
+            ),
             candidate_tokens=settings.search.max_step_tokens,
             judgment_tokens=settings.judge.max_tokens,
             readers=_rated_readers() | sources.readers("comparison"),

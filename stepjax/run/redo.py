@@ -31,7 +31,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "prm": ("model", "lora", "prompts", "prm", *_TRAIN),
     "mcts": ("mcts", "search.max_step_tokens", "search.context_tokens"),
     "eft": ("teacher",),
-    "sft": ("model", "lora", "prompts", "sft", "srlm", *_TRAIN),
+    "sft": ("model", "lora", "prompts", "judge.tie", "sft", "srlm", *_TRAIN),
     "search": ("search", "judge", "srlm", "pairs"),
     "dpo": ("dpo", "improve_by", *_TRAIN),
 }
@@ -41,6 +41,7 @@ MEASURED = {
     "greedy": (*_MODEL, "eval.max_tokens", "search.context_tokens"),
     "judge": (
         *(*_MODEL, "seed", "judge.kind", "judge.mode", "judge.score", "srlm"),
+        *("judge.value", "judge.votes", "judge.tie"),
         *("judge.temperature", "judge.top_p"),
         *("judge.max_tokens", "judge.context_tokens"),
     ),

@@ -212,8 +212,8 @@ def open_sampler(run: Run, params: Any, capacity: int, *, remember: int = 0) -> 
 
 def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> Judge:
     """Returns the model as its own judge; see `self_judge.make_judge`."""
-    judge = run.settings.judge
-    return make_judge(
+    judge, seed = run.settings.judge, run.settings.seed
+    made = make_judge(
         sampler,
         run.codec,
         run.kind.judgments,
@@ -223,8 +223,10 @@ def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> Judge:
         top_p=judge.top_p,
         rows=rows,
         share=share,
-        seed=run.settings.seed,
+        value=judge.value,
+        seed=seed,
     )
+    return tournament.voted(made, run.kind.judgments, judge.votes, seed)
 
 
 def _proposer(run: Run, solver: Sampler, iteration: int) -> Callable:
@@ -300,7 +302,8 @@ def _judge(run: Run, params: Any, by: str) -> tuple[Judge, Sampler | None]:
         width, calls = run.settings.search.width, run.kind.judgments.calls
         rows, share = tournament.layout(schedule, width, calls, options.rows)
         judge = self_judge(run, sampler, rows, share)
-    return tournament.scheduled(judge, schedule, score, seed), sampler
+    value = options.value
+    return tournament.scheduled(judge, schedule, score, seed, value=value), sampler
 
 
 def _fits(run: Run, state: State) -> bool:

@@ -126,7 +126,8 @@ class Run:
             self.monitor.say(line)
         self.mesh = sharding.make_mesh(**settings.mesh._asdict())
         self.kind = kind.choose(settings, self.dir.path / "data")
-        texts = templates(settings.texts, data.world_templates(settings.data.world))
+        texts = data.world_templates(settings.data.world)
+        texts = templates(settings.texts, texts, tie=settings.judge.tie)
         with self.monitor.during("making the data and the tokenizer"):
             prepared = prepare.prepare(settings, texts, self.dir)
             if not self.dir.borrowed:

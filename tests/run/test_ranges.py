@@ -72,7 +72,7 @@ def assert_refused(c, words):
         ("search.propose_by", "m:f", "me", "one of ('self',), or module:function"),
         ("judge.kind", "comparisons", "page", "one of ('comparisons', 'ratings')"),
         ("improve_by", "dpo", "luck", "one of ('dpo', 'sft')"),
-        ("pairs.min_margin", 1, 0, "1 to 1,000,000"),
+        ("pairs.min_margin", 0.0, -1.0, "0 to 1,000,000"),
         ("dpo.label_smoothing", 0.49, 0.5, "0 to below 0.5"),
     ],
 )

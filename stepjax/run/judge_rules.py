@@ -1,0 +1,113 @@
+"""What the settings of the judge must be together, and with those that it works with.
+
+The rules have the form of those in `stepjax.run.rules`; only the standard library is
+needed.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from stepjax.run.rules import Rule, is_own
+
+
+def between(config: Any) -> Iterator[Rule]:
+    """Yields the rules between settings that say who judges, how, and what counts.
+
+    Args:
+      config: all settings, see `stepjax.config.default`.
+    """
+    yield from _who(config)
+    yield from _how(config)
+    yield from _margin(config)
+    if config.judge.kind == "ratings":
+        yield from _ratings(config)
+
+
+def _who(config: Any) -> Iterator[Rule]:
+    judge, world = config.judge, config.data.world
+    yield (
+        "judge.by",
+        judge.by,
+        "'self', or 'random', or 'oracle' in a world (data.world)",
+        judge.by != "oracle" or world != "",
+    )
+    yield (
+        "judge.kind",
+        judge.kind,
+        "'comparisons' with 'module:function' in judge.by or search.propose_by, which "
+        "works on single steps",
+        judge.kind != "ratings"
+        or not (is_own(judge.by) or is_own(config.search.propose_by)),
+    )
+    yield (
+        "judge.schedule",
+        judge.schedule,
+        "'full' with judge.by='module:function', which scores all candidates in one "
+        "call",
+        judge.schedule == "full" or not is_own(judge.by),
+    )
+
+
+def _how(config: Any) -> Iterator[Rule]:
+    judge, world = config.judge, config.data.world
+    yield (
+        "judge.votes",
+        judge.votes,
+        "1, or judge.mode='generate' and judge.temperature above 0; otherwise all "
+        "votes would be the same",
+        judge.votes == 1 or (judge.mode == "generate" and judge.temperature > 0),
+    )
+    yield (
+        "judge.votes",
+        judge.votes,
+        f"1 with judge.by={judge.by!r}, which says the same each time",
+        judge.votes == 1 or not is_own(judge.by),
+    )
+    yield (
+        "judge.tie",
+        judge.tie,
+        "False with a data.world, whose EFT rows have no ties, or with data.make_eft, "
+        "whose teacher names one of two steps",
+        not judge.tie or (world == "" and not config.data.make_eft),
+    )
+
+
+def _margin(config: Any) -> Iterator[Rule]:
+    """Yields the rules of the least difference of two scores that make a pair."""
+    width, judge, least = config.search.width, config.judge, config.pairs.min_margin
+    if judge.value == "probability":
+        yield (
+            "pairs.min_margin",
+            least,
+            "below 1 with judge.value='probability', whose scores are win rates from 0 "
+            "to 1; 0 keeps all pairs",
+            least < 1,
+        )
+        return
+    most = (width - 1) * (2 if judge.score == "sum" else 1)
+    most = 9 if judge.kind == "ratings" else most
+    yield (
+        "pairs.min_margin",
+        least,
+        f"at most {most}, the largest difference of two scores",
+        is_own(judge.by) or width < 2 or least <= most,
+    )
+
+
+def _ratings(config: Any) -> Iterator[Rule]:
+    """Yields the rules of the baseline that rates whole solutions."""
+    judge, rated = config.judge, "with judge.kind='ratings'"
+    yield (
+        "judge.kind",
+        judge.kind,
+        "'comparisons' with data.world='word_problems', which makes no ratings",
+        config.data.world != "word_problems",
+    )
+    only = {"by": "self", "mode": "generate", "schedule": "full"}
+    only |= {"value": "hard", "votes": 1, "tie": False}
+    for name, value in only.items():
+        found = judge[name]
+        yield f"judge.{name}", found, f"{value!r} {rated}", found == value
+    best = config.pairs.best_beats_all
+    words = f"False {rated}: ratings compare nothing"
+    yield "pairs.best_beats_all", best, words, not best
