@@ -11,7 +11,8 @@ The method, one file per stage, in the order in which it runs:
     propose.py      the model writes candidate steps
     judge.py        what the judge is asked, and how verdicts become scores
     self_judge.py   the model compares the candidates in pairs
-    tournament.py   which pairs are compared, when not all are
+    tournament.py   which pairs are compared, when not all are; several votes
+    pointwise.py    an ablation: each step is judged alone
     trajectory.py   candidates, expansions and states of a search
     search.py       step-by-step search: propose, judge, keep the best, go back
     pairs.py        finished searches to preference pairs
@@ -71,7 +72,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     missing_files.py, checks.py: early errors; prepare.py, data.py,
                     more_questions.py: its data; base.py: M0, and the base of adapters;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
-                    rollout.py: searches of a run; finetune.py: a phase of SFT;
+                    rollout.py: searches of a run; judges.py: who judges in them;
+                    finetune.py: a phase of SFT;
                     reference_pass.py: log-probabilities before step-DPO; banner.py:
                     what a run says first; monitor.py, progress.py: progress, metrics;
                     text_table.py: tables that fit the terminal; check_device.py:

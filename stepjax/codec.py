@@ -100,6 +100,14 @@ class Codec:
         """
         return self._prompt(text.lstrip() if self._chat.trims else text, problem)
 
+    def middle(self, text: str) -> tuple[int, ...]:
+        """Returns the ids of a piece of a prompt between the first and the last one.
+
+        Args:
+          text: the part of a template, which begins a line; may be empty.
+        """
+        return self._fixed(text)
+
     def closing(self, text: str) -> tuple[int, ...]:
         """Returns the ids of the last piece of such a prompt; the response follows.
 

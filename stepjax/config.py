@@ -52,6 +52,8 @@ def default() -> ml_collections.ConfigDict:
     c.prompts = text = ml_collections.ConfigDict()
     text.solve = ""  # template with {problem}; "" takes the world's or stepjax.prompts
     text.judge = ""  # template with {problem}, {steps}, {a}, {b}
+    # Template with {problem}, {steps}, {step}; read with judge.score = "pointwise".
+    text.single = ""
     text.step = "Step {n}: "  # marker of a step (paper, appendix)
     text.verdict = "[[{side}]]"  # how a judgment ends (paper, appendix)
     # "template" puts the tokenizer's own chat template around all prompts, and the
@@ -222,6 +224,9 @@ def default() -> ml_collections.ConfigDict:
     search.top_p = 0.95  # of the candidates (paper)
     search.max_expansions = 20  # per problem, with going back (paper: 20 iterations)
     search.on_tie = "back"  # "back" (paper), or "append" the most frequent, no pair
+    # With judge.score = "pointwise", a best step that the judge calls wrong: "append"
+    # it all the same, or "resample": sample this step again.
+    search.on_reject = "append"
     search.max_step_tokens = 256  # tokens of a step
     search.context_tokens = 2048  # tokens of prompt and steps
     search.slots = 32  # problems in flight, over all hosts
@@ -235,9 +240,16 @@ def default() -> ml_collections.ConfigDict:
     judge.kind = "comparisons"
     judge.mode = "generate"  # (paper), or "logprob"
     # Who judges: "self" (paper); "module:function", a function of your own that scores
-    # the candidates, see docs/data.md; controls: "random" coins, "oracle" (the gold).
+    # the candidates, see docs/data.md; "prm", the PRM that a run with data.make_eft
+    # trains; "http", the server of `teacher`, which sees the prompts that the model
+    # would; controls: "random" coins, "oracle" (the gold).
     judge.by = "self"
-    judge.score = "sum"  # reading of equation 2: "sum", "consistent" or "single"
+    # Which model judges with judge.by = "self": "", the one that searches (paper), or
+    # "M1", which stays as it is while the solver moves.
+    judge.model = ""
+    # Reading of equation 2: "sum", "consistent" or "single"; or "pointwise": each step
+    # is judged alone, w calls instead of w (w - 1) (an ablation, `stepjax.pointwise`).
+    judge.score = "sum"
     # What a verdict counts: "hard", its side (paper), or "probability", how likely the
     # judge holds that side; Score_i is then a win rate weighted by margins, 0 to 1, and
     # pairs.min_margin a difference of win rates. See `stepjax.judge.win_rates`.

@@ -30,7 +30,15 @@ from stepjax.evaluation import causes, stages, tables
 from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.pairs import Pair, pairs_of, summary
-from stepjax.run import finetune, lock, reference_pass, rollout, rundir, stage
+from stepjax.run import (
+    finetune,
+    judges,
+    lock,
+    reference_pass,
+    rollout,
+    rundir,
+    stage,
+)
 from stepjax.run.journal import Journal
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
@@ -184,7 +192,7 @@ def more_sft(run: Run, number: int) -> None:
 def search(run: Run, number: int) -> None:
     """Lets M`number` search the questions of its iteration, and makes its pairs."""
     name, folder = f"questions_{number}", run.dir.model(number)
-    inputs = run.dir.model_digest(number) | run.dir.data(name)
+    inputs = run.dir.model_digest(number) | run.dir.data(name) | judges.inputs(run)
     stage = run.dir.stage("search", folder / "search.json", inputs, "*search.partial*")
     if stage.done:
         counts = stage.done["counts"]

@@ -23,6 +23,8 @@ from stepjax.trajectory import (
     context_ids,
 )
 
+_DECIDED = ("pair", "reject")  # actions of an expansion that is no tie
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -168,7 +170,8 @@ def _beats_all(expansion: Expansion) -> bool:
 def summary(states: Sequence[State]) -> dict[str, float]:
     """Returns counts and rates of closed searches.
 
-    complete_rate is over questions; tie_rate over expansions with a candidate;
+    complete_rate is over questions; tie_rate and reject_rate (the judge calls the best
+    candidate wrong) over expansions with a candidate;
     flip_rate over pairs of candidates with a parsed verdict in both orders;
     unparsed_rate over judge calls; malformed_rate over samples, and so are its parts:
     cut_off_rate (not ended within their tokens), unmarked_rate (without the marker of
@@ -176,6 +179,7 @@ def summary(states: Sequence[State]) -> dict[str, float]:
     """
     expansions = [e for state in states for e in state.expansions]
     proposed = [e for e in expansions if e.candidates]
+    actions = [e.action for e in proposed]
     verdicts = [v for e in expansions for v in e.verdicts]
     flips = [position_flips(e.verdicts) for e in expansions]
     samples = sum(e.malformed + sum(c.count for c in e.candidates) for e in expansions)
@@ -195,7 +199,8 @@ def summary(states: Sequence[State]) -> dict[str, float]:
         "expansions": len(expansions),
         "judgments": len(verdicts),
         "samples": samples,
-        "tie_rate": ratio(sum(e.action != "pair" for e in proposed), len(proposed)),
+        "tie_rate": ratio(sum(a not in _DECIDED for a in actions), len(proposed)),
+        "reject_rate": ratio(actions.count("reject"), len(proposed)),
         "flip_rate": ratio(sum(f for f, _ in flips), sum(n for _, n in flips)),
         "unparsed_rate": ratio(sum(v.winner is None for v in verdicts), len(verdicts)),
         "malformed_rate": ratio(sum(e.malformed for e in expansions), samples),

@@ -27,6 +27,7 @@ class Texts:
 
     solve: str
     judge: str
+    single: str
     step: str
     verdict: str
     chat: str
@@ -192,6 +193,7 @@ class Search:
     top_p: float
     max_expansions: int
     on_tie: str
+    on_reject: str
     max_step_tokens: int
     context_tokens: int
     slots: int
@@ -205,6 +207,7 @@ class Judge:
     kind: str
     mode: str
     by: str
+    model: str
     score: str
     value: str
     votes: int

@@ -107,7 +107,8 @@ class Expansion:
       worst: index of the candidate that lost to it, or None.
       action: "pair" (the best was appended, and made a pair with the worst), "append"
         (no preference, but the search went on), "back" (no preference: the step before
-        was dropped), or "resample" (no preference at step 1).
+        was dropped), "resample" (no preference at step 1), or "reject" (the judge calls
+        the best one wrong, so this step is sampled again).
       path: key path of its draws (see `stepjax.lm.draws`): iteration, hash of the
         problem's id, step, attempt.
       refused: the malformed samples by the reason; see `Proposal`.

@@ -9,6 +9,16 @@ from typing import Any
 
 from stepjax.run.rules import Rule, is_own
 
+FOREIGN = ("prm", "http")  # values of judge.by; so is "module:function"
+
+
+def is_foreign(by: str) -> bool:
+    """Whether `judge.by` names a judge that is no model of the loop, nor a control.
+
+    The model then need not learn to judge.
+    """
+    return by in FOREIGN or is_own(by)
+
 
 def between(config: Any) -> Iterator[Rule]:
     """Yields the rules between settings that say who judges, how, and what counts.
@@ -19,6 +29,14 @@ def between(config: Any) -> Iterator[Rule]:
     yield from _who(config)
     yield from _how(config)
     yield from _margin(config)
+    if config.judge.score == "pointwise":
+        yield from _pointwise(config)
+    yield (
+        "search.on_reject",
+        config.search.on_reject,
+        "'append' unless judge.score='pointwise', whose judge can call a step wrong",
+        config.search.on_reject == "append" or config.judge.score == "pointwise",
+    )
     if config.judge.kind == "ratings":
         yield from _ratings(config)
 
@@ -32,6 +50,31 @@ def _who(config: Any) -> Iterator[Rule]:
         judge.by != "oracle" or world != "",
     )
     yield (
+        "judge.by",
+        judge.by,
+        "another judge, or data.make_eft=True with prm.labels other than 'gold', which "
+        "trains a PRM",
+        judge.by != "prm" or (config.data.make_eft and config.prm.labels != "gold"),
+    )
+    yield (
+        "judge.model",
+        judge.model,
+        f"'' with judge.by={judge.by!r}, which is no model of the loop",
+        judge.model == "" or not is_foreign(judge.by),
+    )
+    yield (
+        "judge.mode",
+        judge.mode,
+        "'generate' with judge.by='http', which is asked for an explanation",
+        judge.mode == "generate" or judge.by != "http",
+    )
+    yield (
+        "judge.value",
+        judge.value,
+        f"'hard' with judge.by={judge.by!r}, whose verdicts have no probability",
+        judge.value == "hard" or not (is_own(judge.by) or judge.by == "http"),
+    )
+    yield (
         "judge.kind",
         judge.kind,
         "'comparisons' with 'module:function' in judge.by or search.propose_by, which "
@@ -42,9 +85,9 @@ def _who(config: Any) -> Iterator[Rule]:
     yield (
         "judge.schedule",
         judge.schedule,
-        "'full' with judge.by='module:function', which scores all candidates in one "
-        "call",
-        judge.schedule == "full" or not is_own(judge.by),
+        "'full' with judge.by='module:function' or 'prm', which scores all candidates "
+        "in one call",
+        judge.schedule == "full" or not (is_own(judge.by) or judge.by == "prm"),
     )
 
 
@@ -61,7 +104,7 @@ def _how(config: Any) -> Iterator[Rule]:
         "judge.votes",
         judge.votes,
         f"1 with judge.by={judge.by!r}, which says the same each time",
-        judge.votes == 1 or not is_own(judge.by),
+        judge.votes == 1 or not is_foreign(judge.by),
     )
     yield (
         "judge.tie",
@@ -85,12 +128,33 @@ def _margin(config: Any) -> Iterator[Rule]:
         )
         return
     most = (width - 1) * (2 if judge.score == "sum" else 1)
+    most = 1 if judge.score == "pointwise" else most
     most = 9 if judge.kind == "ratings" else most
     yield (
         "pairs.min_margin",
         least,
         f"at most {most}, the largest difference of two scores",
         is_own(judge.by) or width < 2 or least <= most,
+    )
+
+
+def _pointwise(config: Any) -> Iterator[Rule]:
+    """Yields the rules of a judge that sees each step alone."""
+    judge, alone = config.judge, "with judge.score='pointwise', which compares nothing"
+    yield "judge.schedule", judge.schedule, f"'full' {alone}", judge.schedule == "full"
+    yield "judge.tie", judge.tie, f"False {alone}", not judge.tie
+    yield (
+        "judge.by",
+        judge.by,
+        "another judge with judge.score='pointwise', because such a function scores "
+        "each step alone already",
+        not is_own(judge.by),
+    )
+    yield (
+        "judge.kind",
+        judge.kind,
+        "'comparisons' with judge.score='pointwise', which judges single steps",
+        judge.kind == "comparisons",
     )
 
 

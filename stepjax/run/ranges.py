@@ -102,6 +102,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "search.top_p": _NUCLEUS,
     "search.max_expansions": Range(1, 1_000_000),
     "search.on_tie": ("back", "append"),
+    "search.on_reject": ("append", "resample"),
     "search.propose_by": ("self",),  # or a function, see `OWN`
     "search.max_step_tokens": _LENGTH,
     "search.context_tokens": _LENGTH,
@@ -109,8 +110,9 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "search.tensor": Range(0, 4096),
     "judge.kind": KINDS,
     "judge.mode": ("generate", "logprob"),
-    "judge.by": ("self", "random", "oracle"),  # or a function, see `OWN`
-    "judge.score": ("sum", "consistent", "single"),
+    "judge.by": ("self", "prm", "http", "random", "oracle"),  # or see `OWN`
+    "judge.model": ("", "M1"),
+    "judge.score": ("sum", "consistent", "single", "pointwise"),
     "judge.value": ("hard", "probability"),
     "judge.votes": Range(1, 1000),
     "judge.schedule": ("full", "knockout", "swiss"),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from stepjax.lm import files
 from stepjax.own_files import did_you_mean
 from stepjax.run import config_json
+from stepjax.run.judge_rules import is_foreign
 
 _TRAIN = ("train.row_length", "train.optimizer_dtype")
 # Stage, in the order of a run → settings, or sections of them, that decide its result.
@@ -180,6 +181,11 @@ def stale(
         depends = DEPENDS[stage.stage]
         if stage.stage == "search" and mine["judge"]["kind"] == "ratings":
             depends = (*depends, "eval.max_tokens")  # tokens of a candidate
+        scores = [s["judge"]["score"] for s in (theirs, mine)]
+        if stage.stage == "sft" and "pointwise" in scores:
+            depends = (*depends, "judge.score")  # M1 learns another judgment
+        if stage.stage == "search" and mine["judge"]["by"] == "http":
+            depends = (*depends, "teacher")
         names = [name for name in changed if _is_in(name, depends)]
         for name, section, first, last in (
             ("data.questions", "data", 0, known),
@@ -218,12 +224,16 @@ def measured_with(
     """
     every = _flat(config)
     depends = (*MEASURED[mode], *(() if number else ("model", "seed")))
+    by = config["judge"]["by"]
+    if mode == "search" and by == "http":
+        depends = (*depends, "teacher.model", "teacher.temperature")
+        depends = (*depends, "teacher.max_tokens")
     return {
         name: value
         for name, value in every.items()
         if _is_in(name, depends)
-        # Here a model judges for itself, unless a function of one's own does.
-        and (name != "judge.by" or ":" in value)
+        # Here a model judges for itself, unless another judge takes its place.
+        and (name != "judge.by" or is_foreign(value))
     }
 
 
