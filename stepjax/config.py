@@ -244,6 +244,9 @@ def default() -> ml_collections.ConfigDict:
     # trains; "http", the server of `teacher`, which sees the prompts that the model
     # would; controls: "random" coins, "oracle" (the gold).
     judge.by = "self"
+    # Weight of EFT rows that every update of step-DPO also learns from, as many as it
+    # has pairs, so that the model keeps judging while it learns to solve (paper: none).
+    judge.keep = 0.0
     # Which model judges with judge.by = "self": "", the one that searches (paper), or
     # "M1", which stays as it is while the solver moves.
     judge.model = ""

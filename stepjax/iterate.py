@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
@@ -321,19 +321,24 @@ def _train_on_pairs(
 
     def names_at(step: int) -> list[str]:
         layout = settings.dpo.batch_size, settings.train.row_length
-        return [names[i] for i in step_dpo.order(pairs, *layout, **passes)[step]]
+        pairs_of_it = step_dpo.order(pairs, *layout, **passes)[step]
+        return [names[i] for i in pairs_of_it] + replayed(step)
 
     reference = None
     if settings.dpo.loss.reference == "live":
         reference = run.frozen(params)
     else:
         batches = reference_pass.fill(run, params, batches, f"M{number + 1}")
+    batches, replayed = _with_replay(run, batches, settings.seed + number)
     return run.fit(
         params,
         name="dpo",
         model=f"M{number + 1}",
         loss=functools.partial(
-            step_dpo.loss, model=run.model, options=settings.dpo.loss
+            step_dpo.loss,
+            model=run.model,
+            options=settings.dpo.loss,
+            keep=settings.judge.keep,
         ),
         batch_at=lambda step: train.put_batch(run.mesh, batches[step]),
         rows_at=names_at,
@@ -342,6 +347,35 @@ def _train_on_pairs(
         folder=run.dir.model(number + 1) / "train",
         reference=reference,
     )
+
+
+def _with_replay(
+    run: Run, batches: list[step_dpo.Batch], seed: int
+) -> tuple[list[step_dpo.Batch], Callable[[int], list[str]]]:
+    """Returns the batches with EFT rows if `judge.keep` asks for them, and their names.
+
+    Args:
+      run: the run.
+      batches: of the pairs.
+      seed: of the draws.
+
+    Returns:
+      (batches, number of an update → names of its EFT rows).
+    """
+    size = run.settings.dpo.batch_size
+    if not run.settings.judge.keep:
+        return batches, lambda step: []
+    trees, ids = run.sft_examples.trees["eft"], run.sft_examples.ids["eft"]
+    drawn = step_dpo.replay_order(len(trees), size, seed=seed, updates=len(batches))
+    mixed = step_dpo.with_replay(
+        batches,
+        trees,
+        mesh=run.mesh,
+        batch_size=size,
+        row_length=run.settings.train.row_length,
+        seed=seed,
+    )
+    return mixed, lambda step: [ids[place] for place in drawn[step]]
 
 
 def _say_results(run: Run) -> str:

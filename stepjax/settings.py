@@ -207,6 +207,7 @@ class Judge:
     kind: str
     mode: str
     by: str
+    keep: float
     model: str
     score: str
     value: str

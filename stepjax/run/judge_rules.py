@@ -63,6 +63,12 @@ def _who(config: Any) -> Iterator[Rule]:
         judge.model == "" or not is_foreign(judge.by),
     )
     yield (
+        "judge.keep",
+        judge.keep,
+        f"0 with judge.by={judge.by!r}, with which the model does not judge",
+        not judge.keep or not is_foreign(judge.by),
+    )
+    yield (
         "judge.mode",
         judge.mode,
         "'generate' with judge.by='http', which is asked for an explanation",

@@ -111,6 +111,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "judge.kind": KINDS,
     "judge.mode": ("generate", "logprob"),
     "judge.by": ("self", "prm", "http", "random", "oracle"),  # or see `OWN`
+    "judge.keep": Range(0, 1000),
     "judge.model": ("", "M1"),
     "judge.score": ("sum", "consistent", "single", "pointwise"),
     "judge.value": ("hard", "probability"),

@@ -34,7 +34,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "eft": ("teacher",),
     "sft": ("model", "lora", "prompts", "judge.tie", "sft", "srlm", *_TRAIN),
     "search": ("search", "judge", "srlm", "pairs"),
-    "dpo": ("dpo", "improve_by", *_TRAIN),
+    "dpo": ("dpo", "improve_by", "judge.keep", *_TRAIN),
 }
 # Mode of evaluation → settings that decide its result.
 _MODEL = ("model.dtype", "prompts")
@@ -60,6 +60,8 @@ _FREE = (
 )
 
 
+# Settings of the judge that decide how models are trained, and not how they judge.
+_JUDGE_TRAINING = ("judge.keep",)
 _ASIDE = "replaced"  # folder of a run directory with what --redo takes away
 _RECORD = "record.json"
 
@@ -206,6 +208,9 @@ def _part(counts: Sequence[int], first: int, last: int) -> list[int]:
 
 
 def _is_in(name: str, sections: Sequence[str]) -> bool:
+    if name in _JUDGE_TRAINING:
+        return name in sections
+
     def inside(sections: Sequence[str]) -> bool:
         return any(name == s or name.startswith(f"{s}.") for s in sections)
 
