@@ -26,7 +26,7 @@ import ml_collections
 
 from stepjax import dpo as step_dpo
 from stepjax import forest, records, trajectory
-from stepjax.evaluation import causes, stages, tables
+from stepjax.evaluation import calibration, causes, stages, tables
 from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.pairs import Pair, pairs_of, summary
@@ -230,7 +230,7 @@ def search(run: Run, number: int) -> None:
         trajectories = map(trajectory.to_row, states)
         records.write_jsonl(folder / "search.jsonl", trajectories)
         records.write_jsonl(folder / "pairs.jsonl", pairs)
-    counts = summary(states) | {"pairs": len(pairs)}
+    counts = summary(states) | calibration.of_verdicts(states) | {"pairs": len(pairs)}
     run.monitor.restart("search", f"M{number}")
     run.monitor.log("search", f"M{number}", number, counts)
     complete, ties = (100 * counts[k] for k in ("complete_rate", "tie_rate"))
@@ -382,7 +382,7 @@ def _say_results(run: Run) -> str:
     """Prints the tables of the run and returns them as text."""
     run.monitor.close()
     titles = [f"{run.dir.path}, seed {run.settings.seed}"]
-    titles += ["what ended, what was refused", "iterations", "seconds"]
+    titles += ["judges", "what ended, what was refused", "iterations", "seconds"]
     drawn = tables.tables(run.dir.path, run.settings.iterations + 1)
     return "".join(
         run.monitor.table(title, rows, tables.LEGEND)

@@ -9,10 +9,11 @@ from runs import contents, finished_eft_run, made_once
 from tiny_config import get_config
 
 from stepjax import ablate, config, iterate, records, srlm
+from stepjax.cli import arguments, help
 from stepjax.initial_data import eft_stage, stages
 from stepjax.lm import files
 from stepjax.pairs import Pair
-from stepjax.run import finetune
+from stepjax.run import finetune, ranges, redo
 from stepjax.run.run import Run
 from stepjax.trajectory import from_row
 from stepjax.worlds import arithmetic
@@ -237,6 +238,36 @@ def test_arm_settings():
     ]
     assert [made.improve_by for made in c.values()].count("sft") == 1
     assert c["srlm"].judge.kind == "ratings"
+
+
+def test_arms_of_other_judges_change_the_judge_alone():
+    base = settings()
+    base.pairs.min_margin = 2.0
+    made = {a: ablate.arm_config(base, a, 7, (5,)) for a in ("self", *ablate.FURTHER)}
+    plain = config.to_dict(made["self"])
+    changed = {a: set(redo.changes(plain, config.to_dict(c))) for a, c in made.items()}
+    assert changed == {
+        "self": set(),
+        "frozen": {"judge.model"},
+        "keep": {"judge.keep"},
+        "pointwise": {"judge.score", "pairs.min_margin"},
+    }
+    assert made["frozen"].judge.model == "M1" and made["keep"].judge.keep == 1
+    for c in made.values():
+        ranges.check(c)
+
+
+@pytest.mark.parametrize("arm", ablate.FURTHER)
+def test_an_arm_that_is_the_method_itself_is_refused(arm, tmp_path):
+    c = ablate.arm_config(settings(), arm, 7)
+    with pytest.raises(ValueError, match=f"expected arms without '{arm}', because the"):
+        ablate.ablate(c, tmp_path / "x", (0,), ("random", arm))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_command_knows_all_arms():
+    known = help.OPTIONS["arms"][0].split(",")
+    assert (*known, *arguments._FURTHER_ARMS) == (*ablate.ARMS, *ablate.FURTHER)
 
 
 def test_arms_share_the_eft_rows_that_the_first_made(tmp_path, monkeypatch):

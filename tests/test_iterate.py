@@ -98,7 +98,7 @@ def test_every_metric_is_there_once(finished):
 
 
 def test_the_final_table_has_a_row_per_model(finished):
-    rows, refused, iterations, seconds = tables.tables(finished, 3)
+    rows, judged, refused, iterations, seconds = tables.tables(finished, 3)
     assert [row["model"] for row in rows] == ["M0", "M1", "M2", "M3"]
     # This world has no unseen blocks, and M1 to M3 may never judge a right and a wrong
     # step.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from stepjax import dpo, interrupts, records, trajectory
-from stepjax.evaluation import causes, diagnose, grading, samples
+from stepjax.evaluation import calibration, causes, diagnose, grading, samples
 from stepjax.initial_data.formats import sources as formats
 from stepjax.lm import files, hosts
 from stepjax.lm.sampler import Sampler
@@ -198,7 +198,8 @@ def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | 
         "holds."
     )
     done = files.read_json(before)
-    kept = {key: done[key] for key in ("metrics", "items", "warnings") if key in done}
+    names = ("metrics", "items", "warnings", "reliability")
+    kept = {key: done[key] for key in names if key in done}
     searches = before.with_suffix(".jsonl")
     if searches.name in done["files"] and searches.exists():
         kept["searches"] = [row for _, row in records.read_objects(searches)]
@@ -337,10 +338,17 @@ def _search(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
     )
     rows = list(map(trajectory.to_row, states))
     graded = grading.searched(states, problems, run.codec)
-    graded["metrics"] |= summary(states)
+    graded["metrics"] |= summary(states) | calibration.of_verdicts(states)
+    warnings = causes.of_search(states, run.settings)
     if run.kind.is_right:
         graded["metrics"] |= _sampled_judgments(run, states)
-    warnings = causes.of_search(states, run.settings)
+        measured, table = calibration.calibration(states, run.kind.is_right)
+        graded["metrics"] |= measured
+        graded["reliability"] = table
+        path = run.dir.path / "eval" / f"M1_{file.stem}_search.json"
+        if number > 1 and path.exists():
+            first = files.read_json(path)["metrics"]
+            warnings += calibration.warnings(first, graded["metrics"])
     return graded | {"warnings": warnings, "searches": rows}
 
 
@@ -354,6 +362,7 @@ def _training(run: Run, number: int, params, file: pathlib.Path, partial) -> dic
         by_id = {state.question.id: state for state in states}
         metrics |= diagnose.pair_quality(pairs, by_id, run.kind.is_right)
         metrics |= _sampled_judgments(run, states)
+        metrics |= calibration.calibration(states, run.kind.is_right)[0]
     row_length = run.settings.train.row_length
     kept, _ = dpo.fitting_pairs([pair.ids() for pair in pairs], row_length)
     warnings: list[str] = []

@@ -110,7 +110,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "search.tensor": Range(0, 4096),
     "judge.kind": KINDS,
     "judge.mode": ("generate", "logprob"),
-    "judge.by": ("self", "prm", "http", "random", "oracle"),  # or see `OWN`
+    "judge.by": ("self", "random", "oracle", "prm", "http"),  # or see `OWN`
     "judge.keep": Range(0, 1000),
     "judge.model": ("", "M1"),
     "judge.score": ("sum", "consistent", "single", "pointwise"),

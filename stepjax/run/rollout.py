@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import pathlib
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from stepjax import interrupts, own_functions, own_import, propose, search
 from stepjax.evaluation import causes
+from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
 from stepjax.records import Question
@@ -168,6 +170,7 @@ def search_questions(
     with contextlib.ExitStack() as stack:
         solver = open_sampler(run, params, options.context_tokens)
         judge, judge_sampler = open_judge(run, params, by, answers, stack)
+        judge, judging = _timed(judge)
         samplers = [solver] + ([judge_sampler] if judge_sampler else [])
 
         def pause(in_flight: Mapping[int, State]) -> None:
@@ -196,7 +199,24 @@ def search_questions(
     if turns:
         named = zip(("candidates", "judgments"), samplers, strict=False)
         useful = {name: s.new_tokens / s.row_steps for name, s in named if s.row_steps}
-        run.monitor.say(usage_line(turns, run.slots, useful))
+        seconds = sum(judging) / sum(turns)
+        run.monitor.say(
+            f"{usage_line(turns, run.slots, useful)}; judging took {seconds:.3g} s per "
+            "step"
+        )
+
+
+def _timed(judge: Judge) -> tuple[Judge, list[float]]:
+    """Returns a judge, and the seconds of each time that it was asked."""
+    seconds: list[float] = []
+
+    def timed(requests, calls=None):
+        began = time.monotonic()
+        verdicts = judge(requests, calls)
+        seconds.append(time.monotonic() - began)
+        return verdicts
+
+    return timed, seconds
 
 
 def _proposer(run: Run, solver: Sampler, iteration: int) -> Callable:

@@ -69,7 +69,7 @@ STEPS = ("Step 1: 8*7+4=0", "Step 1: 8*7+4=5", "Step 1: 5*7+4=9")
     ],
 )
 def test_judges_that_make_no_sense_are_refused(changes, words):
-    c = changed(mcts__phase={"eft": 0.0}) if "data.make_eft" in changes else changed()
+    c = changed()
     c.update_from_flattened_dict(changes)
     found = [line for line in ranges.wrong(c) if "judge" in line or "margin" in line]
     assert len(found) == bool(words) and all(words in line for line in found)
