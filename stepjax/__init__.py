@@ -16,6 +16,7 @@ The method, one file per stage, in the order in which it runs:
     trajectory.py   candidates, expansions and states of a search
     search.py       step-by-step search: propose, judge, keep the best, go back
     pairs.py        finished searches to preference pairs
+    judgment_pairs.py  finished searches to preferences between judgments
     forest.py       sequences and whole searches packed into rows
     dpo.py          Mi to Mi+1
     losses.py       step_logps, step_dpo_loss, ...: imports jax and nothing else
@@ -73,6 +74,7 @@ Beside the method; of the files above only main, iterate and ablate import these
                     more_questions.py: its data; base.py: M0, and the base of adapters;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; judges.py: who judges in them;
+                    judge_training.py: what trains the judge beside the pairs;
                     finetune.py: a phase of SFT;
                     reference_pass.py: log-probabilities before step-DPO; banner.py:
                     what a run says first; monitor.py, progress.py: progress, metrics;

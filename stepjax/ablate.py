@@ -17,6 +17,8 @@ and, where --arms names them, the judge of the method in other ways:
                (judge.keep)
     pointwise  each step is judged alone; its M1 learns this from the same comparisons
                (judge.score)
+    consistency, outcome  step-DPO also learns from pairs of explanations (judge.learn);
+               the settings need judge.votes of 2 or more, which all arms then have
 
     DIR/seed_0/self  DIR/seed_0/random ...   run directories, see `stepjax.iterate`
     DIR/ablation.json  ablation.md  ablation.png
@@ -39,10 +41,16 @@ from matplotlib.figure import Figure
 from stepjax import iterate
 from stepjax.evaluation import intervals, tables
 from stepjax.lm import files, hosts
-from stepjax.run import lock, rundir
+from stepjax.run import lock, ranges, rundir
 
 ARMS = ("self", "random", "oracle", "sft", "srlm")
-FURTHER = ("frozen", "keep", "pointwise")  # compared only where they are named
+FURTHER = (
+    "frozen",
+    "keep",
+    "pointwise",
+    "consistency",
+    "outcome",
+)  # compared only where they are named
 _OWN_M1 = ("srlm", "pointwise")  # arms that do not begin at the M1 of "self"
 _TITLES = {
     "self": "self-judge",
@@ -53,6 +61,8 @@ _TITLES = {
     "frozen": "frozen judge (M1)",
     "keep": "self-judge, kept with EFT rows",
     "pointwise": "self-judge, steps alone",
+    "consistency": "self-judge, learns consistency",
+    "outcome": "self-judge, learns from the gold",
 }
 _MEASURES = {  # part of `tables.results` and name of its metric
     "greedy": ("greedy", "accuracy"),
@@ -102,6 +112,9 @@ def ablate(
             "settings are those of this arm already, so it would be the arm 'self'."
         )
     arms = [arm for arm in (*ARMS, *FURTHER) if arm in arms or arm == "self"]
+    updates = (1,) * config.iterations
+    for arm in arms:  # before the first of them takes its time
+        ranges.check(arm_config(config, arm, seeds[0], updates))
     folder = pathlib.Path(workdir).expanduser()
     for seed in seeds:
         own = folder / f"seed_{seed}" / "self"
@@ -201,7 +214,7 @@ def arm_config(
     c.seed = seed
     c.dpo.updates = updates or c.dpo.updates
     if arm in ("random", "oracle"):
-        c.judge.by = arm
+        c.judge.by, c.judge.learn = arm, "none"
     elif arm == "sft":
         c.improve_by = "sft"
     elif arm == "srlm":
@@ -214,6 +227,8 @@ def arm_config(
     elif arm == "pointwise":
         c.judge.score, c.judge.schedule, c.judge.tie = "pointwise", "full", False
         c.pairs.min_margin = min(c.pairs.min_margin, 1.0)
+    elif arm in ("consistency", "outcome"):
+        c.judge.learn = arm
     return c
 
 
@@ -221,7 +236,7 @@ def _is_arm(config: ml_collections.ConfigDict, arm: str) -> bool:
     """Whether the method has the judge of one of the `FURTHER` arms already."""
     judge = config.judge
     settings = {"frozen": judge.model, "keep": judge.keep}
-    return bool(settings.get(arm, judge.score == arm))
+    return bool(settings.get(arm, arm in (judge.score, judge.learn)))
 
 
 def _updates(run: pathlib.Path, iterations: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -32,6 +32,7 @@ from stepjax.lm import hosts, train
 from stepjax.pairs import Pair, pairs_of, summary
 from stepjax.run import (
     finetune,
+    judge_training,
     judges,
     lock,
     reference_pass,
@@ -226,11 +227,15 @@ def search(run: Run, number: int) -> None:
             min_margin=run.settings.pairs.min_margin,
         )
     ]
-    if hosts.first():
-        trajectories = map(trajectory.to_row, states)
-        records.write_jsonl(folder / "search.jsonl", trajectories)
-        records.write_jsonl(folder / "pairs.jsonl", pairs)
+    made = {"search": map(trajectory.to_row, states), "pairs": pairs}
     counts = summary(states) | calibration.of_verdicts(states) | {"pairs": len(pairs)}
+    judgments = judge_training.pairs_of_judgments(run, states, len(pairs))
+    if judgments is not None:
+        made[judge_training.NAME] = judgments
+        counts["judgment_pairs"] = len(judgments)
+    if hosts.first():
+        for kind, rows in made.items():
+            records.write_jsonl(folder / f"{kind}.jsonl", rows)
     run.monitor.restart("search", f"M{number}")
     run.monitor.log("search", f"M{number}", number, counts)
     complete, ties = (100 * counts[k] for k in ("complete_rate", "tie_rate"))
@@ -243,7 +248,8 @@ def search(run: Run, number: int) -> None:
     warnings = causes.of_search(states, run.settings)
     for warning in warnings:
         run.monitor.say(f"M{number} search: {warning}")
-    stage.commit(["search.jsonl", "pairs.jsonl"], counts=counts, warnings=warnings)
+    written = [f"{kind}.jsonl" for kind in made]
+    stage.commit(written, counts=counts, warnings=warnings)
 
 
 # Mi → M(i+1).
@@ -261,6 +267,8 @@ def dpo(run: Run, number: int) -> None:
             "first."
         )
     inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
+    judgments, digest = judge_training.read(run, number)
+    inputs |= digest
     stage = _model_stage(run, "dpo", number + 1, inputs)
     if stage.done:
         counts = stage.done["counts"]
@@ -269,7 +277,7 @@ def dpo(run: Run, number: int) -> None:
             f"{counts['pairs']:,} pairs"
         )
         return
-    pairs = records.read_jsonl(source / "pairs.jsonl", Pair)
+    pairs = [*records.read_jsonl(source / "pairs.jsonl", Pair), *judgments]
     row_length = run.settings.train.row_length
     kept, dropped = step_dpo.fitting_pairs([p.ids() for p in pairs], row_length)
     if dropped:
@@ -288,6 +296,8 @@ def dpo(run: Run, number: int) -> None:
             f"M{number}. {causes.no_pairs(searched['counts'])}"
         )
     counts = {"pairs": len(kept), "dropped": dropped, "updates": updates}
+    if judgments:
+        counts["judgments"] = len(judgments)
     arrays = run.save(run.dir.model(number + 1), params)
     stage.commit(arrays=arrays, counts=counts)
 
@@ -329,7 +339,7 @@ def _train_on_pairs(
         reference = run.frozen(params)
     else:
         batches = reference_pass.fill(run, params, batches, f"M{number + 1}")
-    batches, replayed = _with_replay(run, batches, settings.seed + number)
+    batches, replayed = judge_training.with_replay(run, batches, passes["seed"])
     return run.fit(
         params,
         name="dpo",
@@ -347,35 +357,6 @@ def _train_on_pairs(
         folder=run.dir.model(number + 1) / "train",
         reference=reference,
     )
-
-
-def _with_replay(
-    run: Run, batches: list[step_dpo.Batch], seed: int
-) -> tuple[list[step_dpo.Batch], Callable[[int], list[str]]]:
-    """Returns the batches with EFT rows if `judge.keep` asks for them, and their names.
-
-    Args:
-      run: the run.
-      batches: of the pairs.
-      seed: of the draws.
-
-    Returns:
-      (batches, number of an update → names of its EFT rows).
-    """
-    size = run.settings.dpo.batch_size
-    if not run.settings.judge.keep:
-        return batches, lambda step: []
-    trees, ids = run.sft_examples.trees["eft"], run.sft_examples.ids["eft"]
-    drawn = step_dpo.replay_order(len(trees), size, seed=seed, updates=len(batches))
-    mixed = step_dpo.with_replay(
-        batches,
-        trees,
-        mesh=run.mesh,
-        batch_size=size,
-        row_length=run.settings.train.row_length,
-        seed=seed,
-    )
-    return mixed, lambda step: [ids[place] for place in drawn[step]]
 
 
 def _say_results(run: Run) -> str:

@@ -147,7 +147,7 @@ def pairs_of(
                 candidates=[c.text for c in e.candidates],
                 best=e.best,
                 worst=e.worst,
-                verdicts=[v.row() for v in e.verdicts],
+                verdicts=[v._replace(ids=()).row() for v in e.verdicts],
                 chosen_logp=best.logp,
                 rejected_logp=worst.logp,
                 model=model,

@@ -30,7 +30,8 @@ MODES = ("generate", "logprob")
 # Calls of one request that are computed side by side; None is padding.
 Group = tuple[Request, Sequence[Call | None]]
 # Begins a batch of groups. The function that it returns waits for the batch and gives
-# (winner, response), or (winner, response, probability), of every call, group by group.
+# (winner, response) of every call, group by group; a probability and ids may follow, see
+# `Verdict`.
 Ask = Callable[[Sequence[Group]], Callable[[], list[list[tuple]]]]
 
 
@@ -44,6 +45,7 @@ def make_judge(
     rows: int,
     share: int = 1,
     value: str = "hard",
+    keep_ids: bool = False,
     **explanation: float,
 ) -> Judge:
     """Returns the model as its own judge.
@@ -58,6 +60,7 @@ def make_judge(
       share: how many consecutive calls have the same candidate A, whose tokens are
         computed once for all of them; divides `rows`.
       value: one of `judge.VALUES`: whether verdicts have probabilities.
+      keep_ids: whether verdicts have the ids of what was written.
       **explanation: max_tokens, temperature and top_p, see `sampler.make_decoding`.
 
     Returns:
@@ -74,7 +77,9 @@ def make_judge(
     if mode == "generate":
         ends = judgments.ends(codec.templates)
         decoding = make_decoding(codec.tokenizer, ends, seed=seed, **explanation)
-        ask = writing_judge(sampler, codec, judgments, decoding, **how)
+        ask = writing_judge(
+            sampler, codec, judgments, decoding, keep_ids=keep_ids, **how
+        )
 
     def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
         if calls is None:
@@ -97,6 +102,7 @@ def writing_judge(
     *,
     share: int,
     soft: bool = False,
+    keep_ids: bool = False,
 ) -> Ask:
     """Returns a judge that explains and then writes its verdict (mode ``generate``).
 
@@ -109,6 +115,7 @@ def writing_judge(
       decoding: how the judgments are written, and where they end.
       share: see `make_judge`.
       soft: whether verdicts have the probability of A at the place where they stand.
+      keep_ids: whether verdicts have the ids of what was written.
     """
 
     def ask(batch: Sequence[Group]):
@@ -132,10 +139,11 @@ def writing_judge(
                 for w, call in enumerate(calls):
                     if not call:
                         continue
-                    ids = out.tokens[g, w, : out.count[g, w]].tolist()
+                    ids = tuple(out.tokens[g, w, : out.count[g, w]].tolist())
                     text = codec.text(ids)
                     winner = judgments.parse(codec.templates, text)
-                    answers[g].append((winner, text))
+                    answer = winner, text
+                    answers[g].append((*answer, None, ids) if keep_ids else answer)
                     if winner is not None:
                         said = prompts.verdict(codec.templates, winner)
                         before, lead = codec.before(ids, said)
@@ -148,7 +156,8 @@ def writing_judge(
             for g, (_, calls) in enumerate(batch):
                 asked = [w for w, call in enumerate(calls) if call]
                 answers[g] = [
-                    (*answer, _of_a(logps[g, w]) if places[g][w] else None)
+                    (*answer[:2], _of_a(logps[g, w]) if places[g][w] else None)
+                    + answer[3:]
                     for answer, w in zip(answers[g], asked, strict=True)
                 ]
             return answers

@@ -208,6 +208,7 @@ class Judge:
     mode: str
     by: str
     keep: float
+    learn: str
     model: str
     score: str
     value: str

@@ -25,6 +25,8 @@ class Verdict(NamedTuple):
       response: what the judge wrote; in logprob mode the log-odds of A.
       probability: that A is better, 0 to 1, as the judge's model has it; None unless
         `judge.value` asks for it and a verdict could be read.
+      ids: token ids of the response, kept only where the judge learns from them
+        (`judge.learn`).
     """
 
     a: int
@@ -32,10 +34,12 @@ class Verdict(NamedTuple):
     winner: str | None
     response: str = ""
     probability: float | None = None
+    ids: tuple[int, ...] = ()
 
     def row(self) -> list:
-        """Returns the verdict as a JSON list, without a probability that is None."""
-        return list(self if self.probability is not None else self[:4])
+        """Returns the verdict as a JSON list, without absent values at its end."""
+        known = 6 if self.ids else 5 if self.probability is not None else 4
+        return list(self[:known])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +210,11 @@ def _rows(items: Iterable[Any]) -> list[dict[str, Any]]:
     return [dict(vars(item)) for item in items]
 
 
+def verdict_from(row: list) -> Verdict:
+    """Returns the verdict of a JSON list, see `Verdict.row`."""
+    return Verdict(*row[:5], *map(tuple, row[5:]))
+
+
 def candidate_from(item: dict[str, Any]) -> Candidate:
     """Returns the candidate of a JSON object."""
     return Candidate(**item | {"ids": tuple(item["ids"])})
@@ -218,7 +227,7 @@ def from_row(row: dict[str, Any]) -> State:
             **item
             | {
                 "candidates": tuple(map(candidate_from, item["candidates"])),
-                "verdicts": tuple(Verdict(*v) for v in item["verdicts"]),
+                "verdicts": tuple(map(verdict_from, item["verdicts"])),
                 "scores": tuple(item["scores"]),
                 "path": tuple(item["path"]),
                 "refused": tuple(Refused(**r) for r in item.get("refused", ())),

@@ -242,7 +242,7 @@ def test_arm_settings():
 
 def test_arms_of_other_judges_change_the_judge_alone():
     base = settings()
-    base.pairs.min_margin = 2.0
+    base.pairs.min_margin, base.judge.votes = 2.0, 2
     made = {a: ablate.arm_config(base, a, 7, (5,)) for a in ("self", *ablate.FURTHER)}
     plain = config.to_dict(made["self"])
     changed = {a: set(redo.changes(plain, config.to_dict(c))) for a, c in made.items()}
@@ -251,6 +251,8 @@ def test_arms_of_other_judges_change_the_judge_alone():
         "frozen": {"judge.model"},
         "keep": {"judge.keep"},
         "pointwise": {"judge.score", "pairs.min_margin"},
+        "consistency": {"judge.learn"},
+        "outcome": {"judge.learn"},
     }
     assert made["frozen"].judge.model == "M1" and made["keep"].judge.keep == 1
     for c in made.values():
@@ -259,9 +261,19 @@ def test_arms_of_other_judges_change_the_judge_alone():
 
 @pytest.mark.parametrize("arm", ablate.FURTHER)
 def test_an_arm_that_is_the_method_itself_is_refused(arm, tmp_path):
-    c = ablate.arm_config(settings(), arm, 7)
+    base = settings()
+    base.judge.votes = 2
+    c = ablate.arm_config(base, arm, 7)
     with pytest.raises(ValueError, match=f"expected arms without '{arm}', because the"):
         ablate.ablate(c, tmp_path / "x", (0,), ("random", arm))
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_arm_that_cannot_work_is_refused_before_the_first_one_runs(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"judge.votes=1; expected 2 or more with judg"
+    ):
+        ablate.ablate(settings(), tmp_path / "x", (0,), ("consistency",))
     assert not (tmp_path / "x").exists()
 
 

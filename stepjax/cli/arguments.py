@@ -18,7 +18,7 @@ from stepjax.run import missing_files, paths, ranges, redo
 WORKING = ("run", "sft", "search", "dpo", "eval", "ablate")
 
 # Arms of `stepjax ablate` that are compared only where they are named.
-_FURTHER_ARMS = ("frozen", "keep", "pointwise")
+_FURTHER_ARMS = ("frozen", "keep", "pointwise", "consistency", "outcome")
 
 
 def check_options(name: str) -> None:

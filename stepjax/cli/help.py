@@ -60,7 +60,7 @@ OPTIONS = {
     "seeds": ("0,1,2", "seeds of the repetitions"),
     "arms": (
         "self,random,oracle,sft,srlm",
-        "what to compare; also frozen, keep and pointwise",
+        "what to compare; also frozen, keep, pointwise, consistency, outcome",
     ),
     "topology": ("v5p-16", "a TPU slice, as v5p-16 or v5p:2x2x2"),
     "gpu": (

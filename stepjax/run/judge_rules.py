@@ -31,6 +31,8 @@ def between(config: Any) -> Iterator[Rule]:
     yield from _margin(config)
     if config.judge.score == "pointwise":
         yield from _pointwise(config)
+    if config.judge.learn != "none":
+        yield from _learning(config)
     yield (
         "search.on_reject",
         config.search.on_reject,
@@ -161,6 +163,39 @@ def _pointwise(config: Any) -> Iterator[Rule]:
         judge.kind,
         "'comparisons' with judge.score='pointwise', which judges single steps",
         judge.kind == "comparisons",
+    )
+
+
+def _learning(config: Any) -> Iterator[Rule]:
+    """Yields the rules of a judge that learns from its own explanations."""
+    judge, learn = config.judge, config.judge.learn
+    found = judge.by, judge.model, judge.mode, judge.kind
+    yield (
+        "judge.by, judge.model, judge.mode, judge.kind",
+        found,
+        f"('self', '', 'generate', 'comparisons') with judge.learn={learn!r}, which "
+        "trains the model on explanations of its own",
+        found == ("self", "", "generate", "comparisons"),
+    )
+    yield (
+        "judge.score",
+        judge.score,
+        f"'sum' or 'consistent' with judge.learn={learn!r}, because both orders of a "
+        "pair have to be asked",
+        judge.score in ("sum", "consistent"),
+    )
+    yield (
+        "judge.votes",
+        judge.votes,
+        f"2 or more with judge.learn={learn!r}, which compares explanations of the "
+        "same call",
+        judge.votes > 1,
+    )
+    yield (
+        "judge.learn",
+        learn,
+        "'none' or 'consistency', because only a world (data.world) knows the gold",
+        learn != "outcome" or config.data.world != "",
     )
 
 

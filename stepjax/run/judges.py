@@ -57,6 +57,7 @@ def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> Judge:
         rows=rows,
         share=share,
         value=judge.value,
+        keep_ids=judge.learn != "none",
         seed=seed,
     )
     return tournament.voted(made, run.kind.judgments, judge.votes, seed)

@@ -112,6 +112,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "judge.mode": ("generate", "logprob"),
     "judge.by": ("self", "random", "oracle", "prm", "http"),  # or see `OWN`
     "judge.keep": Range(0, 1000),
+    "judge.learn": ("none", "consistency", "outcome"),
     "judge.model": ("", "M1"),
     "judge.score": ("sum", "consistent", "single", "pointwise"),
     "judge.value": ("hard", "probability"),

@@ -104,6 +104,7 @@ def places(folder: pathlib.Path) -> list[tuple[str, int, tuple[str, ...]]]:
     }
     model = ("manifest.json", "params", "train", "*.damaged*")
     searched = ("search.json", "search.jsonl", "search.partial*", "pairs.jsonl")
+    searched = (*searched, "judgments.jsonl")
     found = [(name, 0, patterns) for name, patterns in before.items()]
     numbers = [int(p.name[1:]) for p in folder.glob("M*") if p.name[1:].isdecimal()]
     for number in range(1, max(numbers, default=0) + 1):
