@@ -44,13 +44,8 @@ from stepjax.lm import files, hosts
 from stepjax.run import lock, ranges, rundir
 
 ARMS = ("self", "random", "oracle", "sft", "srlm")
-FURTHER = (
-    "frozen",
-    "keep",
-    "pointwise",
-    "consistency",
-    "outcome",
-)  # compared only where they are named
+# Compared only where they are named.
+FURTHER = ("frozen", "keep", "pointwise", "consistency", "outcome")
 _OWN_M1 = ("srlm", "pointwise")  # arms that do not begin at the M1 of "self"
 _TITLES = {
     "self": "self-judge",

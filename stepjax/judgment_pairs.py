@@ -1,8 +1,9 @@
-"""Closed searches → preferences between judgments, which train the judge (`judge.learn`).
+"""Closed searches → preferences between judgments that train the judge (`judge.learn`).
 
 A search with several explanations per call (`judge.votes`) has explanations of the same
-question that end with different verdicts. Where one winner is known, an explanation that
-names it is preferred to one that names the other candidate. Two ways to know a winner:
+question that end with different verdicts. Where the winner is known, an explanation
+that names it is preferred to one that names the other candidate. There are two ways to
+know the winner:
 
   ``consistency``: the majority of the explanations agrees in both orders of the pair.
     Nothing but the model's own verdicts is used.

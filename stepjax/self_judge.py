@@ -30,8 +30,8 @@ MODES = ("generate", "logprob")
 # Calls of one request that are computed side by side; None is padding.
 Group = tuple[Request, Sequence[Call | None]]
 # Begins a batch of groups. The function that it returns waits for the batch and gives
-# (winner, response) of every call, group by group; a probability and ids may follow, see
-# `Verdict`.
+# (winner, response) of every call, group by group; further fields of its `Verdict` may
+# follow.
 Ask = Callable[[Sequence[Group]], Callable[[], list[list[tuple]]]]
 
 

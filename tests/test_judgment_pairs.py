@@ -147,11 +147,8 @@ def test_a_run_trains_on_pairs_of_its_judgments(tmp_path):
     assert 0 < len(pairs) == counts["judgment_pairs"] <= counts["pairs"]
     for pair in pairs:
         assert {"A", "B"} <= set(pair.votes)
-        for ids, text in (
-            (pair.chosen_ids, pair.chosen),
-            (pair.rejected_ids, pair.rejected),
-        ):
-            assert run.codec.text(ids) == text
+        assert run.codec.text(pair.chosen_ids) == pair.chosen
+        assert run.codec.text(pair.rejected_ids) == pair.rejected
         assert pair.chosen.endswith(f"[[{pair.winner}]]")
     made = files.read_json(run.dir.model(2) / "manifest.json")
     assert set(made["inputs"]) == {"M1", "pairs", "judgments"}
