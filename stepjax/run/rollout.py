@@ -11,6 +11,7 @@ import numpy as np
 
 from stepjax import interrupts, own_functions, own_import, propose, search
 from stepjax.evaluation import causes
+from stepjax.initial_data import prm
 from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
@@ -278,6 +279,10 @@ def _fits(run: Run, state: State) -> bool:
     most = run.kind.candidate_tokens
     if len(solved) + most > settings.search.context_tokens:
         return False
+    if settings.judge.by == "prm":
+        solving = prm.Solving(state.question.problem, tuple(steps))
+        read = prm.context(run.codec, solving, settings.prm.prompt)
+        return len(read) <= settings.search.context_tokens
     if is_foreign(settings.judge.by):  # which has no context of ours
         return True
     judged = run.kind.judgments.context(run.codec, state.question.problem, steps)
