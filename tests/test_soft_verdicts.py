@@ -208,8 +208,9 @@ def test_a_written_verdict_is_weighed_at_its_place(codec):
     assert sum(not row.path for row in sampler.asked) == 8
 
 
+@pytest.mark.parametrize("share", [1, 2])
 @pytest.mark.parametrize("mode", ["generate", "logprob"])
-def test_probabilities_equal_a_plain_forward_pass(codec, one_device, mode):
+def test_probabilities_equal_a_plain_forward_pass(codec, one_device, mode, share):
     config = lm.ModelConfig(
         vocab_size=codec.tokenizer.vocab_size,
         hidden_size=32,
@@ -223,7 +224,7 @@ def test_probabilities_equal_a_plain_forward_pass(codec, one_device, mode):
     params = random_parameters(lm.abstract_params(model), seed=5)
     sampler = Sampler(model, params, one_device, 4, 96)
     judgments = comparisons("sum", "probability")
-    how = {"mode": mode, "value": "probability", **OPTIONS, "max_tokens": 64}
+    how = {"mode": mode, "value": "probability", "share": share, **OPTIONS}
     if mode == "generate":  # a random model writes no verdict, so any digit is one
         judgments = judgments._replace(
             parse=lambda templates, text: "A" if "[[A]]" in text else None
@@ -245,7 +246,7 @@ def test_probabilities_equal_a_plain_forward_pass(codec, one_device, mode):
         sampler.start = start
     judge = make_judge(sampler, codec, judgments, **how)
     made = request(codec)
-    (verdicts,) = judge([made], [[(0, 1), (2, 1)]])
+    (verdicts,) = judge([made], [[(0, 1), (0, 2), (2, 1)]])
 
     def logp(ids, size):
         tokens = jnp.asarray([ids])
