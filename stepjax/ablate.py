@@ -215,6 +215,10 @@ def arm_config(
     elif arm == "srlm":
         c.judge.kind = "ratings"
         c.search.on_tie, c.pairs.best_beats_all = "append", False
+        # What ratings do not have.
+        c.search.on_reject, c.judge.score = "append", "sum"
+        c.judge.value, c.judge.votes, c.judge.tie = "hard", 1, False
+        c.judge.learn = "none"
     elif arm == "frozen":
         c.judge.model = "M1"
     elif arm == "keep":

@@ -259,6 +259,18 @@ def test_arms_of_other_judges_change_the_judge_alone():
         ranges.check(c)
 
 
+def test_ratings_take_over_nothing_that_they_do_not_have():
+    base = settings()
+    base.judge.value, base.judge.votes, base.pairs.min_margin = "probability", 2, 0.2
+    base.judge.learn = "consistency"
+    for arm in ablate.ARMS:
+        ranges.check(ablate.arm_config(base, arm, 7, (5,)))
+    base.judge.learn, base.judge.score = "none", "pointwise"
+    base.search.on_reject = "resample"
+    for arm in ablate.ARMS:
+        ranges.check(ablate.arm_config(base, arm, 7, (5,)))
+
+
 @pytest.mark.parametrize("arm", ablate.FURTHER)
 def test_an_arm_that_is_the_method_itself_is_refused(arm, tmp_path):
     base = settings()

@@ -198,6 +198,8 @@ def stale(
                 counts = [s[section][name.partition(".")[2]] for s in (theirs, mine)]
                 if _part(counts[0], first, last) == _part(counts[1], first, last):
                     names.remove(name)
+        if stage.stage == "search" and stage.number == 1 and "judge.model" in names:
+            names.remove("judge.model")  # M1 judges its own search in any case
         if names:
             return list(stages[place:]), names
     return [], []

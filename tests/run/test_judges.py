@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import runs
 from teacher_server import completion, serving
+from test_lora_runs import settings, with_adapters
 from tiny_config import changed
 
 from stepjax import iterate
 from stepjax.initial_data import prm
 from stepjax.judge import Request, comparisons
-from stepjax.lm import files
+from stepjax.lm import files, lora
 from stepjax.run import checks, judge_rules, judges, ranges
 from stepjax.run.run import Run
 from stepjax.settings import from_config
@@ -100,6 +101,27 @@ def test_a_frozen_judge_is_m1_while_m2_searches(tmp_path, monkeypatch):
     inputs = files.read_json(run.dir.model(2) / "search.json")["inputs"]
     assert set(inputs) == {"M1", "M2", "questions_2"}
     assert inputs | run.dir.model_digest(1) == inputs
+
+
+def test_a_frozen_judge_shares_the_base_of_adapters(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    runs.copy_files(with_adapters(), folder, "M2/search*", "M2/pairs*", "M3", "eval")
+    run = Run(settings(judge__model="M1"), folder)
+    given, make = {}, judges.open_sampler
+
+    def opened(run, params, capacity, **options):
+        given["judge"] = params
+        return make(run, params, capacity, **options)
+
+    monkeypatch.setattr(judges, "open_sampler", opened)
+    iterate.search(run, 2)
+    judge, solver = (lora.split(p)[1] for p in (given["judge"], run.params(2)))
+    first = lora.split(run.params(1))[1]
+    same = jax.tree.map(np.array_equal, judge, first)
+    assert all(jax.tree.leaves(same))
+    assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, judge, solver)))
+    inputs = files.read_json(run.dir.model(2) / "search.json")["inputs"]
+    assert set(inputs) == {"M1", "M2", "questions_2"}
 
 
 # A PRM.
