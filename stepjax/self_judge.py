@@ -144,7 +144,7 @@ def writing_judge(
                     winner = judgments.parse(codec.templates, text)
                     answer = winner, text
                     answers[g].append((*answer, None, ids) if keep_ids else answer)
-                    if winner is not None:
+                    if soft and winner is not None:
                         said = prompts.verdict(codec.templates, winner)
                         before, lead = codec.before(ids, said)
                         places[g][w] = questions[g][w] + before, lead
