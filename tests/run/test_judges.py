@@ -182,6 +182,28 @@ def test_the_probability_of_a_prm_is_that_of_exactly_one_right_step(codec, monke
     assert [v.winner for v in verdicts] == ["A", "B", "B"]
 
 
+def test_the_prm_of_a_run_judges_its_search(tmp_path):
+    run = runs.copy_eft_run(
+        tmp_path / "run",
+        *("M1/search*", "M1/pairs*", "M2", "eval"),
+        judge__by="prm",
+        judge__value="probability",
+        pairs__min_margin=0.0,
+    )
+    iterate.search(run, 1)
+    inputs = files.read_json(run.dir.model(1) / "search.json")["inputs"]
+    assert set(inputs) == {"M1", "prm", "questions_1"}
+    verdicts = [v for pair in _pairs(run) for v in pair["verdicts"]]
+    assert verdicts
+    for _, _, winner, text, probability in verdicts:
+        first, second = (float(part.split()[1]) for part in text.split(", "))
+        assert 0 < first < 1 and 0 < second < 1
+        if first != second:
+            assert winner == ("A" if first > second else "B")
+        if abs(first - second) > 1e-3:
+            assert (probability > 0.5) == (first > second)
+
+
 # A server.
 
 
