@@ -38,7 +38,9 @@ def searched(codec, verdicts, texts=FIRST, kept=()):
         step = Candidate(codec.step(text), text, 1, -1.0, False)
         e = Expansion(number + 1, 0, (step,), 0, (), (), 0, None, "append", (1,))
         before.append(e)
-    last = Expansion(len(kept) + 1, 2, made, 0, verdicts, (), None, None, "back", (1,))
+    last = Expansion(
+        len(kept) + 1, 2, made, 0, verdicts, (), None, None, "reject", (1,)
+    )
     return State(Question("q", PROBLEM), (), (), (*before, last), "budget")
 
 
@@ -152,7 +154,8 @@ def test_a_run_trains_on_pairs_of_its_judgments(tmp_path):
         assert pair.chosen.endswith(f"[[{pair.winner}]]")
     made = files.read_json(run.dir.model(2) / "manifest.json")
     assert set(made["inputs"]) == {"M1", "pairs", "judgments"}
-    assert made["counts"]["pairs"] == counts["pairs"] + len(pairs)
+    counted = made["counts"]
+    assert counted["pairs"] + counted["dropped"] == counts["pairs"] + len(pairs)
     run.dir.check()
     # The pairs of steps hold no ids of judgments.
     rows = [row for _, row in records.read_objects(folder / "pairs.jsonl")]
