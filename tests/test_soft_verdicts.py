@@ -23,6 +23,7 @@ from stepjax.lm import model as lm
 from stepjax.lm.sampler import Sampler
 from stepjax.pairs import Pair, pairs_of
 from stepjax.records import Comparison, Question
+from stepjax.run.journal import Journal
 from stepjax.self_judge import make_judge
 from stepjax.trajectory import Expansion, State, Verdict
 
@@ -323,16 +324,36 @@ def test_a_tie_in_an_eft_row_needs_a_judge_that_may_say_so(codec):
 # A run.
 
 
-def test_a_search_of_a_run_keeps_probabilities_and_votes(tmp_path):
+def soft_run(folder):
+    return runs.copy_run(
+        folder,
+        *("M1/search*", "M1/pairs*", "M2", "M3", "eval"),
+        judge__value="probability",
+        judge__votes=2,
+        pairs__min_margin=0.05,
+    )
+
+
+def test_a_search_of_a_run_keeps_probabilities_and_votes(tmp_path, monkeypatch):
+    add, pauses = Journal.add, []
+
+    def stop(journal, closed, active):
+        add(journal, closed, active)
+        pauses.append(len(closed))
+        if len(pauses) == 1:
+            raise KeyboardInterrupt
+
     with runs.quick_runs():
-        run = runs.copy_run(
-            tmp_path / "run",
-            *("M1/search*", "M1/pairs*", "M2", "M3", "eval"),
-            judge__value="probability",
-            judge__votes=2,
-            pairs__min_margin=0.05,
-        )
+        run, broken = soft_run(tmp_path / "run"), soft_run(tmp_path / "broken")
         iterate.search(run, 1)
+        monkeypatch.setattr(Journal, "add", stop)
+        with pytest.raises(KeyboardInterrupt):
+            iterate.search(broken, 1)
+        iterate.search(broken, 1)
+    assert 0 < pauses[0] < 24 and len(pauses) > 1  # it went on from the middle
+    for name in ("search.jsonl", "pairs.jsonl"):
+        whole, resumed = (r.dir.model(1) / name for r in (run, broken))
+        assert whole.read_bytes() == resumed.read_bytes()
     pairs = records.read_jsonl(run.dir.model(1) / "pairs.jsonl", Pair)
     assert pairs
     for pair in pairs:
