@@ -239,3 +239,18 @@ def comparison_from(
             Comparison(f"{id}-{order}", problem, tuple(steps), a, b, verdict, text)
         )
     return rows
+
+
+def appraise(row: Comparison) -> tuple[str, str]:
+    """Judges the first step of a comparison alone (gold knowledge: for SFT data only).
+
+    Args:
+      row: from `comparison_from`.
+
+    Returns:
+      ("A" if the step is right, else "B", explanation).
+    """
+    right = world.right_step(row.problem, row.steps)
+    stated = [world.stated_digit(row.a, right)]
+    text = f"Check: {world.working(world.due(row.problem, row.steps), stated)}"
+    return "A" if row.a == right else "B", text

@@ -322,3 +322,11 @@ def test_the_tokenizer_of_the_arithmetic_world_has_no_unknown_piece(tmp_path):
         ids = made.encode_line(text)
         assert len(ids) == length and made.unknown_id not in ids
         assert made.decode(ids) == text
+
+
+def test_a_step_alone_is_appraised_by_its_own_check():
+    ab, ba = backwards_data.comparison_from(
+        "x", EXAMPLE, [], STEPS[0], "Step 1: 5*7+4=8"
+    )
+    assert backwards_data.appraise(ab) == ("A", "Check: 8, 2*7=4, 4+4=8 (+) ")
+    assert backwards_data.appraise(ba) == ("B", "Check: 8, 5*7=5, 5+4=9 (-) ")
