@@ -171,9 +171,10 @@ def _training(settings: Settings, name: str) -> Iterator[tuple[str, Settings]]:
         settings = _with(settings, "train", optimizer_dtype="bfloat16")
         yield "train.optimizer_dtype='bfloat16'", settings
     if shape.adapters is None:
-        adapters = lora.Options(_RANK, 2.0 * _RANK)
+        rank = min(_RANK, lora.largest_rank(programs.model_config(settings)))
+        adapters = lora.Options(rank, 2.0 * rank)
         settings = _with(settings, "shape", adapters=adapters)
-        yield f"lora.rank={_RANK}", settings
+        yield f"lora.rank={rank}", settings
 
 
 def _sampling(settings: Settings, name: str) -> Iterator[tuple[str, Settings]]:
