@@ -1,10 +1,11 @@
 """Reads the weights of Hugging Face directories.
 
-Parameters are float32, or in the type that is asked for. Matrices are [in, out] where the files hold [out, in], heads
-have an axis of their own, and layers are stacked on a leading axis. Tensors are read
-one by one, into sharded arrays when shardings are given: each host reads some rows of
-each tensor and the devices exchange them, so that no host ever holds the model.
-Directories may be local or on object storage (gs://...), through `etils.epath`.
+Parameters are float32, or in the type that is asked for. Matrices are [in, out] where
+the files hold [out, in], heads have an axis of their own, and layers are stacked on a
+leading axis. Tensors are read one by one, into sharded arrays when shardings are given:
+each host reads some rows of each tensor and the devices exchange them, so that no host
+ever holds the model. Directories may be local or on object storage (gs://...), through
+`etils.epath`.
 """
 
 import functools

@@ -17,7 +17,6 @@ from stepjax.lm import (
     hf_config,
     parameter_tensors,
     sharding,
-    weights,
 )
 from stepjax.lm import model as lm
 
