@@ -3,7 +3,8 @@
 Without adapters (`lora.rank` = 0) training changes all parameters of M0. With them M0
 is the base of M1 … Mn and stays as it is: it is held once, in the compute type, and a
 model's folder holds its adapters only. The manifest beside them has the digest of the
-base, so that adapters are never put on another base than they were trained on.
+base as it is held, so that adapters are never put on another base than they were
+trained on.
 """
 
 import dataclasses
