@@ -158,9 +158,11 @@ def _fewer(small: bool) -> list[str]:
         "data.test_count": tests,
         "eval.search_count": min(tests, 8),
         "sft.phases[0].steps": updates,
+        "dpo.optimizer.warmup_steps": 0,  # with few pairs there are few updates
     }
     if small:
-        settings |= {"sft.phases[0].batch_size": 2, "mcts.phase.batch_size": 4}
+        for phase in ("sft.phases[0]", "mcts.phase"):
+            settings |= {f"{phase}.batch_size": 4, f"{phase}.optimizer.warmup_steps": 0}
         settings |= {"dpo.batch_size": 2, "dpo.epochs": 1, "search.slots": 4}
     return [f"--config.{name}={value}" for name, value in settings.items()]
 

@@ -18,9 +18,12 @@ def test_the_short_run_on_word_problems_changes_settings_that_there_are(
 ):
     file = f"--config={ROOT / 'configs' / 'smollm2_gpu.py'}:hf:{tmp_path},{tmp_path}"
     changes = GPU["_fewer"](small)
-    assert command("run", file, *changes, f"--workdir={tmp_path / 'run'}") == 1
-    said = capsys.readouterr().err  # the settings are good, and the files not there
-    assert f"{tmp_path}/word_problems/mawps_asdiv_train.jsonl" in said
+    assert command("run", file, *changes, f"--workdir={tmp_path / 'run'}") == 2
+    said = capsys.readouterr().err.splitlines()
+    wrong = [line for line in said if line.startswith("stepjax: ")]
+    files = [line.partition("=")[0] for line in wrong if "no such file" in line]
+    assert files == ["stepjax: data.equations", "stepjax: data.test"]
+    assert len(wrong) == 2  # no setting is unknown or wrong
 
 
 def test_layouts_hold_the_same_steps_and_a_forest_row_is_full():
