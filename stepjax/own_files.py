@@ -14,8 +14,8 @@ from collections.abc import Iterable
 # Packages of the extras in pyproject.toml, by the names under which they are imported.
 _TRAIN = (
     *("absl", "etils", "flax", "google", "huggingface_hub", "jax", "jaxlib", "jinja2"),
-    *("math_verify", "matplotlib", "ml_collections", "numpy", "optax", "orbax"),
-    *("rich", "safetensors", "scipy", "sentencepiece", "sympy", "tensorboardX"),
+    *("matplotlib", "ml_collections", "mpmath", "numpy", "optax", "orbax"),
+    *("rich", "safetensors", "scipy", "sentencepiece", "tensorboardX"),
     "transformers",
 )
 _DATA = (

@@ -95,7 +95,7 @@ def _differ(boxed: str, answer: str) -> bool:
     """Whether a box holds another answer than the one that is stated."""
     if boxed.strip() == answer.strip():
         return False
-    from stepjax.evaluation import answers  # loads sympy where formulas are compared
+    from stepjax.evaluation import answers  # and mpmath
 
     return not answers.equivalent(boxed, answer)
 
