@@ -79,8 +79,9 @@ Beside the method; of the files above only main, iterate and ablate import these
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
                     its judge; intervals.py: how sure that is; answers.py: extraction,
                     equivalence; typesetting.py, formulas.py: how answers are
-                    written; values.py, real_sets.py: what they are; diagnose.py: why a round gains or fails; causes.py:
-                    why a search makes few pairs; samples.py, tables.py: samples and
+                    written; values.py, real_sets.py: what they are; diagnose.py:
+                    why a round gains or fails; causes.py: why a search makes few
+                    pairs; samples.py, tables.py: samples and
                     tables; show.py: stepjax show; dry_run.py: stepjax run --dry-run
     planning/       plan.py: the memory and time that a run needs on a TPU slice,
                     computed without a TPU; programs.py, slices.py, flops.py: its
