@@ -11,10 +11,12 @@ The method, one file per stage, in the order in which it runs:
     propose.py      the model writes candidate steps
     judge.py        what the judge is asked, and how verdicts become scores
     self_judge.py   the model compares the candidates in pairs
-    tournament.py   which pairs are compared, when not all are
+    tournament.py   which pairs are compared, when not all are; several votes
+    pointwise.py    an ablation: each step is judged alone
     trajectory.py   candidates, expansions and states of a search
     search.py       step-by-step search: propose, judge, keep the best, go back
     pairs.py        finished searches to preference pairs
+    judgment_pairs.py  finished searches to preferences between judgments
     forest.py       sequences and whole searches packed into rows
     dpo.py          Mi to Mi+1
     losses.py       step_logps, step_dpo_loss, ...: imports jax and nothing else
@@ -66,12 +68,14 @@ Beside the method; of the files above only main, iterate and ablate import these
                     standing.py: which were made from what is there; config_json.py,
                     mend_data.py: settings and data that were lost come back; lock.py:
                     one command at a time; journal.py: unfinished work; redo.py: what
-                    changed settings invalidate; ranges.py, rules.py: what each setting
-                    may be, and several together; paths.py, missing_files.py, checks.py:
-                    early errors; prepare.py, data.py, more_questions.py: its
-                    data; base.py: M0, and the base of adapters;
+                    changed settings invalidate; ranges.py, rules.py, judge_rules.py:
+                    what each setting may be, and several together; paths.py,
+                    missing_files.py, checks.py: early errors; prepare.py, data.py,
+                    more_questions.py: its data; base.py: M0, and the base of adapters;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
-                    rollout.py: searches of a run; finetune.py: a phase of SFT;
+                    rollout.py: searches of a run; judges.py: who judges in them;
+                    judge_training.py: what trains the judge beside the pairs;
+                    finetune.py: a phase of SFT;
                     reference_pass.py: log-probabilities before step-DPO; banner.py:
                     what a run says first; monitor.py, progress.py: progress, metrics;
                     text_table.py: tables that fit the terminal; check_device.py:
@@ -79,9 +83,10 @@ Beside the method; of the files above only main, iterate and ablate import these
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
                     its judge; intervals.py: how sure that is; answers.py: extraction,
                     equivalence; typesetting.py, formulas.py: how answers are
-                    written; values.py, real_sets.py: what they are; diagnose.py:
-                    why a round gains or fails; causes.py: why a search makes few
-                    pairs; samples.py, tables.py: samples and
+                    written; values.py, real_sets.py: what they are; diagnose.py: why a
+                    round gains or fails; calibration.py: what its verdicts say about a
+                    judge; causes.py:
+                    why a search makes few pairs; samples.py, tables.py: samples and
                     tables; show.py: stepjax show; dry_run.py: stepjax run --dry-run
     planning/       plan.py: the memory and time that a run needs on a TPU slice,
                     computed without a TPU; programs.py, slices.py, flops.py: its

@@ -27,6 +27,7 @@ class Texts:
 
     solve: str
     judge: str
+    single: str
     step: str
     verdict: str
     chat: str
@@ -192,6 +193,7 @@ class Search:
     top_p: float
     max_expansions: int
     on_tie: str
+    on_reject: str
     max_step_tokens: int
     context_tokens: int
     slots: int
@@ -205,7 +207,13 @@ class Judge:
     kind: str
     mode: str
     by: str
+    keep: float
+    learn: str
+    model: str
     score: str
+    value: str
+    votes: int
+    tie: bool
     schedule: str
     temperature: float
     top_p: float
@@ -228,7 +236,7 @@ class Pairs:
     """Which preference pairs are kept."""
 
     best_beats_all: bool
-    min_margin: int
+    min_margin: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,19 +381,22 @@ def _dpo(section: ml_collections.ConfigDict) -> Dpo:
     return Dpo(loss, optimizer, updates=updates, **values)
 
 
-def templates(texts: Texts, base: prompts.Templates) -> prompts.Templates:
+def templates(
+    texts: Texts, base: prompts.Templates, *, tie: bool = False
+) -> prompts.Templates:
     """Returns the templates of a run, checked.
 
     Args:
       texts: those of the settings.
       base: those of the run's world, used where `texts` has "".
+      tie: whether the judge may say that neither step is better.
 
     Raises:
       ValueError: for a template without a field that it needs.
     """
     result = prompts.Templates(
         solve=texts.solve or base.solve,
-        judge=texts.judge or base.judge,
+        judge=texts.judge or (prompts.JUDGE_OR_TIE if tie else base.judge),
         step=texts.step,
         verdict=texts.verdict,
         chat=texts.chat,

@@ -14,11 +14,12 @@ from typing import Any
 
 from etils import epath
 
-from stepjax import own_import, prompts, records
+from stepjax import prompts, records
 from stepjax.initial_data.formats import sources
 from stepjax.lm import files, gguf_files, gguf_tokenizer, hf_config, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks
+from stepjax.run.judge_rules import is_foreign
 from stepjax.run.kind import Kind, choose
 from stepjax.settings import Data, Settings
 from stepjax.worlds import (
@@ -192,7 +193,7 @@ def _from_files(
     }
     if data.make_eft:
         splits |= _made_from(settings, texts)
-    elif own_import.named(settings.judge.by) and not data.eft:
+    elif is_foreign(settings.judge.by) and not data.eft:
         splits |= {"eft": [], "heldout": []}  # the model does not learn to judge
     else:
         splits |= _eft(data, kind, texts)

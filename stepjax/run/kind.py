@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from stepjax import records, srlm
+from stepjax import pointwise, records, srlm
 from stepjax.controls import IsRight
 from stepjax.initial_data import eft
 from stepjax.initial_data.formats import meaning, sources, tfds
@@ -44,6 +44,7 @@ class Kind(NamedTuple):
         knowledge, for making EFT rows, for evaluation and for the oracle judge only.
       mistake: (problem, steps, wrong candidate) → kind of its mistake; None where the
         data cannot tell. Gold knowledge.
+      single: prompt of a judge that sees each step alone, "" for comparisons.
       teach: (pairs, templates) → the world's answers to the prompts of a teacher; None
         without a world.
     """
@@ -57,6 +58,7 @@ class Kind(NamedTuple):
     world_rows: Callable[..., list] | None
     is_right: IsRight | None
     mistake: Callable[[str, Sequence[str], str], str | None] | None = None
+    single: str = ""
     teach: Callable[..., list[dict[str, Any]]] | None = None
 
 
@@ -89,7 +91,9 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
         )
     if settings.judge.kind == "comparisons":
         world: dict[str, Any] = {"world_rows": None, "is_right": None}
+        appraise = pointwise.stated
         if in_world:
+            appraise = arithmetic_data.appraise
             world["world_rows"] = arithmetic_data.comparisons
             world["is_right"] = arithmetic.is_right
             world["teach"] = arithmetic_teacher.answers
@@ -101,10 +105,20 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
             )
             world["world_rows"], world["is_right"] = known.comparisons, known.is_right
             world["mistake"], world["teach"] = known.mistake, known.answers
+            appraise = known.appraise
+        score, value = settings.judge.score, settings.judge.value
+        if score == pointwise.SCORE:
+            single = arithmetic.SINGLE if in_world else pointwise.SINGLE
+            world["single"] = settings.texts.single or single
+            if settings.data.make_eft:  # the gold does not correct its teacher
+                appraise = pointwise.stated
+            judgments = pointwise.appraisals(world["single"], value, appraise)
+        else:
+            judgments = comparisons(score, value, tie=settings.judge.tie)
         return Kind(
             name="comparisons",
             unit=STEP,
-            judgments=comparisons(settings.judge.score),
+            judgments=judgments,
             candidate_tokens=settings.search.max_step_tokens,
             judgment_tokens=settings.judge.max_tokens,
             readers=_rated_readers() | sources.readers("comparison"),

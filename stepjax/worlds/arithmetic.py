@@ -33,6 +33,7 @@ from stepjax.prompts import Templates
 
 SOLVE = "{problem}\n"
 JUDGE = "{problem}\n{steps}\n{a}\n(A)\n{b}\n(B)\n"
+SINGLE = "{problem}\n{steps}\n{step}\n(?)\n"  # of a judge that sees one step
 
 _FACTORS = (3, 4, 7, 9)
 _ADDENDS = (1, 2, 3, 4, 5, 6)
