@@ -60,9 +60,10 @@ Beside the method; of the files above only main, iterate and ablate import these
                     tfds_files.py, tfds_builder.py: tensorflow-datasets
     worlds/         built-in worlds, whose gold is known: arithmetic.py,
                     arithmetic_data.py, arithmetic_srlm.py, arithmetic_teacher.py: made
-                    up; word_problems.py, equations.py, word_problems_judgments.py,
-                    word_problems_data.py, word_problems_numbers.py: problems
-                    with an equation
+                    up; backwards.py, backwards_data.py, backwards_srlm.py: made up,
+                    and all of it right; tokens.py: tokenizers; word_problems.py,
+                    equations.py, word_problems_judgments.py, word_problems_data.py,
+                    word_problems_numbers.py: problems with an equation
     run/            run.py: a run, what its stages share; rundir.py: its directory;
                     stage.py, manifest.py: finished stages and what they made;
                     standing.py: which were made from what is there; config_json.py,
@@ -71,6 +72,7 @@ Beside the method; of the files above only main, iterate and ablate import these
                     changed settings invalidate; ranges.py, rules.py, judge_rules.py:
                     what each setting may be, and several together; paths.py,
                     missing_files.py, checks.py: early errors; prepare.py, data.py,
+                    world_rows.py,
                     more_questions.py: its data; base.py: M0, and the base of adapters;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; judges.py: who judges in them;
@@ -85,9 +87,9 @@ Beside the method; of the files above only main, iterate and ablate import these
                     equivalence; typesetting.py, formulas.py: how answers are
                     written; values.py, real_sets.py: what they are; diagnose.py: why a
                     round gains or fails; calibration.py: what its verdicts say about a
-                    judge; causes.py:
-                    why a search makes few pairs; samples.py, tables.py: samples and
-                    tables; show.py: stepjax show; dry_run.py: stepjax run --dry-run
+                    judge; causes.py: why a search makes few pairs; samples.py,
+                    tables.py: samples and tables; show.py: stepjax show;
+                    dry_run.py: stepjax run --dry-run
     planning/       plan.py: the memory and time that a run needs on a TPU slice,
                     computed without a TPU; programs.py, slices.py, flops.py: its
                     programs, how they are compiled, and how FLOPs are counted;

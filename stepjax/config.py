@@ -61,15 +61,17 @@ def default() -> ml_collections.ConfigDict:
     text.chat = "none"
 
     c.data = data = ml_collections.ConfigDict()
-    # "arithmetic": made on the spot; "word_problems": made of `data.equations` and
-    # `data.test`; "": the files below.
+    # "arithmetic", "backwards": made on the spot; "word_problems": made of
+    # `data.equations` and `data.test`; "": the files below.
     data.world = ""
     # New questions per iteration (paper); the last number also counts for further
     # iterations. () deals out all of `data.question_file`.
     data.questions = (400, 800, 1200)
-    data.operations = 3  # arithmetic: steps of a problem
+    data.operations = 3  # arithmetic, backwards: steps of a problem
     data.guessed_share = 0.0  # arithmetic: share of the steps that IFT solutions guess
     data.unseen_blocks = 0  # arithmetic: blocks (of 24) that only "unseen" tests hold
+    data.taught_results = 6  # backwards: of each block (of 10), in training rows
+    data.unseen_results = 1  # backwards: of each block, only in "unseen" tests
     data.ift_count = 0  # IFT rows, 0 all; arithmetic: how many to make
     data.eft_count = 0  # EFT problems (two rows each), 0 all; in a world: to make
     data.heldout_count = 0  # EFT problems kept to measure the judge (paper: 500 rows)

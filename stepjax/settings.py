@@ -42,6 +42,8 @@ class Data:
     operations: int
     guessed_share: float
     unseen_blocks: int
+    taught_results: int
+    unseen_results: int
     ift_count: int
     eft_count: int
     heldout_count: int

@@ -222,7 +222,7 @@ def check_models(name: str, config: ml_collections.ConfigDict) -> None:
     if mode == "unseen" and begun and not (folder / "data" / "unseen.jsonl").exists():
         raise ValueError(
             f"--mode=unseen: the data of {folder} have no problems of unseen steps "
-            "(data.unseen_blocks); expected another mode."
+            "(data.unseen_blocks or data.unseen_results); expected another mode."
         )
     if mode == "training" and (number < 2 or not pairs.exists()):
         raise ValueError(

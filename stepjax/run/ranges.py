@@ -14,7 +14,7 @@ from stepjax.own_files import did_you_mean
 from stepjax.run import judge_rules, rules
 from stepjax.run.rules import SOME, Range
 
-WORLDS = ("", "arithmetic", "word_problems")  # data.world
+WORLDS = ("", "arithmetic", "backwards", "word_problems")  # data.world
 IMPROVE_BY = ("dpo", "sft")  # improve_by
 KINDS = ("comparisons", "ratings")  # judge.kind
 RULES = ("uct", "puct")  # mcts.rule
@@ -48,6 +48,8 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "data.operations": Range(1, 9),
     "data.guessed_share": _SHARE,
     "data.unseen_blocks": Range(0, 24),
+    "data.taught_results": Range(1, 10),
+    "data.unseen_results": Range(0, 9),
     "data.ift_count": _COUNT,
     "data.ift_variants": Range(0, 1000),
     "data.drills": _COUNT,

@@ -263,6 +263,19 @@ def _controls(config: Any) -> Iterator[Rule]:
         "False without data.make_eft, which makes the policy",
         config.data.make_eft or not config.sft.from_policy,
     )
+    yield (
+        "data.make_eft",
+        config.data.make_eft,
+        "False with data.world='backwards', which makes its comparisons itself",
+        not config.data.make_eft or config.data.world != "backwards",
+    )
+    taught, unseen = config.data.taught_results, config.data.unseen_results
+    yield (
+        "data.taught_results, data.unseen_results",
+        (taught, unseen),
+        "at most 10 together, the results of a block",
+        taught + unseen <= 10,
+    )
 
 
 def _initial_data(config: Any) -> Iterator[Rule]:

@@ -34,7 +34,6 @@ from stepjax.run import (
     banner,
     base,
     checks,
-    data,
     kind,
     lock,
     manifest,
@@ -44,6 +43,7 @@ from stepjax.run import (
     ranges,
     rundir,
     stage,
+    world_rows,
 )
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
@@ -126,7 +126,7 @@ class Run:
             self.monitor.say(line)
         self.mesh = sharding.make_mesh(**settings.mesh._asdict())
         self.kind = kind.choose(settings, self.dir.path / "data")
-        texts = data.world_templates(settings.data.world)
+        texts = world_rows.templates(settings.data.world)
         texts = templates(settings.texts, texts, tie=settings.judge.tie)
         with self.monitor.during("making the data and the tokenizer"):
             prepared = prepare.prepare(settings, texts, self.dir)

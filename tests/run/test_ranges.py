@@ -47,7 +47,7 @@ def assert_refused(c, words):
             "data.world",
             "arithmetic",
             "chess",
-            "one of ('', 'arithmetic', 'word_problems')",
+            "one of ('', 'arithmetic', 'backwards', 'word_problems')",
         ),
         ("judge.score", "sum", "wins", f"one of {(*judge.SCORES, pointwise.SCORE)}"),
         ("seed", 2**32 - 1, 2**32, "0 to 4,294,967,295"),
