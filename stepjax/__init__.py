@@ -118,6 +118,7 @@ The language model; it imports nothing of the above but forest and losses:
                                    tokens in data stay text; chat.py: chat templates;
                                    unknown.py: characters that are lost;
                                    special_tokens.py: those that are not there
+                    parameter_tensors.py  each parameter's place and name in files
                     weights.py     Hugging Face directories in; hf_config.py,
                                    tensor_files.py, json_files.py; export.py writes
                                    them

@@ -419,8 +419,8 @@ def model_config(
         the config where M0 itself is.
 
     Raises:
-      ValueError: when the tokenizer has more ids than the model's vocabulary, or for
-        an unknown `init`.
+      ValueError: when the tokenizer has more ids than the model's vocabulary, when
+        adapters have a larger rank than the model's matrices, or for an unknown `init`.
     """
     shape, init = settings.shape, settings.init
     kind, _, source = init.partition(":")
@@ -441,6 +441,7 @@ def model_config(
         raise ValueError(
             f"model.init={init!r}; expected 'random', 'hf:DIR' or 'gguf:FILE'."
         )
+    lora.check_rank(shape)
     if vocab_size > shape.vocab_size:
         raise ValueError(
             f"the tokenizer has {vocab_size} ids and the model's vocabulary "

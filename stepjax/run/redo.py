@@ -178,6 +178,8 @@ def stale(
       the names of the changed settings that it depends on).
     """
     changed = changes(theirs, mine)
+    if not (theirs["lora"]["rank"] or mine["lora"]["rank"]):  # nothing reads them
+        changed = {name: x for name, x in changed.items() if name[:5] != "lora."}
     asked = [stage for stage in stages if stage.stage == "prepare"]
     known = len(list(asked[0].paths[0].parent.glob("questions_*"))) if asked else 0
     for place, stage in enumerate(stages):
