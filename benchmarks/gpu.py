@@ -4,7 +4,8 @@
     python benchmarks/gpu.py --out=cpu.json --small      # minutes, on a CPU
 
 Four parts, each a process of its own, one after the other; the file is written anew
-after each of them, and a part that takes too long is stopped and named:
+after each of them, and a part that takes too long is stopped and named (--seconds gives
+all of them more time):
 
   check       stepjax check
   rows        step-DPO on whole trajectories as forest rows, against the same pairs with
@@ -29,7 +30,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Part → the most seconds that it may take of the whole.
+# Part → the most seconds that it may take of `_SECONDS`; not all need so many.
 PARTS = {"check": 90, "rows": 200, "quickstart": 200, "words": 240}
 # Peak of dense bfloat16 products with float32 sums in TFLOP/s, from NVIDIA's data
 # sheets; the first name that the device's name contains counts.
@@ -38,6 +39,7 @@ PEAKS = {
     **{"RTX 4090": 165, "RTX 3090": 71, "A10": 125},
 }
 STEPS = 8  # of a trajectory
+_SECONDS = 570
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", default="gpu.json")
     parser.add_argument("--model", help="model.init of the part words")
     parser.add_argument("--data", help="folder of the part words")
-    parser.add_argument("--seconds", type=float, default=570.0, help="for all parts")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="for all parts")
     parser.add_argument("--small", action="store_true", help="small sizes, for a CPU")
     parser.add_argument("--part", choices=PARTS, action="append", help="only these")
     parser.add_argument("--rows-into", help=argparse.SUPPRESS)
@@ -56,14 +58,20 @@ def main() -> None:
         return
     end = time.monotonic() + options.seconds
     found = {"machine": machine(), "small": options.small}
+    write(found, options.out)  # a folder that is not there is named now
     with tempfile.TemporaryDirectory() as folder:
         for part in options.part or PARTS:
-            left = min(PARTS[part], end - time.monotonic())
+            most = PARTS[part] * options.seconds / _SECONDS
+            left = min(most, end - time.monotonic())
             found[part] = measured(part, options, pathlib.Path(folder), left)
-            text = json.dumps(found, indent=1)
-            pathlib.Path(options.out).write_text(f"{text}\n", "utf-8")
+            write(found, options.out)
             print(f"{part}: {found[part]['ended']}, {found[part]['seconds']} s")
     print(f"written: {options.out}")
+
+
+def write(found: dict, file: str) -> None:
+    """Writes what was found so far."""
+    pathlib.Path(file).write_text(f"{json.dumps(found, indent=1)}\n", "utf-8")
 
 
 def machine() -> dict:
@@ -136,21 +144,28 @@ def measured(part: str, options, folder: pathlib.Path, seconds: float) -> dict:
 
 
 def _fewer(small: bool) -> list[str]:
-    """Returns the settings with which one iteration of words fits its time."""
-    counts = (8, 40, 12, 8) if small else (96, 120, 60, 100)
-    questions, drawn, updates, tests = counts
+    """Returns the settings with which one iteration of words fits its time.
+
+    The policy learns from all its rows, since one of few updates samples no right steps
+    and makes no EFT rows. With `small` these are made by rule, without a policy.
+    """
     settings = {
         "iterations": 1,
-        "data.questions": f"({questions},)",
-        "data.ift_count": 2 * drawn,
-        "data.drills": 2 * drawn,
-        "data.heldout_count": 20,
-        "data.corrupted_count": drawn,
-        "mcts.questions": drawn,
-        "data.test_count": tests,
-        "eval.search_count": 8,
-        "sft.phases[0].steps": updates,
+        "data.questions": "(4,)" if small else "(96,)",
+        "data.heldout_count": 4 if small else 20,
+        "data.test_count": 4 if small else 100,
+        "eval.search_count": 4 if small else 8,
+        "sft.phases[0].steps": 2 if small else 60,
+        "dpo.optimizer.warmup_steps": 0,  # with few pairs there are few updates
     }
+    if small:
+        settings |= {"data.make_eft": False, "sft.from_policy": False}
+        settings |= {"data.ift_count": 16, "data.drills": 16, "data.eft_count": 8}
+        settings |= {"sft.phases[0].batch_size": 4, "search.slots": 4}
+        settings |= {"sft.phases[0].optimizer.warmup_steps": 0}
+        settings |= {"dpo.batch_size": 2, "dpo.epochs": 1}
+    else:
+        settings |= {"mcts.questions": 120, "data.corrupted_count": 120}
     return [f"--config.{name}={value}" for name, value in settings.items()]
 
 

@@ -7,7 +7,7 @@ questions.jsonl and test.jsonl (docs/data.md). The method's settings are the pap
 whose models are larger; only what decides memory differs from the 7B file.
 
 `stepjax plan --config=configs/qwen2_5_math_1_5b_gpu.py --gpu=80GB` says, in GiB, by
-arithmetic: SFT and DPO 32.0, candidates 10.1, judgments 20.6, the largest prefill 20.2.
+arithmetic: SFT and DPO 32.0, candidates 10.1, judgments 21.0, the largest prefill 20.2.
 JAX takes 60 of the 80 unless it is told otherwise, so all of it fits. On 40 GB, set
 XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 (36 GiB).
 """

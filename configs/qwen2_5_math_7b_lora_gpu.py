@@ -8,9 +8,9 @@ once, in bfloat16, and each model is some million numbers beside it. Rank and le
 rates are usual ones for adapters, and nobody has tuned them for this method.
 
 `stepjax plan --config=configs/qwen2_5_math_7b_lora_gpu.py --gpu=80GB` says, in GiB, by
-arithmetic: SFT 20.9, DPO 20.8, candidates 21.5, judgments 34.5. The weights are read as
-float32, which takes 28 GiB before training begins. JAX takes 60 of the 80 unless it is
-told otherwise, so all of it fits.
+arithmetic: SFT 20.9, DPO 20.8, candidates 21.5, judgments 34.5. The weights are rounded
+to bfloat16 while they are read, so they take no more before training begins. JAX takes
+60 of the 80 unless it is told otherwise, so all of it fits.
 """
 
 import pathlib

@@ -9,7 +9,7 @@ differs from configs/smollm2_word_problems.py: more problems in flight, and more
 judgments together.
 
 `stepjax plan --config=configs/smollm2_gpu.py --gpu=24GB` says, in GiB, by arithmetic:
-SFT 2.4, DPO 3.2, candidates 3.6, judgments 7.7, the largest prefill 5.0.
+SFT 2.4, DPO 3.2, candidates 3.6, judgments 8.5, the largest prefill 5.0.
 JAX takes 18 of the 24 unless it is told otherwise, so all of it fits.
 """
 

@@ -29,7 +29,7 @@ def get_config(data: str = "data"):
     c.data.heldout_count = 118
     c.data.ift_variants = 1
     c.data.drills = 1500
-    c.data.questions = (600, 600)
+    c.data.questions = (400, 400)
 
     # EFT: steps that the policy samples, scored by the equations, and corrupted ones.
     c.data.make_eft = True
@@ -70,7 +70,7 @@ def get_config(data: str = "data"):
             ift=0.3,
             eft=0.7,
             epochs=0,
-            steps=240,
+            steps=200,
             batch_size=9,
             optimizer=config.optimizer(3e-4, "cosine", **rate),
         ),

@@ -11,10 +11,12 @@ The method, one file per stage, in the order in which it runs:
     propose.py      the model writes candidate steps
     judge.py        what the judge is asked, and how verdicts become scores
     self_judge.py   the model compares the candidates in pairs
-    tournament.py   which pairs are compared, when not all are
+    tournament.py   which pairs are compared, when not all are; several votes
+    pointwise.py    an ablation: each step is judged alone
     trajectory.py   candidates, expansions and states of a search
     search.py       step-by-step search: propose, judge, keep the best, go back
     pairs.py        finished searches to preference pairs
+    judgment_pairs.py  finished searches to preferences between judgments
     forest.py       sequences and whole searches packed into rows
     dpo.py          Mi to Mi+1
     losses.py       step_logps, step_dpo_loss, ...: imports jax and nothing else
@@ -58,20 +60,24 @@ Beside the method; of the files above only main, iterate and ablate import these
                     tfds_files.py, tfds_builder.py: tensorflow-datasets
     worlds/         built-in worlds, whose gold is known: arithmetic.py,
                     arithmetic_data.py, arithmetic_srlm.py, arithmetic_teacher.py: made
-                    up; word_problems.py, equations.py, word_problems_judgments.py,
-                    word_problems_data.py, word_problems_numbers.py: problems
-                    with an equation
+                    up; backwards.py, backwards_data.py, backwards_srlm.py: made up,
+                    and all of it right; tokens.py: tokenizers; word_problems.py,
+                    equations.py, word_problems_judgments.py, word_problems_data.py,
+                    word_problems_numbers.py: problems with an equation
     run/            run.py: a run, what its stages share; rundir.py: its directory;
                     stage.py, manifest.py: finished stages and what they made;
                     standing.py: which were made from what is there; config_json.py,
                     mend_data.py: settings and data that were lost come back; lock.py:
                     one command at a time; journal.py: unfinished work; redo.py: what
-                    changed settings invalidate; ranges.py, rules.py: what each setting
-                    may be, and several together; paths.py, missing_files.py, checks.py:
-                    early errors; prepare.py, data.py, more_questions.py: its
-                    data; base.py: M0, and the base of adapters;
+                    changed settings invalidate; ranges.py, rules.py, judge_rules.py:
+                    what each setting may be, and several together; paths.py,
+                    missing_files.py, checks.py: early errors; prepare.py, data.py,
+                    world_rows.py,
+                    more_questions.py: its data; base.py: M0, and the base of adapters;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
-                    rollout.py: searches of a run; finetune.py: a phase of SFT;
+                    rollout.py: searches of a run; judges.py: who judges in them;
+                    judge_training.py: what trains the judge beside the pairs;
+                    finetune.py: a phase of SFT;
                     reference_pass.py: log-probabilities before step-DPO; banner.py:
                     what a run says first; monitor.py, progress.py: progress, metrics;
                     text_table.py: tables that fit the terminal; check_device.py:
@@ -80,9 +86,10 @@ Beside the method; of the files above only main, iterate and ablate import these
                     its judge; intervals.py: how sure that is; answers.py: extraction,
                     equivalence; typesetting.py, formulas.py: how answers are
                     written; values.py, real_sets.py: what they are; diagnose.py: why a
-                    round gains or fails; biases.py: of the judge; causes.py: why a
-                    search makes few pairs; samples.py, tables.py: samples and tables;
-                    show.py: stepjax show; dry_run.py: stepjax run --dry-run
+                    round gains or fails; calibration.py: what its verdicts say about a
+                    judge; causes.py: why a search makes few pairs; samples.py,
+                    tables.py: samples and tables; show.py: stepjax show;
+                    dry_run.py: stepjax run --dry-run
     report/         stepjax report. build.py: the page, from page.html, page.css and
                     page.js; charts.py: its charts and tables; plots.py: how they are
                     drawn; searches.py: searches, packed; published.py: the paper's
@@ -115,6 +122,7 @@ The language model; it imports nothing of the above but forest and losses:
                                    tokens in data stay text; chat.py: chat templates;
                                    unknown.py: characters that are lost;
                                    special_tokens.py: those that are not there
+                    parameter_tensors.py  each parameter's place and name in files
                     weights.py     Hugging Face directories in; hf_config.py,
                                    tensor_files.py, json_files.py; export.py writes
                                    them

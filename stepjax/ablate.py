@@ -10,6 +10,16 @@ in each iteration as self-judging did:
     srlm     the judge rates whole solutions one by one (arXiv 2401.10020); its M1
              learns this from the same problems instead of comparing steps
 
+and, where --arms names them, the judge of the method in other ways:
+
+    frozen     M1 judges in all iterations, while the solver moves (judge.model)
+    keep       every update of step-DPO also learns from EFT rows, with weight 1
+               (judge.keep)
+    pointwise  each step is judged alone; its M1 learns this from the same comparisons
+               (judge.score)
+    consistency, outcome  step-DPO also learns from pairs of explanations (judge.learn);
+               the settings need judge.votes of 2 or more, which all arms then have
+
     DIR/seed_0/self  DIR/seed_0/random ...   run directories, see `stepjax.iterate`
     DIR/ablation.json  ablation.md  ablation.png
 """
@@ -31,15 +41,23 @@ from matplotlib.figure import Figure
 from stepjax import iterate
 from stepjax.evaluation import intervals, tables
 from stepjax.lm import files, hosts
-from stepjax.run import lock, rundir
+from stepjax.run import lock, ranges, rundir
 
 ARMS = ("self", "random", "oracle", "sft", "srlm")
+# Compared only where they are named.
+FURTHER = ("frozen", "keep", "pointwise", "consistency", "outcome")
+_OWN_M1 = ("srlm", "pointwise")  # arms that do not begin at the M1 of "self"
 _TITLES = {
     "self": "self-judge",
     "random": "random judge",
     "oracle": "oracle judge (gold)",
     "sft": "more SFT",
     "srlm": "SRLM (whole solutions)",
+    "frozen": "frozen judge (M1)",
+    "keep": "self-judge, kept with EFT rows",
+    "pointwise": "self-judge, steps alone",
+    "consistency": "self-judge, learns consistency",
+    "outcome": "self-judge, learns from the gold",
 }
 _MEASURES = {  # part of `tables.results` and name of its metric
     "greedy": ("greedy", "accuracy"),
@@ -63,17 +81,18 @@ def ablate(
       config: settings of the method; `seed`, and what an arm changes, are set here.
       workdir: where run directories and results go.
       seeds: one for each repetition, all different.
-      arms: some of `ARMS`; "self" always runs, before the other arms.
+      arms: some of `ARMS` and `FURTHER`; "self" always runs, before the other arms.
 
     Raises:
       ValueError: for unknown arms, seeds that repeat, the arm "srlm" in a run that
-        makes its EFT rows, or a self-judge without pairs.
+        makes its EFT rows, an arm that is the method itself already, or a self-judge
+        without pairs.
     """
-    unknown = sorted(set(arms) - set(ARMS))
+    unknown = sorted(set(arms) - {*ARMS, *FURTHER})
     if unknown or len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(
-            f"arms={list(arms)}, seeds={list(seeds)}; expected arms of {ARMS} and "
-            "different seeds."
+            f"arms={list(arms)}, seeds={list(seeds)}; expected arms of "
+            f"{(*ARMS, *FURTHER)} and different seeds."
         )
     if config.data.make_eft and "srlm" in arms:
         raise ValueError(
@@ -81,7 +100,16 @@ def ablate(
             "because the teacher of such a run compares steps, and SRLM learns from "
             "ratings of whole solutions. Use --arms=self,random,oracle,sft."
         )
-    arms = [arm for arm in ARMS if arm in arms or arm == "self"]
+    equal = [arm for arm in FURTHER if arm in arms and _is_arm(config, arm)]
+    if equal:
+        raise ValueError(
+            f"arms={list(arms)}; expected arms without {equal[0]!r}, because the "
+            "settings are those of this arm already, so it would be the arm 'self'."
+        )
+    arms = [arm for arm in (*ARMS, *FURTHER) if arm in arms or arm == "self"]
+    updates = (1,) * config.iterations
+    for arm in arms:  # before the first of them takes its time
+        ranges.check(arm_config(config, arm, seeds[0], updates))
     folder = pathlib.Path(workdir).expanduser()
     for seed in seeds:
         own = folder / f"seed_{seed}" / "self"
@@ -91,7 +119,7 @@ def ablate(
         for arm in arms[1:]:
             settings, path = arm_config(config, arm, seed, updates), own.parent / arm
             _say(f"seed {seed}: {_TITLES[arm]}, {path}")
-            if arm != "srlm":
+            if arm not in _OWN_M1:
                 if hosts.first():
                     lock.take(path)  # `run` releases it
                 adopt_m1(rundir.RunDirectory(settings, path), own)
@@ -173,7 +201,7 @@ def arm_config(
 
     Args:
       config: settings of the method.
-      arm: one of `ARMS`.
+      arm: one of `ARMS` or `FURTHER`.
       seed: of the repetition.
       updates: updates of each iteration; () lets the pairs decide.
     """
@@ -181,13 +209,33 @@ def arm_config(
     c.seed = seed
     c.dpo.updates = updates or c.dpo.updates
     if arm in ("random", "oracle"):
-        c.judge.by = arm
+        c.judge.by, c.judge.learn = arm, "none"
     elif arm == "sft":
         c.improve_by = "sft"
     elif arm == "srlm":
         c.judge.kind = "ratings"
         c.search.on_tie, c.pairs.best_beats_all = "append", False
+        # What ratings do not have.
+        c.search.on_reject, c.judge.score = "append", "sum"
+        c.judge.value, c.judge.votes, c.judge.tie = "hard", 1, False
+        c.judge.learn = "none"
+    elif arm == "frozen":
+        c.judge.model = "M1"
+    elif arm == "keep":
+        c.judge.keep = 1.0
+    elif arm == "pointwise":
+        c.judge.score, c.judge.schedule, c.judge.tie = "pointwise", "full", False
+        c.pairs.min_margin = min(c.pairs.min_margin, 1.0)
+    elif arm in ("consistency", "outcome"):
+        c.judge.learn = arm
     return c
+
+
+def _is_arm(config: ml_collections.ConfigDict, arm: str) -> bool:
+    """Whether the method has the judge of one of the `FURTHER` arms already."""
+    judge = config.judge
+    settings = {"frozen": judge.model, "keep": judge.keep}
+    return bool(settings.get(arm, arm in (judge.score, judge.learn)))
 
 
 def _updates(run: pathlib.Path, iterations: int) -> tuple[int, ...]:

@@ -100,6 +100,14 @@ class Codec:
         """
         return self._prompt(text.lstrip() if self._chat.trims else text, problem)
 
+    def middle(self, text: str) -> tuple[int, ...]:
+        """Returns the ids of a piece of a prompt between the first and the last one.
+
+        Args:
+          text: the part of a template, which begins a line; may be empty.
+        """
+        return self._fixed(text)
+
     def closing(self, text: str) -> tuple[int, ...]:
         """Returns the ids of the last piece of such a prompt; the response follows.
 
@@ -180,6 +188,27 @@ class Codec:
     def verdict(self, side: str) -> tuple[int, ...]:
         """Returns the ids of a bare verdict."""
         return self.line(prompts.verdict(self.templates, side))
+
+    def before(self, ids: Sequence[int], text: str) -> tuple[tuple[int, ...], str]:
+        """Returns what ids hold before the last place of a text.
+
+        Args:
+          ids: of what was written.
+          text: something that it holds.
+
+        Returns:
+          (the ids before the token in which the text begins, what that token holds
+          before the text, mostly "" or a space).
+
+        Raises:
+          ValueError: when the ids do not hold the text.
+        """
+        pieces = [self.tokenizer.token_bytes[id] for id in ids]
+        whole = b"".join(pieces)
+        place = whole.rindex(text.encode())
+        starts = itertools.accumulate(map(len, pieces), initial=0)
+        number, start = max((n, at) for n, at in enumerate(starts) if at <= place)
+        return tuple(ids[:number]), whole[start:place].decode("utf-8", "replace")
 
     def verdict_tokens(self, response: Sequence[int], verdict: str) -> int:
         """Returns how many of a response's last ids cover its verdict and EOS.

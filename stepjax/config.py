@@ -52,6 +52,8 @@ def default() -> ml_collections.ConfigDict:
     c.prompts = text = ml_collections.ConfigDict()
     text.solve = ""  # template with {problem}; "" takes the world's or stepjax.prompts
     text.judge = ""  # template with {problem}, {steps}, {a}, {b}
+    # Template with {problem}, {steps}, {step}; read with judge.score = "pointwise".
+    text.single = ""
     text.step = "Step {n}: "  # marker of a step (paper, appendix)
     text.verdict = "[[{side}]]"  # how a judgment ends (paper, appendix)
     # "template" puts the tokenizer's own chat template around all prompts, and the
@@ -59,15 +61,17 @@ def default() -> ml_collections.ConfigDict:
     text.chat = "none"
 
     c.data = data = ml_collections.ConfigDict()
-    # "arithmetic": made on the spot; "word_problems": made of `data.equations` and
-    # `data.test`; "": the files below.
+    # "arithmetic", "backwards": made on the spot; "word_problems": made of
+    # `data.equations` and `data.test`; "": the files below.
     data.world = ""
     # New questions per iteration (paper); the last number also counts for further
     # iterations. () deals out all of `data.question_file`.
     data.questions = (400, 800, 1200)
-    data.operations = 3  # arithmetic: steps of a problem
+    data.operations = 3  # arithmetic, backwards: steps of a problem
     data.guessed_share = 0.0  # arithmetic: share of the steps that IFT solutions guess
     data.unseen_blocks = 0  # arithmetic: blocks (of 24) that only "unseen" tests hold
+    data.taught_results = 6  # backwards: of each block (of 10), in training rows
+    data.unseen_results = 1  # backwards: of each block, only in "unseen" tests
     data.ift_count = 0  # IFT rows, 0 all; arithmetic: how many to make
     data.eft_count = 0  # EFT problems (two rows each), 0 all; in a world: to make
     data.heldout_count = 0  # EFT problems kept to measure the judge (paper: 500 rows)
@@ -222,6 +226,9 @@ def default() -> ml_collections.ConfigDict:
     search.top_p = 0.95  # of the candidates (paper)
     search.max_expansions = 20  # per problem, with going back (paper: 20 iterations)
     search.on_tie = "back"  # "back" (paper), or "append" the most frequent, no pair
+    # With judge.score = "pointwise", a best step that the judge calls wrong: "append"
+    # it all the same, or "resample": sample this step again.
+    search.on_reject = "append"
     search.max_step_tokens = 256  # tokens of a step
     search.context_tokens = 2048  # tokens of prompt and steps
     search.slots = 32  # problems in flight, over all hosts
@@ -235,9 +242,34 @@ def default() -> ml_collections.ConfigDict:
     judge.kind = "comparisons"
     judge.mode = "generate"  # (paper), or "logprob"
     # Who judges: "self" (paper); "module:function", a function of your own that scores
-    # the candidates, see docs/data.md; controls: "random" coins, "oracle" (the gold).
+    # the candidates, see docs/data.md; "prm", the PRM that a run with data.make_eft
+    # trains; "http", the server of `teacher`, which sees the prompts that the model
+    # would; controls: "random" coins, "oracle" (the gold).
     judge.by = "self"
-    judge.score = "sum"  # reading of equation 2: "sum", "consistent" or "single"
+    # Weight of EFT rows that every update of step-DPO also learns from, as many as it
+    # has pairs, so that the model keeps judging while it learns to solve (paper: none).
+    judge.keep = 0.0
+    # Step-DPO also trains the judge, on pairs of its own explanations: "none" (paper);
+    # "consistency": one that names the winner on which both orders agree, over one that
+    # does not; "outcome": the winner is the one that is right by the gold of a world.
+    # Both need judge.votes of 2 or more. See `stepjax.judgment_pairs`.
+    judge.learn = "none"
+    # Which model judges with judge.by = "self": "", the one that searches (paper), or
+    # "M1", which stays as it is while the solver moves.
+    judge.model = ""
+    # Reading of equation 2: "sum", "consistent" or "single"; or "pointwise": each step
+    # is judged alone, w calls instead of w (w - 1) (an ablation, `stepjax.pointwise`).
+    judge.score = "sum"
+    # What a verdict counts: "hard", its side (paper), or "probability", how likely the
+    # judge holds that side; Score_i is then a win rate weighted by margins, 0 to 1, and
+    # pairs.min_margin a difference of win rates. See `stepjax.judge.win_rates`.
+    judge.value = "hard"
+    # Explanations per ordered pair; the majority counts, or their mean probability.
+    # More than 1 need judge.temperature above 0.
+    judge.votes = 1
+    # True: the verdict [[C]], neither is better, counts half for both. EFT rows may
+    # have it, and the prompt of stepjax.prompts names it. Not in a data.world.
+    judge.tie = False
     # Which pairs are judged: "full" asks all (paper), "knockout" and "swiss" play a
     # tournament of fewer calls.
     judge.schedule = "full"
@@ -257,7 +289,9 @@ def default() -> ml_collections.ConfigDict:
 
     c.pairs = pairs = ml_collections.ConfigDict()
     pairs.best_beats_all = False  # keep a pair only if the best won all its calls
-    pairs.min_margin = 1  # least difference between the scores of best and worst
+    # Least difference between the scores of best and worst; with judge.value=
+    # "probability" of win rates, less than 1, where 0 keeps all.
+    pairs.min_margin = 1.0
 
     c.dpo = dpo = ml_collections.ConfigDict()
     dpo.beta = 0.1  # pull towards the reference; the paper does not state it

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from stepjax.codec import Codec
-from stepjax.judge import Judge, Request, all_calls, comparisons
+from stepjax.judge import Judge, Judgments, Request, all_calls
 from stepjax.trajectory import Verdict
 
 # The gold: (problem, texts of the steps so far, text of a candidate) → right or not, or
@@ -14,13 +14,13 @@ IsRight = Callable[[str, Sequence[str], str], bool | None]
 JUDGES = ("self", "random", "oracle")  # the model itself, and the two of this file
 
 
-def random_judge(score: str, seed: int) -> Judge:
+def random_judge(judgments: Judgments, seed: int) -> Judge:
     """Returns a judge whose verdicts are coins, each drawn from its own key path.
 
     A control experiment: what the loop gains with this judge is not due to judging.
 
     Args:
-      score: one of `judge.SCORES`; says which orders are asked.
+      judgments: what is asked.
       seed: base seed.
     """
 
@@ -28,23 +28,24 @@ def random_judge(score: str, seed: int) -> Judge:
         coin = np.random.default_rng([seed, *request.path, a, b]).random()
         return Verdict(a, b, "A" if coin < 0.5 else "B")
 
-    return _judge_by(verdict, score, seed)
+    return _judge_by(verdict, judgments, seed)
 
 
 def oracle_judge(
     is_right: IsRight,
     codec: Codec,
-    score: str,
+    judgments: Judgments,
     seed: int,
 ) -> Judge:
     """Returns a judge that knows the gold: an upper bound, not self-rewarding.
 
-    It has no preference (None) between two right or two wrong steps.
+    It has no preference (None) between two right or two wrong steps. Of a step that is
+    judged alone (call (i, i)), it says whether it is right.
 
     Args:
       is_right: the gold.
       codec: tokenizer and templates.
-      score: one of `judge.SCORES`; says which orders are asked.
+      judgments: what is asked.
       seed: base seed.
     """
 
@@ -54,15 +55,18 @@ def oracle_judge(
             is_right(request.problem, steps, codec.text(request.candidates[i]))
             for i in (a, b)
         )
-        return Verdict(a, b, None if first == second else "A" if first else "B")
+        undecided = first == second and a != b
+        return Verdict(a, b, None if undecided else "A" if first else "B")
 
-    return _judge_by(verdict, score, seed)
+    return _judge_by(verdict, judgments, seed)
 
 
-def _judge_by(verdict: Callable[..., Verdict], score: str, seed: int) -> Judge:
+def _judge_by(
+    verdict: Callable[..., Verdict], judgments: Judgments, seed: int
+) -> Judge:
     def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
         if calls is None:
-            calls = all_calls(requests, comparisons(score), seed)
+            calls = all_calls(requests, judgments, seed)
         return [
             [verdict(request, a, b) for a, b in pairs]
             for request, pairs in zip(requests, calls, strict=True)

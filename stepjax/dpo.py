@@ -5,6 +5,11 @@ trunk, each rejected step a branch, so the context is computed once. Only the to
 of the two steps of a pair are scored. The reference is the model at the start of the
 iteration, precomputed as log-probabilities or run live; it is never part of the
 trained state.
+
+With `judge.keep` every update also learns from EFT rows (`with_replay`), so that the
+model keeps judging while it learns to solve:
+
+    L = L_DPO + keep * (weighted mean of -log pi over the tokens of the judgments).
 """
 
 import dataclasses
@@ -55,11 +60,14 @@ class Batch(NamedTuple):
       lengths: tokens of each segment, [2 P] float32; 0 marks padding.
       reference: log-probability of each segment under the reference, [2 P] float32;
         zeros when the reference is live.
+      replay: judgments to learn from beside the pairs, or None. Their weights sum to
+        the number of pairs over the micro-batches of an update.
     """
 
     rows: forest.Rows
     lengths: np.ndarray
     reference: np.ndarray
+    replay: forest.Rows | None = None
 
 
 def pair_logps(model, params, batch: Batch) -> jax.Array:
@@ -68,7 +76,9 @@ def pair_logps(model, params, batch: Batch) -> jax.Array:
     return train.segment_sums(logps, batch.rows, batch.lengths.shape[0])
 
 
-def loss(params, reference, batch: Batch, *, model, options: Options):
+def loss(
+    params, reference, batch: Batch, *, model, options: Options, keep: float = 0.0
+):
     """Returns (sum of the pairs' losses, (pairs, sums of the metrics)).
 
     Args:
@@ -77,6 +87,7 @@ def loss(params, reference, batch: Batch, *, model, options: Options):
       batch: one micro-batch.
       model: the decoder.
       options: settings.
+      keep: weight of the judgments in `batch.replay`.
     """
     policy = pair_logps(model, params, batch)
     if reference is None:
@@ -97,7 +108,12 @@ def loss(params, reference, batch: Batch, *, model, options: Options):
     metrics |= {"dpo_loss": value, "nll": nll}
     value = value + options.nll_weight * nll
     sums = {name: jnp.where(real, x, 0.0).sum() for name, x in metrics.items()}
-    return jnp.where(real, value, 0.0).sum(), (real.sum().astype(jnp.float32), sums)
+    total = jnp.where(real, value, 0.0).sum()
+    if batch.replay is not None:
+        said = train.scored_logps(model, params, batch.replay)
+        sums["replay_nll"] = -(batch.replay.weight * said).sum()
+        total = total + keep * sums["replay_nll"]
+    return total, (real.sum().astype(jnp.float32), sums)
 
 
 def fitting_pairs(
@@ -199,6 +215,61 @@ def _batch(trees, row_length: int, rows: int, scored: int, pairs: int) -> Batch:
     lengths = np.bincount(packed.segment[real], minlength=2 * pairs)
     lengths = lengths.astype(np.float32)
     return Batch(packed, lengths, np.zeros_like(lengths))
+
+
+def replay_order(
+    rows: int, batch_size: int, *, seed: int, updates: int
+) -> list[list[int]]:
+    """Returns the places of the EFT rows of each update, in shuffled passes.
+
+    Args:
+      rows: how many there are.
+      batch_size: rows per update.
+      seed: of the shuffling.
+      updates: how many updates there are.
+    """
+    passes = range(math.ceil(updates * batch_size / rows))
+    shuffled = [np.random.default_rng([seed, 1, n]).permutation(rows) for n in passes]
+    places = [int(place) for places in shuffled for place in places]
+    return [places[n * batch_size :][:batch_size] for n in range(updates)]
+
+
+def with_replay(
+    batches: Sequence[Batch],
+    trees: Sequence[forest.Tree],
+    *,
+    mesh: Mesh,
+    batch_size: int,
+    row_length: int,
+    seed: int,
+) -> list[Batch]:
+    """Returns the batches with EFT rows beside their pairs.
+
+    Args:
+      batches: from `make_batches`, at least one.
+      trees: the EFT rows, from `sft.examples`; at least one.
+      mesh: devices.
+      batch_size: EFT rows per update.
+      row_length: tokens of a row.
+      seed: of the shuffling.
+    """
+    drawn = replay_order(len(trees), batch_size, seed=seed, updates=len(batches))
+    parts = range(len(batches[0].lengths))
+    groups = [
+        [[trees[i] for i in own[n :: len(parts)]] for n in parts] for own in drawn
+    ]
+    sizes = [forest.size(part, row_length) for own in groups for part in own]
+    needed, most = np.max(sizes, axis=0).tolist()
+    rows = forest.bucket(needed, sharding.row_multiple(mesh))
+    scored = min(forest.bucket(most, 8), row_length)
+    result = []
+    for batch, own in zip(batches, groups, strict=True):
+        packed = [forest.pack(p, row_length, rows=rows, scored=scored) for p in own]
+        replay = jax.tree.map(lambda *x: np.stack(x), *packed)
+        share = (batch.lengths[:, 0::2] > 0).sum() / replay.weight.sum()
+        weight = (replay.weight * share).astype(np.float32)
+        result.append(batch._replace(replay=replay._replace(weight=weight)))
+    return result
 
 
 def reference_logps(model, mesh: Mesh):

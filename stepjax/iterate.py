@@ -26,11 +26,20 @@ import ml_collections
 
 from stepjax import dpo as step_dpo
 from stepjax import forest, records, trajectory
-from stepjax.evaluation import causes, stages, tables
+from stepjax.evaluation import calibration, causes, stages, tables
 from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.pairs import Pair, pairs_of, summary
-from stepjax.run import finetune, lock, reference_pass, rollout, rundir, stage
+from stepjax.run import (
+    finetune,
+    judge_training,
+    judges,
+    lock,
+    reference_pass,
+    rollout,
+    rundir,
+    stage,
+)
 from stepjax.run.journal import Journal
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
@@ -184,7 +193,7 @@ def more_sft(run: Run, number: int) -> None:
 def search(run: Run, number: int) -> None:
     """Lets M`number` search the questions of its iteration, and makes its pairs."""
     name, folder = f"questions_{number}", run.dir.model(number)
-    inputs = run.dir.model_digest(number) | run.dir.data(name)
+    inputs = run.dir.model_digest(number) | run.dir.data(name) | judges.inputs(run)
     stage = run.dir.stage("search", folder / "search.json", inputs, "*search.partial*")
     if stage.done:
         counts = stage.done["counts"]
@@ -218,11 +227,15 @@ def search(run: Run, number: int) -> None:
             min_margin=run.settings.pairs.min_margin,
         )
     ]
+    made = {"search": map(trajectory.to_row, states), "pairs": pairs}
+    counts = summary(states) | calibration.of_verdicts(states) | {"pairs": len(pairs)}
+    judgments = judge_training.pairs_of_judgments(run, states, len(pairs))
+    if judgments is not None:
+        made[judge_training.NAME] = judgments
+        counts["judgment_pairs"] = len(judgments)
     if hosts.first():
-        trajectories = map(trajectory.to_row, states)
-        records.write_jsonl(folder / "search.jsonl", trajectories)
-        records.write_jsonl(folder / "pairs.jsonl", pairs)
-    counts = summary(states) | {"pairs": len(pairs)}
+        for kind, rows in made.items():
+            records.write_jsonl(folder / f"{kind}.jsonl", rows)
     run.monitor.restart("search", f"M{number}")
     run.monitor.log("search", f"M{number}", number, counts)
     complete, ties = (100 * counts[k] for k in ("complete_rate", "tie_rate"))
@@ -235,7 +248,8 @@ def search(run: Run, number: int) -> None:
     warnings = causes.of_search(states, run.settings)
     for warning in warnings:
         run.monitor.say(f"M{number} search: {warning}")
-    stage.commit(["search.jsonl", "pairs.jsonl"], counts=counts, warnings=warnings)
+    written = [f"{kind}.jsonl" for kind in made]
+    stage.commit(written, counts=counts, warnings=warnings)
 
 
 # Mi → M(i+1).
@@ -253,6 +267,8 @@ def dpo(run: Run, number: int) -> None:
             "first."
         )
     inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
+    judgments, digest = judge_training.read(run, number)
+    inputs |= digest
     stage = _model_stage(run, "dpo", number + 1, inputs)
     if stage.done:
         counts = stage.done["counts"]
@@ -261,7 +277,7 @@ def dpo(run: Run, number: int) -> None:
             f"{counts['pairs']:,} pairs"
         )
         return
-    pairs = records.read_jsonl(source / "pairs.jsonl", Pair)
+    pairs = [*records.read_jsonl(source / "pairs.jsonl", Pair), *judgments]
     row_length = run.settings.train.row_length
     kept, dropped = step_dpo.fitting_pairs([p.ids() for p in pairs], row_length)
     if dropped:
@@ -280,6 +296,8 @@ def dpo(run: Run, number: int) -> None:
             f"M{number}. {causes.no_pairs(searched['counts'])}"
         )
     counts = {"pairs": len(kept), "dropped": dropped, "updates": updates}
+    if judgments:
+        counts["judgments"] = len(judgments)
     arrays = run.save(run.dir.model(number + 1), params)
     stage.commit(arrays=arrays, counts=counts)
 
@@ -313,19 +331,24 @@ def _train_on_pairs(
 
     def names_at(step: int) -> list[str]:
         layout = settings.dpo.batch_size, settings.train.row_length
-        return [names[i] for i in step_dpo.order(pairs, *layout, **passes)[step]]
+        pairs_of_it = step_dpo.order(pairs, *layout, **passes)[step]
+        return [names[i] for i in pairs_of_it] + replayed(step)
 
     reference = None
     if settings.dpo.loss.reference == "live":
         reference = run.frozen(params)
     else:
         batches = reference_pass.fill(run, params, batches, f"M{number + 1}")
+    batches, replayed = judge_training.with_replay(run, batches, passes["seed"])
     return run.fit(
         params,
         name="dpo",
         model=f"M{number + 1}",
         loss=functools.partial(
-            step_dpo.loss, model=run.model, options=settings.dpo.loss
+            step_dpo.loss,
+            model=run.model,
+            options=settings.dpo.loss,
+            keep=settings.judge.keep,
         ),
         batch_at=lambda step: train.put_batch(run.mesh, batches[step]),
         rows_at=names_at,
@@ -340,7 +363,7 @@ def _say_results(run: Run) -> str:
     """Prints the tables of the run and returns them as text."""
     run.monitor.close()
     titles = [f"{run.dir.path}, seed {run.settings.seed}"]
-    titles += ["what ended, what was refused", "iterations", "seconds"]
+    titles += ["judges", "what ended, what was refused", "iterations", "seconds"]
     drawn = tables.tables(run.dir.path, run.settings.iterations + 1)
     return "".join(
         run.monitor.table(title, rows, tables.LEGEND)

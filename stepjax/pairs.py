@@ -13,7 +13,7 @@ from typing import Any
 
 from stepjax.codec import Codec
 from stepjax.forest import IdPair
-from stepjax.judge import position_flips
+from stepjax.judge import majority, position_flips, preference
 from stepjax.trajectory import (
     CUT_OFF,
     NO_MARKER,
@@ -22,6 +22,8 @@ from stepjax.trajectory import (
     State,
     context_ids,
 )
+
+_DECIDED = ("pair", "reject")  # actions of an expansion that is no tie
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Pair:
       candidates: text of every candidate.
       best: index of the chosen one.
       worst: index of the rejected one.
-      verdicts: every call, [shown as A, shown as B, winner or null, response].
+      verdicts: every call, [shown as A, shown as B, winner or null, response], and
+        the probability of A where it was read.
       chosen_logp: log-probability of the chosen one under the model that sampled it.
       rejected_logp: log-probability of the rejected one under that model.
       model: name of the model that searched.
@@ -102,7 +105,7 @@ def pairs_of(
     iteration: int,
     seed: int,
     best_beats_all: bool = False,
-    min_margin: int = 1,
+    min_margin: float = 1,
 ) -> list[Pair]:
     """Returns the preference pairs of a closed search, one for each kept preference.
 
@@ -115,7 +118,8 @@ def pairs_of(
       best_beats_all: keep a pair only when the best candidate won every call that it
         was in.
       min_margin: keep a pair only when the score of the best is higher than that of the
-        worst by at least this; 1 keeps all.
+        worst by at least this, in the unit of the scores. With scores that count wins,
+        1 keeps all; with win rates (`judge.win_rates`), 0 does.
     """
     pairs = []
     for number, index in enumerate(state.pair_from):
@@ -143,7 +147,7 @@ def pairs_of(
                 candidates=[c.text for c in e.candidates],
                 best=e.best,
                 worst=e.worst,
-                verdicts=[list(v) for v in e.verdicts],
+                verdicts=[v._replace(ids=()).row() for v in e.verdicts],
                 chosen_logp=best.logp,
                 rejected_logp=worst.logp,
                 model=model,
@@ -155,16 +159,19 @@ def pairs_of(
 
 
 def _beats_all(expansion: Expansion) -> bool:
-    """Whether every call with the best candidate was parsed and won by it."""
-    met = [v for v in expansion.verdicts if expansion.best in (v.a, v.b)]
-    won = [v for v in met if (v.winner == "A") == (v.a == expansion.best) and v.winner]
-    return len(met) == len(won) and len(met) > 0
+    """Whether every call with the best candidate has a verdict and was won by it."""
+    best = expansion.best
+    met = [v for v in majority(expansion.verdicts) if best in (v.a, v.b)]
+    favour = [(v.a == best, preference(v)) for v in met]
+    won = [p is not None and (p > 0.5 if first else p < 0.5) for first, p in favour]
+    return len(won) > 0 and all(won)
 
 
 def summary(states: Sequence[State]) -> dict[str, float]:
     """Returns counts and rates of closed searches.
 
-    complete_rate is over questions; tie_rate over expansions with a candidate;
+    complete_rate is over questions; tie_rate and reject_rate (the judge calls the best
+    candidate wrong) over expansions with a candidate;
     flip_rate over pairs of candidates with a parsed verdict in both orders;
     unparsed_rate over judge calls; malformed_rate over samples, and so are its parts:
     cut_off_rate (not ended within their tokens), unmarked_rate (without the marker of
@@ -172,6 +179,7 @@ def summary(states: Sequence[State]) -> dict[str, float]:
     """
     expansions = [e for state in states for e in state.expansions]
     proposed = [e for e in expansions if e.candidates]
+    actions = [e.action for e in proposed]
     verdicts = [v for e in expansions for v in e.verdicts]
     flips = [position_flips(e.verdicts) for e in expansions]
     samples = sum(e.malformed + sum(c.count for c in e.candidates) for e in expansions)
@@ -191,7 +199,8 @@ def summary(states: Sequence[State]) -> dict[str, float]:
         "expansions": len(expansions),
         "judgments": len(verdicts),
         "samples": samples,
-        "tie_rate": ratio(sum(e.action != "pair" for e in proposed), len(proposed)),
+        "tie_rate": ratio(sum(a not in _DECIDED for a in actions), len(proposed)),
+        "reject_rate": ratio(actions.count("reject"), len(proposed)),
         "flip_rate": ratio(sum(f for f, _ in flips), sum(n for _, n in flips)),
         "unparsed_rate": ratio(sum(v.winner is None for v in verdicts), len(verdicts)),
         "malformed_rate": ratio(sum(e.malformed for e in expansions), samples),

@@ -56,6 +56,13 @@ candidate B is better.
 Judgment:
 """
 
+# The same for a judge that may also say that neither is better (`judge.tie`).
+JUDGE_OR_TIE = JUDGE.replace(
+    "candidate B is better.\n",
+    "candidate B is better, [[C]] if neither is better than the other.\n",
+)
+SIDES = "ABC"  # what a verdict can say: A is better, B is better, or neither is
+
 
 @dataclass(frozen=True)
 class Templates:
@@ -239,21 +246,21 @@ def numbered(t: Templates, texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(marker(t, n) + text for n, text in enumerate(texts, 1))
 
 
-def verdict(t: Templates, side: Literal["A", "B"]) -> str:
+def verdict(t: Templates, side: Literal["A", "B", "C"]) -> str:
     """Gives the text of a verdict, for example "[[A]]".
 
     Args:
       t: the templates.
-      side: the better candidate.
+      side: the better candidate, or "C" for neither.
 
     Returns:
       The text that ends a judgment.
 
     Raises:
-      ValueError: side is neither "A" nor "B".
+      ValueError: side is none of these.
     """
-    if side not in ("A", "B"):
-        raise ValueError(f"side is {side!r}; expected 'A' or 'B'.")
+    if side not in tuple(SIDES):
+        raise ValueError(f"side is {side!r}; expected 'A', 'B' or 'C'.")
     return t.verdict.replace("{side}", side)
 
 
@@ -362,18 +369,19 @@ def boxed(text: str) -> str | None:
     return contents
 
 
-def parse_verdict(t: Templates, text: str) -> Literal["A", "B"] | None:
+def parse_verdict(
+    t: Templates, text: str, sides: str = "AB"
+) -> Literal["A", "B", "C"] | None:
     """Finds the verdict of a judgment: the last one in the text counts.
 
     Args:
       t: the templates.
       text: what the judge wrote.
+      sides: the verdicts that count, "AB" or "ABC".
 
     Returns:
-      "A" or "B", or None when there is no verdict.
+      One of the sides, or None when there is no verdict.
     """
-    last_a = text.rfind(verdict(t, "A"))
-    last_b = text.rfind(verdict(t, "B"))
-    if last_a == last_b:  # only when neither is there
-        return None
-    return "A" if last_a > last_b else "B"
+    places = {side: text.rfind(verdict(t, side)) for side in sides}
+    last = max(sides, key=places.__getitem__)
+    return last if places[last] >= 0 else None

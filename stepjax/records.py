@@ -71,11 +71,12 @@ class Comparison:
       steps: texts of the steps so far, each from its marker on; may be empty.
       a: text of the next step that is shown first, from its marker on.
       b: text of the next step that is shown second, from its marker on.
-      verdict: the better one, "A" or "B".
+      verdict: the better one, "A" or "B"; or "C", neither is better, for a judge that
+        may say so (`judge.tie`).
       explanation: what the judge says before its verdict.
 
     Raises:
-      ValueError: the verdict is neither "A" nor "B".
+      ValueError: the verdict is none of these.
     """
 
     id: str
@@ -83,13 +84,14 @@ class Comparison:
     steps: tuple[str, ...]
     a: str
     b: str
-    verdict: Literal["A", "B"]
+    verdict: Literal["A", "B", "C"]
     explanation: str = ""
 
     def __post_init__(self):
-        if self.verdict not in ("A", "B"):
+        if self.verdict not in ("A", "B", "C"):
             raise ValueError(
-                f"field 'verdict' is {reprlib.repr(self.verdict)}; expected 'A' or 'B'."
+                f"field 'verdict' is {reprlib.repr(self.verdict)}; expected 'A' or "
+                "'B' (or 'C' with judge.tie=True)."
             )
 
 

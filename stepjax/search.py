@@ -10,6 +10,8 @@ marker are left out and counted; ties for best or worst break by score, multipli
 log-probability, then index; every expansion counts towards the budget.
 ``on_tie="append"`` appends the most frequent candidate without a pair instead of
 going back. That is for models so sure of a step that all candidates agree.
+``on_reject="resample"`` appends no step that a judge of single steps calls wrong, and
+samples this step again.
 
 `transition` is a pure function. `step_search` drives it with two callables, so that the
 logic is tested without a model: `stepjax.propose` makes the one that proposes,
@@ -21,10 +23,12 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from stepjax.judge import Judge, Request, comparisons
+from stepjax.pointwise import RIGHT
 from stepjax.records import Question
 from stepjax.trajectory import Candidate, Expansion, Proposal, State, Verdict
 
 ON_TIE = ("back", "append")
+ON_REJECT = ("append", "resample")
 Scores = Callable[[int, Sequence[Verdict]], list]  # see `judge.Judgments`
 _SUM = comparisons("sum").scores
 
@@ -57,6 +61,7 @@ def transition(
     *,
     scores: Scores = _SUM,
     on_tie: str = "back",
+    on_reject: str = "append",
     max_expansions: int = 20,
     iteration: int = 0,
 ) -> State:
@@ -68,11 +73,13 @@ def transition(
       verdicts: the judge's calls about them.
       scores: (number of candidates, verdicts) → score of each candidate.
       on_tie: what to do without a preference, one of `ON_TIE`.
+      on_reject: what to do if the best score says that the step is wrong, one of
+        `ON_REJECT`; for the scores of `stepjax.pointwise`.
       max_expansions: budget; the problem is closed when it is used up.
       iteration: first integer of the key path.
 
     Raises:
-      ValueError: when the state is closed, or for an unknown `on_tie`.
+      ValueError: when the state is closed, or for an unknown `on_tie` or `on_reject`.
     """
     if state.status != "running":
         raise ValueError(
@@ -81,13 +88,18 @@ def transition(
         )
     if on_tie not in ON_TIE:
         raise ValueError(f"on_tie={on_tie!r}; expected one of {ON_TIE}.")
+    if on_reject not in ON_REJECT:
+        raise ValueError(f"on_reject={on_reject!r}; expected one of {ON_REJECT}.")
     candidates = proposal.candidates
     points = scores(len(candidates), verdicts)
     best = worst = None
     if candidates:
         best, worst = best_and_worst(candidates, points)
     steps, pair_from = state.steps, state.pair_from
-    if candidates and points[best] != points[worst]:
+    is_wrong = bool(candidates) and points[best] is not None and points[best] < RIGHT
+    if is_wrong and on_reject == "resample":
+        action, best, worst = "reject", None, None
+    elif candidates and points[best] != points[worst]:
         action = "pair"
         steps = *steps, candidates[best]
         pair_from = *pair_from, len(state.expansions)
@@ -141,6 +153,7 @@ def step_search(
     iteration: int = 0,
     scores: Scores = _SUM,
     on_tie: str = "back",
+    on_reject: str = "append",
     max_expansions: int = 20,
     fits: Callable[[State], bool] = lambda state: True,
     active: Mapping[int, State] | None = None,
@@ -161,6 +174,7 @@ def step_search(
       iteration: first integer of every key path.
       scores: see `transition`.
       on_tie: see `transition`.
+      on_reject: see `transition`.
       max_expansions: see `transition`.
       fits: whether a state leaves room for another step; otherwise it is closed
         with status "length".
@@ -210,6 +224,7 @@ def step_search(
                 answers,
                 scores=scores,
                 on_tie=on_tie,
+                on_reject=on_reject,
                 max_expansions=max_expansions,
                 iteration=iteration,
             )

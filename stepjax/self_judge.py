@@ -5,6 +5,11 @@ Two modes: ``generate`` writes the explanation and then the verdict, as in the p
 after the question, without an explanation (`logprob_judge`). `in_batches` hands the
 calls to one of the two, always one batch ahead, so that the devices never wait for the
 host.
+
+With ``judge.value="probability"`` a verdict also has the probability of its side. In
+``logprob`` mode it comes from the same log-probabilities. In ``generate`` mode the
+judgment is read again up to the place where its verdict begins, and the verdicts that
+could have been written there are compared.
 """
 
 import itertools
@@ -12,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.judge import Call, Judge, Judgments, Request, all_calls
 from stepjax.lm import draws
@@ -24,8 +30,9 @@ MODES = ("generate", "logprob")
 # Calls of one request that are computed side by side; None is padding.
 Group = tuple[Request, Sequence[Call | None]]
 # Begins a batch of groups. The function that it returns waits for the batch and gives
-# (winner, response) of every call, group by group.
-Ask = Callable[[Sequence[Group]], Callable[[], list[list[tuple[str | None, str]]]]]
+# (winner, response) of every call, group by group; further fields of its `Verdict` may
+# follow.
+Ask = Callable[[Sequence[Group]], Callable[[], list[list[tuple]]]]
 
 
 def make_judge(
@@ -37,6 +44,8 @@ def make_judge(
     seed: int,
     rows: int,
     share: int = 1,
+    value: str = "hard",
+    keep_ids: bool = False,
     **explanation: float,
 ) -> Judge:
     """Returns the model as its own judge.
@@ -50,6 +59,8 @@ def make_judge(
       rows: calls of a problem that are batched behind its context.
       share: how many consecutive calls have the same candidate A, whose tokens are
         computed once for all of them; divides `rows`.
+      value: one of `judge.VALUES`: whether verdicts have probabilities.
+      keep_ids: whether verdicts have the ids of what was written.
       **explanation: max_tokens, temperature and top_p, see `sampler.make_decoding`.
 
     Returns:
@@ -61,11 +72,14 @@ def make_judge(
     """
     if mode not in MODES:
         raise ValueError(f"judge.mode={mode!r}; expected one of {MODES}.")
-    ask = logprob_judge(sampler, codec, judgments, share=share)
+    how = {"share": share, "soft": value == "probability"}
+    ask = logprob_judge(sampler, codec, judgments, **how)
     if mode == "generate":
         ends = judgments.ends(codec.templates)
         decoding = make_decoding(codec.tokenizer, ends, seed=seed, **explanation)
-        ask = writing_judge(sampler, codec, judgments, decoding, share=share)
+        ask = writing_judge(
+            sampler, codec, judgments, decoding, keep_ids=keep_ids, **how
+        )
 
     def judge(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
         if calls is None:
@@ -87,6 +101,8 @@ def writing_judge(
     decoding: Decoding,
     *,
     share: int,
+    soft: bool = False,
+    keep_ids: bool = False,
 ) -> Ask:
     """Returns a judge that explains and then writes its verdict (mode ``generate``).
 
@@ -98,31 +114,53 @@ def writing_judge(
       judgments: what is asked.
       decoding: how the judgments are written, and where they end.
       share: see `make_judge`.
+      soft: whether verdicts have the probability of A at the place where they stand.
+      keep_ids: whether verdicts have the ids of what was written.
     """
 
     def ask(batch: Sequence[Group]):
+        questions = _questions(codec, judgments, batch)
+        slots = [request.slot for request, _ in batch]
         finish = sampler.start(
-            _questions(codec, judgments, batch),
+            questions,
             _key_paths(batch),
             decoding,
-            slots=[request.slot for request, _ in batch],
+            slots=slots,
             share=(share,) if share > 1 else (),
         )
 
         def collect():
             out = finish()
-            texts = [
-                [
-                    codec.text(out.tokens[g, w, : out.count[g, w]].tolist())
-                    for w, call in enumerate(calls)
-                    if call
+            answers: list[list[tuple]] = []
+            places: list[list[Place | None]] = []
+            for g, (_, calls) in enumerate(batch):
+                answers.append([])
+                places.append([None] * len(calls))
+                for w, call in enumerate(calls):
+                    if not call:
+                        continue
+                    ids = tuple(out.tokens[g, w, : out.count[g, w]].tolist())
+                    text = codec.text(ids)
+                    winner = judgments.parse(codec.templates, text)
+                    answer = winner, text
+                    answers[g].append((*answer, None, ids) if keep_ids else answer)
+                    if soft and winner is not None:
+                        said = prompts.verdict(codec.templates, winner)
+                        before, lead = codec.before(ids, said)
+                        places[g][w] = questions[g][w] + before, lead
+            if not soft:
+                return answers
+            logps = _side_logps(
+                sampler, codec, judgments.sides, places, slots=slots, share=share
+            )
+            for g, (_, calls) in enumerate(batch):
+                asked = [w for w, call in enumerate(calls) if call]
+                answers[g] = [
+                    (*answer[:2], _of_a(logps[g, w]) if places[g][w] else None)
+                    + answer[3:]
+                    for answer, w in zip(answers[g], asked, strict=True)
                 ]
-                for g, (_, calls) in enumerate(batch)
-            ]
-            return [
-                [(judgments.parse(codec.templates, text), text) for text in group]
-                for group in texts
-            ]
+            return answers
 
         return collect
 
@@ -130,40 +168,110 @@ def writing_judge(
 
 
 def logprob_judge(
-    sampler: Sampler, codec: Codec, judgments: Judgments, *, share: int
+    sampler: Sampler,
+    codec: Codec,
+    judgments: Judgments,
+    *,
+    share: int,
+    soft: bool = False,
 ) -> Ask:
     """Returns a judge that writes nothing (mode ``logprob``).
 
-    The more probable of the two verdicts right after the question counts; its
-    response is the log-odds of A. The contexts of the requests must be held.
+    The most probable of the verdicts right after the question counts; its response is
+    the log-odds of A against B. The contexts of the requests must be held.
 
     Args:
       sampler: see `make_judge`.
       codec: see `make_judge`.
       judgments: from `comparisons`.
       share: see `make_judge`.
+      soft: whether verdicts have the probability of A.
     """
-    verdicts = [codec.verdict(side) for side in "AB"]
 
     def ask(batch: Sequence[Group]):
         questions = _questions(codec, judgments, batch)
-        rows = [[q + v if q else () for q in g for v in verdicts] for g in questions]
-        scored = [[len(v) if q else 0 for q in g for v in verdicts] for g in questions]
-        logps = sampler.score(
-            rows,
-            np.array(scored, np.int32),
-            vocab=codec.tokenizer.vocab_size,
+        logps = _side_logps(
+            sampler,
+            codec,
+            judgments.sides,
+            [[(q, "") if q else None for q in group] for group in questions],
             slots=[request.slot for request, _ in batch],
-            share=(2 * share, 2) if share > 1 else (2,),
+            share=share,
         )
-        odds = logps[:, ::2] - logps[:, 1::2]  # [groups, calls]
-        answers = [
-            [(_side(odds[g, w]), f"{odds[g, w]:.6f}") for w, c in enumerate(calls) if c]
-            for g, (_, calls) in enumerate(batch)
-        ]
+        answers = []
+        for g, (_, calls) in enumerate(batch):
+            answers.append([])
+            for w, call in enumerate(calls):
+                if call:
+                    said = logps[g, w]
+                    answer = _side(said, judgments.sides), f"{said[0] - said[1]:.6f}"
+                    answers[g].append((*answer, _of_a(said)) if soft else answer)
         return lambda: answers
 
     return ask
+
+
+# Where a verdict is read: the ids behind the context, and the text that the verdict's
+# first token holds before it, see `Codec.before`.
+Place = tuple[tuple[int, ...], str]
+
+
+def _side_logps(
+    sampler: Sampler,
+    codec: Codec,
+    sides: str,
+    places: Sequence[Sequence[Place | None]],
+    *,
+    slots: Sequence[int],
+    share: int,
+) -> np.ndarray:
+    """Returns the log-probability of each verdict at each place.
+
+    Args:
+      sampler: its contexts are held.
+      codec: tokenizer and templates.
+      sides: the verdicts, "AB" or "ABC".
+      places: of each group, one per call; None is not read.
+      slots: of each group.
+      share: see `make_judge`.
+
+    Returns:
+      [groups, calls, sides] float32.
+    """
+    rows: list[list[tuple[int, ...]]] = []
+    shape = len(places), len(places[0]), len(sides)
+    scored = np.zeros(shape, np.int32)
+    for g, group in enumerate(places):
+        rows.append([])
+        for w, place in enumerate(group):
+            for s, side in enumerate(sides):
+                if place is None:
+                    rows[g].append(())
+                    continue
+                said = codec.line(place[1] + prompts.verdict(codec.templates, side))
+                rows[g].append(place[0] + said)
+                scored[g, w, s] = len(said)
+    count = len(sides)
+    logps = sampler.score(
+        rows,
+        scored.reshape(shape[0], -1),
+        vocab=codec.tokenizer.vocab_size,
+        slots=slots,
+        share=(count * share, count) if share > 1 else (count,),
+    )
+    return logps.reshape(shape)
+
+
+def _of_a(logps: np.ndarray) -> float | None:
+    """Returns the probability that A is better: P(A) + P(C) / 2, of these verdicts.
+
+    None where the log-probabilities are not finite. Six digits are kept.
+    """
+    if not np.isfinite(logps).all():
+        return None
+    odds = np.exp(logps.astype(np.float64) - logps.max())
+    shares = odds / odds.sum()
+    return round(float(shares[0] + shares[2:].sum() / 2), 6)
 
 
 def in_batches(
@@ -261,6 +369,7 @@ def _key_paths(batch: Sequence[Group]) -> np.ndarray:
     return paths
 
 
-def _side(odds: float) -> str | None:
-    """Returns the winner by the log-odds of A; None when even or not a number."""
-    return "A" if odds > 0 else "B" if odds < 0 else None
+def _side(logps: np.ndarray, sides: str) -> str | None:
+    """Returns the most probable verdict; None when even or not a number."""
+    best = [s for s, logp in zip(sides, logps, strict=True) if logp == logps.max()]
+    return best[0] if len(best) == 1 else None

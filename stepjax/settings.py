@@ -27,6 +27,7 @@ class Texts:
 
     solve: str
     judge: str
+    single: str
     step: str
     verdict: str
     chat: str
@@ -41,6 +42,8 @@ class Data:
     operations: int
     guessed_share: float
     unseen_blocks: int
+    taught_results: int
+    unseen_results: int
     ift_count: int
     eft_count: int
     heldout_count: int
@@ -192,6 +195,7 @@ class Search:
     top_p: float
     max_expansions: int
     on_tie: str
+    on_reject: str
     max_step_tokens: int
     context_tokens: int
     slots: int
@@ -205,7 +209,13 @@ class Judge:
     kind: str
     mode: str
     by: str
+    keep: float
+    learn: str
+    model: str
     score: str
+    value: str
+    votes: int
+    tie: bool
     schedule: str
     temperature: float
     top_p: float
@@ -228,7 +238,7 @@ class Pairs:
     """Which preference pairs are kept."""
 
     best_beats_all: bool
-    min_margin: int
+    min_margin: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,19 +383,22 @@ def _dpo(section: ml_collections.ConfigDict) -> Dpo:
     return Dpo(loss, optimizer, updates=updates, **values)
 
 
-def templates(texts: Texts, base: prompts.Templates) -> prompts.Templates:
+def templates(
+    texts: Texts, base: prompts.Templates, *, tie: bool = False
+) -> prompts.Templates:
     """Returns the templates of a run, checked.
 
     Args:
       texts: those of the settings.
       base: those of the run's world, used where `texts` has "".
+      tie: whether the judge may say that neither step is better.
 
     Raises:
       ValueError: for a template without a field that it needs.
     """
     result = prompts.Templates(
         solve=texts.solve or base.solve,
-        judge=texts.judge or base.judge,
+        judge=texts.judge or (prompts.JUDGE_OR_TIE if tie else base.judge),
         step=texts.step,
         verdict=texts.verdict,
         chat=texts.chat,
@@ -406,8 +419,8 @@ def model_config(
         the config where M0 itself is.
 
     Raises:
-      ValueError: when the tokenizer has more ids than the model's vocabulary, or for
-        an unknown `init`.
+      ValueError: when the tokenizer has more ids than the model's vocabulary, when
+        adapters have a larger rank than the model's matrices, or for an unknown `init`.
     """
     shape, init = settings.shape, settings.init
     kind, _, source = init.partition(":")
@@ -428,6 +441,7 @@ def model_config(
         raise ValueError(
             f"model.init={init!r}; expected 'random', 'hf:DIR' or 'gguf:FILE'."
         )
+    lora.check_rank(shape)
     if vocab_size > shape.vocab_size:
         raise ValueError(
             f"the tokenizer has {vocab_size} ids and the model's vocabulary "

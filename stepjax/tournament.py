@@ -11,6 +11,8 @@ Two schedules ask fewer, in rounds; a round depends on the results before it:
 
 A schedule is a generator: it yields the matches of a round, pairs of candidates, and
 receives the winner of each match.
+
+`voted` asks every call several times (`judge.votes`).
 """
 
 import math
@@ -18,7 +20,7 @@ from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from stepjax.judge import Call, Judge, Request, win_counts
+from stepjax.judge import Call, Judge, Judgments, Request, all_calls, comparisons
 from stepjax.trajectory import Verdict
 
 Schedule = Generator[list[tuple[int, int]], list[int], None]
@@ -58,6 +60,7 @@ def swiss(count: int) -> Schedule:
             points[winner] += 1
 
 
+_ANOTHER_VOTE = 1 << 20  # what each vote adds to the attempt in its key path
 SCHEDULES = {"full": None, "knockout": knockout, "swiss": swiss}
 Calls = Callable[[int, Sequence[int]], list[Call]]  # see `judge.Judgments`
 
@@ -101,7 +104,9 @@ def layout(schedule: str, count: int, calls: Calls, most: int) -> tuple[int, int
     return rows // share * share, share
 
 
-def scheduled(judge: Judge, schedule: str, score: str, seed: int) -> Judge:
+def scheduled(
+    judge: Judge, schedule: str, score: str, seed: int, *, value: str = "hard"
+) -> Judge:
     """Wraps a judge: without explicit `calls` it plays the tournament.
 
     Args:
@@ -109,6 +114,7 @@ def scheduled(judge: Judge, schedule: str, score: str, seed: int) -> Judge:
       schedule: one of `SCHEDULES`.
       score: reading of equation 2: both orders of a match, or one drawn by key.
       seed: base seed.
+      value: what a verdict counts, one of `judge.VALUES`.
 
     Raises:
       ValueError: for an unknown schedule.
@@ -119,6 +125,7 @@ def scheduled(judge: Judge, schedule: str, score: str, seed: int) -> Judge:
         )
     if schedule == "full":
         return judge
+    scores = comparisons(score, value).scores
 
     def by_rounds(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
         if calls is not None:
@@ -134,7 +141,7 @@ def scheduled(judge: Judge, schedule: str, score: str, seed: int) -> Judge:
             for number, answers in enumerate(judge(requests, asked)):
                 verdicts[number] += answers
                 if rounds[number]:
-                    winners = [_winner(m, answers, score) for m in rounds[number]]
+                    winners = [_winner(m, answers, scores) for m in rounds[number]]
                     rounds[number] = _next(plays[number], winners)
         return verdicts
 
@@ -146,6 +153,38 @@ def scheduled(judge: Judge, schedule: str, score: str, seed: int) -> Judge:
         return [both[coin < 0.5]]
 
     return by_rounds
+
+
+def voted(judge: Judge, judgments: Judgments, votes: int, seed: int) -> Judge:
+    """Wraps a judge: each call is asked `votes` times, with other random draws.
+
+    Args:
+      judge: from `self_judge.make_judge`; its temperature is above 0.
+      judgments: what is asked; `judge.majority` counts the votes of a call.
+      votes: explanations per call.
+      seed: base seed.
+
+    Returns:
+      A judge whose verdicts are those of the first vote, then of the second, ….
+    """
+    if votes == 1:
+        return judge
+
+    def ask(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
+        if calls is None:
+            calls = all_calls(requests, judgments, seed)
+        verdicts: list[list[Verdict]] = [[] for _ in requests]
+        for vote in range(votes):
+            own = []
+            for request in requests:
+                *path, attempt = request.path
+                path = (*path, attempt + vote * _ANOTHER_VOTE)
+                own.append(request._replace(path=path))
+            for found, answers in zip(verdicts, judge(own, calls), strict=True):
+                found += answers
+        return verdicts
+
+    return ask
 
 
 def _neighbours(candidates: Sequence[int]) -> list[tuple[int, int]]:
@@ -164,13 +203,15 @@ def _next(play: Schedule, winners: list[int] | None) -> list[tuple[int, int]]:
         return []
 
 
-def _winner(match: tuple[int, int], verdicts: Sequence[Verdict], score: str) -> int:
+def _winner(
+    match: tuple[int, int], verdicts: Sequence[Verdict], scores: Callable[..., list]
+) -> int:
     """Returns the winner; without a preference, the candidate that comes first."""
     names = {name: place for place, name in enumerate(sorted(match))}
     own = [
-        Verdict(names[v.a], names[v.b], v.winner)
+        v._replace(a=names[v.a], b=names[v.b])
         for v in verdicts
         if {v.a, v.b} == set(match)
     ]
-    first, second = win_counts(2, own, score)
+    first, second = scores(2, own)
     return sorted(match)[int(second > first)]

@@ -21,14 +21,25 @@ class Verdict(NamedTuple):
     Attributes:
       a: index of the candidate shown as A.
       b: index of the candidate shown as B.
-      winner: "A", "B", or None when no verdict could be read.
+      winner: "A", "B", "C" for neither, or None when no verdict could be read.
       response: what the judge wrote; in logprob mode the log-odds of A.
+      probability: that A is better, 0 to 1, as the judge's model has it; None unless
+        `judge.value` asks for it and a verdict could be read.
+      ids: token ids of the response, kept only where the judge learns from them
+        (`judge.learn`).
     """
 
     a: int
     b: int
     winner: str | None
     response: str = ""
+    probability: float | None = None
+    ids: tuple[int, ...] = ()
+
+    def row(self) -> list:
+        """Returns the verdict as a JSON list, without absent values at its end."""
+        known = 6 if self.ids else 5 if self.probability is not None else 4
+        return list(self[:known])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +111,8 @@ class Expansion:
       worst: index of the candidate that lost to it, or None.
       action: "pair" (the best was appended, and made a pair with the worst), "append"
         (no preference, but the search went on), "back" (no preference: the step before
-        was dropped), or "resample" (no preference at step 1).
+        was dropped), "resample" (no preference at step 1), or "reject" (the judge calls
+        the best one wrong, so this step is sampled again).
       path: key path of its draws (see `stepjax.lm.draws`): iteration, hash of the
         problem's id, step, attempt.
       refused: the malformed samples by the reason; see `Proposal`.
@@ -185,6 +197,7 @@ def to_row(state: State) -> dict[str, Any]:
             vars(expansion)
             | {
                 "candidates": _rows(expansion.candidates),
+                "verdicts": [verdict.row() for verdict in expansion.verdicts],
                 "refused": _rows(expansion.refused),
             }
             for expansion in state.expansions
@@ -195,6 +208,11 @@ def to_row(state: State) -> dict[str, Any]:
 def _rows(items: Iterable[Any]) -> list[dict[str, Any]]:
     """Returns dataclasses without dataclasses in them as JSON objects."""
     return [dict(vars(item)) for item in items]
+
+
+def verdict_from(row: list) -> Verdict:
+    """Returns the verdict of a JSON list, see `Verdict.row`."""
+    return Verdict(*row[:5], *map(tuple, row[5:]))
 
 
 def candidate_from(item: dict[str, Any]) -> Candidate:
@@ -209,7 +227,7 @@ def from_row(row: dict[str, Any]) -> State:
             **item
             | {
                 "candidates": tuple(map(candidate_from, item["candidates"])),
-                "verdicts": tuple(Verdict(*v) for v in item["verdicts"]),
+                "verdicts": tuple(map(verdict_from, item["verdicts"])),
                 "scores": tuple(item["scores"]),
                 "path": tuple(item["path"]),
                 "refused": tuple(Refused(**r) for r in item.get("refused", ())),

@@ -14,6 +14,7 @@ from stepjax.codec import Codec
 from stepjax.initial_data import step_tree
 from stepjax.judge import ordered_pairs
 from stepjax.lm.generate import Decoding, Samples
+from stepjax.prompts import SIDES, parse_verdict
 from stepjax.records import Question
 from stepjax.trajectory import Candidate, Proposal, Verdict
 
@@ -110,14 +111,15 @@ class FakeSampler:
 
     def score(self, prompts, scored, *, slots, **options) -> np.ndarray:
         logps = np.zeros(scored.shape)
-        verdicts = {self.codec.verdict(side): side for side in "AB"}
         batch = self._begin(slots, options)
         for g, w, context, ids in self._used(slots, prompts):
             size = scored[g, w]
-            side = verdicts[tuple(ids[-size:])]
+            said = self.codec.tokenizer.decode(ids[-size:])
+            side = parse_verdict(self.codec.templates, said, SIDES)
             row = Asked(context, self.codec.tokenizer.decode(ids[:-size]))
             batch.rows.append(row)
-            logps[g, w] = -7 + self.respond(*row) / 2 * (1 if side == "A" else -1)
+            sign = {"A": 1, "B": -1, "C": 0}[side]
+            logps[g, w] = -7 + self.respond(*row) / 2 * sign
         return logps
 
     def _begin(self, groups, options) -> Batch:

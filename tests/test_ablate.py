@@ -9,10 +9,11 @@ from runs import contents, finished_eft_run, made_once
 from tiny_config import get_config
 
 from stepjax import ablate, config, iterate, records, srlm
+from stepjax.cli import arguments, help
 from stepjax.initial_data import eft_stage, stages
 from stepjax.lm import files
 from stepjax.pairs import Pair
-from stepjax.run import finetune
+from stepjax.run import finetune, ranges, redo
 from stepjax.run.run import Run
 from stepjax.trajectory import from_row
 from stepjax.worlds import arithmetic
@@ -237,6 +238,58 @@ def test_arm_settings():
     ]
     assert [made.improve_by for made in c.values()].count("sft") == 1
     assert c["srlm"].judge.kind == "ratings"
+
+
+def test_arms_of_other_judges_change_the_judge_alone():
+    base = settings()
+    base.pairs.min_margin, base.judge.votes = 2.0, 2
+    made = {a: ablate.arm_config(base, a, 7, (5,)) for a in ("self", *ablate.FURTHER)}
+    plain = config.to_dict(made["self"])
+    changed = {a: set(redo.changes(plain, config.to_dict(c))) for a, c in made.items()}
+    assert changed == {
+        "self": set(),
+        "frozen": {"judge.model"},
+        "keep": {"judge.keep"},
+        "pointwise": {"judge.score", "pairs.min_margin"},
+        "consistency": {"judge.learn"},
+        "outcome": {"judge.learn"},
+    }
+    assert made["frozen"].judge.model == "M1" and made["keep"].judge.keep == 1
+    for c in made.values():
+        ranges.check(c)
+
+
+def test_ratings_take_over_nothing_that_they_do_not_have():
+    base = settings()
+    base.judge.value, base.judge.votes, base.pairs.min_margin = "probability", 2, 0.2
+    base.judge.learn = "consistency"
+    for arm in ablate.ARMS:
+        ranges.check(ablate.arm_config(base, arm, 7, (5,)))
+    base.judge.learn, base.judge.score = "none", "pointwise"
+    base.search.on_reject = "resample"
+    for arm in ablate.ARMS:
+        ranges.check(ablate.arm_config(base, arm, 7, (5,)))
+
+
+@pytest.mark.parametrize("arm", ablate.FURTHER)
+def test_an_arm_that_is_the_method_itself_is_refused(arm, tmp_path):
+    base = settings()
+    base.judge.votes = 2
+    c = ablate.arm_config(base, arm, 7)
+    with pytest.raises(ValueError, match=f"expected arms without '{arm}', because the"):
+        ablate.ablate(c, tmp_path / "x", (0,), ("random", arm))
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_arm_that_cannot_work_is_refused_before_the_first_one_runs(tmp_path):
+    with pytest.raises(ValueError, match="judge.votes=1; expected 2 or more with"):
+        ablate.ablate(settings(), tmp_path / "x", (0,), ("consistency",))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_command_knows_all_arms():
+    known = help.OPTIONS["arms"][0].split(",")
+    assert (*known, *arguments._FURTHER_ARMS) == (*ablate.ARMS, *ablate.FURTHER)
 
 
 def test_arms_share_the_eft_rows_that_the_first_made(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from stepjax import config, settings, sft
 from stepjax.lm import train
-from stepjax.run import data, ranges
+from stepjax.run import ranges, world_rows
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -91,7 +91,7 @@ def test_config_files(path):
     assert set(c) == set(config.default()) and c != config.default()
     typed = settings.from_config(c)
     ranges.check(c)
-    settings.templates(typed.texts, data.world_templates(c.data.world))
+    settings.templates(typed.texts, world_rows.templates(c.data.world))
     assert not c.data.questions or len(c.data.questions) >= c.iterations
     text = json.dumps(config.to_dict(c))
     back = config.from_dict(json.loads(text))

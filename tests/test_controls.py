@@ -24,7 +24,7 @@ def request(codec, candidates, steps=(), number=0, slot=0):
 def test_coins_are_fair_and_each_call_has_its_own(codec):
     texts = [f"Step 1: 8*7+4={digit}" for digit in range(4)]
     requests = [request(codec, texts, number=n) for n in range(100)]
-    verdicts = controls.random_judge("sum", 5)(requests)
+    verdicts = controls.random_judge(judge.comparisons(), 5)(requests)
     for answers in verdicts:
         assert [v[:2] for v in answers] == judge.ordered_pairs(4, "sum", ())
     sides = [v.winner for answers in verdicts for v in answers]
@@ -35,9 +35,11 @@ def test_coins_are_fair_and_each_call_has_its_own(codec):
     flips = [judge.position_flips(answers) for answers in verdicts]
     flipped, both = np.sum(flips, axis=0)
     assert both == 600 and abs(flipped - 300) < 5 * math.sqrt(150)
-    assert controls.random_judge("sum", 5)(requests[::-1]) == verdicts[::-1]
-    assert controls.random_judge("sum", 6)(requests) != verdicts
-    named = controls.random_judge("sum", 5)(requests[:1], [[(2, 1)]])
+    assert (
+        controls.random_judge(judge.comparisons(), 5)(requests[::-1]) == verdicts[::-1]
+    )
+    assert controls.random_judge(judge.comparisons(), 6)(requests) != verdicts
+    named = controls.random_judge(judge.comparisons(), 5)(requests[:1], [[(2, 1)]])
     (same,) = [v for v in verdicts[0] if v[:2] == (2, 1)]
     assert named == [[same]]
 
@@ -47,7 +49,7 @@ def test_coins_are_fair_and_each_call_has_its_own(codec):
 
 def test_the_oracle_prefers_right_steps_only(codec):
     texts = ["Step 2: 0*4+2=5", STEPS[1], "Step 2: 1*4+2=6"]
-    made = controls.oracle_judge(arithmetic.is_right, codec, "sum", 0)
+    made = controls.oracle_judge(arithmetic.is_right, codec, judge.comparisons(), 0)
     (answers,) = made([request(codec, texts, STEPS[:1])])
     assert [v[:3] for v in answers] == [
         (0, 1, "B"),

@@ -8,6 +8,7 @@ import ast
 import collections
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -98,7 +99,7 @@ def test_every_metric_is_there_once(finished):
 
 
 def test_the_final_table_has_a_row_per_model(finished):
-    rows, refused, iterations, seconds = tables.tables(finished, 3)
+    rows, judged, refused, iterations, seconds = tables.tables(finished, 3)
     assert [row["model"] for row in rows] == ["M0", "M1", "M2", "M3"]
     # This world has no unseen blocks, and M1 to M3 may never judge a right and a wrong
     # step.
@@ -265,7 +266,9 @@ def test_files_of_all_kinds_come_back_and_later_stages_stay(tmp_path, capsys):
     iterate.run(get_config(), folder)
     said = capsys.readouterr().err
     assert ", so it is made again from the settings" in said
-    assert "config.json: this has changed since it was written" in said
+    # Which of the two depends on the character in the middle of the file.
+    changed = "config.json: (this has changed since it was written|broken JSON)"
+    assert re.search(changed, said)
     assert "M1/pairs.jsonl has changed since it was written, so the stage" in said
     found = contents(folder)
     logs = {name for name in before if name.startswith(("log", "metrics", "tensorb"))}

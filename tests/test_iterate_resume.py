@@ -20,7 +20,7 @@ from stepjax import iterate, search, trajectory
 from stepjax.evaluation import stages
 from stepjax.lm import files, train
 from stepjax.records import Question
-from stepjax.run import rollout, rundir
+from stepjax.run import judges, rollout, rundir
 from stepjax.run.journal import Journal
 from stepjax.run.monitor import Monitor
 from stepjax.run.run import Run
@@ -167,6 +167,7 @@ def test_at_a_pause_the_caches_are_those_of_a_run_that_goes_on(tmp_path, monkeyp
         add(*args)
 
     monkeypatch.setattr(rollout, "open_sampler", make_slots)
+    monkeypatch.setattr(judges, "open_sampler", make_slots)
     monkeypatch.setattr(Journal, "add", look)
     iterate.search(run, 1)
     *pauses, _ = held  # the last one is the end

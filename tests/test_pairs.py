@@ -281,6 +281,7 @@ def test_summary_by_hand(searched, appended):
         # (6 + 2) + 2 + 2 + 2 + 2, and 4 + 4 + (3 + 1)
         "samples": 28,
         "tie_rate": 3 / 7,  # one back, two appended; no candidate is no tie
+        "reject_rate": 0.0,
         "flip_rate": 1 / 6,  # 3 + 1 + 1 + 1 pairs of candidates; expansion 2 flips
         "unparsed_rate": 1 / 14,
         "malformed_rate": 7 / 28,

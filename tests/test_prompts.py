@@ -257,8 +257,19 @@ def test_verdict_is_parsed_again(t):
     for side in ("A", "B"):
         assert prompts.parse_verdict(t, prompts.verdict(t, side)) == side
     assert prompts.verdict(DEFAULT, "B") == "[[B]]"
-    with pytest.raises(ValueError, match="side is 'C'"):
-        prompts.verdict(t, "C")
+    with pytest.raises(ValueError, match="side is 'D'"):
+        prompts.verdict(t, "D")
+
+
+def test_a_tie_counts_only_where_it_is_allowed():
+    text = "[[A]] is tempting, but [[C]]"
+    assert prompts.parse_verdict(DEFAULT, text) == "A"
+    assert prompts.parse_verdict(DEFAULT, text, prompts.SIDES) == "C"
+    assert prompts.parse_verdict(DEFAULT, "[[C]]") is None
+    last = prompts.JUDGE_OR_TIE.split("\n\n")[0].splitlines()[-1]
+    assert last.endswith(
+        "[[B]] if candidate B is better, [[C]] if neither is better than the other."
+    )
 
 
 @pytest.mark.skipif(

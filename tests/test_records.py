@@ -144,7 +144,7 @@ def test_steps_must_be_a_list_of_strings(tmp_path, steps):
     )
 
 
-@pytest.mark.parametrize("verdict", ["C", "a", "", None, ["A"]])
+@pytest.mark.parametrize("verdict", ["D", "a", "", None, ["A"]])
 def test_bad_verdict(tmp_path, verdict):
     row = {"id": "c", "problem": "p", "steps": [], "a": "1", "b": "2"}
     path = tmp_path / "rows.jsonl"

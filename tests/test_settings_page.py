@@ -43,7 +43,7 @@ def test_every_setting_is_on_the_page_once_and_has_a_meaning():
     ("name", "default", "may_be"),
     [
         ("search.width", "`6`", "2 to 1,000"),
-        ("judge.score", "`'sum'`", "`'sum'`, `'consistent'`, `'single'`"),
+        ("judge.value", "`'hard'`", "`'hard'`, `'probability'`"),
         ("dpo.label_smoothing", "`0.0`", "0 to below 0.5"),
         ("dpo.optimizer", "an optimizer, `learning_rate=5e-07`", ""),
         ("batch_size", "`32`", "1 to 1,000,000"),

@@ -17,6 +17,9 @@ from stepjax.run import missing_files, paths, ranges, redo
 # Commands that may begin a run.
 WORKING = ("run", "sft", "search", "dpo", "eval", "ablate")
 
+# Arms of `stepjax ablate` that are compared only where they are named.
+_FURTHER_ARMS = ("frozen", "keep", "pointwise", "consistency", "outcome")
+
 
 def check_options(name: str) -> None:
     """Raises ValueError for options that a command lacks, or does not read."""
@@ -98,7 +101,7 @@ def card_bytes(name: str) -> int:
 def _wrong_values() -> Iterator[str]:
     """Yields a sentence about every option whose value no command can read."""
     given = ",".join(options.ARMS.value)
-    known = help.OPTIONS["arms"][0].split(",")
+    known = [*help.OPTIONS["arms"][0].split(","), *_FURTHER_ARMS]
     arms = options.ARMS.value
     hints = [did_you_mean(arm, known) for arm in arms if arm not in known]
     if hints or not 0 < len(set(arms)) == len(arms):
@@ -219,7 +222,7 @@ def check_models(name: str, config: ml_collections.ConfigDict) -> None:
     if mode == "unseen" and begun and not (folder / "data" / "unseen.jsonl").exists():
         raise ValueError(
             f"--mode=unseen: the data of {folder} have no problems of unseen steps "
-            "(data.unseen_blocks); expected another mode."
+            "(data.unseen_blocks or data.unseen_results); expected another mode."
         )
     if mode == "training" and (number < 2 or not pairs.exists()):
         raise ValueError(

@@ -58,7 +58,10 @@ OPTIONS = {
     "dtype": ("float32", "type of the saved weights, float32 or bfloat16"),
     "verify": (None, "reads the written folder again and compares it"),
     "seeds": ("0,1,2", "seeds of the repetitions"),
-    "arms": ("self,random,oracle,sft,srlm", "what to compare"),
+    "arms": (
+        "self,random,oracle,sft,srlm",
+        "what to compare; also frozen, keep, pointwise, consistency, outcome",
+    ),
     "topology": ("v5p-16", "a TPU slice, as v5p-16 or v5p:2x2x2"),
     "gpu": (
         "80GB",

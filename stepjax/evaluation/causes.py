@@ -47,7 +47,7 @@ def of_useless_search(states: Sequence[State], settings: Settings) -> str:
 
     Returns:
       "" when a single sample is a candidate and a single judgment holds a verdict; also
-      while there are fewer than 100 judgments, or when the model does not judge itself.
+      while there are fewer than 100 judgments, or when no model writes them.
     """
     expansions = [e for state in states for e in state.expansions]
     samples = int(summary(states)["samples"])
@@ -60,7 +60,7 @@ def of_useless_search(states: Sequence[State], settings: Settings) -> str:
             f"judged. {reason}"
         )
     verdicts = _verdicts(states)
-    if settings.judge.by != "self" or len(verdicts) < _JUDGMENTS:
+    if settings.judge.by not in ("self", "http") or len(verdicts) < _JUDGMENTS:
         return ""
     if any(verdict.winner is not None for verdict in verdicts):
         return ""
@@ -80,10 +80,14 @@ def _unparsed(verdicts: Sequence[Verdict], settings: Settings) -> str:
     setting, limit = "judge.max_tokens", settings.judge.max_tokens
     if settings.judge.kind == "ratings":
         setting, limit = "srlm.max_tokens", settings.srlm.max_tokens
+    remedy = "train M1 longer on EFT rows (sft.phases)"
+    if settings.judge.by == "http":
+        setting, limit = "teacher.max_tokens", settings.teacher.max_tokens
+        remedy = "take another model (teacher.model)"
     return (
         f"{_share(len(unread), len(verdicts), 'judgments')} hold no verdict. If "
-        f"they are cut off, raise {setting}={limit}; otherwise train M1 longer on "
-        f"EFT rows (sft.phases). The first one is {shown(unread[0])}."
+        f"they are cut off, raise {setting}={limit}; otherwise {remedy}. The first "
+        f"one is {shown(unread[0])}."
     )
 
 

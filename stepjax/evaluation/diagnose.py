@@ -83,7 +83,7 @@ def sampled_judgments(
     results: list[bool] = []
     by_kind: dict[str, list[bool]] = collections.defaultdict(list)
     samples: collections.Counter[str] = collections.Counter()
-    for state, expansion, kept, right in _graded_expansions(states, is_right):
+    for state, expansion, kept, right in graded_expansions(states, is_right):
         results += graded(expansion.verdicts, right)
         if mistake is None:
             continue
@@ -130,7 +130,7 @@ def expansions(states: Sequence[State], is_right: IsRight) -> dict[str, float]:
     some, both = [], []
     first: dict[str, bool] = {}
     last: dict[str, bool] = {}
-    for state, expansion, _, right in _graded_expansions(states, is_right):
+    for state, expansion, _, right in graded_expansions(states, is_right):
         name = state.question.id
         some.append(any(right))
         both.append(any(right) and not all(right))
@@ -148,7 +148,7 @@ def expansions(states: Sequence[State], is_right: IsRight) -> dict[str, float]:
     }
 
 
-def _graded_expansions(
+def graded_expansions(
     states: Sequence[State], is_right: IsRight
 ) -> Iterator[tuple[State, Expansion, list[str], list[bool]]]:
     """Yields each expansion of known problems, with the steps before it, and its gold.

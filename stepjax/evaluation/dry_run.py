@@ -17,7 +17,7 @@ from stepjax import forest, records, sft
 from stepjax.evaluation import grading, samples, show
 from stepjax.lm import lora
 from stepjax.lm import model as lm
-from stepjax.run import rollout
+from stepjax.run import judges, rollout
 from stepjax.run.run import Run
 
 _MOST = 24  # tokens of a part of a row that are shown at its start and at its end
@@ -173,7 +173,9 @@ def _search(run: Run, params: Any, number: int) -> str:
     question = run.dir.read("questions_1", records.Question)[0]
     before = run.settings
     once = dataclasses.replace(before.search, max_expansions=1)
-    run.settings = dataclasses.replace(before, search=once)
+    # Before M1 is there, M0 takes its place as a judge too.
+    judge = before.judge if number else dataclasses.replace(before.judge, model="")
+    run.settings = dataclasses.replace(before, search=once, judge=judge)
     try:
         (state,) = rollout.search_questions(
             run, params, [question], 0, by=before.judge.by
@@ -190,9 +192,9 @@ def _judgment(run: Run, params: Any, number: int) -> str:
     rows = records.read_jsonl(path, run.kind.judgments.record) if path.exists() else []
     if not rows:
         return "no held-out row to judge\n"
-    sampler = rollout.open_sampler(run, params, run.settings.judge.context_tokens)
+    sampler = judges.open_sampler(run, params, run.settings.judge.context_tokens)
     (item,) = grading.judge_accuracy(
-        rollout.self_judge(run, sampler, rows=1),
+        judges.self_judge(run, sampler, rows=1),
         run.codec,
         rows[:1],
         slots=run.slots,

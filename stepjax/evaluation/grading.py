@@ -9,7 +9,7 @@ from typing import Any
 from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.evaluation import answers, intervals
-from stepjax.judge import Judge, Judgments, Request, comparisons
+from stepjax.judge import Judge, Judgments, Request, comparisons, majority
 from stepjax.lm import draws
 from stepjax.lm.sampler import Sampler, make_decoding, sample_behind
 from stepjax.records import Problem
@@ -133,7 +133,8 @@ def judge_accuracy(
         calls = [[(0, len(request.candidates) - 1)] for request in requests]
         verdicts = judge(requests, calls)
         asked = zip(batch, requests, gold, verdicts, strict=True)
-        for row, request, right, (verdict,) in asked:
+        for row, request, right, said in asked:
+            (verdict,) = majority(said)
             items.append(
                 {
                     "id": row.id,
@@ -146,6 +147,8 @@ def judge_accuracy(
                     "response": verdict.response,
                 }
             )
+            if verdict.probability is not None:
+                items[-1]["probability"] = verdict.probability
         on_done(items[-len(batch) :])
     return items
 

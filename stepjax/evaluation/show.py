@@ -28,6 +28,7 @@ _ACTIONS = {
     "append": "no preference; KEPT, which was sampled most often, goes on",
     "back": "no preference; the search goes back a step",
     "resample": "no preference; step 1 is sampled again",
+    "reject": "the judge calls the best one wrong; the step is sampled again",
 }
 _EVERY = 6  # most calls of a step whose explanations are all shown
 
@@ -315,15 +316,23 @@ def _of_verdicts(expansion: Expansion) -> Iterator[str]:
         for verdict in pairs[pair]:
             first, second = verdict.a + 1, verdict.b + 1
             if first == second:
-                said = f"{first}: rating {verdict.winner or 'not readable'}"
+                said = f"{first}: {_alone(verdict.winner)}"
             else:
-                winner = {"A": f"{first} wins", "B": f"{second} wins"}
+                winner = {"A": f"{first} wins", "B": f"{second} wins", "C": "tie"}
                 said = f"{first} as A, {second} as B: "
                 said += winner.get(verdict.winner, "no verdict")
+                if verdict.probability is not None:
+                    said += f", {verdict.probability:.2f} for {first}"
             if explained or set(pair) == ends:
                 yield from wrapped(verdict.response, " " * 10, f"      {said}: ")
             else:
                 yield f"      {said}"
+
+
+def _alone(verdict: str | None) -> str:
+    """Returns what was said about a candidate that was judged alone."""
+    words = {"A": "right", "B": "wrong", None: "no verdict"}
+    return words.get(verdict, f"rating {verdict}")
 
 
 def wrapped(text: str, indent: str, head: str | None = None) -> list[str]:

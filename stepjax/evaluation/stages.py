@@ -12,14 +12,14 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from stepjax import dpo, interrupts, own_import, records, trajectory
-from stepjax.evaluation import causes, diagnose, grading, samples
+from stepjax import dpo, interrupts, records, trajectory
+from stepjax.evaluation import calibration, causes, diagnose, grading, samples
 from stepjax.initial_data.formats import sources as formats
 from stepjax.lm import files, hosts
 from stepjax.lm.sampler import Sampler
 from stepjax.pairs import Pair, summary
 from stepjax.prompts import Templates
-from stepjax.run import checks, rollout, rundir
+from stepjax.run import checks, judge_rules, judges, rollout, rundir
 from stepjax.run.journal import Journal, Row, of_rows
 from stepjax.run.run import Run
 from stepjax.settings import dpo_batches
@@ -89,7 +89,7 @@ def _own_sources(run: Run, number: int) -> dict[str, pathlib.Path]:
     """Returns mode → file, for the modes that apply to the run's own data."""
     data = run.dir.path / "data"
     sources = dict.fromkeys(("greedy", "search"), data / "test.jsonl")
-    if not own_import.named(run.settings.judge.by):  # the model is no judge
+    if not judge_rules.is_foreign(run.settings.judge.by):  # the model judges
         sources["judge"] = data / "heldout.jsonl"
     if "unseen" in run.dir.benchmarks():
         sources["unseen"] = data / "unseen.jsonl"
@@ -110,6 +110,7 @@ def _measure(
     inputs = {"benchmark": digest}
     if number:
         inputs |= run.dir.model_digest(number)
+    inputs |= judges.inputs(run) if kind == "search" else {}
     is_own = file.parent == run.dir.path / "data" or kind == "training"
     stem = file.stem if is_own else f"{file.stem[:40]}-{digest[:8]}"
     stem += run.dir.variant(kind, number)
@@ -185,8 +186,9 @@ def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | 
     def is_known() -> bool:
         folders = run.dir.model(number), run.dir.model(number - 1)
         arrays = [files.read_json(f / "manifest.json")["arrays"] for f in folders]
-        inputs = {"benchmark": digest} | run.dir.model_digest(number - 1)
         kind = name.rpartition("_")[2]
+        inputs = {"benchmark": digest} | run.dir.model_digest(number - 1)
+        inputs |= judges.inputs(run) if kind == "search" else {}
         return arrays[0] == arrays[1] and run.dir.is_result(kind, before, inputs)
 
     if not hosts.agreed(f"M{number} {name} is known", is_known):
@@ -196,7 +198,8 @@ def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | 
         "holds."
     )
     done = files.read_json(before)
-    kept = {key: done[key] for key in ("metrics", "items", "warnings") if key in done}
+    names = ("metrics", "items", "warnings", "reliability")
+    kept = {key: done[key] for key in names if key in done}
     searches = before.with_suffix(".jsonl")
     if searches.name in done["files"] and searches.exists():
         kept["searches"] = [row for _, row in records.read_objects(searches)]
@@ -205,7 +208,7 @@ def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | 
 
 def _greedy(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
     problems = read_benchmark(file, run.codec.templates)
-    sampler = rollout.open_sampler(run, params(), run.settings.search.context_tokens)
+    sampler = judges.open_sampler(run, params(), run.settings.search.context_tokens)
     solve = functools.partial(
         grading.greedy, sampler, run.codec, max_tokens=run.settings.eval.max_tokens
     )
@@ -282,10 +285,10 @@ def _judge(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
             f"eval: {left_out} of {len(every)} held-out rows exceed "
             f"judge.context_tokens={capacity} and are left out."
         )
-    sampler = rollout.open_sampler(run, params(), capacity)
+    sampler = judges.open_sampler(run, params(), capacity)
     ask = functools.partial(
         grading.judge_accuracy,
-        rollout.self_judge(run, sampler, rows=1),
+        judges.self_judge(run, sampler, rows=1),
         run.codec,
         slots=run.slots,
         judgments=judgments,
@@ -335,10 +338,17 @@ def _search(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
     )
     rows = list(map(trajectory.to_row, states))
     graded = grading.searched(states, problems, run.codec)
-    graded["metrics"] |= summary(states)
+    graded["metrics"] |= summary(states) | calibration.of_verdicts(states)
+    warnings = causes.of_search(states, run.settings)
     if run.kind.is_right:
         graded["metrics"] |= _sampled_judgments(run, states)
-    warnings = causes.of_search(states, run.settings)
+        measured, table = calibration.calibration(states, run.kind.is_right)
+        graded["metrics"] |= measured
+        graded["reliability"] = table
+        path = run.dir.path / "eval" / f"M1_{file.stem}_search.json"
+        if number > 1 and path.exists():
+            first = files.read_json(path)["metrics"]
+            warnings += calibration.warnings(first, graded["metrics"])
     return graded | {"warnings": warnings, "searches": rows}
 
 
@@ -352,6 +362,7 @@ def _training(run: Run, number: int, params, file: pathlib.Path, partial) -> dic
         by_id = {state.question.id: state for state in states}
         metrics |= diagnose.pair_quality(pairs, by_id, run.kind.is_right)
         metrics |= _sampled_judgments(run, states)
+        metrics |= calibration.calibration(states, run.kind.is_right)[0]
     row_length = run.settings.train.row_length
     kept, _ = dpo.fitting_pairs([pair.ids() for pair in pairs], row_length)
     warnings: list[str] = []

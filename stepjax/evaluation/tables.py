@@ -30,6 +30,10 @@ LEGEND = {
     "sampled %": "its judgments of a right and a wrong step of its own that are right",
     "tie %": "searched steps without a preference, often since all samples agree",
     "flip %": "pairs of steps whose winner depends on which one is shown first",
+    "sampled": "how many judgments of a right and a wrong step of its own there are",
+    "Brier": "mean squared error of its probabilities of these: 0 perfect, 0.25 a coin",
+    "cycles %": "triples of steps whose preferences go in a circle",
+    "longer %": "pairs of steps of different lengths that the longer one wins",
     "steps": "steps per greedy solution",
     "tokens/step": "tokens per step of greedy solutions",
     "finished %": "greedy solutions that end within eval.max_tokens",
@@ -39,6 +43,7 @@ LEGEND = {
     "misshapen %": "sampled steps that are refused for another reason",
     "unparsed %": "judgments in which no verdict can be read",
     "gain [95 %]": "change of greedy accuracy in percentage points, with an interval",
+    "informative %": "searched steps with two or more candidates and a preference",
     "pairs": "preferences that the model made from the questions",
     "right %": "pairs with a right step over a wrong one",
     "reversed %": "pairs with a wrong step over a right one",
@@ -60,13 +65,14 @@ def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
       models: M0 ... M`models`.
 
     Returns:
-      Four tables: models; what did not end or was refused; iterations; seconds. "-"
-      is where a stage did not run. Columns with nothing else are left out.
+      Five tables: models; their judges; what did not end or was refused; iterations;
+      seconds. "-" is where a stage did not run. Columns with nothing else are left out.
     """
     parts = [results(workdir, number) for number in range(models + 1)]
     known = [number for number in range(models + 1) if parts[number]]
     drawn = [
         [_model_row(f"M{number}", parts[number]) for number in known],
+        [_judge_row(f"M{number}", parts[number]) for number in known],
         [_refused_row(f"M{number}", parts[number]) for number in known],
         [
             _iteration_row(number, parts[number], parts[number + 1])
@@ -170,6 +176,17 @@ def _model_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
     }
 
 
+def _judge_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
+    cell = functools.partial(_cell, parts, "search")
+    return {
+        "model": name,
+        "sampled": cell("judge_sampled_count", str),
+        "Brier": cell("judge_brier", "{:.3f}".format),
+        "cycles %": cell("cycle_rate"),
+        "longer %": cell("longer_wins"),
+    }
+
+
 def _refused_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
     cell = functools.partial(_cell, parts)
     return {
@@ -200,6 +217,7 @@ def _iteration_row(number: int, before: dict, after: dict) -> dict[str, str]:
         "iteration": f"M{number} → M{number + 1}",
         "gain [95 %]": gain,
         "questions": cell("own_search", "questions", str, "counts"),
+        "informative %": cell("own_search", "informative_rate", at="counts"),
         "pairs": cell("own_search", "pairs", str, "counts"),
         "right %": cell("training", "pairs_right"),
         "reversed %": cell("training", "pairs_reversed"),

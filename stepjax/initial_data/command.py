@@ -335,10 +335,10 @@ def _templates(config: ml_collections.ConfigDict | None) -> Templates:
     if config is None:
         return Templates()
     from stepjax import settings
-    from stepjax.run import data
+    from stepjax.run import world_rows
 
     texts = settings.from_config(config).texts
-    return settings.templates(texts, data.world_templates(config.data.world))
+    return settings.templates(texts, world_rows.templates(config.data.world))
 
 
 def _read(to: str, config: ml_collections.ConfigDict | None) -> tuple[list, Templates]:

@@ -181,7 +181,7 @@ def _local(run: Run) -> teacher.Generate:
         shape = dataclasses.replace(hf_config.config_from_hf(folder), **numerics)
         model = lm.Decoder(shape, model.mesh)
         shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
-        params = lm.frozen(weights.load_hf(folder, shape, shardings), shape.dtype)
+        params = weights.load_hf(folder, shape, shardings, shape.dtype)
     else:
         params = run.sampling_params(0)
     capacity = run.settings.judge.context_tokens + run.settings.search.context_tokens

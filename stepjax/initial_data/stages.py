@@ -26,7 +26,7 @@ from stepjax.initial_data import mcts, prm, rollouts, step_values
 from stepjax.initial_data.eft_stage import make_eft, write_pairs
 from stepjax.initial_data.step_values import StepValues
 from stepjax.lm import hosts
-from stepjax.run import data, finetune, manifest, rollout, rundir
+from stepjax.run import data, finetune, judges, manifest, rundir
 from stepjax.run.journal import Journal
 from stepjax.run.run import Run
 
@@ -112,7 +112,7 @@ def _estimate_values(
     """Tries this host's problems, as many of them as the journal does not have."""
     options, seed = run.settings.rollouts, run.settings.seed
     params = run.for_sampling(run.load(policy_folder(run)))
-    sampler = rollout.open_sampler(run, params, run.settings.search.context_tokens)
+    sampler = judges.open_sampler(run, params, run.settings.search.context_tokens)
 
     def is_correct(problem: records.Problem, text: str) -> bool:
         return answers.equivalent(answers.extract(text), problem.answer)
@@ -209,7 +209,7 @@ def read_steps(
 
     kept = list(filter(fits, rows))
     mine = hosts.share(kept)
-    sampler = rollout.open_sampler(run, run.for_sampling(params), capacity)
+    sampler = judges.open_sampler(run, run.for_sampling(params), capacity)
     score = prm.make_scorer(sampler, codec, width=1, prompt=prompt)
     what = f"prm reads {name}", len(mine), "solution"
     # The PRM that reads has no manifest yet, so no signal stops here.
@@ -281,7 +281,7 @@ def _search(
     prompt, most = settings.prm.prompt, settings.search.max_step_tokens
     learns, is_right = settings.prm.learns, run.kind.is_right
     writer, *reader = samplers = [
-        rollout.open_sampler(
+        judges.open_sampler(
             run,
             run.for_sampling(run.load(run.dir.path / "init" / name)),
             capacity,

@@ -9,11 +9,12 @@ The answers of the first two are kept in such a file (`teacher_answers`).
 """
 
 import collections
+import contextlib
 import functools
 import math
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from stepjax.initial_data.teacher_answers import Answer, Kept, Request, read_answers
@@ -78,12 +79,41 @@ def make_teacher(
 
         return _keeping(options, cache, write, on_done, say)
 
+    return _keeping(options, cache, _http(options, say, backoff), on_done, say)
+
+
+@contextlib.contextmanager
+def opened(
+    options: "Teacher",
+    cache: str | os.PathLike,
+    *,
+    say: Callable[[str], None] = print,
+    backoff: float = 1.0,
+) -> Iterator[Ask]:
+    """Gives the teacher "http" for many calls, with its file of answers held open.
+
+    The file is read once, when it is first needed. See `make_teacher` for arguments and
+    errors.
+    """
+    fetch, held = _http(options, say, backoff), []
+
+    def ask(prompts: Sequence[str]) -> list[Answer]:
+        _check_prompts(prompts)
+        if not held:
+            held.append(stack.enter_context(Kept(cache, say)))
+        return _asked(options, held[0], prompts, fetch)
+
+    with contextlib.ExitStack() as stack:
+        yield ask
+
+
+def _http(options: "Teacher", say: Callable, backoff: float) -> Callable:
+    """Returns the function that fetches answers from a server."""
+    _check(options)
     from stepjax.initial_data import teacher_http
 
     teacher_http.check(options)
-
-    fetch = functools.partial(teacher_http.fetch, options, say=say, backoff=backoff)
-    return _keeping(options, cache, fetch, on_done, say)
+    return functools.partial(teacher_http.fetch, options, say=say, backoff=backoff)
 
 
 def replay(
@@ -161,26 +191,45 @@ def _keeping(
 
     def ask(prompts: Sequence[str]) -> list[Answer]:
         _check_prompts(prompts)
-        limits = (options.model, float(options.temperature), options.max_tokens)
-        requests = [Request(prompt, *limits) for prompt in prompts]
         with Kept(path, say) as kept:
-            missing = collections.Counter(r for r in requests if r not in kept)
-            on_done(len(requests) - missing.total())
-
-            def arrived(request: Request, answer: Answer) -> None:
-                kept.add(request, answer)
-                on_done(missing[request])
-
-            if missing:
-                try:
-                    fetch(list(missing), spent=kept.spent, arrived=arrived)
-                except ValueError as error:
-                    raise ValueError(
-                        f"{error} The answers so far are kept in {path}."
-                    ) from error.__cause__
-            return [kept[request] for request in requests]
+            return _asked(options, kept, prompts, fetch, on_done)
 
     return ask
+
+
+def _asked(
+    options: "Teacher",
+    kept: Kept,
+    prompts: Sequence[str],
+    fetch: Callable,
+    on_done: Callable[[int], None] = lambda count: None,
+) -> list[Answer]:
+    """Returns the answers to prompts, and fetches those that are not kept yet.
+
+    Args:
+      options: of the requests.
+      kept: the open file of answers.
+      prompts: what is asked.
+      fetch: see `_keeping`.
+      on_done: see `make_teacher`.
+    """
+    limits = (options.model, float(options.temperature), options.max_tokens)
+    requests = [Request(prompt, *limits) for prompt in prompts]
+    missing = collections.Counter(r for r in requests if r not in kept)
+    on_done(len(requests) - missing.total())
+
+    def arrived(request: Request, answer: Answer) -> None:
+        kept.add(request, answer)
+        on_done(missing[request])
+
+    if missing:
+        try:
+            fetch(list(missing), spent=kept.spent, arrived=arrived)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} The answers so far are kept in {kept.path}."
+            ) from error.__cause__
+    return [kept[request] for request in requests]
 
 
 # The least values of settings that are numbers; 0 of the two limits is no limit.

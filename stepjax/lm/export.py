@@ -27,8 +27,9 @@ from stepjax.lm import families, hosts, tokenizer, unknown
 from stepjax.lm.hf_config import config_from_hf, config_to_hf
 from stepjax.lm.json_files import read_json
 from stepjax.lm.model_config import ModelConfig
+from stepjax.lm.parameter_tensors import parameter_tensors, tensor_names
 from stepjax.lm.tokenizer import FILES
-from stepjax.lm.weights import load_hf, parameter_tensors, tensor_names
+from stepjax.lm.weights import load_hf
 
 PROMPTS = "stepjax_prompts.json"  # the texts that an exported model was trained with
 _SHARD_BYTES = 5 * 10**9  # of the largest weight file, unless one tensor is larger

@@ -15,6 +15,7 @@ import numpy as np
 from stepjax.lm import families, gguf_header, limits, weights
 from stepjax.lm.gguf_tensors import GgufTensor, check_kind, hugging_face_name
 from stepjax.lm.model_config import ModelConfig
+from stepjax.lm.parameter_tensors import tensor_names
 
 # Architecture of a file → model type of `families`; Mistral is written as "llama".
 ARCHITECTURES = {
@@ -281,7 +282,10 @@ def _llama3_table(factor: float, base: float, head_dim: int) -> np.ndarray:
 
 
 def load_gguf(
-    file: GgufFile, config: ModelConfig, shardings: Any = None
+    file: GgufFile,
+    config: ModelConfig,
+    shardings: Any = None,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Reads the weights of a GGUF file, tensor by tensor.
 
@@ -289,6 +293,7 @@ def load_gguf(
       file: from `GgufFile`.
       config: from `config_from_gguf`.
       shardings: as in `weights.load_hf`.
+      dtype: as in `weights.load_hf`.
 
     Returns:
       The decoder's parameters, as `weights.load_hf` returns them.
@@ -298,7 +303,7 @@ def load_gguf(
         that the `gguf` package does not dequantise, and for numbers that are not
         finite.
     """
-    wanted = weights.tensor_names(config)
+    wanted = tensor_names(config)
     family = file.get("general.architecture", str)
     sources, spelled = {}, {}
     for name, tensor in file.tensors.items():
@@ -332,6 +337,6 @@ def load_gguf(
                 f"{tensor.stored} by the metadata, found {sources[theirs].shape}. "
                 "Download the file again."
             )
-    params = weights.place(sources, config, shardings)
+    params = weights.place(sources, config, shardings, dtype)
     weights.check_finite(params, config, file.path, "Download the file again.")
     return params

@@ -111,7 +111,7 @@ def config_from_hf(directory: str | os.PathLike) -> ModelConfig:
     std = float(
         _positive(path, data, "initializer_range", 0.02, kind=float, field="init_std")
     )
-    return ModelConfig(
+    values |= dict(
         vocab_size=_positive(path, data, "vocab_size", field="vocab_size"),
         hidden_size=width,
         num_layers=layers,
@@ -129,8 +129,11 @@ def config_from_hf(directory: str | os.PathLike) -> ModelConfig:
         tie_embeddings=_flag(path, data, "tie_word_embeddings"),
         embedding_std=std,
         init_std=std,
-        **values,
     )
+    try:
+        return ModelConfig(**values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _refuse(path, data, name: str) -> None:
@@ -254,6 +257,9 @@ def _rope(path, data):
         raise _unsupported(path, "partial_rotary_factor", part, "1.0")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
+        if rope.get("factor") not in (None, 1):
+            expected = "none, or a rope_type that has a factor"
+            raise _unsupported(path, f"{key} factor", rope["factor"], expected)
         return theta, None
     if not isinstance(kind, str) or kind not in _SCALING:
         expected = f"'default' or one of {tuple(_SCALING)}"

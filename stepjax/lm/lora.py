@@ -12,7 +12,7 @@ it together without a copy, so that many adapters share one base.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -56,6 +56,39 @@ class Options:
     def scale(self) -> float:
         """What the product (x A) B is multiplied by."""
         return self.alpha / self.rank
+
+
+def largest_rank(config: Any, layers: Sequence[str] = LAYERS) -> int:
+    """Returns the largest rank that a product A B of adapters can have.
+
+    It is the smallest side of the adapted matrices: A and B of a larger rank have more
+    numbers than they need.
+
+    Args:
+      config: `ModelConfig` of the decoder.
+      layers: names of the adapted matrices, from `LAYERS`.
+    """
+    queries = config.num_heads * config.head_dim
+    keys = config.num_kv_heads * config.head_dim
+    sides = {"query": queries, "key": keys, "value": keys, "out": queries}
+    inner = config.intermediate_size
+    return min(config.hidden_size, *(sides.get(name, inner) for name in layers))
+
+
+def check_rank(config: Any) -> None:
+    """Raises ValueError when the adapters of a decoder have too large a rank.
+
+    Args:
+      config: `ModelConfig` of the decoder; without adapters nothing is wrong.
+    """
+    options = config.adapters
+    if options is None or options.rank <= largest_rank(config, options.layers):
+        return
+    raise ValueError(
+        f"lora.rank={options.rank}; expected at most "
+        f"{largest_rank(config, options.layers)}, the smallest side of the matrices of "
+        f"this model that lora.layers={options.layers} names. Lower lora.rank."
+    )
 
 
 class Adapter(nn.Module):

@@ -1,10 +1,11 @@
 """Reads the weights of Hugging Face directories.
 
-Parameters are float32. Matrices are [in, out] where the files hold [out, in], heads
-have an axis of their own, and layers are stacked on a leading axis. Tensors are read
-one by one, into sharded arrays when shardings are given: each host reads some rows of
-each tensor and the devices exchange them, so that no host ever holds the model.
-Directories may be local or on object storage (gs://...), through `etils.epath`.
+Parameters are float32, or in the type that is asked for. Matrices are [in, out] where
+the files hold [out, in], heads have an axis of their own, and layers are stacked on a
+leading axis. Tensors are read one by one, into sharded arrays when shardings are given:
+each host reads some rows of each tensor and the devices exchange them, so that no host
+ever holds the model. Directories may be local or on object storage (gs://...), through
+`etils.epath`.
 """
 
 import functools
@@ -13,7 +14,7 @@ import os
 import re
 import reprlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,35 +25,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from stepjax.lm.json_files import read_json
 from stepjax.lm.model_config import ModelConfig
+from stepjax.lm.parameter_tensors import (
+    EMBEDDING,
+    Tensor,
+    parameter_tensors,
+    tensor_names,
+)
 from stepjax.lm.tensor_files import KINDS, Stored, stored_tensors
-
-_EMBEDDING = "model.embed_tokens.weight"
-
-
-class Tensor(NamedTuple):
-    """One parameter: its place and shape in the tree of parameters and in the files.
-
-    Attributes:
-      path: in the tree. "layers/..." holds one tensor per layer, stacked.
-      name: in the files, with "{layer}" when there is one tensor per layer.
-      shape: in the tree, without the axis of layers.
-      stored: shape in the files.
-    """
-
-    path: str
-    name: str
-    shape: tuple[int, ...]
-    stored: tuple[int, ...]
-
-    @property
-    def stacked(self) -> bool:
-        """Whether the parameter holds one tensor per layer."""
-        return self.path.startswith("layers/")
-
-    @property
-    def transposed(self) -> bool:
-        """Whether its matrices are the other way round in the files."""
-        return self.stacked and len(self.stored) == 2
 
 
 class Source(Protocol):
@@ -72,68 +51,6 @@ class Source(Protocol):
     def rows(self, first: int, last: int) -> np.ndarray:
         """Returns the rows first..last (not included) of the tensor."""
         ...
-
-
-def parameter_tensors(config: ModelConfig) -> list[Tensor]:
-    """Returns every parameter of a decoder."""
-    embed, inner, size = config.hidden_size, config.intermediate_size, config.head_dim
-    table = (config.vocab_size, embed)
-    tensors = [Tensor("embedding", _EMBEDDING, table, table)]
-    if not config.tie_embeddings:
-        tensors.append(Tensor("unembedding", "lm_head.weight", table, table))
-    tensors.append(Tensor("final_norm/scale", "model.norm.weight", (embed,), (embed,)))
-
-    def layer(path, name, shape, stored):
-        name = f"model.layers.{{layer}}.{name}"
-        tensors.append(Tensor(f"layers/{path}", name, shape, stored))
-
-    norms = {
-        "attention_norm": "input_layernorm",
-        "mlp_norm": "post_attention_layernorm",
-    }
-    if config.post_norms:
-        norms |= {
-            "attention_post_norm": "post_attention_layernorm",
-            "mlp_norm": "pre_feedforward_layernorm",
-            "mlp_post_norm": "post_feedforward_layernorm",
-        }
-    for path, name in norms.items():
-        layer(f"{path}/scale", f"{name}.weight", (embed,), (embed,))
-    if config.qk_norm:
-        for path, letter in {"query": "q", "key": "k"}.items():
-            name = f"self_attn.{letter}_norm.weight"
-            layer(f"{path}_norm/scale", name, (size,), (size,))
-    projections = (
-        ("query", "q", config.num_heads),
-        ("key", "k", config.num_kv_heads),
-        ("value", "v", config.num_kv_heads),
-    )
-    for path, letter, heads in projections:
-        name, flat = f"self_attn.{letter}_proj", heads * size
-        layer(path, f"{name}.weight", (embed, heads, size), (flat, embed))
-        if config.qkv_bias:
-            layer(f"{path}_bias", f"{name}.bias", (heads, size), (flat,))
-    heads = config.num_heads
-    stored = (embed, heads * size)
-    layer("out", "self_attn.o_proj.weight", (heads, size, embed), stored)
-    layer("gate", "mlp.gate_proj.weight", (embed, inner), (inner, embed))
-    layer("up", "mlp.up_proj.weight", (embed, inner), (inner, embed))
-    layer("down", "mlp.down_proj.weight", (inner, embed), (embed, inner))
-    return tensors
-
-
-def tensor_names(config: ModelConfig) -> dict[str, tuple[Tensor, int | None]]:
-    """Returns name in the files → (parameter, layer or None), for every tensor."""
-    names = {}
-    tensors = parameter_tensors(config)
-    for tensor in tensors:
-        if not tensor.stacked:
-            names[tensor.name] = (tensor, None)
-    for index in range(config.num_layers):
-        for tensor in tensors:
-            if tensor.stacked:
-                names[tensor.name.format(layer=index)] = (tensor, index)
-    return names
 
 
 def _stored(directory: epath.Path) -> dict[str, Stored]:
@@ -184,7 +101,10 @@ def _is_name(value: Any) -> bool:
 
 
 def load_hf(
-    directory: str | os.PathLike, config: ModelConfig, shardings: Any = None
+    directory: str | os.PathLike,
+    config: ModelConfig,
+    shardings: Any = None,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Reads the weights of a Hugging Face directory, tensor by tensor.
 
@@ -197,9 +117,10 @@ def load_hf(
       config: from `hf_config.config_from_hf`.
       shardings: of the parameters, from `sharding.param_shardings`; on several hosts
         all of them call this. None reads into the host's memory.
+      dtype: of the parameters; each tensor is rounded to it when it is read.
 
     Returns:
-      The decoder's parameters, a nested dict of float32 arrays (numpy arrays without
+      The decoder's parameters, a nested dict of arrays (numpy arrays without
       shardings). The first axis of the arrays under "layers" is the layer.
 
     Raises:
@@ -233,9 +154,9 @@ def load_hf(
         )
     for name, (tensor, _) in names.items():
         _check_tensor(located[name], name, tensor.stored, directory)
-    params = place(located, config, shardings)
+    params = place(located, config, shardings, dtype)
     if copied:
-        table = names[_EMBEDDING][0]
+        table = names[EMBEDDING][0]
         _check_tensor(located[head], head, table.stored, directory)
         again = _read(located[head], table, (shardings or {}).get("embedding"))
         if not bool(_equal(again, params["embedding"])):
@@ -249,7 +170,10 @@ def load_hf(
 
 
 def place(
-    sources: Mapping[str, Source], config: ModelConfig, shardings: Any = None
+    sources: Mapping[str, Source],
+    config: ModelConfig,
+    shardings: Any = None,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Reads every tensor of a decoder from its source into the tree of parameters.
 
@@ -258,6 +182,7 @@ def place(
         that `Tensor.stored` says.
       config: of the decoder.
       shardings: as in `load_hf`.
+      dtype: as in `load_hf`.
 
     Returns:
       The parameters, see `load_hf`.
@@ -268,7 +193,7 @@ def place(
     for tensor in parameter_tensors(config):
         leading = (config.num_layers,) if tensor.stacked else ()
         shape, split = leading + tensor.shape, splits.get(tensor.path)
-        flat[tensor.path] = _empty(shape, split)
+        flat[tensor.path] = _empty(shape, split, dtype)
     by_file = sorted(names, key=lambda name: (str(sources[name].file), name))
     for name in by_file:
         tensor, layer = names[name]
@@ -335,11 +260,11 @@ def _check_tensor(stored: Stored, name: str, expected, directory) -> None:
         )
 
 
-def _empty(shape: tuple[int, ...], split: NamedSharding | None):
+def _empty(shape: tuple[int, ...], split: NamedSharding | None, dtype: str):
     """Returns an array for a parameter, on the host or split over devices."""
     if split is None:
-        return np.empty(shape, np.float32)
-    return jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=split)()
+        return np.empty(shape, jnp.dtype(dtype))
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=split)()
 
 
 def _stored_axes(tensor: Tensor, split: NamedSharding) -> list[str]:
@@ -402,12 +327,12 @@ def _insert(into, rows, layer, *, tensor: Tensor, split: NamedSharding):
     for spec in (together, PartitionSpec(*axes)):  # first gathered over `data`
         rows = jax.lax.with_sharding_constraint(rows, NamedSharding(split.mesh, spec))
     array = rows.T if tensor.transposed else rows
-    array = array.reshape(tensor.shape).astype(jnp.float32)
+    array = array.reshape(tensor.shape).astype(into.dtype)
     array = array if layer is None else into.at[layer].set(array)
     return jax.lax.with_sharding_constraint(array, split)
 
 
 def _equal(one, other):
     if isinstance(other, np.ndarray):
-        return np.array_equal(one.astype(np.float32), other)
-    return jax.jit(lambda a, b: (a.astype(jnp.float32) == b).all())(one, other)
+        return np.array_equal(one.astype(other.dtype), other)
+    return jax.jit(lambda a, b: (a.astype(b.dtype) == b).all())(one, other)

@@ -306,6 +306,7 @@ def _schedule(body: _Body) -> list[_Step]:
     """Decides which fused values are written to memory, and when."""
     steps: list[_Step] = []
     results = set(body.writes)
+    overwritten = {op.reads[0] for op in body.ops if op.name in _IN_PLACE}
 
     def write(value: _Value) -> None:
         """Writes a fused value to memory, if it is not there."""
@@ -320,7 +321,9 @@ def _schedule(body: _Body) -> list[_Step]:
             sources = tuple(dict.fromkeys(_in_memory(op.reads)))
             for value in op.writes:
                 value.sources = sources
-                if value in results:
+                # Zeros wait for nothing, and XLA fills arrays with them early.
+                zeros = not any(x.size for x in sources)
+                if value in results or (value in overwritten and zeros):
                     write(value)
             continue
         if op.name not in _READS_FUSED:

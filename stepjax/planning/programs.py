@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stepjax import dpo, forest, sft, tournament
@@ -59,22 +60,28 @@ class Program(NamedTuple):
 def model_config(settings: Settings) -> lm.ModelConfig:
     """Returns the decoder's configuration, without reading any weights.
 
+    It is that of a pretrained M0 whose files are there, else that of the settings.
+
     Raises:
-      ValueError: when the settings do not tell the vocabulary.
+      ValueError: when the files of M0 are not there and the settings do not tell the
+        vocabulary, or when the decoder does not compute that model.
     """
     if settings.init == "random" and not settings.shape.vocab_size:
         raise ValueError(
             "model.vocab_size=0; expected the size of the vocabulary, since a plan "
             "makes no tokenizer. Set model.vocab_size."
         )
-    try:
+    kind, _, place = settings.init.partition(":")
+    file = epath.Path(place) / "config.json" if kind == "hf" else epath.Path(place)
+    if settings.init == "random" or file.exists():
         return known_config(settings, 0)
-    except ValueError as error:
-        if settings.init == "random" or not settings.shape.vocab_size:
-            raise ValueError(
-                f"{error} A plan needs model.vocab_size and the model's shape in the "
-                "settings when the weights are not on this machine."
-            ) from error
+    if not settings.shape.vocab_size:
+        raise ValueError(
+            f"{file}: no such file; expected that of model.init={settings.init!r}. A "
+            "plan needs model.vocab_size and the model's shape in the settings when "
+            "the weights are not on this machine."
+        )
+    lora.check_rank(settings.shape)
     return settings.shape
 
 

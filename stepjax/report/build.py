@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from stepjax.controls import IsRight
-from stepjax.evaluation import biases, show, tables
+from stepjax.evaluation import calibration, show, tables
 from stepjax.lm import files
 from stepjax.report import charts, searches
 
@@ -72,7 +72,8 @@ def write(
             sources.append(source)
             if source.problems in ("questions", "test"):
                 # The test problems, which come last, are the same for all models.
-                found[number] = biases.biases(states)
+                found[number] = calibration.of_verdicts(states)
+                found[number]["first"] = calibration.first_wins(states)
                 part = "search" if source.problems == "test" else "own_search"
                 counts[part] = _search_counts(states)
         sampled.append(counts)
@@ -85,14 +86,13 @@ def write(
         ("What training changed", "training", charts.training(results)),
         ("Time and tokens", "costs", charts.costs(results, sampled)),
     ]
-    measured = tables.tables(workdir, models)
+    keys, measured = [part[1] for part in sections], tables.tables(workdir, models)
+    drawn = dict(zip(keys, measured, strict=True))
     text = _template().render(
         name=workdir.resolve().name,
         facts=_facts(results, settings or {}),
-        sections=[part for part in sections if part[2]],
-        tables=dict(
-            zip(("accuracy", "steps", "training", "costs"), measured, strict=True)
-        ),
+        sections=[part for part in sections if part[2] or drawn[part[1]]],
+        tables=drawn,
         sampled=charts.sampled_table(sampled),
         published=charts.published_tables(results, benchmarks),
         legend=tables.LEGEND,

@@ -85,12 +85,13 @@ def _gains(results: Results) -> list[Chart]:
     return [Chart("Gain over the model before", plot, text)]
 
 
-def judging(results: Results, biases: Sequence[Mapping[str, tuple]]) -> list[Chart]:
+def judging(results: Results, verdicts: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Returns the judge's accuracy, what it cannot decide, and its biases.
 
     Args:
       results: of each model, M0 first.
-      biases: of each model, see `evaluation.biases`; {} where it searched nothing.
+      verdicts: of each model, `calibration.of_verdicts`, and as "first"
+        `calibration.first_wins`; {} where it searched nothing.
     """
     paper = list(enumerate(published.JUDGE["7B"]))
     right = [
@@ -102,11 +103,11 @@ def judging(results: Results, biases: Sequence[Mapping[str, tuple]]) -> list[Cha
         Series("ties", _points(results, "search", "tie_rate")),
         Series("flips", _points(results, "search", "flip_rate")),
         Series("no verdict", _points(results, "search", "unparsed_rate")),
-        _counted(biases, "circle", "circles"),
+        Series("circles", _shares(verdicts, "cycle_rate")),
     ]
     biased = [
-        _counted(biases, "first", "first one shown wins"),
-        _counted(biases, "longer", "longer one wins"),
+        _counted([v.get("first", (0, 0)) for v in verdicts], "first one shown wins"),
+        Series("longer one wins", _shares(verdicts, "longer_wins")),
     ]
     charts = []
     if any(curve.points for curve in right[:2]):
@@ -126,8 +127,8 @@ def judging(results: Results, biases: Sequence[Mapping[str, tuple]]) -> list[Cha
                     undecided, "share, %", note="Ties, flips, circles", ends=_PERCENT
                 ),
                 "Ties: searched steps without a preference. Flips: pairs whose winner "
-                "depends on the order. Circles: steps with at least three compared "
-                "candidates that beat each other in a circle.",
+                "depends on the order. Circles: how often each of three candidates "
+                "beats one of the other two, where all three pairs are decided.",
             )
         )
     if any(curve.points for curve in biased):
@@ -135,10 +136,11 @@ def judging(results: Results, biases: Sequence[Mapping[str, tuple]]) -> list[Cha
             Chart(
                 "Bias of the judge",
                 plots.lines(
-                    biased, "share of calls, %", note="Bias of the judge", ends=_PERCENT
+                    biased, "share, %", note="Bias of the judge", ends=_PERCENT
                 ),
-                "50 % is no bias by position. A longer step may deserve to win, so "
-                "look at the change over the models. Bands are 95 % intervals.",
+                "Of all calls, how often the first one shown wins (with a 95 % "
+                "interval): 50 % is no bias. Of pairs of different lengths, how often the longer "
+                "one wins: it may deserve to, so look at the change over the models.",
             )
         )
     return charts
@@ -326,13 +328,17 @@ def _rates(results: Results, part: str, name: str) -> Series:
     return Series(name, _points(results, part, "accuracy"), ends)
 
 
-def _counted(biases: Sequence[Mapping[str, tuple]], key: str, name: str) -> Series:
-    """Returns a share of counts with its intervals."""
-    counts = [(n, *found[key]) for n, found in enumerate(biases) if key in found]
-    counts = [(n, part, whole) for n, part, whole in counts if whole]
-    ends = [intervals.wilson(part, whole) for _, part, whole in counts]
+def _shares(verdicts: Sequence[Mapping[str, Any]], key: str) -> list[tuple]:
+    """Returns (number of the model, percent) where a model has the share."""
+    return [(n, 100 * found[key]) for n, found in enumerate(verdicts) if key in found]
+
+
+def _counted(counts: Sequence[tuple[int, int]], name: str) -> Series:
+    """Returns shares of counts with their intervals."""
+    known = [(n, part, whole) for n, (part, whole) in enumerate(counts) if whole]
+    ends = [intervals.wilson(part, whole) for _, part, whole in known]
     return Series(
         name,
-        [(n, 100 * part / whole) for n, part, whole in counts],
+        [(n, 100 * part / whole) for n, part, whole in known],
         [(100 * low, 100 * high) for low, high in ends],
     )

@@ -18,6 +18,7 @@ const ACTIONS = {
   append: ["tie", "No preference. The candidate that was sampled most often goes on."],
   back: ["tie, goes back", "No preference. The step before is dropped."],
   resample: ["tie, samples again", "No preference at step 1, which is sampled again."],
+  reject: ["called wrong", "The judge calls the best candidate wrong. The step is sampled again."],
 };
 const STATUS = {
   complete: "complete",
@@ -236,7 +237,7 @@ function drawCandidate(expansion, candidate, i) {
         isBest ? make("span", { class: "tag chosen" }, pair ? "chosen" : "kept") : isWorst ? make("span", { class: "tag rejected" }, "rejected") : null,
         right(candidate.right),
         make("span", { title: "how often it was sampled" }, "×" + candidate.count),
-        make("span", null, score === null ? "no score" : "score " + score),
+        make("span", null, score === null ? "no score" : "score " + Number(score.toFixed(3))),
         make("span", { title: "log-probability of the step, in nats" }, "logp " + (candidate.logp === null ? "not finite" : candidate.logp.toFixed(2))),
         make("span", null, count(candidate.tokens, "token")),
         candidate.ends ? make("span", null, "ends the solution") : null,
@@ -247,25 +248,30 @@ function drawCandidate(expansion, candidate, i) {
 
 function drawMatrix(expansion, calls) {
   const size = expansion.candidates.length;
-  const found = new Map(expansion.verdicts.map((verdict) => [verdict[0] + "," + verdict[1], verdict]));
-  const winner = ([a, b, side]) => (side === "A" ? a : side === "B" ? b : null);
+  const found = new Map();
+  for (const verdict of expansion.verdicts) {
+    const key = verdict[0] + "," + verdict[1];
+    found.set(key, [...(found.get(key) || []), verdict]);
+  }
   const buttons = new Map();
   const select = (i, j) => {
     for (const [key, button] of buttons) {
       button.setAttribute("aria-pressed", String(key === i + "," + j || key === j + "," + i));
     }
     const both = [[i, j], [j, i]].map((pair) => found.get(pair.join(","))).filter(Boolean);
-    calls.replaceChildren(...both.map(drawCall));
+    calls.replaceChildren(...both.flat().map(drawCall));
   };
   const cell = (i, j) => {
-    const verdict = found.get(i + "," + j);
-    if (i === j || !verdict) return make("td", null, i === j ? "" : "·");
-    const won = winner(verdict);
-    const back = found.get(j + "," + i);
-    const flips = back && won !== null && winner(back) !== null && winner(back) !== won;
-    const kind = won === null ? "" : won === i ? "row" : "column";
-    const title = `${i + 1} shown first, ${j + 1} second: ` + (won === null ? "no verdict" : won + 1 + " wins") + (flips ? "; flips with the order" : "");
-    const button = make("button", { type: "button", class: kind + (flips ? " flip" : ""), title, "aria-label": title, "aria-pressed": "false", onclick: () => select(i, j) }, won === null ? "?" : String(won + 1));
+    const votes = found.get(i + "," + j);
+    if (i === j || !votes) return make("td", null, i === j ? "" : "·");
+    const won = winnerOf(votes);
+    const back = found.has(j + "," + i) ? winnerOf(found.get(j + "," + i)) : null;
+    const flips = won !== null && back !== null && won !== back;
+    const kind = won === i ? "row" : won === j ? "column" : "";
+    const said = won === null ? "no verdict" : won === "tie" ? "tie" : won + 1 + " wins";
+    const title = `${i + 1} shown first, ${j + 1} second: ${said}` + (flips ? "; flips with the order" : "");
+    const label = won === null ? "?" : won === "tie" ? "=" : String(won + 1);
+    const button = make("button", { type: "button", class: kind + (flips ? " flip" : ""), title, "aria-label": title, "aria-pressed": "false", onclick: () => select(i, j) }, label);
     buttons.set(i + "," + j, button);
     return make("td", null, button);
   };
@@ -284,13 +290,27 @@ function drawMatrix(expansion, calls) {
   return make("div", { class: "matrix" }, make("h4", null, "Winner of each call"), table, make("p", null, "Row: shown first. Column: shown second. Blue: the first one won, orange: the second one. Dashed: flips with the order. Press a cell for its explanations."));
 }
 
-function drawCall([a, b, side, response]) {
-  const won = side === "A" ? `${a + 1} wins` : side === "B" ? `${b + 1} wins` : "no verdict";
-  return make("div", null, make("h4", null, `${a + 1} first, ${b + 1} second: ${won}`), explanation(response));
+// The side that most explanations of a call chose: a candidate, "tie", or null.
+function winnerOf(votes) {
+  const [a, b] = votes[0];
+  const sides = { A: 0, B: 0, C: 0 };
+  for (const [, , side] of votes) if (side in sides) sides[side]++;
+  const most = Math.max(...Object.values(sides));
+  const leading = Object.keys(sides).filter((side) => sides[side] === most);
+  if (!most || leading.length > 1) return null;
+  return { A: a, B: b, C: "tie" }[leading[0]];
 }
 
+function drawCall([a, b, side, response, probability]) {
+  const said = { A: `${a + 1} wins`, B: `${b + 1} wins`, C: "tie" }[side] || "no verdict";
+  const sure = probability === undefined ? "" : `, ${probability.toFixed(2)} for ${a + 1}`;
+  return make("div", null, make("h4", null, `${a + 1} first, ${b + 1} second: ${said}${sure}`), explanation(response));
+}
+
+// Verdicts on candidates that were judged alone: right, wrong, or a rating.
 function drawRatings(expansion, calls) {
-  calls.replaceChildren(...expansion.verdicts.map(([a, , rating, response]) => make("div", null, make("h4", null, `${a + 1}: rating ` + (rating === null ? "not readable" : rating)), explanation(response))));
+  const words = { A: "right", B: "wrong", null: "no verdict" };
+  calls.replaceChildren(...expansion.verdicts.map(([a, , verdict, response]) => make("div", null, make("h4", null, `${a + 1}: ` + (words[verdict] || "rating " + verdict)), explanation(response))));
 }
 
 function explanation(response) {

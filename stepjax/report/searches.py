@@ -20,6 +20,9 @@ from stepjax.trajectory import Expansion, State
 CHUNK = 40  # problems that are unpacked together
 _HEAD = 140  # characters of a problem in the list
 
+_TIES = ("append", "back", "resample")  # actions without a preference
+_AGAIN = ("back", "resample", "reject")  # actions that append no step
+
 # What a page may leave out so that it stays below its size, least harmful first: words
 # for the page, and the most characters of a text. From the second one on, only the
 # calls between a chosen and a rejected candidate keep their explanation.
@@ -122,7 +125,7 @@ def _of_expansion(
             }
             for candidate in expansion.candidates
         ],
-        "verdicts": [list(verdict) for verdict in expansion.verdicts],
+        "verdicts": [v._replace(ids=()).row() for v in expansion.verdicts],
         "refused": [vars(refused) for refused in expansion.refused],
     }
 
@@ -148,11 +151,11 @@ def facts(row: Mapping[str, Any]) -> dict[str, Any]:
         "head": row["problem"][:_HEAD],
         "steps": len(row["kept"]),
         "tokens": row["tokens"],
-        "tie": sum(e["action"] != "pair" and len(e["candidates"]) > 1 for e in made),
+        "tie": sum(e["action"] in _TIES and len(e["candidates"]) > 1 for e in made),
         "flip": sum(e["flips"] > 0 for e in made),
         "wrong": len(wrong),
         "lost": sum(any(c["right"] for c in e["candidates"]) for e in wrong),
-        "back": sum(e["action"] in ("back", "resample") for e in made),
+        "back": sum(e["action"] in _AGAIN for e in made),
         "open": int(row["status"] != "complete"),
         "failed": int(row.get("graded", {}).get("right") is False),
     }
@@ -223,9 +226,9 @@ def _reduced(row: dict[str, Any], longest: int | None) -> dict[str, Any]:
         return value if len(value) <= longest else f"{value[:longest]} [...]"
 
     def verdict(e: dict[str, Any], call: list) -> list:
-        a, b, winner, response = call
+        a, b, winner, response, *probability = call
         is_shown = a == b or {a, b} == {e["best"], e["worst"]}
-        return [a, b, winner, text(response) if is_shown else None]
+        return [a, b, winner, text(response) if is_shown else None, *probability]
 
     return row | {
         "problem": text(row["problem"]),

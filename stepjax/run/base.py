@@ -3,7 +3,8 @@
 Without adapters (`lora.rank` = 0) training changes all parameters of M0. With them M0
 is the base of M1 … Mn and stays as it is: it is held once, in the compute type, and a
 model's folder holds its adapters only. The manifest beside them has the digest of the
-base, so that adapters are never put on another base than they were trained on.
+base as it is held, so that adapters are never put on another base than they were
+trained on.
 """
 
 import dataclasses
@@ -28,25 +29,35 @@ def plain(model: lm.Decoder) -> lm.Decoder:
     return lm.Decoder(dataclasses.replace(model.config, adapters=None), model.mesh)
 
 
-def whole(settings: Settings, folder: pathlib.Path, model: lm.Decoder) -> dict:
-    """Returns the parameters of M0, float32, without adapters.
+def whole(
+    settings: Settings, folder: pathlib.Path, model: lm.Decoder, dtype: str = "float32"
+) -> dict:
+    """Returns the parameters of M0 without adapters.
 
     Args:
       settings: of the run.
       folder: the run directory.
       model: the decoder on the devices of training.
+      dtype: of the parameters. What is read from files is rounded tensor by tensor, so
+        that they are never there in float32 as well.
 
     Raises:
       ValueError: when its files are missing or damaged.
     """
     init, model = settings.init, plain(model)
     if init == "random":
-        return train.init_params(model, model.mesh, settings.seed)
+        flat = traverse_util.flatten_dict(
+            train.init_params(model, model.mesh, settings.seed)
+        )
+        for path in flat:  # one by one, so that never two types of all are there
+            flat[path] = flat[path].astype(dtype)
+        return traverse_util.unflatten_dict(flat)
     shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
     source, config = _place(settings, folder), model.config
     if init.startswith("gguf:"):
-        return gguf_files.load_gguf(gguf_files.GgufFile(source), config, shardings)
-    return weights.load_hf(source, config, shardings)
+        file = gguf_files.GgufFile(source)
+        return gguf_files.load_gguf(file, config, shardings, dtype)
+    return weights.load_hf(source, config, shardings, dtype)
 
 
 def _place(settings: Settings, folder: pathlib.Path) -> str:
@@ -80,13 +91,10 @@ def fixed(
     """
     if model.config.adapters is None:
         return {}, {}
-    flat = traverse_util.flatten_dict(whole(settings, folder, model))
-    digests = checkpoint.array_digests(flat)
+    params = whole(settings, folder, model, model.config.dtype)
+    digests = checkpoint.array_digests(traverse_util.flatten_dict(params))
     text = json.dumps(digests, sort_keys=True)
-    for path in flat:  # one by one, so that never two types of all of them are there
-        flat[path] = flat[path].astype(model.config.dtype)
-    digest = {NAME: hashlib.sha256(text.encode()).hexdigest()}
-    return traverse_util.unflatten_dict(flat), digest
+    return params, {NAME: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def trained(settings: Settings, folder: pathlib.Path, model: lm.Decoder) -> dict:

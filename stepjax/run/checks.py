@@ -3,11 +3,14 @@
 The settings alone are checked earlier, by `stepjax.run.ranges`.
 """
 
-from stepjax import own_import, prompts
+import dataclasses
+
+from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.initial_data import prm, teacher
 from stepjax.lm import hf_config, hosts, sharding, tokenizer, unknown
 from stepjax.lm import model as lm
+from stepjax.run.judge_rules import is_foreign
 from stepjax.run.kind import choose
 from stepjax.settings import Search, Settings
 
@@ -64,6 +67,17 @@ def check_initial_data(
             f"train.row_length={length} tokens; expected some that fit. Raise "
             "train.row_length."
         )
+
+
+def check_server(settings: Settings) -> None:
+    """Raises ValueError when the server that judges cannot be asked; it is not asked.
+
+    Args:
+      settings: of the run.
+    """
+    if settings.judge.by == "http":
+        options = dataclasses.replace(settings.teacher, backend="http")
+        teacher.make_teacher(options, "answers.jsonl")
 
 
 def check_mesh(slots: int, *models: lm.Decoder) -> None:
@@ -163,7 +177,7 @@ def check_budgets(settings: Settings, codec: Codec, files: dict[str, list]) -> N
             tokens = len(codec.solve_prompt(row.problem))
             row_name = f"{name} row {row.id!r}: its prompt"
             _check_room_for_a_step(row_name, tokens, settings.search)
-            if own_import.named(judge.by):
+            if is_foreign(judge.by):
                 continue
             need = len(context(codec, row.problem, ()))
             if need > judge.context_tokens:
@@ -205,7 +219,7 @@ def check_window(
         "search.context_tokens": settings.search.context_tokens,
         "the longest prompt and eval.max_tokens": prompt + settings.eval.max_tokens,
     }
-    if not own_import.named(judge.by):
+    if not is_foreign(judge.by):
         shown = 2 if judge.kind == "comparisons" else 1
         written = chosen.judgment_tokens if judge.mode == "generate" else 0
         longest["judge.context_tokens, the judged candidates and the judgment"] = (

@@ -14,19 +14,14 @@ from typing import Any
 
 from etils import epath
 
-from stepjax import own_import, prompts, records
+from stepjax import prompts, records
 from stepjax.initial_data.formats import sources
 from stepjax.lm import files, gguf_files, gguf_tokenizer, hf_config, tokenizer
 from stepjax.prompts import Templates
-from stepjax.run import checks
+from stepjax.run import checks, world_rows
+from stepjax.run.judge_rules import is_foreign
 from stepjax.run.kind import Kind, choose
 from stepjax.settings import Data, Settings
-from stepjax.worlds import (
-    arithmetic,
-    arithmetic_data,
-    word_problems,
-    word_problems_data,
-)
 
 
 def _cut_by_rules(
@@ -63,13 +58,6 @@ READERS: dict[str, dict[str, sources.Reader]] = {
 }
 
 
-def world_templates(world: str) -> Templates:
-    """Returns the templates of a world, or those of `stepjax.prompts` for ""."""
-    if world == "arithmetic":
-        return arithmetic.templates()
-    return word_problems.templates() if world == "word_problems" else Templates()
-
-
 def make_data(
     settings: Settings, texts: Templates, directory: pathlib.Path
 ) -> dict[str, int]:
@@ -89,10 +77,16 @@ def make_data(
     """
     data, kind = settings.data, choose(settings)
     wanted = data.counts(settings.iterations)
-    if data.world == "arithmetic":
-        splits = _from_world(settings, kind, wanted)
-    elif data.world == "word_problems":
-        splits = _word_problems(settings, texts, wanted)
+    if data.world == "word_problems":
+        if not data.equations:
+            raise ValueError(
+                "data.equations is empty; expected the path of a file of word problems "
+                "with their equations."
+            )
+        test = _tests(data, texts)[: data.test_count or None]
+        splits = world_rows.word_problem_splits(settings, texts, wanted, test)
+    elif data.world:
+        splits = world_rows.splits(settings, kind, wanted)
     else:
         splits = _from_files(settings, kind, texts, wanted)
     questions = splits.pop("questions")
@@ -113,72 +107,6 @@ def make_data(
     return {name: len(rows) for name, rows in splits.items()}
 
 
-def _from_world(
-    settings: Settings, kind: Kind, wanted: Sequence[int]
-) -> dict[str, Any]:
-    data = settings.data
-    splits = arithmetic_data.dataset(
-        seed=settings.seed,
-        ift=data.ift_count,
-        eft=0 if data.make_eft else data.eft_count,
-        heldout=data.heldout_count,
-        questions=wanted,
-        test=data.test_count,
-        operations=data.operations,
-        guessed_share=data.guessed_share,
-        unseen_blocks=data.unseen_blocks,
-        judgments=kind.world_rows,
-        **_initial_counts(settings) if data.make_eft else {},
-    )._asdict()
-    absent = [] if splits["unseen"] else ["unseen"]
-    if data.make_eft:
-        absent.append("eft")  # is made later
-    if not data.make_eft or not settings.prm.reads_labels:
-        absent += ["labels", "labels_heldout"]
-    if not data.make_eft:
-        absent.append("tree_questions")
-    return {name: rows for name, rows in splits.items() if name not in absent}
-
-
-def _word_problems(
-    settings: Settings, texts: Templates, wanted: Sequence[int]
-) -> dict[str, Any]:
-    """Splits the problems of `data.equations`; the test has a file of its own."""
-    data = settings.data
-    if not data.equations:
-        raise ValueError(
-            "data.equations is empty; expected the path of a file of word problems "
-            "with their equations."
-        )
-    test = _tests(data, texts)
-    test = test[: data.test_count or None]
-    splits = word_problems_data.dataset(
-        word_problems_data.read_equations(data.equations),
-        test,
-        seed=settings.seed,
-        ift=data.ift_count,
-        eft=0 if data.make_eft else data.eft_count,
-        heldout=data.heldout_count,
-        questions=wanted,
-        tree_questions=settings.mcts.questions if data.make_eft else 0,
-        ift_variants=data.ift_variants,
-        drills=data.drills,
-        templates=texts,
-        style=data.explanations,
-    )._asdict()
-    del splits["eft" if data.make_eft else "tree_questions"]
-    return splits | {"test": test}
-
-
-def _initial_counts(settings: Settings) -> dict[str, int]:
-    """Returns how many rows a run needs that makes its EFT rows."""
-    counts = {"tree_questions": settings.mcts.questions}
-    if settings.prm.reads_labels:
-        counts["labels"] = settings.prm.labels_count
-        counts["labels_heldout"] = settings.prm.heldout_count
-    return counts
-
-
 def _from_files(
     settings: Settings, kind: Kind, texts: Templates, wanted: Sequence[int]
 ) -> dict[str, Any]:
@@ -192,7 +120,7 @@ def _from_files(
     }
     if data.make_eft:
         splits |= _made_from(settings, texts)
-    elif own_import.named(settings.judge.by) and not data.eft:
+    elif is_foreign(settings.judge.by) and not data.eft:
         splits |= {"eft": [], "heldout": []}  # the model does not learn to judge
     else:
         splits |= _eft(data, kind, texts)
@@ -380,8 +308,8 @@ def make_tokenizer(settings: Settings, directory: pathlib.Path) -> tokenizer.Tok
             path = _gguf_tokenizer(opened, folder)
         if path:
             tokenizer.load(tokenizer.fetch(path, folder)).save(directory)
-        elif settings.data.world == "arithmetic":
-            arithmetic.train_tokenizer(directory)
+        elif settings.data.world in world_rows.TOKENIZERS:
+            world_rows.TOKENIZERS[settings.data.world](directory)
         else:
             raise ValueError(
                 "tokenizer is empty; expected a folder or a tokenizer.json file (or "

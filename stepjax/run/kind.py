@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from stepjax import records, srlm
+from stepjax import pointwise, records, srlm
 from stepjax.controls import IsRight
 from stepjax.initial_data import eft
 from stepjax.initial_data.formats import meaning, sources, tfds
@@ -24,8 +24,14 @@ from stepjax.worlds import (
     arithmetic_data,
     arithmetic_srlm,
     arithmetic_teacher,
+    backwards,
+    backwards_data,
+    backwards_srlm,
     word_problems_data,
 )
+
+# World that has ratings → whether a whole solution is right.
+_RATED = {"arithmetic": arithmetic_srlm.is_right, "backwards": backwards_srlm.is_right}
 
 
 class Kind(NamedTuple):
@@ -44,6 +50,7 @@ class Kind(NamedTuple):
         knowledge, for making EFT rows, for evaluation and for the oracle judge only.
       mistake: (problem, steps, wrong candidate) → kind of its mistake; None where the
         data cannot tell. Gold knowledge.
+      single: prompt of a judge that sees each step alone, "" for comparisons.
       teach: (pairs, templates) → the world's answers to the prompts of a teacher; None
         without a world.
     """
@@ -57,6 +64,7 @@ class Kind(NamedTuple):
     world_rows: Callable[..., list] | None
     is_right: IsRight | None
     mistake: Callable[[str, Sequence[str], str], str | None] | None = None
+    single: str = ""
     teach: Callable[..., list[dict[str, Any]]] | None = None
 
 
@@ -72,9 +80,9 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
       ValueError: for an unknown kind or reading, or for templates of ratings that
         cannot be used.
     """
-    in_world = settings.data.world == "arithmetic"
+    world_name = settings.data.world
     if settings.judge.kind == "ratings":
-        base = arithmetic_srlm.TEXTS if in_world else srlm.Texts()
+        base = arithmetic_srlm.TEXTS if world_name in _RATED else srlm.Texts()
         rate, rating = settings.srlm.rate, settings.srlm.rating
         texts = srlm.Texts(rate or base.rate, rating or base.rating)
         return Kind(
@@ -84,16 +92,22 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
             candidate_tokens=settings.eval.max_tokens,
             judgment_tokens=settings.srlm.max_tokens,
             readers={"jsonl": rows_of(srlm.Rating)},
-            world_rows=arithmetic_srlm.ratings,
-            is_right=arithmetic_srlm.is_right if in_world else None,
+            world_rows=_rating_rows(settings),
+            is_right=_RATED.get(world_name),
         )
     if settings.judge.kind == "comparisons":
         world: dict[str, Any] = {"world_rows": None, "is_right": None}
-        if in_world:
+        appraise = pointwise.stated
+        if world_name == "backwards":
+            appraise = backwards_data.appraise
+            world["world_rows"] = _of_taught(settings, backwards_data.comparisons)
+            world["is_right"] = backwards.is_right
+        elif world_name == "arithmetic":
+            appraise = arithmetic_data.appraise
             world["world_rows"] = arithmetic_data.comparisons
             world["is_right"] = arithmetic.is_right
             world["teach"] = arithmetic_teacher.answers
-        elif settings.data.world == "word_problems" and data is not None:
+        elif world_name == "word_problems" and data is not None:
             known = word_problems_data.Known(
                 data / "equations.jsonl",
                 settings.data.explanations,
@@ -101,16 +115,40 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
             )
             world["world_rows"], world["is_right"] = known.comparisons, known.is_right
             world["mistake"], world["teach"] = known.mistake, known.answers
+            appraise = known.appraise
+        score, value = settings.judge.score, settings.judge.value
+        if score == pointwise.SCORE:
+            single = arithmetic.SINGLE if world_name in _RATED else pointwise.SINGLE
+            world["single"] = settings.texts.single or single
+            if settings.data.make_eft:  # the gold does not correct its teacher
+                appraise = pointwise.stated
+            judgments = pointwise.appraisals(world["single"], value, appraise)
+        else:
+            judgments = comparisons(score, value, tie=settings.judge.tie)
         return Kind(
             name="comparisons",
             unit=STEP,
-            judgments=comparisons(settings.judge.score),
+            judgments=judgments,
             candidate_tokens=settings.search.max_step_tokens,
             judgment_tokens=settings.judge.max_tokens,
             readers=_rated_readers() | sources.readers("comparison"),
             **world,
         )
     raise ValueError(f"judge.kind={settings.judge.kind!r}; expected one of {KINDS}.")
+
+
+def _rating_rows(settings: Settings) -> Callable[..., list]:
+    """Returns what makes ratings of a problem of the world."""
+    if settings.data.world == "backwards":
+        return _of_taught(settings, backwards_srlm.ratings)
+    return arithmetic_srlm.ratings
+
+
+def _of_taught(settings: Settings, make: Callable[..., list]) -> Callable[..., list]:
+    """Keeps the rows that a function makes to the tasks that the run teaches."""
+    counts = settings.data.taught_results, settings.data.unseen_results
+    parts = backwards.split(settings.seed, taught=counts[0], unseen=counts[1])
+    return functools.partial(make, taught=parts.taught)
 
 
 def _rated_readers() -> dict[str, sources.Reader]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from stepjax.lm import ordinary
 from stepjax.run import paths
+from stepjax.run.judge_rules import is_foreign
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -43,7 +44,7 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
         look("data.question_file", data.question_file, "a file of questions")
         look("data.test", data.test, "a file of test problems")
         if not data.make_eft:
-            needed = ":" not in config.judge.by  # or an own function judges
+            needed = not is_foreign(config.judge.by)  # which learns nothing here
             look("data.eft", data.eft, "a file of judgments", needed)
         elif config.prm.labels not in ("gold", "rollouts"):
             look("prm.labels", config.prm.labels, "a file of step labels")

@@ -12,10 +12,10 @@ from typing import Any
 from stepjax import records
 from stepjax.lm import hosts
 from stepjax.prompts import Templates
-from stepjax.run import data
+from stepjax.run import data, world_rows
 from stepjax.run.rundir import Stage
 from stepjax.settings import Settings
-from stepjax.worlds import arithmetic, word_problems_data
+from stepjax.worlds import word_problems_data
 
 
 def add(settings: Settings, texts: Templates, prepared: Stage) -> None:
@@ -90,7 +90,7 @@ def _draw(
     texts: Templates,
     folder: pathlib.Path,
     counts: Mapping[str, int],
-    wanted: Mapping[str, int],
+    wanted: dict[str, int],
 ) -> list[Any]:
     """Returns new problems, each with `id` and `problem`, that the run has not seen."""
     options, total = settings.data, sum(wanted.values())
@@ -98,28 +98,11 @@ def _draw(
     paths = [path for path in paths if not path.name.startswith("equations")]
     seen = {row["problem"] for path in paths for _, row in records.read_objects(path)}
     known = [records.Question(text, text) for text in sorted(seen)]
-    if options.world == "arithmetic":
-        shape = {"guessed_share": options.guessed_share}
-        split = arithmetic.split(
-            settings.seed, unseen_blocks=options.unseen_blocks, **shape
-        )
-        drawn = iter(
-            arithmetic.problems(
-                total,
-                seed=settings.seed,
-                operations=options.operations,
-                blocks=split.judged,
-                exclude=seen,
-            )
-        )
-        return [
-            records.Question(f"arith-q{name.rpartition('_')[2]}-{n}", next(drawn))
-            for name, count in wanted.items()
-            for n in range(count)
-        ]
     if options.world == "word_problems":
         equations = word_problems_data.read_equations(options.equations)
         return word_problems_data.further(equations, known, total, seed=settings.seed)
+    if options.world:
+        return world_rows.further(settings, seen, wanted)
     name = "data.question_file"
     how = {"texts": texts, "strict": options.strict}
     pool = data.read_questions(name, options.question_file, options, **how)

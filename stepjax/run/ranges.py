@@ -11,10 +11,10 @@ from typing import Any
 
 from stepjax.lm.limits import NUMBERS
 from stepjax.own_files import did_you_mean
-from stepjax.run import rules
+from stepjax.run import judge_rules, rules
 from stepjax.run.rules import SOME, Range
 
-WORLDS = ("", "arithmetic", "word_problems")  # data.world
+WORLDS = ("", "arithmetic", "backwards", "word_problems")  # data.world
 IMPROVE_BY = ("dpo", "sft")  # improve_by
 KINDS = ("comparisons", "ratings")  # judge.kind
 RULES = ("uct", "puct")  # mcts.rule
@@ -48,6 +48,8 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "data.operations": Range(1, 9),
     "data.guessed_share": _SHARE,
     "data.unseen_blocks": Range(0, 24),
+    "data.taught_results": Range(1, 10),
+    "data.unseen_results": Range(0, 9),
     "data.ift_count": _COUNT,
     "data.ift_variants": Range(0, 1000),
     "data.drills": _COUNT,
@@ -102,6 +104,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "search.top_p": _NUCLEUS,
     "search.max_expansions": Range(1, 1_000_000),
     "search.on_tie": ("back", "append"),
+    "search.on_reject": ("append", "resample"),
     "search.propose_by": ("self",),  # or a function, see `OWN`
     "search.max_step_tokens": _LENGTH,
     "search.context_tokens": _LENGTH,
@@ -109,8 +112,13 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "search.tensor": Range(0, 4096),
     "judge.kind": KINDS,
     "judge.mode": ("generate", "logprob"),
-    "judge.by": ("self", "random", "oracle"),  # or a function, see `OWN`
-    "judge.score": ("sum", "consistent", "single"),
+    "judge.by": ("self", "random", "oracle", "prm", "http"),  # or see `OWN`
+    "judge.keep": Range(0, 1000),
+    "judge.learn": ("none", "consistency", "outcome"),
+    "judge.model": ("", "M1"),
+    "judge.score": ("sum", "consistent", "single", "pointwise"),
+    "judge.value": ("hard", "probability"),
+    "judge.votes": Range(1, 1000),
     "judge.schedule": ("full", "knockout", "swiss"),
     "judge.temperature": _WARMTH,
     "judge.top_p": _NUCLEUS,
@@ -118,7 +126,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "judge.context_tokens": _LENGTH,
     "judge.rows": Range(1, 1_000_000),
     "srlm.max_tokens": _LENGTH,
-    "pairs.min_margin": Range(1, 1_000_000),
+    "pairs.min_margin": Range(0, 1_000_000),
     "dpo.beta": Range(0, 1000, above=True),
     "dpo.label_smoothing": Range(0, 0.5, below=True),
     "dpo.nll_weight": Range(0, 1000),
@@ -170,6 +178,7 @@ def check(config: Mapping[str, Any]) -> None:
 def wrong(config: Mapping[str, Any]) -> list[str]:
     """Returns a sentence about every setting whose value cannot work."""
     found = [*_ranges(config), *_phases(config), *rules.between(config)]
+    found += judge_rules.between(config)
     sentences = (
         f"{name}={_shown(value)}; expected {expected}."
         for name, value, expected, good in found

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from stepjax.lm import files
 from stepjax.own_files import did_you_mean
 from stepjax.run import config_json
+from stepjax.run.judge_rules import is_foreign
 
 _TRAIN = ("train.row_length", "train.optimizer_dtype")
 # Stage, in the order of a run → settings, or sections of them, that decide its result.
@@ -31,9 +32,9 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "prm": ("model", "lora", "prompts", "prm", *_TRAIN),
     "mcts": ("mcts", "search.max_step_tokens", "search.context_tokens"),
     "eft": ("teacher",),
-    "sft": ("model", "lora", "prompts", "sft", "srlm", *_TRAIN),
+    "sft": ("model", "lora", "prompts", "judge.tie", "sft", "srlm", *_TRAIN),
     "search": ("search", "judge", "srlm", "pairs"),
-    "dpo": ("dpo", "improve_by", *_TRAIN),
+    "dpo": ("dpo", "improve_by", "judge.keep", *_TRAIN),
 }
 # Mode of evaluation → settings that decide its result.
 _MODEL = ("model.dtype", "prompts")
@@ -41,6 +42,7 @@ MEASURED = {
     "greedy": (*_MODEL, "eval.max_tokens", "search.context_tokens"),
     "judge": (
         *(*_MODEL, "seed", "judge.kind", "judge.mode", "judge.score", "srlm"),
+        *("judge.value", "judge.votes", "judge.tie"),
         *("judge.temperature", "judge.top_p"),
         *("judge.max_tokens", "judge.context_tokens"),
     ),
@@ -58,6 +60,8 @@ _FREE = (
 )
 
 
+# Settings of the judge that decide how models are trained, and not how they judge.
+_JUDGE_TRAINING = ("judge.keep",)
 _ASIDE = "replaced"  # folder of a run directory with what --redo takes away
 _RECORD = "record.json"
 
@@ -100,6 +104,7 @@ def places(folder: pathlib.Path) -> list[tuple[str, int, tuple[str, ...]]]:
     }
     model = ("manifest.json", "params", "train", "*.damaged*")
     searched = ("search.json", "search.jsonl", "search.partial*", "pairs.jsonl")
+    searched = (*searched, "judgments.jsonl")
     found = [(name, 0, patterns) for name, patterns in before.items()]
     numbers = [int(p.name[1:]) for p in folder.glob("M*") if p.name[1:].isdecimal()]
     for number in range(1, max(numbers, default=0) + 1):
@@ -173,12 +178,19 @@ def stale(
       the names of the changed settings that it depends on).
     """
     changed = changes(theirs, mine)
+    if not (theirs["lora"]["rank"] or mine["lora"]["rank"]):  # nothing reads them
+        changed = {name: x for name, x in changed.items() if name[:5] != "lora."}
     asked = [stage for stage in stages if stage.stage == "prepare"]
     known = len(list(asked[0].paths[0].parent.glob("questions_*"))) if asked else 0
     for place, stage in enumerate(stages):
         depends = DEPENDS[stage.stage]
         if stage.stage == "search" and mine["judge"]["kind"] == "ratings":
             depends = (*depends, "eval.max_tokens")  # tokens of a candidate
+        scores = [s["judge"]["score"] for s in (theirs, mine)]
+        if stage.stage == "sft" and "pointwise" in scores:
+            depends = (*depends, "judge.score")  # M1 learns another judgment
+        if stage.stage == "search" and mine["judge"]["by"] == "http":
+            depends = (*depends, "teacher")
         names = [name for name in changed if _is_in(name, depends)]
         for name, section, first, last in (
             ("data.questions", "data", 0, known),
@@ -188,6 +200,8 @@ def stale(
                 counts = [s[section][name.partition(".")[2]] for s in (theirs, mine)]
                 if _part(counts[0], first, last) == _part(counts[1], first, last):
                     names.remove(name)
+        if stage.stage == "search" and stage.number == 1 and "judge.model" in names:
+            names.remove("judge.model")  # M1 judges its own search in any case
         if names:
             return list(stages[place:]), names
     return [], []
@@ -199,6 +213,9 @@ def _part(counts: Sequence[int], first: int, last: int) -> list[int]:
 
 
 def _is_in(name: str, sections: Sequence[str]) -> bool:
+    if name in _JUDGE_TRAINING:
+        return name in sections
+
     def inside(sections: Sequence[str]) -> bool:
         return any(name == s or name.startswith(f"{s}.") for s in sections)
 
@@ -217,12 +234,16 @@ def measured_with(
     """
     every = _flat(config)
     depends = (*MEASURED[mode], *(() if number else ("model", "seed")))
+    by = config["judge"]["by"]
+    if mode == "search" and by == "http":
+        depends = (*depends, "teacher.model", "teacher.temperature")
+        depends = (*depends, "teacher.max_tokens")
     return {
         name: value
         for name, value in every.items()
         if _is_in(name, depends)
-        # Here a model judges for itself, unless a function of one's own does.
-        and (name != "judge.by" or ":" in value)
+        # Here a model judges for itself, unless another judge takes its place.
+        and (name != "judge.by" or is_foreign(value))
     }
 
 

@@ -1,29 +1,26 @@
 """A model searches questions: proposer, judge and search on the devices of a run."""
 
+import contextlib
 import functools
+import pathlib
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from stepjax import (
-    controls,
-    interrupts,
-    own_functions,
-    own_import,
-    propose,
-    search,
-    tournament,
-)
+from stepjax import interrupts, own_functions, own_import, propose, search
 from stepjax.evaluation import causes
+from stepjax.initial_data import prm
 from stepjax.judge import Judge
 from stepjax.lm import hosts
 from stepjax.lm.sampler import Sampler
 from stepjax.records import Question
 from stepjax.run.journal import Journal
+from stepjax.run.judge_rules import is_foreign
+from stepjax.run.judges import open_judge, open_sampler
 from stepjax.run.progress import usage_line
 from stepjax.run.run import Run
-from stepjax.self_judge import make_judge
 from stepjax.trajectory import State, context_ids
 
 TRIED = 32  # problems after which a search that finds nothing of use is stopped
@@ -86,12 +83,18 @@ def search_from_journal(
             by=by,
             active=active,
             on_pause=pause,
+            answers=_answers(journal.path),
         ):
             closed.append(state)
             advance(1, note(state))
         journal.add(closed, {})
     journal.join()
     return [journal.closed[question.id] for question in questions]
+
+
+def _answers(journal: pathlib.Path) -> pathlib.Path:
+    """Returns the file of a server's answers; it is deleted with the journal."""
+    return journal.with_name(journal.name.replace(".partial", ".partial-answers"))
 
 
 class Preferences:
@@ -140,6 +143,7 @@ def search_questions(
     by: str = "self",
     active: Mapping[int, State] | None = None,
     on_pause: Callable[[Mapping[int, State]], None] | None = None,
+    answers: pathlib.Path | None = None,
 ) -> Iterator[State]:
     """Searches this host's questions with a model, and says how busy the devices were.
 
@@ -148,27 +152,15 @@ def search_questions(
       params: of the model, from `Run.sampling_params`.
       questions: this host's.
       iteration: first integer of every key path.
-      by: who judges, one of `controls.JUDGES`. Where `judge.by` of the settings names a
-        function of one's own, that one judges.
+      by: who judges, see `judges.open_judge`.
       active: see `search.step_search`.
       on_pause: see `search.step_search`.
+      answers: see `judges.open_judge`.
 
     Yields:
       Closed searches, in the order in which they close.
     """
     options = run.settings.search
-    solver = open_sampler(run, params, options.context_tokens)
-    judge, judge_sampler = _judge(run, params, by)
-    samplers = [solver] + ([judge_sampler] if judge_sampler else [])
-    proposer = _proposer(run, solver, iteration)
-
-    def pause(in_flight: Mapping[int, State]) -> None:
-        # A run that goes on from here begins with empty caches. This run empties its
-        # caches, so that both compute the same bits.
-        for sampler in samplers:
-            sampler.hold({slot: () for slot in range(run.slots)})
-        on_pause(in_flight)
-
     turns: list[int] = []
 
     def on_turn(in_flight: int) -> None:
@@ -176,55 +168,56 @@ def search_questions(
         if not on_pause:
             interrupts.check("nothing of this search is kept")
 
-    yield from search.step_search(
-        questions,
-        proposer,
-        judge,
-        slots=run.slots,
-        iteration=iteration,
-        scores=run.kind.judgments.scores,
-        on_tie=options.on_tie,
-        max_expansions=options.max_expansions,
-        fits=lambda state: _fits(run, state),
-        active=active,
-        on_pause=pause if on_pause else None,
-        pause_now=interrupts.asked,
-        on_turn=on_turn,
-    )
+    with contextlib.ExitStack() as stack:
+        solver = open_sampler(run, params, options.context_tokens)
+        judge, judge_sampler = open_judge(run, params, by, answers, stack)
+        judge, judging = _timed(judge)
+        samplers = [solver] + ([judge_sampler] if judge_sampler else [])
+
+        def pause(in_flight: Mapping[int, State]) -> None:
+            # A run that goes on from here begins with empty caches. This run empties
+            # its caches, so that both compute the same bits.
+            for sampler in samplers:
+                sampler.hold({slot: () for slot in range(run.slots)})
+            on_pause(in_flight)
+
+        yield from search.step_search(
+            questions,
+            _proposer(run, solver, iteration),
+            judge,
+            slots=run.slots,
+            iteration=iteration,
+            scores=run.kind.judgments.scores,
+            on_tie=options.on_tie,
+            on_reject=options.on_reject,
+            max_expansions=options.max_expansions,
+            fits=lambda state: _fits(run, state),
+            active=active,
+            on_pause=pause if on_pause else None,
+            pause_now=interrupts.asked,
+            on_turn=on_turn,
+        )
     if turns:
         named = zip(("candidates", "judgments"), samplers, strict=False)
         useful = {name: s.new_tokens / s.row_steps for name, s in named if s.row_steps}
-        run.monitor.say(usage_line(turns, run.slots, useful))
+        seconds = sum(judging) / sum(turns)
+        run.monitor.say(
+            f"{usage_line(turns, run.slots, useful)}; judging took {seconds:.3g} s per "
+            "step"
+        )
 
 
-def open_sampler(run: Run, params: Any, capacity: int, *, remember: int = 0) -> Sampler:
-    """Returns empty context caches of `capacity` tokens, one for each slot.
+def _timed(judge: Judge) -> tuple[Judge, list[float]]:
+    """Returns a judge, and the seconds of each time that it was asked."""
+    seconds: list[float] = []
 
-    Args:
-      run: the run.
-      params: of the model, from `Run.for_sampling`.
-      capacity: most tokens of a context.
-      remember: see `sampler.Sampler`.
-    """
-    model = run.local_model
-    return Sampler(model, params, model.mesh, run.slots, capacity, remember=remember)
+    def timed(requests, calls=None):
+        began = time.monotonic()
+        verdicts = judge(requests, calls)
+        seconds.append(time.monotonic() - began)
+        return verdicts
 
-
-def self_judge(run: Run, sampler: Sampler, rows: int, share: int = 1) -> Judge:
-    """Returns the model as its own judge; see `self_judge.make_judge`."""
-    judge = run.settings.judge
-    return make_judge(
-        sampler,
-        run.codec,
-        run.kind.judgments,
-        mode=judge.mode,
-        max_tokens=run.kind.judgment_tokens,
-        temperature=judge.temperature,
-        top_p=judge.top_p,
-        rows=rows,
-        share=share,
-        seed=run.settings.seed,
-    )
+    return timed, seconds
 
 
 def _proposer(run: Run, solver: Sampler, iteration: int) -> Callable:
@@ -279,30 +272,6 @@ def _measure(
     }
 
 
-def _judge(run: Run, params: Any, by: str) -> tuple[Judge, Sampler | None]:
-    """Returns who judges, and the context caches that it uses, if any."""
-    options, seed, sampler = run.settings.judge, run.settings.seed, None
-    score, schedule = options.score, options.schedule
-    if own_import.named(options.by):
-        judge = own_functions.judge(
-            own_import.load("judge.by", options.by),
-            run.codec,
-            name=f"judge.by={options.by!r}",
-            score=score,
-            seed=seed,
-        )
-    elif by == "random":
-        judge = controls.random_judge(score, seed)
-    elif by == "oracle":
-        judge = controls.oracle_judge(run.kind.is_right, run.codec, score, seed)
-    else:
-        sampler = open_sampler(run, params, options.context_tokens)
-        width, calls = run.settings.search.width, run.kind.judgments.calls
-        rows, share = tournament.layout(schedule, width, calls, options.rows)
-        judge = self_judge(run, sampler, rows, share)
-    return tournament.scheduled(judge, schedule, score, seed), sampler
-
-
 def _fits(run: Run, state: State) -> bool:
     """Whether the contexts leave room for another candidate and its judgments."""
     settings, steps = run.settings, [step.ids for step in state.steps]
@@ -310,7 +279,11 @@ def _fits(run: Run, state: State) -> bool:
     most = run.kind.candidate_tokens
     if len(solved) + most > settings.search.context_tokens:
         return False
-    if own_import.named(settings.judge.by):  # which has no context of ours
+    if settings.judge.by == "prm":
+        solving = prm.Solving(state.question.problem, tuple(steps))
+        read = prm.context(run.codec, solving, settings.prm.prompt)
+        return len(read) <= settings.search.context_tokens
+    if is_foreign(settings.judge.by):  # which has no context of ours
         return True
     judged = run.kind.judgments.context(run.codec, state.question.problem, steps)
     return len(judged) <= settings.judge.context_tokens

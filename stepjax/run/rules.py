@@ -162,7 +162,7 @@ def _updates(config: Any) -> Iterator[Rule]:
 
 def _search(config: Any) -> Iterator[Rule]:
     """Yields the rules of searches whose candidates could never make a pair."""
-    search, judge, pairs = config.search, config.judge, config.pairs
+    search = config.search
     yield (
         "search.temperature",
         search.temperature,
@@ -175,14 +175,6 @@ def _search(config: Any) -> Iterator[Rule]:
         f"less than search.context_tokens={search.context_tokens}, which also has to "
         "hold the problem",
         search.max_step_tokens < search.context_tokens,
-    )
-    most = (search.width - 1) * (2 if judge.score == "sum" else 1)
-    most = 9 if judge.kind == "ratings" else most
-    yield (
-        "pairs.min_margin",
-        pairs.min_margin,
-        f"at most {most}, the largest difference of two scores",
-        is_own(judge.by) or search.width < 2 or pairs.min_margin <= most,
     )
 
 
@@ -248,9 +240,8 @@ def is_own(setting: str) -> bool:
 
 
 def _controls(config: Any) -> Iterator[Rule]:
-    """Yields the rules between settings, mostly of control experiments."""
-    judge, updates, world = config.judge, config.dpo.updates, config.data.world
-    iterations = config.iterations
+    """Yields the rules of numbers of updates, and of SFT."""
+    updates, iterations = config.dpo.updates, config.iterations
     numbers = all(type(count) is int and count in SOME for count in updates)
     enough = numbers and len(updates) >= iterations
     yield (
@@ -258,27 +249,6 @@ def _controls(config: Any) -> Iterator[Rule]:
         updates,
         f"one number above 0 for each of {iterations} iterations, or ()",
         enough or (not updates and config.improve_by != "sft"),
-    )
-    proposed = config.search.propose_by
-    yield (
-        "judge.by",
-        judge.by,
-        "'self', or 'random', or 'oracle' in a world (data.world)",
-        judge.by != "oracle" or world != "",
-    )
-    yield (
-        "judge.kind",
-        judge.kind,
-        "'comparisons' with 'module:function' in judge.by or search.propose_by, which "
-        "works on single steps",
-        judge.kind != "ratings" or not (is_own(judge.by) or is_own(proposed)),
-    )
-    yield (
-        "judge.schedule",
-        judge.schedule,
-        "'full' with judge.by='module:function', which scores all candidates in one "
-        "call",
-        judge.schedule == "full" or not is_own(judge.by),
     )
     said = config.sft.verdict_words
     yield (
@@ -294,20 +264,18 @@ def _controls(config: Any) -> Iterator[Rule]:
         config.data.make_eft or not config.sft.from_policy,
     )
     yield (
-        "judge.kind",
-        judge.kind,
-        "'comparisons' with data.world='word_problems', which makes no ratings",
-        judge.kind != "ratings" or world != "word_problems",
+        "data.make_eft",
+        config.data.make_eft,
+        "False with data.world='backwards', which makes its comparisons itself",
+        not config.data.make_eft or config.data.world != "backwards",
     )
-    if judge.kind != "ratings":
-        return
-    rated = "with judge.kind='ratings'"
-    yield "judge.by", judge.by, f"'self' {rated}", judge.by == "self"
-    yield "judge.mode", judge.mode, f"'generate' {rated}", judge.mode == "generate"
-    yield "judge.schedule", judge.schedule, f"'full' {rated}", judge.schedule == "full"
-    best = config.pairs.best_beats_all
-    words = f"False {rated}: ratings compare nothing"
-    yield "pairs.best_beats_all", best, words, not best
+    taught, unseen = config.data.taught_results, config.data.unseen_results
+    yield (
+        "data.taught_results, data.unseen_results",
+        (taught, unseen),
+        "at most 10 together, the results of a block",
+        taught + unseen <= 10,
+    )
 
 
 def _initial_data(config: Any) -> Iterator[Rule]:

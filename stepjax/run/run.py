@@ -34,7 +34,6 @@ from stepjax.run import (
     banner,
     base,
     checks,
-    data,
     kind,
     lock,
     manifest,
@@ -44,6 +43,7 @@ from stepjax.run import (
     ranges,
     rundir,
     stage,
+    world_rows,
 )
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
@@ -126,7 +126,8 @@ class Run:
             self.monitor.say(line)
         self.mesh = sharding.make_mesh(**settings.mesh._asdict())
         self.kind = kind.choose(settings, self.dir.path / "data")
-        texts = templates(settings.texts, data.world_templates(settings.data.world))
+        texts = world_rows.templates(settings.data.world)
+        texts = templates(settings.texts, texts, tie=settings.judge.tie)
         with self.monitor.during("making the data and the tokenizer"):
             prepared = prepare.prepare(settings, texts, self.dir)
             if not self.dir.borrowed:
@@ -159,6 +160,7 @@ class Run:
         makes_eft = settings.data.make_eft and not made
         if makes_eft:
             asked["tree_questions"] = self.dir.read("tree_questions", records.Question)
+        checks.check_server(settings)
         checks.check_budgets(settings, self.codec, asked)
         window = self.model.config.sliding_window
         checks.check_window(settings, self.codec, asked, window)

@@ -312,7 +312,9 @@ class RunDirectory:
             kept = manifests.read(target)
         except ValueError:
             return False  # it is damaged
-        same = kept.get("settings", settings) == settings
+        # Settings that were added after it was measured had their defaults.
+        added = redo.measured_with(to_dict(default()), mode)
+        same = added | kept.get("settings", settings) == settings
         same = same and standing.inputs_of(self.path, kept) == inputs
         return same and not manifests.changed_file(target, kept)
 

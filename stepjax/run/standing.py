@@ -57,11 +57,11 @@ def _now(
             return manifests.model_digest(path) if path.is_file() else None
         except ValueError:
             return None  # it is damaged, and is made again
-    if name != "pairs":
+    if name not in ("pairs", "judgments"):
         return made.get(f"data/{name}.jsonl")
     if manifest.parent.name == "init":
         return made.get("init/pairs.jsonl")
-    return made.get(f"M{int(manifest.parent.name[1:]) - 1}/pairs.jsonl")
+    return made.get(f"M{int(manifest.parent.name[1:]) - 1}/{name}.jsonl")
 
 
 def unlike(folder: pathlib.Path) -> tuple[list[Made], str]:

@@ -21,8 +21,6 @@ in a test of their own, so that all its steps are new. The rows are made in
 `stepjax.worlds.arithmetic_data`.
 """
 
-import io
-import json
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -30,9 +28,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stepjax.prompts import Templates
+from stepjax.worlds import tokens
 
 SOLVE = "{problem}\n"
 JUDGE = "{problem}\n{steps}\n{a}\n(A)\n{b}\n(B)\n"
+SINGLE = "{problem}\n{steps}\n{step}\n(?)\n"  # of a judge that sees one step
 
 _FACTORS = (3, 4, 7, 9)
 _ADDENDS = (1, 2, 3, 4, 5, 6)
@@ -307,57 +307,16 @@ def train_tokenizer(directory: str | Path) -> None:
 
     Its pieces are the printable ASCII characters, the newline and the world's own words
     (``"*7"``, ``"Step 1: "``, ``" [[A]]"``). There is an end-of-sequence token, but
-    neither BOS nor padding. Other characters become the unknown token. Transformers
-    reads the texts ``</s>`` and ``<unk>`` as those tokens, sentencepiece does not.
+    neither BOS nor padding; see `tokens.train_tokenizer`.
 
     Args:
       directory: folder for ``tokenizer.model`` (sentencepiece) and, with the same ids,
         ``tokenizer.json`` and ``tokenizer_config.json`` (transformers); made if absent.
     """
-    import sentencepiece  # these two are needed here only
-    import tokenizers
-
     words = [f"Step {number}: " for number in range(1, _MOST_OPERATIONS + 1)]
     words += [*_WORDS, "Check: ", "(A)\n", "(B)\n", "[[A]]", "[[B]]", "\n"]
     words += ["(?)\n", " (+) ", " (-) "]
-    characters = "".join(map(chr, range(ord(" "), ord("~") + 1)))
-    space = "\u2581"  # how sentencepiece writes it
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(solve("8*7+4*4+2*3+1").steps),
-        model_writer=model,
-        model_type="bpe",  # without merges: words and characters fill the vocabulary
-        vocab_size=2 + len(words) + len(characters),
-        user_defined_symbols=[word.replace(" ", space) for word in words],
-        required_chars=characters.replace(" ", space),
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        **{"unk_id": 0, "eos_id": 1, "bos_id": -1, "pad_id": -1},
-        **{"num_threads": 1, "minloglevel": 2},
-    )
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    names = [pieces.id_to_piece(token) for token in range(pieces.vocab_size())]
-    # The space is a word too, because transformers reads every model of the type qwen2
-    # with Qwen2's own rules, which have no other way to this tokenizer's space.
-    words.append(" ")
-    texts = {word.replace(" ", space): word for word in words}
-    ids = {texts.get(name, name): token for token, name in enumerate(names)}
-
-    fast = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab=ids, merges=[], unk_token="<unk>", fuse_unk=True)
-    )
-    fast.normalizer = tokenizers.normalizers.Replace(" ", space)
-    fast.decoder = tokenizers.decoders.Replace(space, " ")
-    fast.add_special_tokens(["<unk>", "</s>"])
-    fast.add_tokens([tokenizers.AddedToken(word, normalized=False) for word in words])
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
-    config |= {"unk_token": "<unk>", "clean_up_tokenization_spaces": False}
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    (folder / "tokenizer.json").write_text(fast.to_str(pretty=True), "utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")
+    tokens.train_tokenizer(directory, words, solve("8*7+4*4+2*3+1").steps)
 
 
 def _problem_text(number: int, operations: int, blocks: Sequence) -> str:

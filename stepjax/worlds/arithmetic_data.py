@@ -259,6 +259,23 @@ def comparison_from(
     return rows
 
 
+def appraise(row: Comparison) -> tuple[str, str]:
+    """Judges the first step of a comparison alone (gold knowledge: for SFT data only).
+
+    The explanation works the right result out, then copies and marks that of the step,
+    as `comparison_from` does for two steps.
+
+    Args:
+      row: from `comparison_from`.
+
+    Returns:
+      ("A" if the step is right, else "B", explanation).
+    """
+    right = world.right_step(row.problem, row.steps)
+    text = f"Check: {world.working(right)}, {_marked(row.a, right)}"
+    return "A" if row.a == right else "B", text
+
+
 def _marked(step: str, right: str) -> str:
     """The result digit that a step states, marked "(+)" if the step is right."""
     return f"{copied_result(step, right)} {mark(step, right)} "

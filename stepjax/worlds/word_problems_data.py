@@ -323,6 +323,19 @@ class Known:
         options = {"style": self._style, "step": self._step}
         return judgments.comparisons(id, self.rows[problem], rng, undecided, **options)
 
+    def appraise(self, row: Comparison) -> tuple[str, str]:
+        """Judges the first step of a comparison alone.
+
+        Returns:
+          ("A" if the step is right, else "B", the explanation without the second step).
+        """
+        problem, steps, step = self.rows[row.problem], row.steps, row.a
+        side = "A" if world.is_right(problem, steps, step) else "B"
+        if self._style == "none":
+            return side, ""
+        both = judgments.explanation(problem, steps, step, step, self._style)
+        return side, both.rpartition("B: ")[0]
+
     def answers(
         self, pairs: Sequence[Preference], templates: Templates
     ) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def test_the_arms_of_the_help_are_those_that_there_are():
 def test_all_options_and_settings_that_are_wrong_are_named_at_once(capsys):
     words = ["--arms=self,foo,orcale", "--seeds=1.5", "--config.dpo.beta=nan"]
     arms, *others = said(capsys, "ablate", TINY, "--workdir=x", *words)
-    known = "self,random,oracle,sft,srlm"
+    known = ",".join((*ablate.ARMS, *ablate.FURTHER))
     assert arms == (
         f"stepjax: --arms=self,foo,orcale; expected one or more of {known}, all "
         'different (did you mean "oracle"?).'

@@ -161,3 +161,5 @@ def test_a_judge_that_never_decides_is_named_after_a_hundred_judgments():
     assert said(unread, unread, expansion("ab", (), [Verdict(0, 1, "A")])) == ""
     assert said(unread, unread, by="random") == ""  # coins and functions may tie
     assert said(unread, unread, by="mine:judge") == ""
+    served = said(unread, unread, by="http")
+    assert "raise teacher.max_tokens=1024; otherwise take another model" in served

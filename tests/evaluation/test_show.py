@@ -130,7 +130,7 @@ def test_ratings_show_what_each_solution_got():
         *((4, None), 0, None, "append", (0, 0, 1, 0)),
     )
     text = show.of_state(State(Question("q", "p"), KEPT[:1], (None,), (rated,)))
-    assert "      1: rating 4: fine\n      2: rating not readable: hm\n" in text
+    assert "      1: rating 4: fine\n      2: no verdict: hm\n" in text
     assert " no score, sampled 1×" in text
 
 

@@ -12,6 +12,7 @@ def test_the_table_shows_what_the_stages_measured(tmp_path):
     searched = rate | {"tie_rate": 0.5, "flip_rate": 0.25, "unparsed_rate": 0.0625}
     searched |= {"judge_sampled": 0.9375, "complete_rate": 0.25, "cut_off_rate": 0.125}
     searched |= {"unmarked_rate": 0.375, "misshapen_rate": 0.0}
+    searched |= {"judge_brier": 0.0625, "cycle_rate": 0.125, "longer_wins": 0.75}
     training = {"pairs_right": 0.75, "pairs_reversed": 0.125, "judge_sampled": 0.875}
     training |= {"kl": 0.0432, "chosen_logp_before": -1.25, "chosen_logp_after": -1.0}
     training |= {"rejected_logp_before": -2.0, "rejected_logp_after": -4.0}
@@ -33,7 +34,7 @@ def test_the_table_shows_what_the_stages_measured(tmp_path):
         "M9/manifest.json": {"seconds": 1},
     }.items():
         files.write_json(tmp_path / name, value)
-    rows, refused, iterations, seconds = tables.tables(tmp_path, 3)
+    rows, judged, refused, iterations, seconds = tables.tables(tmp_path, 3)
     accuracy, lengths = "12.5 [5.0, 30.0]", ["2.35", "7.1"]
     assert [list(row.values()) for row in rows] == [
         ["M0", accuracy, *"------", *lengths],
@@ -44,6 +45,11 @@ def test_the_table_shows_what_the_stages_measured(tmp_path):
         ["M0", "50.0", *"-----"],
         ["M1", "50.0", "25.0", "12.5", "37.5", "0.0", "6.2"],
         ["M2", "50.0", *"-----"],
+    ]
+    assert [list(row.values()) for row in judged] == [
+        ["M0", *"---"],
+        ["M1", "0.062", "12.5", "75.0"],
+        ["M2", *"---"],
     ]
     # d and e gained, a lost, of ten: 2/10 - 1/10; the interval is of 3/12 and 2/12.
     assert [list(row.values()) for row in iterations] == [
@@ -63,16 +69,17 @@ def test_columns_that_say_nothing_of_any_model_are_left_out(tmp_path):
     greedy = rate | {"steps_per_solution": 3, "tokens_per_step": 7}
     written = {"metrics": greedy, "seconds": 2}
     files.write_json(tmp_path / "eval" / "M1_test_greedy.json", written)
-    rows, refused, iterations, seconds = tables.tables(tmp_path, 1)
+    rows, judged, refused, iterations, seconds = tables.tables(tmp_path, 1)
     expected = {"model": "M1", "greedy % [95 %]": "50.0 [25.0, 75.0]"}
     assert rows == [expected | {"steps": "3.00", "tokens/step": "7.0"}]
     assert refused == [{"model": "M1", "finished %": "100.0"}]
+    assert judged == [{"model": "M1"}]
     assert iterations == [] and seconds == [{"model": "M1", "eval greedy": "2.0"}]
 
 
 def test_every_column_of_figures_has_a_sentence_in_the_legend(tmp_path):
     shown = [tables._model_row("M1", {}), tables._refused_row("M1", {})]
-    shown.append(tables._iteration_row(1, {}, {}))
+    shown += [tables._iteration_row(1, {}, {}), tables._judge_row("M1", {})]
     known = {"model", "iteration", "questions", "updates"}  # their names say it all
     assert {name for row in shown for name in row} == known | tables.LEGEND.keys()
     assert max(len(f"{k}: {said}") for k, said in tables.LEGEND.items()) <= 80

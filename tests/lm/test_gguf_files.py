@@ -15,8 +15,8 @@ from stepjax.lm import (
     gguf_files,
     gguf_tensors,
     hf_config,
+    parameter_tensors,
     sharding,
-    weights,
 )
 from stepjax.lm import model as lm
 
@@ -212,7 +212,7 @@ def test_tensors_are_named_as_the_gguf_package_names_them(family):
     config = lm.ModelConfig(**SHAPE, **values)
     architecture = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[family]
     theirs = gguf.get_tensor_name_map(architecture, SHAPE["num_layers"])
-    for name in weights.tensor_names(config):
+    for name in parameter_tensors.tensor_names(config):
         stem, ending = name.rsplit(".", 1)
         written = f"{theirs.get_name(stem)}.{ending}"
         assert gguf_tensors.hugging_face_name(written, family) == name

@@ -199,6 +199,20 @@ def test_options_that_mean_nothing_are_refused(options, words):
         lora.Options(**{"rank": 2, "alpha": 1.0} | options)
 
 
+def test_a_rank_above_the_smallest_side_of_a_matrix_is_refused():
+    # The sides are 20 (width), 24 (queries), 12 (keys and values) and 28 (MLP).
+    assert lora.largest_rank(PLAIN) == 12
+    assert lora.largest_rank(PLAIN, ("query", "up")) == 20
+    for layers, most in ((lora.LAYERS, 12), (("query", "up"), 20)):
+        options = [lora.Options(rank, 1.0, layers) for rank in (most, most + 1)]
+        good, bad = (dataclasses.replace(PLAIN, adapters=x) for x in options)
+        lora.check_rank(good)
+        words = f"lora.rank={most + 1}; expected at most {most}, the smallest side"
+        with pytest.raises(ValueError, match=words):
+            lora.check_rank(bad)
+    lora.check_rank(PLAIN)
+
+
 def test_the_settings_know_the_names_of_the_matrices():
     assert rules.ADAPTED == lora.LAYERS
 

@@ -4,6 +4,7 @@ import sys
 
 import fsspec  # noqa: F401  its registry is changed below
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -35,6 +36,22 @@ def test_parameters_are_read_into_their_shardings(name, shape, capfd):
         assert array.sharding.is_equivalent_to(split, array.ndim)
     assert_same(params, weights.load_hf(GOLDEN / name, config))
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+def test_tensors_are_rounded_while_they_are_read():
+    name = "llama"
+    config = hf_config.config_from_hf(GOLDEN / name)
+    splits = shardings(config, sharding.make_mesh(2, 2, 2))
+    half = [
+        weights.load_hf(GOLDEN / name, config, x, "bfloat16") for x in (splits, None)
+    ]
+    whole = weights.load_hf(GOLDEN / name, config)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), whole)
+    for params in half:
+        assert {x.dtype.name for x in jax.tree.leaves(params)} == {"bfloat16"}
+        assert_same(params, rounded)
+    changed = rounded["layers"]["up"] != whole["layers"]["up"]
+    assert changed.mean() > 0.5  # there was something to round
 
 
 def test_norms_and_local_layers_on_eight_devices(one_device):

@@ -44,6 +44,17 @@ def test_a_donated_argument_is_overwritten():
     assert made(update, WIDE, WIDE, donate=(0,)) == 0
 
 
+def test_zeros_are_there_before_anything_is_written_into_them():
+    def into_zeros(x):
+        found = [x @ x, (x @ x) @ x]
+        rooms = [jnp.zeros((256, 64)) for _ in found]
+        both = zip(rooms, found, strict=True)
+        return [jax.lax.dynamic_update_slice(room, y, (0, 0)) for room, y in both]
+
+    # Two products, and two arrays of four times their size.
+    assert made(into_zeros, WIDE) == pytest.approx(2 + 2 * 4, abs=0.01)
+
+
 def test_a_scan_keeps_what_it_stacks_and_one_body():
     def layers(x):
         def body(x, _):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import pathlib
 import re
 import runpy
@@ -9,6 +10,7 @@ import runpy
 import jax
 import jax.numpy as jnp
 import pytest
+from golden_models import GOLDEN
 from runs import command
 
 from stepjax import config
@@ -110,8 +112,20 @@ def test_bad_arguments_are_refused(capsys):
         programs.model_config(from_config(c))
     c.model.vocab_size = 512  # then the settings tell the shape
     assert programs.model_config(from_config(c)).hidden_size == 256
+    c.lora.rank = 257
+    with pytest.raises(ValueError, match="lora.rank=257; expected at most 256, the sm"):
+        programs.model_config(from_config(c))
     with pytest.raises(ValueError, match="model.vocab_size=0; expected the size of"):
         programs.model_config(from_config(tiny(model__vocab_size=0)))
+
+
+def test_a_model_that_is_refused_is_not_planned_with_another_shape(tmp_path):
+    data = json.loads((GOLDEN / "qwen2" / "config.json").read_text())
+    data["hidden_act"] = "relu"
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    c = tiny(model__init=f"hf:{tmp_path}")
+    with pytest.raises(ValueError, match="hidden_act='relu' is not supported"):
+        programs.model_config(from_config(c))
 
 
 def test_each_program_is_announced_and_its_memory_said(monkeypatch):

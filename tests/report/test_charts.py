@@ -110,7 +110,7 @@ def test_charts_of_what_was_not_measured_are_left_out():
     assert charts.judging([{}], [{}]) == []
     (judge,) = charts.judging(RESULTS, [{}, {}])
     assert judge.title == "Judge accuracy"
-    counts = [{}, {"first": (3, 4), "longer": (0, 0), "circle": (1, 2)}]
+    counts = [{}, {"first": (3, 4), "cycle_rate": 0.5}]
     titles = [chart.title for chart in charts.judging(RESULTS, counts)]
     assert titles[1:] == ["What the judge leaves open", "Bias of the judge"]
 

@@ -4,6 +4,7 @@ Needs the Python package playwright and a Chromium. One that is installed is tak
 otherwise the one of `playwright install chromium`.
 """
 
+import dataclasses
 import shutil
 
 import hostile_run
@@ -207,20 +208,53 @@ def test_a_list_of_hundreds_draws_only_what_is_seen(searches):
     assert searches.is_disabled("#next")
 
 
-def test_ratings_of_whole_solutions_are_listed(browser, tmp_path):
-    folder = hostile_run.make(tmp_path / "run")
-    rated = (Verdict(0, 0, "4", f"good {IMAGE}"), Verdict(1, 1, None, "no number"))
-    both = (hostile_run.candidate("0"), hostile_run.candidate("1"))
-    made = hostile_run.expansion(1, both, "", "pair", verdicts=rated)
-    row = trajectory.to_row(hostile_run.state("rated", "count", made))
-    records.write_jsonl(folder / "M1" / "search.jsonl", [row])
-    page = browser.new_page()
-    page.goto(f"{build.write(folder).path.as_uri()}#searches")
-    wait_for(page, "rated")
-    assert page.locator(".calls h4").all_text_contents() == [
-        "1: rating 4",
-        "2: rating not readable",
-    ]
-    assert page.text_content(".calls .text") == f"good {IMAGE}"
+@pytest.fixture
+def shown(browser, tmp_path):
+    """Opens the page of one step with these verdicts."""
+    pages = []
+
+    def show(*verdicts, **changed):
+        folder = hostile_run.make(tmp_path / "run")
+        both = (hostile_run.candidate("0"), hostile_run.candidate("1"))
+        made = hostile_run.expansion(1, both, "", "pair", verdicts=verdicts)
+        made = dataclasses.replace(made, **changed)
+        row = trajectory.to_row(hostile_run.state("one", "count", made))
+        records.write_jsonl(folder / "M1" / "search.jsonl", [row])
+        pages.append(browser.new_page())
+        pages[0].goto(f"{build.write(folder).path.as_uri()}#searches")
+        wait_for(pages[0], "one")
+        return pages[0]
+
+    yield show
+    pages[0].close()
+
+
+def test_candidates_that_are_judged_alone_have_a_list(shown):
+    rated = Verdict(0, 0, "4", f"good {IMAGE}"), Verdict(1, 1, None, "no number")
+    page = shown(*rated, Verdict(1, 1, "B", "false"))
+    heads = page.locator(".calls h4").all_text_contents()
+    assert heads == ["1: rating 4", "2: no verdict", "2: wrong"]
+    assert page.locator(".calls .text").first.text_content() == f"good {IMAGE}"
     assert page.locator(".matrix").count() == 0
-    page.close()
+
+
+def test_ties_probabilities_and_several_explanations_of_a_call(shown):
+    votes = [Verdict(0, 1, side, side, 0.75) for side in "ABA"]
+    page = shown(*votes, Verdict(1, 0, "C", "neither"), scores=(2 / 3, 0.25))
+    assert page.locator(".matrix button").all_text_contents() == ["1", "="]
+    assert page.locator(".calls h4").all_text_contents() == [
+        "1 first, 2 second: 1 wins, 0.75 for 1",
+        "1 first, 2 second: 2 wins, 0.75 for 1",
+        "1 first, 2 second: 1 wins, 0.75 for 1",
+        "2 first, 1 second: tie",
+    ]
+    assert page.locator(".matrix button.flip").count() == 2
+    assert "1 flip" in page.text_content(".step h3")
+    assert "score 0.667" in page.text_content(".candidate .line")
+
+
+def test_a_step_that_the_judge_calls_wrong_is_marked(shown):
+    calls = Verdict(0, 0, "B"), Verdict(1, 1, "B")
+    page = shown(*calls, action="reject", best=None, worst=None)
+    assert "called wrong" in page.text_content(".step h3")
+    assert page.locator("[data-filter]").all_text_contents() == ["went back 1"]

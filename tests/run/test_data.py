@@ -9,7 +9,7 @@ from tiny_config import changed
 
 from stepjax import prompts, records
 from stepjax.records import Comparison, Problem, Question, Solution
-from stepjax.run import data
+from stepjax.run import data, world_rows
 from stepjax.settings import from_config, templates
 from stepjax.worlds import arithmetic, arithmetic_data
 
@@ -22,7 +22,7 @@ def typed(**changes):
 
 def texts_of(c):
     """The templates of a run with these settings."""
-    return templates(from_config(c).texts, data.world_templates(c.data.world))
+    return templates(from_config(c).texts, world_rows.templates(c.data.world))
 
 
 def read(folder):

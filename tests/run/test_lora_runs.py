@@ -202,9 +202,11 @@ def test_a_dry_run_and_the_first_lines_count_adapters(finished_lora, capfd):
     assert f"of these, {TRAINED:,} are trained, in adapters of rank 4 (LoRA)" in said
 
 
-def test_the_base_is_kept_in_the_compute_type_and_exported_exactly(tmp_path):
+def test_the_base_is_read_in_the_compute_type_and_exported_exactly(tmp_path):
     run = Run(settings(model__dtype="bfloat16"), tmp_path / "run")
-    params = run.params(0)
+    with kill(weights, "_empty", None) as made:
+        params = run.params(0)
+    assert {dtype for _, _, dtype in made} == {"bfloat16"}  # float32 never was there
     fixed, adapters = lora.split(params)
     assert {x.dtype.name for x in jax.tree.leaves(fixed)} == {"bfloat16"}
     assert {x.dtype.name for x in jax.tree.leaves(adapters)} == {"float32"}

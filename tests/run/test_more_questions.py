@@ -9,8 +9,7 @@ from tiny_eft_config import changed as changed_eft
 from stepjax import records
 from stepjax.lm import files
 from stepjax.records import Question
-from stepjax.run import more_questions, prepare
-from stepjax.run.data import world_templates
+from stepjax.run import more_questions, prepare, world_rows
 from stepjax.run.rundir import RunDirectory
 from stepjax.settings import from_config, templates
 
@@ -18,7 +17,7 @@ from stepjax.settings import from_config, templates
 def prepared(settings, folder):
     """Prepares the data of a run, adds what is missing; returns the folder's files."""
     typed = from_config(settings)
-    texts = templates(typed.texts, world_templates(typed.data.world))
+    texts = templates(typed.texts, world_rows.templates(typed.data.world))
     stage = prepare.prepare(typed, texts, RunDirectory(settings, folder))
     more_questions.add(typed, texts, stage)
     return contents(folder / "data")
@@ -31,20 +30,26 @@ def problems(folder):
     }
 
 
+@pytest.mark.parametrize(
+    ("world", "prefix"), [("arithmetic", "arith"), ("backwards", "backwards")]
+)
 def test_an_extended_run_has_the_data_of_a_run_that_was_longer_from_the_start(
-    tmp_path,
+    tmp_path, world, prefix
 ):
-    before = prepared(changed(), tmp_path / "run")
-    after = prepared(changed(iterations=4), tmp_path / "run")
+    def run(iterations, folder):
+        c = changed(iterations=iterations, data__world=world)
+        return prepared(c, tmp_path / folder)
+
+    before, after = run(2, "run"), run(4, "run")
     new = {"questions_3.jsonl", "questions_4.jsonl"}
     assert after.keys() - before.keys() == new
     for name in before.keys() - {"manifest.json"}:
         assert after[name] == before[name], name
-    whole = prepared(changed(iterations=4), tmp_path / "whole")
+    whole = run(4, "whole")
     assert {n: after[n] for n in new} == {n: whole[n] for n in new}
     asked = records.read_jsonl(tmp_path / "run/data/questions_4.jsonl", Question)
-    assert len(asked) == 24 and asked[5].id == "arith-q4-5"
-    assert prepared(changed(iterations=3), tmp_path / "run") == after
+    assert len(asked) == 24 and asked[5].id == f"{prefix}-q4-5"
+    assert run(3, "run") == after
 
 
 def _word_problems(folder):

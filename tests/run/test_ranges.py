@@ -11,13 +11,14 @@ from stepjax import (
     controls,
     dpo,
     judge,
+    pointwise,
     search,
     self_judge,
     tournament,
 )
 from stepjax.lm import attention
 from stepjax.lm import model as lm
-from stepjax.run import ranges
+from stepjax.run import judge_rules, ranges
 from stepjax.worlds import word_problems_judgments
 
 
@@ -46,9 +47,9 @@ def assert_refused(c, words):
             "data.world",
             "arithmetic",
             "chess",
-            "one of ('', 'arithmetic', 'word_problems')",
+            "one of ('', 'arithmetic', 'backwards', 'word_problems')",
         ),
-        ("judge.score", "sum", "wins", f"one of {judge.SCORES}"),
+        ("judge.score", "sum", "wins", f"one of {(*judge.SCORES, pointwise.SCORE)}"),
         ("seed", 2**32 - 1, 2**32, "0 to 4,294,967,295"),
         ("seed", 0, -1, "0 to 4,294,967,295"),
         ("iterations", 0, -1, "0 to 1,000"),
@@ -67,12 +68,12 @@ def assert_refused(c, words):
             "judge.by",
             "oracle",
             "me",
-            "one of ('self', 'random', 'oracle'), or module:function",
+            "one of ('self', 'random', 'oracle', 'prm', 'http'), or module:function",
         ),
         ("search.propose_by", "m:f", "me", "one of ('self',), or module:function"),
         ("judge.kind", "comparisons", "page", "one of ('comparisons', 'ratings')"),
         ("improve_by", "dpo", "luck", "one of ('dpo', 'sft')"),
-        ("pairs.min_margin", 1, 0, "1 to 1,000,000"),
+        ("pairs.min_margin", 0.0, -1.0, "0 to 1,000,000"),
         ("dpo.label_smoothing", 0.49, 0.5, "0 to below 0.5"),
     ],
 )
@@ -98,7 +99,10 @@ RATED = {"judge.kind": "ratings"}
         ({"improve_by": "sft"}, "dpo.updates=(); expected one number above 0 for each"),
         ({"dpo.updates": (3,)}, "dpo.updates=(3,); expected one number above 0 for"),
         ({"dpo.updates": (3, 0)}, "dpo.updates=(3, 0); expected one number above 0"),
-        ({"judge.score": "rating"}, "expected one of ('sum', 'consistent', 'single')"),
+        (
+            {"judge.score": "rating"},
+            "expected one of ('sum', 'consistent', 'single', 'po",
+        ),
         (RATED | {"judge.schedule": "swiss"}, "'swiss'; expected 'full' with judge.k"),
         (
             {"judge.by": "oracle", "data.world": ""},
@@ -303,9 +307,11 @@ def test_settings_of_the_model_and_of_lists(changes, words):
 
 def test_words_are_those_that_the_code_knows():
     for name, known in {
-        "judge.by": controls.JUDGES,
+        "judge.by": (*controls.JUDGES, *judge_rules.FOREIGN),
+        "judge.value": judge.VALUES,
         "judge.mode": self_judge.MODES,
-        "judge.score": judge.SCORES,
+        "judge.score": (*judge.SCORES, pointwise.SCORE),
+        "search.on_reject": search.ON_REJECT,
         "judge.schedule": tuple(tournament.SCHEDULES),
         "search.on_tie": search.ON_TIE,
         "dpo.reference": dpo.REFERENCES,

@@ -58,6 +58,7 @@ def kept(folder):
         {"train__log_every": 7, "train__checkpoint_every": 3},
         {"train__micro_batches": 2, "model__remat": "full", "judge__rows": 3},
         {"data__questions": (24, 24, 99), "iterations": 3},
+        {"lora__alpha": 1.0, "lora__layers": ("key",)},  # there are no adapters
         {"data__questions": (24,)},  # the last number goes on, so it is the same
         {"dpo__reference": "live", "teacher__concurrency": 2},
     ],

@@ -21,12 +21,12 @@ from stepjax.run import ranges
         ),
         (
             {"search.width": 3, "pairs.min_margin": 5},
-            "pairs.min_margin=5; expected at most 4, the largest difference of two",
+            "pairs.min_margin=5.0; expected at most 4, the largest difference of two",
         ),
         ({"search.width": 3, "pairs.min_margin": 4}, ""),
         (
             {"search.width": 3, "judge.score": "single", "pairs.min_margin": 3},
-            "pairs.min_margin=3; expected at most 2, the largest difference of two",
+            "pairs.min_margin=3.0; expected at most 2, the largest difference of two",
         ),
         (
             {"dpo.optimizer.learning_rate": 1.0, "dpo.optimizer.weight_decay": 1.0},

@@ -179,7 +179,7 @@ def _comparison(row: dict, identity: str, t: Templates) -> records.Comparison:
 
 def _explanation(t: Templates, text: str, side: str) -> str:
     """Returns an explanation without white space in front and a verdict at its end."""
-    end = prompts.verdict(t, side) if side in ("A", "B") else ""
+    end = prompts.verdict(t, side) if side in tuple(prompts.SIDES) else ""
     if end and text.rstrip().endswith(end):
         text = text.rstrip().removesuffix(end)
     text = text.lstrip()

@@ -11,7 +11,7 @@ from stepjax.lm import tokenizer
 from stepjax.pairs import Pair
 from stepjax.prompts import Templates
 from stepjax.records import Preference
-from stepjax.run import data, manifest
+from stepjax.run import manifest, world_rows
 
 
 def read(
@@ -54,7 +54,7 @@ def read(
             f"({type(error).__name__}: {error}); expected {path} to be a file of a "
             "run, as in DIR/M1/pairs.jsonl."
         ) from error
-    texts = settings.templates(made.texts, data.world_templates(made.data.world))
+    texts = settings.templates(made.texts, world_rows.templates(made.data.world))
     codec = Codec(ids, texts)
 
     def parse(row: dict, name: str, templates: Templates) -> list[Preference]:
