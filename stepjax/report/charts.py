@@ -139,8 +139,8 @@ def judging(results: Results, verdicts: Sequence[Mapping[str, Any]]) -> list[Cha
                     biased, "share, %", note="Bias of the judge", ends=_PERCENT
                 ),
                 "Of all calls, how often the first one shown wins (with a 95 % "
-                "interval): 50 % is no bias. Of pairs of different lengths, how often the longer "
-                "one wins: it may deserve to, so look at the change over the models.",
+                "interval): 50 % is no bias. Of pairs of different lengths, how often "
+                "the longer one wins: it may deserve to, so look at the change.",
             )
         )
     return charts
