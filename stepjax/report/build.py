@@ -72,8 +72,8 @@ def write(
             sources.append(source)
             if source.problems in ("questions", "test"):
                 # The test problems, which come last, are the same for all models.
-                found[number] = calibration.of_verdicts(states)
-                found[number]["first"] = calibration.first_wins(states)
+                found[number] = calibration.counts_of_verdicts(states)
+                found[number]["first_wins"] = calibration.first_wins(states)
                 part = "search" if source.problems == "test" else "own_search"
                 counts[part] = _search_counts(states)
         sampled.append(counts)

@@ -85,12 +85,12 @@ def _gains(results: Results) -> list[Chart]:
     return [Chart("Gain over the model before", plot, text)]
 
 
-def judging(results: Results, verdicts: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def judging(results: Results, verdicts: Sequence[Mapping[str, tuple]]) -> list[Chart]:
     """Returns the judge's accuracy, what it cannot decide, and its biases.
 
     Args:
       results: of each model, M0 first.
-      verdicts: of each model, `calibration.of_verdicts`, and as "first"
+      verdicts: of each model, `calibration.counts_of_verdicts`, and as "first_wins"
         `calibration.first_wins`; {} where it searched nothing.
     """
     paper = list(enumerate(published.JUDGE["7B"]))
@@ -103,11 +103,11 @@ def judging(results: Results, verdicts: Sequence[Mapping[str, Any]]) -> list[Cha
         Series("ties", _points(results, "search", "tie_rate")),
         Series("flips", _points(results, "search", "flip_rate")),
         Series("no verdict", _points(results, "search", "unparsed_rate")),
-        Series("circles", _shares(verdicts, "cycle_rate")),
+        _counted(verdicts, "cycle_rate", "circles"),
     ]
     biased = [
-        _counted([v.get("first", (0, 0)) for v in verdicts], "first one shown wins"),
-        Series("longer one wins", _shares(verdicts, "longer_wins")),
+        _counted(verdicts, "first_wins", "first one shown wins"),
+        _counted(verdicts, "longer_wins", "longer one wins"),
     ]
     charts = []
     if any(curve.points for curve in right[:2]):
@@ -138,9 +138,9 @@ def judging(results: Results, verdicts: Sequence[Mapping[str, Any]]) -> list[Cha
                 plots.lines(
                     biased, "share, %", note="Bias of the judge", ends=_PERCENT
                 ),
-                "Of all calls, how often the first one shown wins (with a 95 % "
-                "interval): 50 % is no bias. Of pairs of different lengths, how often "
-                "the longer one wins: it may deserve to, so look at the change.",
+                "Of all calls, how often the first one shown wins: 50 % is no bias. Of "
+                "pairs of different lengths, how often the longer one wins: it may "
+                "deserve to, so look at the change. Bands are 95 % intervals.",
             )
         )
     return charts
@@ -156,13 +156,13 @@ def steps(results: Results) -> list[Chart]:
         Chart(
             "Steps per solution",
             plots.lines(
-                [number], "steps", note="Steps per greedy solution", ends=(0, None)
+                [number], "steps", note="Steps per greedy solution", from_zero=True
             ),
             published.STEPS,
         ),
         Chart(
             "Tokens per step",
-            plots.lines([length], "tokens", note="Tokens per step", ends=(0, None)),
+            plots.lines([length], "tokens", note="Tokens per step", from_zero=True),
             "Of greedy solutions of the run's own test.",
         ),
     ]
@@ -210,7 +210,7 @@ def training(results: Results) -> list[Chart]:
                 [drift],
                 "nats per token",
                 note="KL divergence per token",
-                ends=(0, None),
+                from_zero=True,
             ),
             "How far one iteration moved the model, on the chosen and rejected steps.",
         ),
@@ -328,14 +328,10 @@ def _rates(results: Results, part: str, name: str) -> Series:
     return Series(name, _points(results, part, "accuracy"), ends)
 
 
-def _shares(verdicts: Sequence[Mapping[str, Any]], key: str) -> list[tuple]:
-    """Returns (number of the model, percent) where a model has the share."""
-    return [(n, 100 * found[key]) for n, found in enumerate(verdicts) if key in found]
-
-
-def _counted(counts: Sequence[tuple[int, int]], name: str) -> Series:
+def _counted(counts: Sequence[Mapping[str, tuple]], key: str, name: str) -> Series:
     """Returns shares of counts with their intervals."""
-    known = [(n, part, whole) for n, (part, whole) in enumerate(counts) if whole]
+    known = [(n, *found.get(key, (0, 0))) for n, found in enumerate(counts)]
+    known = [(n, part, whole) for n, part, whole in known if whole]
     ends = [intervals.wilson(part, whole) for _, part, whole in known]
     return Series(
         name,

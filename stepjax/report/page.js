@@ -376,7 +376,8 @@ async function start() {
     chooseSource(sources[Number($("source").value)]);
     applyFilters(0);
   });
-  for (const id of ["find", "low", "high", "order"]) $(id).addEventListener("input", () => applyFilters(shown[at]));
+  for (const id of ["find", "low", "high"]) $(id).addEventListener("input", () => applyFilters(shown[at]));
+  $("order").addEventListener("input", () => applyFilters(-1)); // to the first one
   $("list").addEventListener("scroll", drawList);
   window.addEventListener("resize", () => source && !$("searches").hidden && drawList());
   $("previous").addEventListener("click", () => walk(-1));

@@ -78,7 +78,8 @@ def lines(
     label: str,
     *,
     note: str,
-    ends: tuple[float | None, float | None] = (None, None),
+    ends: tuple[float, float] | None = None,
+    from_zero: bool = False,
 ) -> Plot:
     """Returns curves over the models.
 
@@ -87,6 +88,7 @@ def lines(
       label: of the vertical axis.
       note: what the plot shows, for readers who do not see it.
       ends: of the vertical axis; None lets the points decide.
+      from_zero: whether the vertical axis begins at 0.
     """
     curves, legend = [curve for curve in curves if curve.points], []
     with matplotlib.rc_context(_STYLE):
@@ -107,7 +109,10 @@ def lines(
                 axes.fill_between(numbers, lows, highs, color=colour, alpha=0.15, lw=0)
         _models(axes, curves)
         axes.set_ylabel(label)
-        axes.set_ylim(*ends)
+        if ends:
+            axes.set_ylim(*ends)
+        if from_zero:
+            axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-9))
         return Plot(_svg(figure, note), legend)
 
 

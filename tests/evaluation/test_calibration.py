@@ -37,6 +37,7 @@ def test_a_judge_that_prefers_length_is_seen():
     states = searched((texts, verdicts_of("01B 10A 02B 12B"), "pair"))
     # 1 beats 0 and 2 beats 0, both longer; 2 beats 1, which is longer.
     assert calibration.of_verdicts(states)["longer_wins"] == pytest.approx(2 / 3)
+    assert calibration.counts_of_verdicts(states)["longer_wins"] == (2, 3)
     assert calibration.of_verdicts([]) == {}
     assert calibration.of_verdicts(searched((("a",), (), "append"))) == {
         "informative_rate": 0.0

@@ -110,9 +110,10 @@ def test_charts_of_what_was_not_measured_are_left_out():
     assert charts.judging([{}], [{}]) == []
     (judge,) = charts.judging(RESULTS, [{}, {}])
     assert judge.title == "Judge accuracy"
-    counts = [{}, {"first": (3, 4), "cycle_rate": 0.5}]
-    titles = [chart.title for chart in charts.judging(RESULTS, counts)]
-    assert titles[1:] == ["What the judge leaves open", "Bias of the judge"]
+    counts = [{}, {"first_wins": (3, 4), "cycle_rate": (0, 0)}]
+    _, bias = charts.judging(RESULTS, counts)
+    assert bias.title == "Bias of the judge"
+    assert bias.plot.legend == [("first one shown wins", "--c1")]
 
 
 def test_training_shows_pairs_log_probabilities_and_drift():

@@ -184,7 +184,10 @@ def test_filters_hold_together_with_the_number_of_steps(searches):
 
 
 def test_the_longest_problems_come_first_on_request(searches):
+    searches.keyboard.press("j")
+    wait_for(searches, "dropped")
     searches.select_option("#order", "tokens")
+    wait_for(searches, "hostile")
     ids = searches.locator("#rows li span:first-child").all_text_contents()
     assert ids[:2] == ["hostile", "plain"] and ids[-1].startswith("more-")
 
