@@ -10,7 +10,7 @@ import base64
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -54,11 +54,11 @@ def write(
       settings: of the run, as nested dictionaries; {} lists none.
 
     Raises:
-      ValueError: for a run in which no stage has been measured or searched, or for a
-        file that has changed since it was written.
+      ValueError: for a run without a finished stage, or for a file that is damaged or
+        has changed since it was written.
     """
     models = _last(workdir)
-    results = [tables.results(workdir, number) for number in range(models + 1)]
+    results = [_results(workdir, number) for number in range(models + 1)]
     if not any(results):
         raise ValueError(
             f"{workdir} holds no finished stage; expected a run whose first model is "
@@ -120,6 +120,27 @@ def _last(workdir: pathlib.Path) -> int:
     return max((int(name[1]) for name in names if name), default=0)
 
 
+def _results(workdir: pathlib.Path, number: int) -> dict[str, dict]:
+    """Returns `tables.results` of a model, after a look at what they hold."""
+    found = tables.results(workdir, number)
+    for part, manifest in found.items():
+        needed = ["seconds"]
+        if part not in ("trained", "own_search"):
+            needed += ["metrics"] if part == "training" else ["metrics", "items"]
+        _check(manifest, needed, f"{workdir}: M{number}, {tables.STAGES[part]}")
+    return found
+
+
+def _check(manifest: Any, needed: Sequence[str], place: str) -> None:
+    """Raises ValueError for a result that lacks what the page reads of it."""
+    absent = [key for key in needed if key not in manifest]
+    if absent:
+        raise ValueError(
+            f"{place}: the result has no {' and no '.join(absent)}; expected what "
+            "`stepjax` wrote. Delete its file, and run the same command again."
+        )
+
+
 def _sources(
     workdir: pathlib.Path, number: int, is_right: IsRight | None
 ) -> Iterator[tuple[searches.Source, list]]:
@@ -129,8 +150,9 @@ def _sources(
         name = "questions" if own else _problems(path)
         graded = {}
         if not own:
-            items = files.read_json(path.with_suffix(".json"))["items"]
-            graded = {item["id"]: item for item in items}
+            result = files.read_json(path.with_suffix(".json"))
+            _check(result, ("items",), str(path.with_suffix(".json")))
+            graded = {item["id"]: item for item in result["items"]}
         states = show.states_of(path)
         rows = [
             searches.of_state(state, is_right, graded.get(state.question.id))
@@ -158,7 +180,9 @@ def _benchmarks(workdir: pathlib.Path, models: int) -> dict[str, list[dict]]:
             if name in ("test", "unseen") or not number.isdecimal():
                 continue
             every = found.setdefault(name, [{} for _ in range(models + 1)])
-            every[int(number)][mode] = files.read_json(path)
+            result = files.read_json(path)
+            _check(result, ("metrics", "items"), str(path))
+            every[int(number)][mode] = result
     short = charts.benchmark_names(list(found))
     return {short[name]: every for name, every in found.items()}
 

@@ -179,6 +179,24 @@ def test_the_command_writes_the_page_of_a_finished_run(quick_runs, tmp_path, cap
     assert path.stat().st_size < 10**6
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("M1_test_greedy.json", "M1, eval greedy: the result has no metrics and no"),
+        (
+            "M1_GSM8K_test-0a1b2c3d_greedy.json",
+            "greedy.json: the result has no metrics",
+        ),
+    ],
+)
+def test_a_result_that_lacks_what_is_read_is_named(tmp_path, name, words):
+    folder = hostile_run.make(tmp_path / "run")
+    files.write_json(folder / "eval" / name, {"seconds": 1.0})
+    with pytest.raises(ValueError, match=f"{words}.*; expected what"):
+        build.write(folder)
+    assert not (folder / "report").exists()
+
+
 def test_the_command_needs_a_run(tmp_path, capsys):
     assert command("report", f"--workdir={tmp_path / 'none'}") == 2
     assert "there is no such folder; expected the --workdir" in capsys.readouterr().err
