@@ -90,6 +90,10 @@ Beside the method; of the files above only main, iterate and ablate import these
                     judge; causes.py: why a search makes few pairs; samples.py,
                     tables.py: samples and tables; show.py: stepjax show;
                     dry_run.py: stepjax run --dry-run
+    report/         stepjax report. build.py: the page, from page.html, page.css and
+                    page.js; charts.py: its charts and tables; plots.py: how they are
+                    drawn; searches.py: searches, packed; published.py: the paper's
+                    figures
     planning/       plan.py: the memory and time that a run needs on a TPU slice,
                     computed without a TPU; programs.py, slices.py, flops.py: its
                     programs, how they are compiled, and how FLOPs are counted;

@@ -163,8 +163,8 @@ def _list_settings(config: "ml_collections.ConfigDict") -> int:
 def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     from stepjax.cli import arguments, options
 
-    if name == "show":
-        _show(config)
+    if name in ("show", "report"):
+        {"show": _show, "report": _report}[name](config)
         return
     outcome.say("starting JAX")
     if name == "plan":
@@ -230,6 +230,22 @@ def _show(config: "ml_collections.ConfigDict") -> None:
         is_right=kind.choose(from_config(config), workdir / "data").is_right,
     )
     print(text, end="")
+
+
+def _report(config: "ml_collections.ConfigDict") -> None:
+    """Writes the page of a run, and says what is in it."""
+    from stepjax.cli import options
+    from stepjax.report import build
+    from stepjax.run import kind
+    from stepjax.settings import from_config
+
+    workdir = pathlib.Path(options.WORKDIR.value)
+    is_right = kind.choose(from_config(config), workdir / "data").is_right
+    made = build.write(workdir, is_right, settings=config.to_dict())
+    size = _bytes(made.path.stat().st_size)
+    outcome.say(f"{made.path}: {size}, {made.problems:,} searched problems")
+    if made.left_out:
+        outcome.say(f"left out to keep it small: {made.left_out}")
 
 
 def _dry_run(config: "ml_collections.ConfigDict") -> None:

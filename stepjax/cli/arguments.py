@@ -135,7 +135,7 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
     if address := paths.no_run("--workdir", options.WORKDIR.value or ""):
         raise ValueError(address)
     wrong = list(_wrong_values())
-    if name == "show" and (missing := _no_run()):
+    if name in ("show", "report") and (missing := _no_run()):
         raise ValueError(missing)
     if options.CONFIG.value is None:
         if name == "config":

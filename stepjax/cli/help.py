@@ -128,6 +128,13 @@ COMMANDS = {
         "(data.world) knows it. The first problems are shown unless --problem, "
         "--wrong, --ties or --random says otherwise.",
     ),
+    "report": Command(
+        "writes DIR/report/index.html: charts, tables, every judged step",
+        ("config", "workdir"),
+        text="The page is one file that opens from disk and loads nothing. It holds "
+        "what is finished, so it can be written while a run is going on. It has at "
+        "most 25 MB; where explanations were left out for that, it says so.",
+    ),
     "export": Command(
         "writes --model to --out as a Hugging Face folder",
         (*_HOSTS, "model", "out", "dtype", "verify"),

@@ -32,6 +32,16 @@ def of_verdicts(states: Sequence[State]) -> dict[str, float]:
       of different lengths in tokens that the longer candidate wins. A rate of nothing
       is left out.
     """
+    parts = counts_of_verdicts(states)
+    return {name: part / whole for name, (part, whole) in parts.items() if whole}
+
+
+def counts_of_verdicts(states: Sequence[State]) -> dict[str, tuple[int, int]]:
+    """Returns the counts behind the rates of `of_verdicts`: name → (part, whole).
+
+    Args:
+      states: closed searches.
+    """
     expansions = [e for state in states for e in state.expansions if e.candidates]
     triples = circles = pairs = longer = 0
     for expansion in expansions:
@@ -46,12 +56,27 @@ def of_verdicts(states: Sequence[State]) -> dict[str, float]:
                 pairs += 1
                 longer += first == (lengths[i] > lengths[j])
     informative = sum(e.action == "pair" for e in expansions)
-    parts = {
+    return {
         "informative_rate": (informative, len(expansions)),
         "cycle_rate": (circles, triples),
         "longer_wins": (longer, pairs),
     }
-    return {name: part / whole for name, (part, whole) in parts.items() if whole}
+
+
+def first_wins(states: Sequence[State]) -> tuple[int, int]:
+    """Counts how often the candidate that is shown first wins.
+
+    Args:
+      states: closed searches.
+
+    Returns:
+      (calls that the first one won, calls that one of the two won). Half of them is no
+      bias by position where each pair is judged in both orders.
+    """
+    expansions = (expansion for state in states for expansion in state.expansions)
+    calls = [v for e in expansions for v in majority(e.verdicts) if v.a != v.b]
+    sides = [v.winner for v in calls if v.winner in ("A", "B")]
+    return sides.count("A"), len(sides)
 
 
 def _decided(expansion: Expansion) -> dict[tuple[int, int], bool]:

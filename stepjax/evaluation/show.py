@@ -62,7 +62,7 @@ def show(
         raise ValueError(
             f"choice={choice!r}, n={count}; expected one of {CHOICES} and at least 1."
         )
-    searched = {path: _states(path) for path in _searches(workdir, number)}
+    searched = {path: states_of(path) for path in searches(workdir, number)}
     path, states = next(iter(searched.items()), (None, []))
     answers = _answers(workdir, number)
     if not states and not answers:
@@ -95,11 +95,16 @@ def newest_search(workdir: pathlib.Path, newest: int) -> int:
       newest: number of its newest model, which is returned when none has searched.
     """
     numbers = range(newest, 0, -1)
-    return next((n for n in numbers if _searches(workdir, n)), newest)
+    return next((n for n in numbers if searches(workdir, n)), newest)
 
 
-def _searches(workdir: pathlib.Path, number: int) -> list[pathlib.Path]:
-    """Returns the files with searches of a model: of its questions, of evaluations."""
+def searches(workdir: pathlib.Path, number: int) -> list[pathlib.Path]:
+    """Returns the files with searches of a model: of its questions, of evaluations.
+
+    Args:
+      workdir: the run directory.
+      number: of the model.
+    """
     measured = _results(workdir, number, "search")
     paths = [path.with_suffix(".jsonl") for path in measured]
     own = workdir / f"M{number}" / "search.jsonl"
@@ -113,8 +118,11 @@ def _results(workdir: pathlib.Path, number: int, mode: str) -> list[pathlib.Path
     return sorted(paths, key=own.__ne__)
 
 
-def _states(path: pathlib.Path) -> list[State]:
+def states_of(path: pathlib.Path) -> list[State]:
     """Reads a file of searches.
+
+    Args:
+      path: one of `searches`.
 
     Raises:
       ValueError: it has changed since it was written, or is something else.

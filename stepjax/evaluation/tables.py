@@ -10,6 +10,17 @@ from stepjax.lm import files
 
 _MISSING = "-"
 
+# Name of a stage in `results` → its name in tables.
+STAGES = {
+    "trained": "train",
+    "own_search": "search questions",
+    "greedy": "eval greedy",
+    "unseen": "eval unseen",
+    "judge": "eval judge",
+    "search": "eval search",
+    "training": "eval training",
+}
+
 # Column → what it says, printed below the tables.
 LEGEND = {
     "greedy % [95 %]": "test problems that the model solves alone, with an interval",
@@ -219,16 +230,7 @@ def _iteration_row(number: int, before: dict, after: dict) -> dict[str, str]:
 
 
 def _seconds_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
-    titles = {
-        "trained": "train",
-        "own_search": "search questions",
-        "greedy": "eval greedy",
-        "unseen": "eval unseen",
-        "judge": "eval judge",
-        "search": "eval search",
-        "training": "eval training",
-    }
     return {"model": name} | {
         title: f"{parts[key]['seconds']:.1f}" if key in parts else _MISSING
-        for key, title in titles.items()
+        for key, title in STAGES.items()
     }

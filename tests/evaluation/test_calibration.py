@@ -37,10 +37,21 @@ def test_a_judge_that_prefers_length_is_seen():
     states = searched((texts, verdicts_of("01B 10A 02B 12B"), "pair"))
     # 1 beats 0 and 2 beats 0, both longer; 2 beats 1, which is longer.
     assert calibration.of_verdicts(states)["longer_wins"] == pytest.approx(2 / 3)
+    assert calibration.counts_of_verdicts(states)["longer_wins"] == (2, 3)
     assert calibration.of_verdicts([]) == {}
     assert calibration.of_verdicts(searched((("a",), (), "append"))) == {
         "informative_rate": 0.0
     }
+
+
+def test_wins_of_the_first_one_shown_are_counted_where_one_of_two_wins():
+    verdicts = [*verdicts_of("01A 10A 02A 20B 12-"), Verdict(2, 1, "C")]
+    alone = [Verdict(0, 0, "A")]  # a candidate that was judged alone
+    states = searched(("abc", verdicts, "pair"), ("a", alone, "append"))
+    assert calibration.first_wins(states) == (3, 4)
+    votes = verdicts_of("01A 01B 01B 10A")  # three explanations of one call
+    assert calibration.first_wins(searched(("ab", votes, "back"))) == (1, 2)
+    assert calibration.first_wins([]) == (0, 0)
 
 
 def is_right(problem, steps, text):

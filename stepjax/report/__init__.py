@@ -1,0 +1,1 @@
+"""``stepjax report``: a run as one page that opens from disk."""

@@ -1,0 +1,183 @@
+"""Plots of the page, as SVG that is written into it.
+
+matplotlib draws them: it is there anyway, and one plot takes 10 to 20 kB, where a
+library that draws in the browser would add megabytes to each page. Colours are
+variables of the page's style sheet, so plots follow its light and its dark theme.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Colours that are drawn → variables of page.css.
+_INK, _FAINT, _PAPER = "#010101", "#020202", "#030303"
+_SERIES = ("#040404", "#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a")
+_VARIABLES = {_INK: "--ink", _FAINT: "--line", _PAPER: "--paper"}
+_VARIABLES |= {colour: f"--c{n}" for n, colour in enumerate(_SERIES, 1)}
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the font of the page
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.parse_math": False,  # names of files may hold $
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+}
+
+
+class Plot(NamedTuple):
+    """A drawn plot; the page writes the legend, which has room to break its lines.
+
+    Attributes:
+      svg: an SVG element.
+      legend: (name, variable of page.css with its colour) of each series.
+    """
+
+    svg: str
+    legend: list[tuple[str, str]]
+
+
+class Series(NamedTuple):
+    """One curve over the numbers of the models.
+
+    Attributes:
+      name: for the legend.
+      points: (number of the model, value).
+      intervals: (low, high) of each point; () draws none.
+      published: drawn as a dashed grey line, for the paper's figures.
+    """
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    intervals: Sequence[tuple[float, float]] = ()
+    published: bool = False
+
+
+def lines(
+    curves: Sequence[Series],
+    label: str,
+    *,
+    note: str,
+    ends: tuple[float, float] | None = None,
+    from_zero: bool = False,
+) -> Plot:
+    """Returns curves over the models.
+
+    Args:
+      curves: those without points are left out; at least one has points.
+      label: of the vertical axis.
+      note: what the plot shows, for readers who do not see it.
+      ends: of the vertical axis; None lets the points decide.
+      from_zero: whether the vertical axis begins at 0.
+    """
+    curves, legend = [curve for curve in curves if curve.points], []
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.3, 2.5), layout="constrained")
+        axes = figure.subplots()
+        measured = [curve for curve in curves if not curve.published]
+        for curve in curves:
+            numbers, values = zip(*curve.points, strict=True)
+            if curve.published:
+                axes.plot(numbers, values, "--", color=_PAPER)
+                legend.append((curve.name, _VARIABLES[_PAPER]))
+                continue
+            colour = _SERIES[measured.index(curve) % len(_SERIES)]
+            legend.append((curve.name, _VARIABLES[colour]))
+            axes.plot(numbers, values, "o-", color=colour)
+            if curve.intervals:
+                lows, highs = zip(*curve.intervals, strict=True)
+                axes.fill_between(numbers, lows, highs, color=colour, alpha=0.15, lw=0)
+        _models(axes, curves)
+        axes.set_ylabel(label)
+        if ends:
+            axes.set_ylim(*ends)
+        if from_zero:
+            axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-9))
+        return Plot(_svg(figure, note), legend)
+
+
+def bars(
+    rows: Mapping[str, Mapping[str, float]],
+    parts: Sequence[str],
+    label: str,
+    *,
+    note: str,
+) -> Plot:
+    """Returns stacked horizontal bars.
+
+    Args:
+      rows: name of a bar → name of a part → its length.
+      parts: all parts that there may be, in their order; at most seven. A part has the
+        same colour in all plots.
+      label: of the horizontal axis.
+      note: what the plot shows, for readers who do not see it.
+    """
+    with matplotlib.rc_context(_STYLE):
+        height = 0.6 + 0.3 * len(rows)
+        figure = Figure(figsize=(4.3, max(2.5, height)), layout="constrained")
+        axes = figure.subplots()
+        starts, legend = dict.fromkeys(rows, 0.0), []
+        for part, colour in zip(parts, _SERIES, strict=False):
+            if not any(part in row for row in rows.values()):
+                continue
+            legend.append((part, _VARIABLES[colour]))
+            lengths = [row.get(part, 0.0) for row in rows.values()]
+            axes.barh(
+                *(list(rows), lengths, 0.6),
+                left=list(starts.values()),
+                color=colour,
+            )
+            starts = {k: starts[k] + row.get(part, 0.0) for k, row in rows.items()}
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        return Plot(_svg(figure, note), legend)
+
+
+def _models(axes, curves: Sequence[Series]) -> None:
+    """Names the models below the horizontal axis."""
+    numbers = sorted({number for curve in curves for number, _ in curve.points})
+    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+    axes.xaxis.set_major_formatter(lambda x, _: f"M{x:.0f}")
+    axes.set_xlim(numbers[0] - 0.3, numbers[-1] + 0.3)
+    axes.grid(axis="x", visible=False)
+
+
+def _svg(figure: Figure, note: str) -> str:
+    """Returns a figure as an SVG element, the same each time that it is drawn."""
+    written = io.StringIO()
+    # Names of clip paths must differ between the plots of a page.
+    with matplotlib.rc_context({"svg.hashsalt": note}):
+        figure.savefig(
+            *(written,), format="svg", transparent=True, metadata={"Date": None}
+        )
+    text = written.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib)[^"]*"', "", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    name = note.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg", f'<svg role="img" aria-label="{name}"', 1).strip()
