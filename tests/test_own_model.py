@@ -16,7 +16,7 @@ from stepjax import config, iterate, records
 from stepjax.lm import export, files, tokenizer
 from stepjax.lm import model as lm
 from stepjax.pairs import Pair
-from stepjax.run import rollout
+from stepjax.run import judges
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 ROOT = pathlib.Path(__file__).parents[1]
@@ -98,7 +98,7 @@ def test_a_run_whose_judge_and_proposer_are_functions_of_ones_own(
 
     (tmp_path / "own_run_code.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rollout, "make_judge", refuse)
+    monkeypatch.setattr(judges, "make_judge", refuse)
     names = f"{weights},{ROOT / 'tests' / 'own_data'}"
     c = runpy.run_path(str(ROOT / "configs" / "own_model.py"))["get_config"](names)
     c.update_from_flattened_dict(

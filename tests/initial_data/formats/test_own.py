@@ -128,7 +128,7 @@ def test_a_comparison_without_markers(tmp_path):
         ({"b": "Step 7: z"}, "step 2 begins with 'Step 7: z'; expected 'Step 2: '"),
         ({"b": "b"}, "'a' and 'b' are the same step, 'Step 2: b'"),
         ({"b": "Step 2: b"}, "'a' and 'b' are the same step"),
-        ({"verdict": "C"}, "field 'verdict' is 'C'; expected 'A' or 'B'"),
+        ({"verdict": "D"}, "field 'verdict' is 'D'; expected 'A' or 'B'"),
         ({"explanation": "[[B]] no, so [[A]]"}, "holds a verdict"),
         ({"b": ""}, "field 'b' is ''"),
     ],
