@@ -4,6 +4,7 @@ Whatever takes seconds to import is imported when a command has been understood 
 settings have been checked; what is wrong with them is said in a fraction of a second.
 """
 
+import atexit
 import dataclasses
 import functools
 import os
@@ -30,6 +31,8 @@ _VERSIONS = ("version", "-V", "--version", "-version")
 def entry() -> None:
     """Entry point of the ``stepjax`` command."""
     interrupts.until_begun()
+    # Registered before JAX is imported, so that it runs after JAX has left the hosts.
+    atexit.register(outcome.end_watch)
     # Only tokenizers are used of transformers; it need not say that torch is missing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     how = {"errors": "backslashreplace"}  # a terminal without UTF-8 shows \u4e2d

@@ -51,6 +51,13 @@ def _watch() -> "alive.Watch | None":
     return hosts.watch()
 
 
+def end_watch() -> None:
+    """Ends the watch over the other hosts, as the last thing that a process does."""
+    watch = _watch()
+    if watch:
+        watch.end()
+
+
 def _work(work: Callable[[], None]) -> int:
     """Does the work of a command; returns the exit status."""
     try:

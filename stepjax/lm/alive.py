@@ -59,8 +59,10 @@ class Watch:
         self._over = False
         now = time.monotonic()
         self._last = {n: ("", now) for n in range(len(names)) if n != here}
-        thread = threading.Thread(target=self._run, name="stepjax-hosts", daemon=True)
-        thread.start()
+        self._thread = threading.Thread(
+            target=self._run, name="stepjax-hosts", daemon=True
+        )
+        self._thread.start()
 
     def ask(self, number: int) -> None:
         """Asks all hosts to stop, because this signal came."""
@@ -88,6 +90,15 @@ class Watch:
         except Exception:  # the first host is gone already
             return
         time.sleep(3 * BEAT_SECONDS)
+
+    def end(self) -> None:
+        """Gives no further sign of life, and waits until nothing is under way.
+
+        A thread that is inside of JAX when Python ends can abort the process.
+        """
+        self._over = True
+        self._wake.set()
+        self._thread.join(10 * BEAT_SECONDS)
 
     def wait_for_cause(self) -> None:
         """Waits until a lost host is named, which ends the process, if one is lost."""

@@ -104,6 +104,28 @@ def test_a_host_without_a_sign_of_life_is_named(pod):
     )
 
 
+def test_the_end_waits_for_what_is_under_way(pod, monkeypatch):
+    watch = pod(0)
+    begun, finish = threading.Event(), threading.Event()
+    read = pod.store.key_value_dir_get
+
+    def slow(folder):
+        begun.set()
+        finish.wait(60)
+        return read(folder)
+
+    pod.store.key_value_dir_get = slow
+    assert begun.wait(60)
+    monkeypatch.setattr(alive, "BEAT_SECONDS", 6.0)  # it waits for ten of them
+    ended = threading.Thread(target=watch.end)
+    ended.start()
+    assert watch._thread.is_alive() and not watch.signal
+    finish.set()
+    ended.join(60)
+    assert not watch._thread.is_alive()
+    assert pod.lost == []
+
+
 def test_a_host_that_fails_says_so(pod):
     watches = [pod(n) for n in range(3)]
     watches[1].leave("Look at what it printed last.")
