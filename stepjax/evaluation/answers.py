@@ -9,12 +9,10 @@ import functools
 import re
 
 from stepjax.evaluation import formulas, typesetting, values
-from stepjax.evaluation.typesetting import Item
+from stepjax.evaluation.typesetting import LONGEST, Item
 from stepjax.prompts import boxed
 
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
-_LONGEST = 400  # characters; a longer text is no final answer, unless the gold is long
-_MOST_ITEMS = 24  # of a list
 _HEADING = re.compile(
     r"(?i).*:|.*\b(?:solution|step|method|case|proof|part|approach|note|answer)s?\b.*"
 )
@@ -55,17 +53,14 @@ def equivalent(prediction: str | None, gold: str) -> bool:
     Returns:
       True when they are equivalent. No answer and an empty one are never right.
 
-    Raises:
-      ModuleNotFoundError: a formula and no mpmath.
-
     Example:
       >>> equivalent("1,234", "1234"), equivalent("0.5", r"\frac12")
       (True, True)
       >>> equivalent(None, "7")
       False
     """
-    if prediction is None or len(prediction) > max(_LONGEST, 2 * len(gold)):
-        return False
+    if prediction is None or len(prediction) > max(LONGEST, 2 * len(gold)):
+        return False  # a text of this length is no final answer
     return any(
         _same_list(ours, golds)
         for ours in _readings(prediction)
@@ -103,7 +98,7 @@ def _readings(text: str) -> list[list[str]]:
 
 
 def _is_list(text: str) -> bool:
-    """Whether what stands in braces are the members of a set: no condition, no set."""
+    """Whether the text between two braces lists numbers: no condition, no inner set."""
     return text.strip() != "" and not re.search(
         r"[|:∅]|\\mid|\\[{}]|\\emptyset|\\varnothing", text
     )
@@ -152,7 +147,7 @@ def _both_signs(item: str) -> list[str]:
 
 
 def _same_list(ours: list[str], golds: list[str]) -> bool:
-    if max(len(ours), len(golds)) > _MOST_ITEMS:
+    if max(len(ours), len(golds)) > values.MOST_ITEMS:
         return [*map(str.strip, ours)] == [*map(str.strip, golds)]
     left, right = (
         [typesetting.parse(item) for item in items] for items in (ours, golds)
@@ -226,7 +221,7 @@ def _same(ours: Item, gold: Item) -> bool:
 
 
 def _same_formula(ours: str, gold: str) -> bool:
-    if max(len(ours), len(gold)) > _LONGEST:
+    if max(len(ours), len(gold)) > LONGEST:
         return False
     left, right = _formula(ours), _formula(gold)
     if left is None or right is None:

@@ -8,7 +8,7 @@ A formula is a tuple of its kind and its parts:
 
   ("number", Fraction)  ("symbol", name)  ("constant", "pi" | "e" | "i" | "infinity")
   ("sum" | "product", [formula, …])  ("negative" | "inverse", formula)
-  ("power", base, exponent)  ("call", name, formula, …)  ("sign", formula): plus-minus
+  ("power", base, exponent)  ("call", name, formula, …)
   ("sequence", opening bracket, [formula, …], closing bracket)
   ("set", [formula, …])  ("builder", formula, condition)  ("matrix", [[formula, …], …])
   ("union" | "intersection" | "difference", formula, formula)
@@ -54,10 +54,10 @@ _CALLS = {
 _INVERTED = ("sin", "cos", "tan")  # sin^-1 is the inverse function
 _TIMES = ("*", r"\cdot", r"\times", r"\ast", "×", "·", "⋅")
 _OVER = ("/", r"\div", "÷")
-_CLOSING = {"(": ")", "[": "]", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
+_ROUNDED = {r"\lfloor": ("floor", r"\rfloor"), r"\lceil": ("ceil", r"\rceil")}
 _STOPS = frozenset(
     [")", "]", "}", r"\}", ",", ";", ":", r"\mid", r"\rvert", "&", r"\\", r"\rfloor"]
-    + [r"\rceil", "+", "-", r"\pm", r"\mp", "^", "_", "!", *_TIMES, *_OVER]
+    + [r"\rceil", "+", "-", "^", "_", "!", *_TIMES, *_OVER]
     + [*_RELATIONS, *_SETS]
 )
 
@@ -70,7 +70,7 @@ def read(text: str) -> Formula:
     """Reads one answer.
 
     Args:
-      text: LaTeX without dollar signs, units and list commas.
+      text: LaTeX without dollar signs, units, list commas and plus-minus signs.
 
     Raises:
       NotAFormula: when the text, or a part of it, is not in the grammar.
@@ -137,20 +137,16 @@ class _Reader:
         self._depth += 1
         if self._depth > _DEEPEST:
             raise NotAFormula("too deep")
-        parts = [self._signed(first=True)]
-        while self.next in ("+", "-", r"\pm", r"\mp"):
-            parts.append(self._signed(first=False))
+        parts = [self._signed()]
+        while self.next in ("+", "-"):
+            parts.append(self._signed())
         self._depth -= 1
         return ("sum", parts) if len(parts) > 1 else parts[0]
 
-    def _signed(self, first: bool) -> Formula:
-        sign = self.take() if self.next in ("+", "-", r"\pm", r"\mp") else "+"
+    def _signed(self) -> Formula:
+        sign = self.take() if self.next in ("+", "-") else "+"
         term = self.product()
-        if sign == "+":
-            return term
-        if sign == "-":
-            return ("negative", term)
-        return ("sign", term if sign == r"\pm" else ("negative", term))
+        return ("negative", term) if sign == "-" else term
 
     def product(self) -> Formula:
         parts = [self._factor()]
@@ -302,9 +298,10 @@ class _Reader:
             self._bars -= 1
             self.expect("|" if opening == "|" else r"\rvert")
             return ("call", "abs", formula)
+        name, closing = _ROUNDED[opening]
         formula = self.sum()
-        self.expect(_CLOSING[opening])
-        return ("call", "floor" if opening == r"\lfloor" else "ceil", formula)
+        self.expect(closing)
+        return ("call", name, formula)
 
     def _root(self) -> Formula:
         degree = ("number", Fraction(2))

@@ -26,7 +26,7 @@ def joined(intervals: Sequence[Interval]) -> list[Interval]:
 
 
 def _touch(last: Interval, interval: Interval) -> bool:
-    """Whether nothing lies between two intervals, of which the first begins first."""
+    """Whether an interval has no gap to the one before it, `last`."""
     if interval.low == last.high:
         return interval.low_in or last.high_in
     return interval.low < last.high

@@ -91,7 +91,7 @@ _FRACTIONS = {
 _POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _NAMES = "arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log|sqrt|pi"
 _SHORT_WORDS = frozenset("no on yes odd all one two six ten".split())
-_LONGEST = 400  # characters of a number
+LONGEST = 400  # characters of a number or a formula
 
 
 class Item(NamedTuple):
@@ -133,7 +133,7 @@ def notation(text: str) -> str:
     text = re.sub("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]", lambda found: _FRACTIONS[found[0]], text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda x: f"^{{{x[0].translate(_POWERS)}}}", text)
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(r"(?<![\\a-zA-Z])(?:pi)(?![a-zA-Z])", r"\\pi ", text)
+    text = re.sub(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi ", text)
     text = re.sub(r"(?<=[)\]}])\s*U\s*(?=[(\[\\])", r"\\cup ", text)
     text = re.sub(r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}", text)
     number, power = r"(?<![\w.])(\d+(?:\.\d+)?)", r"([+-]?\d{1,3})(?![\w.^])"
@@ -249,7 +249,7 @@ def equation(item: Item) -> str:
 
 def number(body: str) -> Fraction | None:
     """Reads an integer, a decimal, a fraction or a mixed number exactly."""
-    if len(body) > _LONGEST:
+    if len(body) > LONGEST:
         return None
     match = _NUMBER.fullmatch(body)
     if match:

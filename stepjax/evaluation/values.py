@@ -25,8 +25,9 @@ from stepjax.evaluation.real_sets import Interval
 _EXACT_BITS = 20_000  # of an exact power; larger ones are rounded
 _LARGEST_EXPONENT = 10**5  # of any power; towers of powers exceed it at once
 _LARGEST_FACTORIAL = 3000
+_OF_ANY_SIZE = ("ln", "abs", "floor", "ceil")  # functions that stay quick
 _POINTS = 4  # values that variables take
-_MOST_ITEMS = 24  # of two lists in any order
+MOST_ITEMS = 24  # of two lists that are compared in any order
 
 
 class NoValue(ValueError):
@@ -56,7 +57,7 @@ def same_items(one: Sequence, other: Sequence, equal) -> bool:
       other: any items.
       equal: ``equal(a, b)`` of an item of each.
     """
-    if len(one) != len(other) or len(one) > _MOST_ITEMS:
+    if len(one) != len(other) or len(one) > MOST_ITEMS:
         return False
     left = list(other)
     for item in one:
@@ -95,13 +96,8 @@ class _Comparison:
             return False
         sets = self._set(one), self._set(other)
         names = {*_names(one)}, {*_names(other)}
-        if sets[0] is not None and sets[1] is not None:
-            if (
-                names[0]
-                and names[1]
-                and "builder" not in kinds
-                and names[0] != names[1]
-            ):
+        if None not in sets:
+            if all(names) and names[0] != names[1] and "builder" not in kinds:
                 return False  # x > 2 and y > 2
             return real_sets.same(*sets, self.close)
         if kinds == ("relation", "relation"):
@@ -249,12 +245,7 @@ class _Comparison:
         first = self._rounded(first)
         if name == "log":
             return mp.log(first, self._rounded(rest[0]))
-        if abs(first) > _LARGEST_EXPONENT and name not in (
-            "ln",
-            "abs",
-            "floor",
-            "ceil",
-        ):
+        if abs(first) > _LARGEST_EXPONENT and name not in _OF_ANY_SIZE:
             raise NoValue(f"{name} of a number that is too large")
         names = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "abs": "fabs"}
         return getattr(mp, names.get(name, name))(first)
@@ -391,7 +382,7 @@ def _names(formula: Any) -> Iterator[str]:
 
 
 def _value_of(name: str, point: int) -> Fraction:
-    """Returns what a symbol stands for: above 0 at even points, below 0 at odd ones."""
+    """Returns the value of a symbol: positive at even points, negative at odd ones."""
     digest = hashlib.sha256(f"{name} {point}".encode()).digest()
     size = Fraction(int.from_bytes(digest[:2]) % 3989 + 11, 499)
     return -size if point % 2 else size

@@ -48,46 +48,36 @@ def splits(settings: Settings, kind: Kind, wanted: Sequence[int]) -> dict[str, A
     Raises:
       ValueError: for counts that the world has not enough problems for.
     """
-    if settings.data.world == "backwards":
-        return _backwards(settings, kind, wanted)
-    return _arithmetic(settings, kind, wanted)
-
-
-def _backwards(settings: Settings, kind: Kind, wanted: Sequence[int]) -> dict[str, Any]:
     data = settings.data
-    made = backwards_data.dataset(
-        seed=settings.seed,
-        ift=data.ift_count,
-        eft=data.eft_count,
-        heldout=data.heldout_count,
-        questions=wanted,
-        test=data.test_count,
-        operations=data.operations,
-        taught=data.taught_results,
-        unseen=data.unseen_results,
-        judgments=kind.world_rows,
-    )._asdict()
+    shared = {
+        "seed": settings.seed,
+        "ift": data.ift_count,
+        "eft": 0 if data.make_eft else data.eft_count,
+        "heldout": data.heldout_count,
+        "questions": wanted,
+        "test": data.test_count,
+        "operations": data.operations,
+        "judgments": kind.world_rows,
+    }
+    make = _backwards if data.world == "backwards" else _arithmetic
+    return make(settings, shared)
+
+
+def _backwards(settings: Settings, shared: dict[str, Any]) -> dict[str, Any]:
+    taught, unseen = settings.data.taught_results, settings.data.unseen_results
+    made = backwards_data.dataset(**shared, taught=taught, unseen=unseen)._asdict()
     levels = made.pop("levels")
     if not made["unseen"]:
         del made["unseen"]
     return made | {f"level_{level}": rows for level, rows in enumerate(levels)}
 
 
-def _arithmetic(
-    settings: Settings, kind: Kind, wanted: Sequence[int]
-) -> dict[str, Any]:
+def _arithmetic(settings: Settings, shared: dict[str, Any]) -> dict[str, Any]:
     data = settings.data
     made = arithmetic_data.dataset(
-        seed=settings.seed,
-        ift=data.ift_count,
-        eft=0 if data.make_eft else data.eft_count,
-        heldout=data.heldout_count,
-        questions=wanted,
-        test=data.test_count,
-        operations=data.operations,
+        **shared,
         guessed_share=data.guessed_share,
         unseen_blocks=data.unseen_blocks,
-        judgments=kind.world_rows,
         **_initial_counts(settings) if data.make_eft else {},
     )._asdict()
     absent = [] if made["unseen"] else ["unseen"]

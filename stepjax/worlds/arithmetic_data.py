@@ -1,5 +1,6 @@
 """The rows of a run in the arithmetic world: solutions, judgments, questions, tests."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
@@ -244,19 +245,44 @@ def comparison_from(
       ValueError: if the two are the same, or no next step is due.
     """
     right = world.right_step(problem, steps)
-    if right is None or one == other:
+
+    def explain(a: str, b: str) -> str:
+        return f"Check: {world.working(right)}, {_marked(a, right)}{_marked(b, right)}"
+
+    row = Comparison(id, problem, tuple(steps), one, other, "A")
+    return in_both_orders(row, right, explain)
+
+
+def in_both_orders(
+    row: Comparison, right: str | None, explain: Callable[[str, str], str]
+) -> list[Comparison]:
+    """Makes two rows of one comparison, one per order.
+
+    Args:
+      row: its id, problem, steps and candidates; its verdict is not read.
+      right: the right next step. A candidate that is the same text wins; where neither
+        is, the one that is shown first does.
+      explain: (first candidate, second candidate) → explanation.
+
+    Raises:
+      ValueError: if the candidates are the same, or no next step is due.
+    """
+    if right is None or row.a == row.b:
         raise ValueError(
-            f"the next steps {one!r} and {other!r} were given; expected two different "
-            f"ones where {right!r} is due."
+            f"the next steps {row.a!r} and {row.b!r} were given; expected two "
+            f"different ones where {right!r} is due."
         )
-    rows = []
-    for order, a, b in (("ab", one, other), ("ba", other, one)):
-        verdict = "B" if b == right else "A"
-        marked = _marked(a, right) + _marked(b, right)
-        text = f"Check: {world.working(right)}, {marked}"
-        row_id = f"{id}-{order}"
-        rows.append(Comparison(row_id, problem, tuple(steps), a, b, verdict, text))
-    return rows
+    return [
+        dataclasses.replace(
+            row,
+            id=f"{row.id}-{order}",
+            a=a,
+            b=b,
+            verdict="B" if b == right else "A",
+            explanation=explain(a, b),
+        )
+        for order, a, b in (("ab", row.a, row.b), ("ba", row.b, row.a))
+    ]
 
 
 def appraise(row: Comparison) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 r"""Last-digit programs backwards: all solutions are right, but they do not show it all.
 
 A problem is a program of the arithmetic world whose first digit is not known. It is
-solved from the end: a step names the digit before a block ``*a+b``, of which only the
-last digit of the result is kept.
+solved from the end: a step names the digit before a block ``*a+b``. A block keeps only
+the last digit of its result.
 
     ?*3+2*9+1*7+4=8
     Step 1: 2*7+4=8
@@ -50,9 +50,9 @@ class Split(NamedTuple):
     """Who sees which steps.
 
     Attributes:
-      taught: of training rows, and of questions and tests, too.
-      asked: of questions and tests only.
-      unseen: of the unseen test only.
+      taught: steps in training rows; questions and tests hold them as well.
+      asked: steps that only questions and tests hold.
+      unseen: steps that only the unseen test holds.
     """
 
     taught: frozenset[Task]
@@ -232,8 +232,8 @@ def working(task: Task, digits: Sequence[int | None]) -> str:
 
     Args:
       task: that they are to solve.
-      digits: of the candidates; None stands for a candidate without the form of the due
-        step, which is wrong and shown as "?".
+      digits: what each candidate names. None: the candidate does not have the form of
+        the step that is due, so it is wrong and shown as "?".
     """
     factor, addend, result = task
     text = f"{result}, "
@@ -265,9 +265,9 @@ def corrupt(
 ) -> str:
     r"""Makes a plausible wrong next step.
 
-    Half of the draws name another digit. The other half solve another task, with one of
-    its three numbers miscopied, so that the digit is another one, too. The \boxed{} of
-    a last step agrees with it.
+    Half of the draws name another digit. The other half miscopy one of the task's three
+    numbers and solve the task that this makes, whose digit differs from the right one.
+    The \boxed{} of a last step agrees with the digit.
 
     Args:
       problem: problem text.

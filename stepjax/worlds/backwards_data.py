@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from stepjax.initial_data.eft import BOTH_WRONG
 from stepjax.records import Comparison, Problem, Question, Solution
-from stepjax.worlds import arithmetic
+from stepjax.worlds import arithmetic, arithmetic_data
 from stepjax.worlds import backwards as world
 
 _AFTER_MISTAKE = 0.2  # share of the comparisons after step 1 that follow a wrong step
@@ -28,8 +28,8 @@ class Dataset(NamedTuple):
       test: benchmark problems of the same kind as the questions.
       levels: for each level, benchmark problems with that many steps that are not
         taught.
-      unseen: benchmark problems with one step that occurs nowhere else; the others are
-        taught.
+      unseen: benchmark problems in which one step occurs nowhere else, and all other
+        steps are taught.
     """
 
     ift: list[Solution]
@@ -225,20 +225,12 @@ def comparison_from(
       ValueError: if the two are the same, or no next step is due.
     """
     right = world.right_step(problem, steps)
-    if right is None or one == other:
-        raise ValueError(
-            f"the next steps {one!r} and {other!r} were given; expected two different "
-            f"ones where {right!r} is due."
-        )
-    rows = []
-    for order, a, b in (("ab", one, other), ("ba", other, one)):
-        stated = [world.stated_digit(step, right) for step in (a, b)]
-        text = f"Check: {world.working(world.due(problem, steps), stated)}"
-        verdict = "B" if b == right else "A"
-        rows.append(
-            Comparison(f"{id}-{order}", problem, tuple(steps), a, b, verdict, text)
-        )
-    return rows
+
+    def explain(*candidates: str) -> str:
+        return _check(problem, steps, candidates)
+
+    row = Comparison(id, problem, tuple(steps), one, other, "A")
+    return arithmetic_data.in_both_orders(row, right, explain)
 
 
 def appraise(row: Comparison) -> tuple[str, str]:
@@ -250,7 +242,12 @@ def appraise(row: Comparison) -> tuple[str, str]:
     Returns:
       ("A" if the step is right, else "B", explanation).
     """
-    right = world.right_step(row.problem, row.steps)
-    stated = [world.stated_digit(row.a, right)]
-    text = f"Check: {world.working(world.due(row.problem, row.steps), stated)}"
-    return "A" if row.a == right else "B", text
+    text = _check(row.problem, row.steps, [row.a])
+    return "A" if world.is_right(row.problem, row.steps, row.a) else "B", text
+
+
+def _check(problem: str, steps: Sequence[str], candidates: Sequence[str]) -> str:
+    """Works each candidate out and marks it; see `backwards.working`."""
+    right = world.right_step(problem, steps)
+    stated = [world.stated_digit(step, right) for step in candidates]
+    return f"Check: {world.working(world.due(problem, steps), stated)}"
