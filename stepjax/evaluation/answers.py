@@ -7,10 +7,16 @@ What is in no grammar is equal only to the same text.
 
 import functools
 import re
+from fractions import Fraction
+from typing import Any, NamedTuple
 
-from stepjax.evaluation import formulas, typesetting, values
+from stepjax.evaluation import formulas, limits, typesetting, values
 from stepjax.evaluation.typesetting import LONGEST, Item
 from stepjax.prompts import boxed
+
+# Of this grader. It is raised with every change by which an answer could be graded
+# otherwise than before; result files state it.
+VERSION = 1
 
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _HEADING = re.compile(
@@ -38,6 +44,41 @@ def extract(text: str) -> str | None:
     return None if answer is None else answer.strip()
 
 
+class Grade(NamedTuple):
+    """What the grader says of an answer.
+
+    Attributes:
+      right: whether it means the same as the gold one.
+      limit: which limit of the grader the comparison met, in words, so that the answer
+        counts as wrong without having been compared to its end; "" for none, and for
+        an answer that is right.
+    """
+
+    right: bool
+    limit: str = ""
+
+
+def grade(
+    prediction: str | None, gold: str, *, tolerance: str = "", unit: str = ""
+) -> Grade:
+    """Grades a predicted answer by what its benchmark states.
+
+    Args:
+      prediction: a model's final answer, or None when it gave none.
+      gold: the benchmark's answer.
+      tolerance: the largest difference from the gold number that is right, e.g. "0.1";
+        with commas one for each answer of a list, where an empty one is exact; "" for
+        none. It is for numbers only.
+      unit: the unit of the gold answer; a prediction with another unit is wrong, and
+        one without a unit is not. "" for none.
+    """
+    with limits.noted() as met:
+        right = _equivalent(prediction, gold, unit)
+        if not right and tolerance and prediction is not None:
+            right = _within(prediction, gold, tolerance.split(","), unit)
+    return Grade(right, "" if right else next(iter(met), ""))
+
+
 def equivalent(prediction: str | None, gold: str) -> bool:
     r"""Says whether a predicted answer means the same as the gold one.
 
@@ -59,13 +100,56 @@ def equivalent(prediction: str | None, gold: str) -> bool:
       >>> equivalent(None, "7")
       False
     """
-    if prediction is None or len(prediction) > max(LONGEST, 2 * len(gold)):
+    return _equivalent(prediction, gold, "")
+
+
+def _equivalent(prediction: str | None, gold: str, unit: str) -> bool:
+    if prediction is None:
+        return False
+    if len(prediction) > max(LONGEST, 2 * len(gold)):
+        limits.met(f"an answer of more than {LONGEST} characters")
         return False  # a text of this length is no final answer
+    unit = typesetting.unit(unit) if unit else ""
     return any(
-        _same_list(ours, golds)
+        _same_list(ours, golds, unit)
         for ours in _readings(prediction)
         for golds in _readings(gold)
     )
+
+
+def _within(prediction: str, gold: str, allowed: list[str], unit: str) -> bool:
+    """Whether all numbers are as near to the gold ones as is allowed, in any order."""
+    if len(prediction) > max(LONGEST, 2 * len(gold)):
+        return False
+    golds, ours = (
+        [typesetting.parse(item) for item in _readings(text)[0]]
+        for text in (gold, prediction)
+    )
+    allowed = allowed * (len(golds) if len(allowed) == 1 else 1)
+    if not len(allowed) == len(golds) == len(ours) <= values.MOST_ITEMS:
+        return False
+    unit = typesetting.unit(unit)
+    if any(item.unit not in ("", unit) for item in ours if unit):
+        return False
+    left = list(map(_number, ours))
+    for item, most in zip(golds, allowed, strict=True):
+        wanted, most = _number(item), Fraction(most.strip() or 0)
+        if wanted is None or None in left:
+            return False
+        place = next((n for n, x in enumerate(left) if abs(x - wanted) <= most), None)
+        if place is None:
+            return False
+        del left[place]
+    return True
+
+
+def _number(item: Item) -> Fraction | None:
+    """Returns the real number of an item, or None when it has none."""
+    found = typesetting.number(item.body)
+    if found is None and len(item.body) <= LONGEST:
+        formula = _formula(item.body)
+        found = formula and values.number(formula, _digits(item.body))
+    return found
 
 
 # Lists.
@@ -146,12 +230,16 @@ def _both_signs(item: str) -> list[str]:
     return made
 
 
-def _same_list(ours: list[str], golds: list[str]) -> bool:
+def _same_list(ours: list[str], golds: list[str], unit: str) -> bool:
+    """Whether two lists of items mean the same; the unit is that of the gold items."""
     if max(len(ours), len(golds)) > values.MOST_ITEMS:
+        if len(ours) == len(golds):
+            limits.met(values.TOO_MANY)
         return [*map(str.strip, ours)] == [*map(str.strip, golds)]
     left, right = (
         [typesetting.parse(item) for item in items] for items in (ours, golds)
     )
+    right = [item if item.unit else item._replace(unit=unit) for item in right]
     if not all(item.body for item in left + right):
         return False
     if len(left) == len(right):
@@ -222,6 +310,7 @@ def _same(ours: Item, gold: Item) -> bool:
 
 def _same_formula(ours: str, gold: str) -> bool:
     if max(len(ours), len(gold)) > LONGEST:
+        limits.met(f"a formula of more than {LONGEST} characters")
         return False
     left, right = _formula(ours), _formula(gold)
     if left is None or right is None:
@@ -229,10 +318,21 @@ def _same_formula(ours: str, gold: str) -> bool:
     return values.equal(left, right, _digits(ours, gold))
 
 
-@functools.lru_cache(maxsize=4096)
 def _formula(text: str) -> formulas.Formula | None:
+    found = _read(text)
+    if found is formulas.TooDeep:
+        limits.met("brackets within brackets that are too deep")
+        return None
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(text: str) -> Any:
+    """Reads a formula; returns None for none, and `TooDeep` for one beyond a limit."""
     try:
         return formulas.read(text)
+    except formulas.TooDeep:
+        return formulas.TooDeep
     except formulas.NotAFormula:
         return None
 

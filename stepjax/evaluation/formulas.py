@@ -66,6 +66,10 @@ class NotAFormula(ValueError):
     """The text is not in the grammar."""
 
 
+class TooDeep(NotAFormula):
+    """Brackets stand in brackets more often than the grader reads."""
+
+
 def read(text: str) -> Formula:
     """Reads one answer.
 
@@ -136,7 +140,7 @@ class _Reader:
     def sum(self) -> Formula:
         self._depth += 1
         if self._depth > _DEEPEST:
-            raise NotAFormula("too deep")
+            raise TooDeep("too deep")
         parts = [self._signed()]
         while self.next in ("+", "-"):
             parts.append(self._signed())

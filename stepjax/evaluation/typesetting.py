@@ -242,6 +242,16 @@ def _is_words(body: str) -> bool:
     )
 
 
+def unit(text: str) -> str:
+    r"""Returns the unit that a text names, as in `Item`; "" for none that is known.
+
+    Args:
+      text: as a benchmark gives it: "minutes", "km/h", "%", "^{\circ}".
+    """
+    found = (parse(notation(each)).unit for each in (f"1 {text}", rf"1\text{{{text}}}"))
+    return next(filter(None, found), "")
+
+
 def equation(item: Item) -> str:
     """Puts the name, if there is one, back in front of the value."""
     return f"{item.name}={item.body}" if item.name else item.body

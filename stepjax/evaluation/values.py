@@ -18,7 +18,7 @@ from typing import Any
 
 import mpmath
 
-from stepjax.evaluation import real_sets
+from stepjax.evaluation import limits, real_sets
 from stepjax.evaluation.formulas import Formula
 from stepjax.evaluation.real_sets import Interval
 
@@ -28,10 +28,17 @@ _LARGEST_FACTORIAL = 3000
 _OF_ANY_SIZE = ("ln", "abs", "floor", "ceil")  # functions that stay quick
 _POINTS = 4  # values that variables take
 MOST_ITEMS = 24  # of two lists that are compared in any order
+TOO_MANY = f"a list of more than {MOST_ITEMS} items"
 
 
 class NoValue(ValueError):
     """A formula has no number, or none that can be computed."""
+
+
+def _too_large(what: str) -> NoValue:
+    """Notes that a number is beyond a limit of the grader; returns what to raise."""
+    limits.met(f"{what} that is too large")
+    return NoValue(f"{what} that is too large")
 
 
 def equal(one: Formula, other: Formula, digits: int) -> bool:
@@ -49,6 +56,26 @@ def equal(one: Formula, other: Formula, digits: int) -> bool:
     return _Comparison(context).equal(one, other)
 
 
+def number(formula: Formula, digits: int) -> Fraction | None:
+    """Returns the real number of a formula, or None when it has none up to 10^30.
+
+    Args:
+      formula: from `formulas.read`.
+      digits: to which a number that is no fraction is rounded.
+    """
+    context = mpmath.MPContext()
+    context.dps = digits
+    try:
+        found = _Comparison(context).number(formula, {})
+    except (NoValue, ArithmeticError, ValueError, OverflowError):
+        return None
+    if isinstance(found, Fraction):
+        return found
+    if context.im(found) or not abs(found) <= 10**30:
+        return None
+    return Fraction(context.nstr(context.re(found), digits))
+
+
 def same_items(one: Sequence, other: Sequence, equal) -> bool:
     """Says whether two lists have the same items, in any order.
 
@@ -57,7 +84,10 @@ def same_items(one: Sequence, other: Sequence, equal) -> bool:
       other: any items.
       equal: ``equal(a, b)`` of an item of each.
     """
-    if len(one) != len(other) or len(one) > MOST_ITEMS:
+    if len(one) != len(other):
+        return False
+    if len(one) > MOST_ITEMS:
+        limits.met(TOO_MANY)
         return False
     left = list(other)
     for item in one:
@@ -136,7 +166,8 @@ class _Comparison:
             return one == other
         size = max(abs(one), abs(other))
         if self._mp.log10(size + 1) > self._mp.dps // 3:
-            return False  # too large for all digits to be there
+            limits.met("numbers that are too large")
+            return False  # not all digits are there
         return abs(one - other) <= self._close * max(size, self._close)
 
     def _rounded(self, value: Any) -> Any:
@@ -200,7 +231,7 @@ class _Comparison:
 
     def _power(self, base: Any, exponent: Any) -> Any:
         if abs(exponent) > _LARGEST_EXPONENT:
-            raise NoValue("a power that is too large")
+            raise _too_large("a power")
         whole = isinstance(exponent, Fraction) and exponent.denominator == 1
         if whole and isinstance(base, Fraction):
             if not base and exponent < 0:
@@ -228,7 +259,9 @@ class _Comparison:
             (degree,) = rest
             if not isinstance(degree, Fraction) or degree.denominator != 1:
                 return self._power(first, 1 / degree)
-            if not 1 <= degree <= 1000:
+            if degree > 1000:
+                raise _too_large("the degree of a root")
+            if degree < 1:
                 raise NoValue("the degree of a root")
             exact = _exact_root(first, int(degree))
             return self._root(first, degree) if exact is None else exact
@@ -246,7 +279,7 @@ class _Comparison:
         if name == "log":
             return mp.log(first, self._rounded(rest[0]))
         if abs(first) > _LARGEST_EXPONENT and name not in _OF_ANY_SIZE:
-            raise NoValue(f"{name} of a number that is too large")
+            raise _too_large(f"{name} of a number")
         names = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "abs": "fabs"}
         return getattr(mp, names.get(name, name))(first)
 
@@ -254,7 +287,7 @@ class _Comparison:
         """Returns a function of whole numbers; factorials also of other ones."""
         counted = name in ("factorial", "binomial")
         if counted and any(abs(number) > _LARGEST_FACTORIAL for number in numbers):
-            raise NoValue(f"{name} of a number that is too large")
+            raise _too_large(f"{name} of a number")
         if all(isinstance(n, Fraction) and n.denominator == 1 for n in numbers):
             whole = [int(number) for number in numbers]
             if not counted:
