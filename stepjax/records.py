@@ -7,12 +7,16 @@ since texts may hold U+2028.
 import dataclasses
 import json
 import os
+import re
 import reprlib
 import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from stepjax.lm import files, ordinary
+
+_RARE = {"rare": True}  # of a field that `write_jsonl` leaves out where it is empty
+_TOLERANCE = re.compile(r"(\d{1,12}(\.\d{0,12})?|\.\d{1,12})([eE][+-]?\d{1,2})?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +40,29 @@ class Problem:
       id: name of the row, unique in its file.
       problem: text of the problem.
       answer: the gold answer, as the benchmark gives it.
+      tolerance: the largest difference from a gold number that is still right, such as
+        "0.1", where the benchmark allows one; with commas one for each answer of a
+        list, where an empty one allows none. "": none.
+      unit: of the answer, where the benchmark gives it apart from the answer. "": none.
+
+    Raises:
+      ValueError: the tolerance is no number.
     """
 
     id: str
     problem: str
     answer: str
+    tolerance: str = dataclasses.field(default="", metadata=_RARE)
+    unit: str = dataclasses.field(default="", metadata=_RARE)
+
+    def __post_init__(self):
+        for part in self.tolerance.split(",") if self.tolerance else ():
+            if part.strip() and not _TOLERANCE.fullmatch(part.strip()):
+                raise ValueError(
+                    f"field 'tolerance' is {reprlib.repr(self.tolerance)}; expected a "
+                    "number such as '0.1' or '1e-2', or several with commas between "
+                    "them."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,8 +316,8 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
 
     Args:
       path: the file to write; its folder must exist.
-      rows: dataclasses, whose keys are written in the order of their fields, or dicts,
-        whose keys are written in their own order.
+      rows: dataclasses, whose keys are written in the order of their fields, without
+        rare ones that are empty; or dicts, whose keys are written in their own order.
 
     Raises:
       ValueError: "PATH:LINE: reason" when a row has no JSON or no UTF-8 form: NaN or
@@ -305,8 +327,9 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
     with files.replacing(path) as file:
         for number, row in enumerate(rows, 1):
             if dataclasses.is_dataclass(row):
-                names = [field.name for field in dataclasses.fields(row)]
-                row = {name: getattr(row, name) for name in names}
+                named = dataclasses.fields(row)
+                values = [(field, getattr(row, field.name)) for field in named]
+                row = {f.name: v for f, v in values if v or "rare" not in f.metadata}
             try:
                 text = json.dumps(row, ensure_ascii=False, allow_nan=False)
                 file.write(text + "\n")

@@ -45,7 +45,31 @@ def test_round_trip(tmp_path, rows):
     lines = path.read_bytes().decode("utf-8").split("\n")
     assert len(lines) == 3 and lines[2] == ""
     names = [field.name for field in dataclasses.fields(rows[0])]
-    assert list(json.loads(lines[0])) == names
+    rare = ["tolerance", "unit"] if rows is PROBLEMS else []
+    assert list(json.loads(lines[0])) == [name for name in names if name not in rare]
+
+
+def test_rare_fields_are_written_where_they_hold_something(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [Problem("a", "p", "1.5", tolerance="1e-1"), Problem("b", "p", "2")]
+    records.write_jsonl(path, rows)
+    assert path.read_text("utf-8").split("\n") == [
+        '{"id": "a", "problem": "p", "answer": "1.5", "tolerance": "1e-1"}',
+        '{"id": "b", "problem": "p", "answer": "2"}',
+        "",
+    ]
+    assert records.read_jsonl(path, Problem) == rows
+
+
+@pytest.mark.parametrize("text", ["-1", "0.1.", "nan", "inf", "1e999", "0.1;0.2", "a"])
+def test_a_tolerance_is_a_number(text):
+    with pytest.raises(ValueError, match="field 'tolerance' is .*; expected a number"):
+        Problem("a", "p", "1", tolerance=text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "1e-1", ".05", "0.1,", ",0.2", "0.1, 1"])
+def test_tolerances_of_several_answers(text):
+    assert Problem("a", "p", "1,2", tolerance=text).tolerance == text
 
 
 def test_lists_become_tuples_and_rows_are_frozen(tmp_path):

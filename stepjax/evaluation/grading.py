@@ -71,14 +71,41 @@ def greedy(
 
 
 def greedy_metrics(items: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Returns accuracy, steps_per_solution, tokens_per_step and finished_rate."""
+    """Returns accuracy, outcomes, and how long and how complete solutions are."""
     steps = sum(item["steps"] for item in items)
     tokens = sum(item["tokens"] for item in items if item["steps"])
     return accuracy(items) | {
+        **outcomes(items),
         "steps_per_solution": steps / max(len(items), 1),
         "tokens_per_step": tokens / steps if steps else 0.0,
         "finished_rate": sum(i["finished"] for i in items) / max(len(items), 1),
     }
+
+
+def outcomes(items: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Counts what became of the solutions that are not right; each counts once.
+
+    Args:
+      items: of `greedy` or `searched`.
+
+    Returns:
+      "unfinished_count": solutions that were cut off, at the token limit or, of a
+      search, when its expansions were used up. "no_answer_count": ended without a
+      final answer that can be extracted. "ungraded_count": their answer met a limit of
+      the grader, see `answers.Grade`. "wrong_count": all others.
+    """
+    counts = dict.fromkeys(("wrong", "unfinished", "no_answer", "ungraded"), 0)
+    for item in items:
+        if item["right"]:
+            continue
+        ended = item.get("finished", item.get("status") in (None, "complete"))
+        if not ended:
+            counts["unfinished"] += 1
+        elif item["prediction"] is None:
+            counts["no_answer"] += 1
+        else:
+            counts["ungraded" if "limit" in item else "wrong"] += 1
+    return {f"{name}_count": count for name, count in counts.items()}
 
 
 def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str, Any]:
@@ -87,15 +114,19 @@ def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str,
     except ValueError:
         steps = 0
     prediction = answers.extract(text)
+    stated = {"tolerance": problem.tolerance, "unit": problem.unit}
+    grade = answers.grade(prediction, problem.answer, **stated)
+    stated["limit"] = grade.limit
     return {
         "id": problem.id,
         "problem": problem.problem,
         "answer": problem.answer,
         "prediction": prediction,
-        "right": answers.equivalent(prediction, problem.answer),
+        "right": grade.right,
         "steps": steps,
         "tokens": tokens,
         "text": text,
+        **{name: value for name, value in stated.items() if value},
     }
 
 
@@ -170,7 +201,7 @@ def searched(
       codec: tokenizer and templates.
 
     Returns:
-      {"metrics": accuracy, "items": one for each problem}.
+      {"metrics": accuracy and outcomes, "items": one for each problem}.
     """
     by_id = {state.question.id: state for state in states}
     items = []
@@ -180,4 +211,4 @@ def searched(
         tokens = sum(len(step.ids) for step in state.steps)
         items.append(_graded(problem, text, tokens, codec))
         items[-1]["status"] = state.status
-    return {"metrics": accuracy(items), "items": items}
+    return {"metrics": accuracy(items) | outcomes(items), "items": items}

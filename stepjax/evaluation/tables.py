@@ -37,6 +37,8 @@ LEGEND = {
     "steps": "steps per greedy solution",
     "tokens/step": "tokens per step of greedy solutions",
     "finished %": "greedy solutions that end within eval.max_tokens",
+    "no answer": "greedy solutions that end without a final answer",
+    "ungraded": "greedy answers that met a limit of the grader; they count as wrong",
     "complete %": "searches of test problems that reach the end of a solution",
     "cut off %": "sampled steps that did not end within search.max_step_tokens",
     "no marker %": "sampled steps that do not begin with the marker of their step",
@@ -192,6 +194,8 @@ def _refused_row(name: str, parts: dict[str, dict]) -> dict[str, str]:
     return {
         "model": name,
         "finished %": cell("greedy", "finished_rate"),
+        "no answer": cell("greedy", "no_answer_count", str),
+        "ungraded": cell("greedy", "ungraded_count", str),
         "complete %": cell("search", "complete_rate"),
         "cut off %": cell("search", "cut_off_rate"),
         "no marker %": cell("search", "unmarked_rate"),

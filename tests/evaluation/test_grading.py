@@ -68,11 +68,47 @@ def test_greedy_grades_batches_of_different_lengths(codec):
         "low": low,
         "high": high,
         "count": 5,
+        "wrong_count": 1,
+        "unfinished_count": 1,
+        "no_answer_count": 1,
+        "ungraded_count": 0,
         "steps_per_solution": 7 / 5,
         "tokens_per_step": (sum(tokens) - tokens[3])
         / 7,  # what has no step is left out
         "finished_rate": 4 / 5,
     }
+
+
+def greedy_item(codec, answer, **problem):
+    """The item of a solution with this answer; None ends without one."""
+    end = "." if answer is None else f"\\boxed{{{answer}}}"
+    ids = (*codec.tokenizer.encode_line(f"Step 1: {end}"), codec.tokenizer.eos_id)
+    slots = FakeSampler(codec, 1, lambda *row: ids)
+    rows = [Problem("p", "5*3+1", **problem)]
+    (item,) = grading.greedy(slots, codec, rows, max_tokens=100)
+    return item
+
+
+def test_every_solution_has_one_outcome(codec):
+    # A power that is too large counts apart from an answer that is wrong.
+    answers = ("7", "8", None, "2^{2^{99}}")
+    items = [greedy_item(codec, answer, answer="7") for answer in answers]
+    items.append(items[1] | {"finished": False})
+    items.append(items[0] | {"finished": False})  # right before it was cut off
+    assert [item.get("limit") for item in items[:3]] == [None] * 3
+    assert items[3]["limit"] == "a power that is too large"
+    metrics = grading.greedy_metrics(items)
+    found = {k: n for k, n in metrics.items() if k.endswith("_count")}
+    assert set(found.values()) == {1} and len(found) == 4
+    assert metrics["count"] == 6 == round(6 * metrics["accuracy"]) + sum(found.values())
+
+
+def test_an_answer_is_graded_as_its_benchmark_states(codec):
+    stated = {"answer": "4.2", "tolerance": "1e-1", "unit": "%"}
+    near = greedy_item(codec, "4.3", **stated)
+    assert near["right"] and near["tolerance"] == "1e-1" and near["unit"] == "%"
+    assert not greedy_item(codec, "4.3", answer="4.2")["right"]
+    assert not greedy_item(codec, "4.31", **stated)["right"]
 
 
 # The judge.
@@ -150,4 +186,6 @@ def test_searched_grades_closed_searches_in_any_order(codec):
     sizes = [len(codec.step(text)) for text in first]
     assert items[0]["problem"] == "8*7+4*4+2"
     assert items[0]["tokens"] == sum(sizes) and items[0]["text"] == "\n".join(first)
-    assert graded["metrics"] == grading.accuracy(items)
+    counts = {"wrong": 0, "unfinished": 2, "no_answer": 0, "ungraded": 0}
+    counts = {f"{name}_count": count for name, count in counts.items()}
+    assert graded["metrics"] == grading.accuracy(items) | counts

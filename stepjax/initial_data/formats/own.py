@@ -4,6 +4,7 @@ A row of one kind has the fields of its record in `stepjax.records`. Besides:
 
 - The name of a field may be in capitals; "question" is another name of "problem", and
   "unique_id" of "id". A row without an id gets one.
+- Published benchmarks have a few fields more; see `published` in this folder.
 - A number may stand where a text is expected, in an id and in an answer. The answer of
   a problem may be missing where its "solution" has a \boxed{}, and GSM8K's last line
   "#### 72" gives the answer 72.
@@ -19,13 +20,14 @@ from collections.abc import Callable
 from typing import Any
 
 from stepjax import prompts, records
-from stepjax.initial_data.formats import fields, meaning
+from stepjax.initial_data.formats import fields, meaning, published
 from stepjax.initial_data.formats.worked import closing
 from stepjax.prompts import Templates
 
 _OTHER_NAMES = {"question": "problem", "unique_id": "id"}
 # What may tell the answer of a problem whose row has no field "answer".
 _ANSWERS = ("final_answer", "solution")
+_OF_PROBLEMS = (*_ANSWERS, *published.FIELDS)
 
 
 def parse(
@@ -69,7 +71,7 @@ def _tolerant(row: dict[str, Any], name: str, templates: Templates, to: type) ->
 def unread(row: dict[str, Any], to: type) -> set[str]:
     """Returns the names of the fields of a row that `parse` passes over."""
     read = {field.name for field in dataclasses.fields(to)}
-    read |= set(_ANSWERS) if to is records.Problem else set()
+    read |= set(_OF_PROBLEMS) if to is records.Problem else set()
     return {given for given in row if _our_name(given) not in read}
 
 
@@ -104,11 +106,12 @@ def _check_given(row: dict[str, Any], named: dict[str, Any], to: type) -> None:
 
 
 def _question(row: dict, identity: str, t: Templates) -> records.Question:
-    return records.Question(identity, fields.text(row, "problem"))
+    return records.Question(identity, published.text(row))
 
 
 def _problem(row: dict, identity: str, t: Templates) -> records.Problem:
-    return records.Problem(identity, fields.text(row, "problem"), answer(row))
+    made = identity, published.text(row), answer(row)
+    return records.Problem(*made, **published.grading(row))
 
 
 def answer(row: dict[str, Any]) -> str:
