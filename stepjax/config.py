@@ -308,6 +308,11 @@ def default() -> ml_collections.ConfigDict:
     c.eval = ml_collections.ConfigDict()
     c.eval.max_tokens = 2048  # of a greedy solution
     c.eval.search_count = 0  # test problems for the search evaluation; 0 all
+    # Further problems that `stepjax run` measures every model on, M0 too, with greedy
+    # decoding: files or folders of such files, as --benchmark takes them, or rows of
+    # tensorflow-datasets, as ("gsm8k.jsonl", "tfds:my_set/test"); see
+    # docs/evaluation.md.
+    c.eval.benchmarks = ()
     c.lock()
     return c
 

@@ -26,7 +26,8 @@ import ml_collections
 
 from stepjax import dpo as step_dpo
 from stepjax import forest, records, trajectory
-from stepjax.evaluation import calibration, causes, stages, tables
+from stepjax.cli.benchmarks import of_settings
+from stepjax.evaluation import benchmarks, calibration, causes, stages, tables
 from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.pairs import Pair, pairs_of, summary
@@ -57,8 +58,9 @@ def run(
         changed, see `stepjax.run.redo`; "" for none.
     """
     workdir = os.path.expanduser(workdir)
+    named = of_settings(config.eval.benchmarks)
     try:
-        return _run(Run(config, workdir, redo))
+        return _run(Run(config, workdir, redo, measures=named))
     finally:
         lock.release(pathlib.Path(workdir))
 
@@ -85,10 +87,11 @@ def _loop(this: Run) -> None:
     """Runs all stages, or what is left of them; some may be lost and are done again."""
     this.dir.check()
     initial.make(this)
-    stages.evaluate(this, 0, ("greedy", "judge"))
+    benchmarks.note(this.dir.path / "eval", this.benchmarks)
+    stages.evaluate(this, 0, ("greedy", "judge"), also=this.benchmarks)
     sft(this)
     this.dir.check()
-    stages.evaluate(this, 1)
+    stages.evaluate(this, 1, also=this.benchmarks)
     for number in range(1, this.settings.iterations + 1):
         if this.settings.improve_by == "sft":
             more_sft(this, number)
@@ -97,7 +100,7 @@ def _loop(this: Run) -> None:
             this.dir.check()
             dpo(this, number)
         this.dir.check()
-        stages.evaluate(this, number + 1)
+        stages.evaluate(this, number + 1, also=this.benchmarks)
 
 
 def _read_models(this: Run) -> None:

@@ -270,6 +270,7 @@ class Evaluation:
 
     max_tokens: int
     search_count: int
+    benchmarks: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,7 +359,7 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
         srlm=Srlm(**config.srlm),
         pairs=Pairs(**config.pairs),
         dpo=_dpo(config.dpo),
-        eval=Evaluation(**config.eval),
+        eval=Evaluation(**{**config.eval, "benchmarks": tuple(config.eval.benchmarks)}),
     )
 
 

@@ -159,6 +159,8 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
         wrong += own_import.wrong(config.judge.by, config.search.propose_by)
     if wrong:
         raise ValueError("\n".join(wrong))
+    if name in ("run", "ablate"):
+        benchmarks.of_settings(config.eval.benchmarks)
     return config
 
 

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from stepjax import dpo, interrupts, records, trajectory
-from stepjax.evaluation import calibration, causes, diagnose, grading, samples
-from stepjax.initial_data.formats import sources as formats
+from stepjax.evaluation import answers, calibration, causes, diagnose, grading, samples
+from stepjax.evaluation import benchmarks as files_of_problems
 from stepjax.lm import files, hosts
 from stepjax.lm.sampler import Sampler
 from stepjax.pairs import Pair, summary
-from stepjax.prompts import Templates
 from stepjax.run import checks, judge_rules, judges, rollout, rundir
 from stepjax.run.journal import Journal, Row, of_rows
 from stepjax.run.run import Run
@@ -33,6 +32,7 @@ def evaluate(
     number: int,
     modes: Iterable[str] = MODES,
     benchmarks: Sequence[str] = ("test",),
+    also: Sequence[pathlib.Path] = (),
 ) -> dict[str, dict[str, Any]]:
     """Measures M`number` and writes ``eval/``; returns benchmark → mode → metrics.
 
@@ -44,9 +44,10 @@ def evaluate(
         accuracy of test-time search, and of the judge on its samples; "training":
         the pairs that the model was trained on and what they did to it. Modes that
         do not apply to the run or the model are passed over.
-      benchmarks: "test" (the run's own data), or paths of files of problems; see
-        `read_benchmark`. Files have the modes "greedy" and "search" only. All of them
+      benchmarks: "test" (the run's own data), or files of problems; see
+        `benchmarks.read`. Files have the modes "greedy" and "search" only. All of them
         are read before a model is loaded.
+      also: further files, which have the mode "greedy" only, and were read already.
 
     Results of another file than the run's own are named by the file and its digest, so
     that files of one name, or a file that was edited, do not get in each other's way.
@@ -55,16 +56,18 @@ def evaluate(
     to the one before it, such as M2 when M1 made no pairs.
     """
     sources: dict[str, dict[str, pathlib.Path]] = {}
+    texts = run.codec.templates
     for benchmark in benchmarks:
         if benchmark == "test":
             sources[benchmark] = _own_sources(run, number)
             continue
-        path = pathlib.Path(benchmark)
-        problems = {path.name: read_benchmark(path, run.codec.templates)}
+        path = files_of_problems.file_of(benchmark, run.dir.path / "eval", texts)
+        problems = {path.name: files_of_problems.read(path, texts)}
         checks.check_budgets(run.settings, run.codec, problems)
         for warning in checks.check_characters(run.codec, problems):
             run.monitor.say(warning)
         sources[benchmark] = {"greedy": path, "search": path}
+    sources |= {str(path): {"greedy": path} for path in also}
     # Loaded once, when a mode needs them.
     params = functools.cache(lambda: run.sampling_params(number))
     modes = tuple(modes)
@@ -112,7 +115,7 @@ def _measure(
         inputs |= run.dir.model_digest(number)
     inputs |= judges.inputs(run) if kind == "search" else {}
     is_own = file.parent == run.dir.path / "data" or kind == "training"
-    stem = file.stem if is_own else f"{file.stem[:40]}-{digest[:8]}"
+    stem = file.stem if is_own else files_of_problems.stem(file, digest)
     stem += run.dir.variant(kind, number)
     name = f"M{number}_{stem}_{kind}"
     target = run.dir.path / "eval" / f"{name}.json"
@@ -138,24 +141,27 @@ def _measure(
     if searches and hosts.first():
         records.write_jsonl(target.with_suffix(".jsonl"), searches)
     written = [f"{name}.jsonl"] if searches else []
-    stage.commit(written, prompts=dataclasses.asdict(run.codec.templates), **measured)
+    how = {"prompts": dataclasses.asdict(run.codec.templates)} | _how(run, kind)
+    stage.commit(written, **how, **measured)
     return stage.done["metrics"], True
 
 
-def read_benchmark(path: pathlib.Path, texts: Templates) -> list[records.Problem]:
-    """Reads the problems of a benchmark, as it was published or as people write it.
-
-    Args:
-      path: a file of JSON, JSON lines, CSV or parquet. A row has the problem
-        ("problem" or "question") and the answer, a text or a number; see
-        `initial_data.formats.own`. Further fields are passed over.
-      texts: templates of the run.
-
-    Raises:
-      ValueError: "PATH:LINE (id ID): reason; expected ..." for a row without a problem
-        or an answer.
-    """
-    return formats.read(path, "benchmark", "problem", texts)
+def _how(run: Run, kind: str) -> dict[str, Any]:
+    """Returns what an accuracy was measured with, besides prompts and settings."""
+    if kind not in ("greedy", "search"):
+        return {}
+    longest, stops = run.settings.eval.max_tokens, ()
+    if kind == "search":  # of one candidate
+        longest = run.kind.candidate_tokens
+        stops = run.kind.unit.stops(run.codec.templates)
+    sampling = {
+        "max_tokens": longest,
+        "stops": list(stops),
+        "stop_ids": list(run.codec.tokenizer.stop_ids),
+        "dtype": str(run.local_model.config.dtype),
+        "mesh": dict(run.local_model.mesh.shape),
+    }
+    return {"grader": answers.VERSION, "sampling": sampling}
 
 
 def _say(run: Run, number: int, curve: str, measured: dict) -> None:
@@ -207,7 +213,7 @@ def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | 
 
 
 def _greedy(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
-    problems = read_benchmark(file, run.codec.templates)
+    problems = files_of_problems.read(file, run.codec.templates)
     sampler = judges.open_sampler(run, params(), run.settings.search.context_tokens)
     solve = functools.partial(
         grading.greedy, sampler, run.codec, max_tokens=run.settings.eval.max_tokens
@@ -318,7 +324,7 @@ def _by_mistake(run: Run, rows: Sequence, items: Sequence[dict]) -> dict[str, fl
 
 
 def _search(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
-    problems = read_benchmark(file, run.codec.templates)
+    problems = files_of_problems.read(file, run.codec.templates)
     problems = problems[: run.settings.eval.search_count or None]
     questions = [records.Question(p.id, p.problem) for p in problems]
     closed: list[bool] = []

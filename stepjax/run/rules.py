@@ -257,6 +257,13 @@ def _controls(config: Any) -> Iterator[Rule]:
         "a tuple of words without commas, such as ('right', 'wrong'), or ()",
         all(isinstance(w, str) and w and w == w.strip() and "," not in w for w in said),
     )
+    named = config.eval.benchmarks
+    yield (
+        "eval.benchmarks",
+        named,
+        "a tuple of files, such as ('gsm8k.jsonl',), or ()",
+        all(isinstance(name, str) and name for name in named),
+    )
     yield (
         "sft.from_policy",
         config.sft.from_policy,

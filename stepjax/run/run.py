@@ -19,6 +19,7 @@ import ml_collections
 
 from stepjax import own_import, records, sft
 from stepjax.codec import Codec
+from stepjax.evaluation import benchmarks
 from stepjax.lm import (
     checkpoint,
     files,
@@ -65,6 +66,7 @@ class Run:
       local_model: the decoder on the devices of this host, for sampling and judging.
       slots: how many problems are in flight on this host.
       kind: what `judge.kind` decides.
+      benchmarks: further files of problems that all models are measured on.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Run:
         dry_run: bool = False,
         keep: bool = False,
         locks: bool = True,
+        measures: Sequence[str] = (),
     ):
         """Claims the directory, prepares the data, and makes every early check.
 
@@ -87,6 +90,8 @@ class Run:
           keep: whether the directory keeps its own settings, see there.
           locks: whether no other command may write there meanwhile, see `stepjax.run.
             lock`; the lock stays until `lock.release`, or until the process ends.
+          measures: files of problems that models will be measured on besides the
+            run's own; they are read and checked.
 
         Raises:
           ValueError: for settings or data that cannot work, or a directory of another
@@ -97,6 +102,8 @@ class Run:
             raise ValueError(address)
         ranges.check(config)
         self.loaded: set[pathlib.Path] = set()
+        self.benchmarks: list[pathlib.Path] = []
+        self._sources = tuple(measures)
         self.settings = from_config(config)
         by, proposed = self.settings.judge.by, self.settings.search.propose_by
         wrong = own_import.wrong(by, proposed)
@@ -156,6 +163,11 @@ class Run:
         }
         for name in self.dir.benchmarks():
             asked[name] = self.dir.read(name, records.Problem)
+        texts, folder = self.codec.templates, self.dir.path / "eval"
+        for source in self._sources:
+            path = benchmarks.file_of(source, folder, texts)
+            asked[path.name] = benchmarks.read(path, texts)
+            self.benchmarks.append(path)
         made = manifest.is_whole(self.dir.path / "init" / "eft.json")
         makes_eft = settings.data.make_eft and not made
         if makes_eft:

@@ -79,9 +79,9 @@ def test_greedy_grades_batches_of_different_lengths(codec):
     }
 
 
-def greedy_item(codec, answer, **problem):
-    """The item of a solution with this answer; None ends without one."""
-    end = "." if answer is None else f"\\boxed{{{answer}}}"
+def greedy_item(codec, said, **problem):
+    """The item of a solution that says this answer; None ends without one."""
+    end = "5" if said is None else f"\\boxed{{{said}}}"
     ids = (*codec.tokenizer.encode_line(f"Step 1: {end}"), codec.tokenizer.eos_id)
     slots = FakeSampler(codec, 1, lambda *row: ids)
     rows = [Problem("p", "5*3+1", **problem)]
@@ -92,7 +92,7 @@ def greedy_item(codec, answer, **problem):
 def test_every_solution_has_one_outcome(codec):
     # A power that is too large counts apart from an answer that is wrong.
     answers = ("7", "8", None, "2^{2^{99}}")
-    items = [greedy_item(codec, answer, answer="7") for answer in answers]
+    items = [greedy_item(codec, said, answer="7") for said in answers]
     items.append(items[1] | {"finished": False})
     items.append(items[0] | {"finished": False})  # right before it was cut off
     assert [item.get("limit") for item in items[:3]] == [None] * 3
