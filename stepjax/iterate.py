@@ -27,7 +27,14 @@ import ml_collections
 from stepjax import dpo as step_dpo
 from stepjax import forest, records, trajectory
 from stepjax.cli.benchmarks import of_settings
-from stepjax.evaluation import benchmarks, calibration, causes, stages, tables
+from stepjax.evaluation import (
+    benchmark_tables,
+    benchmarks,
+    calibration,
+    causes,
+    stages,
+    tables,
+)
 from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.pairs import Pair, pairs_of, summary
@@ -367,9 +374,10 @@ def _say_results(run: Run) -> str:
     run.monitor.close()
     titles = [f"{run.dir.path}, seed {run.settings.seed}"]
     titles += ["judges", "what ended, what was refused", "iterations", "seconds"]
-    drawn = tables.tables(run.dir.path, run.settings.iterations + 1)
+    place, models = run.dir.path, run.settings.iterations + 1
+    drawn = list(zip(titles, tables.tables(place, models), strict=True))
+    drawn[1:1] = benchmark_tables.tables(place, models)
+    legend = benchmark_tables.LEGEND | tables.LEGEND
     return "".join(
-        run.monitor.table(title, rows, tables.LEGEND)
-        for title, rows in zip(titles, drawn, strict=True)
-        if rows
+        run.monitor.table(title, rows, legend) for title, rows in drawn if rows
     )

@@ -6,8 +6,10 @@ An answer is right when it means the same as the gold one. A difference is allow
 where the benchmark states how large it may be: OlympiadBench, in its field "error".
 """
 
+import collections
 import pathlib
 import re
+from collections.abc import Sequence
 
 from stepjax import records
 from stepjax.initial_data.formats import sources
@@ -57,6 +59,17 @@ def file_of(source: str, folder: pathlib.Path, texts: Templates) -> pathlib.Path
 def stem(file: pathlib.Path, digest: str) -> str:
     """Returns what the results of a file are called: its name and its content."""
     return f"{file.stem[:40]}-{digest[:8]}"
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Returns name → shorter name, without the digest of a file where that is enough.
+
+    Args:
+      names: parts of the names of result files, such as "gsm8k-0a1b2c3d".
+    """
+    short = {name: re.sub(r"-[0-9a-f]{8}$", "", name) for name in names}
+    counted = collections.Counter(short.values())
+    return {name: s if counted[s] == 1 else name for name, s in short.items()}
 
 
 def note(folder: pathlib.Path, measured: list[pathlib.Path]) -> None:

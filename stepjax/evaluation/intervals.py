@@ -1,4 +1,7 @@
-"""95 % intervals of what is measured: a rate, a paired gain, a mean over seeds."""
+"""How sure a measurement is: 95 % intervals, and a test of two models.
+
+Intervals are of a rate, of a paired gain, of means over benchmarks and over seeds.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +11,7 @@ import numpy as np
 from scipy import special
 
 _Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
+_DRAWS, _SEED = 10_000, 0  # of the bootstrap
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
@@ -44,6 +48,28 @@ def paired_gain(
     Raises:
       ValueError: when the problems differ.
     """
+    gained, lost, total = changes(before, after)
+    up, down = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
+    spread = _Z * math.sqrt((up + down - (up - down) ** 2) / (total + 2))
+    low, high = max(-1.0, up - down - spread), min(1.0, up - down + spread)
+    return (gained - lost) / max(total, 1), low, high
+
+
+def changes(
+    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
+) -> tuple[int, int, int]:
+    """Returns how many problems only the second model gets right, and only the first.
+
+    Args:
+      before: items with "id" and a bool "right".
+      after: items of the same problems.
+
+    Returns:
+      (gained, lost, all problems).
+
+    Raises:
+      ValueError: when the problems differ.
+    """
     was = {item["id"]: item["right"] for item in before}
     now = {item["id"]: item["right"] for item in after}
     if was.keys() != now.keys():
@@ -54,10 +80,56 @@ def paired_gain(
     total = len(was)
     gained = sum(now[i] and not was[i] for i in was)
     lost = sum(was[i] and not now[i] for i in was)
-    up, down = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
-    spread = _Z * math.sqrt((up + down - (up - down) ** 2) / (total + 2))
-    low, high = max(-1.0, up - down - spread), min(1.0, up - down + spread)
-    return (gained - lost) / max(total, 1), low, high
+    return gained, lost, total
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Returns the p-value of the exact McNemar test of two models, two-sided.
+
+    Under its hypothesis, each problem that only one of the two gets right is as likely
+    to be gained as lost (Q. McNemar, 1947).
+
+    Args:
+      gained: problems that only the second model gets right.
+      lost: problems that only the first one gets right.
+    """
+    few, both = min(gained, lost), gained + lost
+    return min(1.0, 2 * float(special.bdtr(few, both, 0.5)))
+
+
+def mean_of_benchmarks(
+    counts: Sequence[tuple[int, int, int]],
+) -> tuple[float, float, float]:
+    """Returns the mean over benchmarks with its 95 % bootstrap interval.
+
+    Every benchmark counts the same. The problems of each benchmark are drawn again with
+    replacement, 10,000 times with a fixed seed; the interval is from the 2.5th to the
+    97.5th percentile of the means (B. Efron, 1979).
+
+    Args:
+      counts: of each benchmark (problems that count 1, problems that count -1, all
+        problems): (right, 0, all) gives the mean accuracy, and `changes` the mean gain
+        of one model over another on the same problems.
+
+    Returns:
+      (mean, low, high), each from -1 to 1.
+
+    Raises:
+      ValueError: for no benchmark, or one without problems.
+    """
+    if not counts or any(total < 1 for _, _, total in counts):
+        raise ValueError(
+            f"counts={list(counts)}; expected at least one benchmark, and no empty one."
+        )
+    random, means, mean = np.random.default_rng(_SEED), np.zeros(_DRAWS), 0.0
+    for up, down, total in counts:
+        # How often each of the three kinds is drawn; the order of draws is no matter.
+        shares = np.array([up, down, total - up - down]) / total
+        drawn = random.multinomial(total, shares, size=_DRAWS)
+        means += (drawn[:, 0] - drawn[:, 1]) / total
+        mean += (up - down) / total
+    low, high = np.percentile(means / len(counts), (2.5, 97.5))
+    return mean / len(counts), float(low), float(high)
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:

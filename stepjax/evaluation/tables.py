@@ -9,6 +9,7 @@ from stepjax.evaluation import intervals
 from stepjax.lm import files
 
 _MISSING = "-"
+_RARE = ("no answer", "ungraded")  # columns that are left out where all are 0
 
 # Name of a stage in `results` → its name in tables.
 STAGES = {
@@ -87,7 +88,11 @@ def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
 
 
 def _without_empty_columns(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    filled = {k for row in rows for k, text in row.items() if text != _MISSING}
+    """Leaves out columns that say nothing of any model."""
+    empty = {name: (_MISSING, "0") for name in _RARE}
+    filled = {
+        k for row in rows for k, x in row.items() if x not in empty.get(k, _MISSING)
+    }
     return [{k: text for k, text in row.items() if k in filled} for row in rows]
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from stepjax.controls import IsRight
-from stepjax.evaluation import calibration, show, tables
+from stepjax.evaluation import benchmark_tables, benchmarks, calibration, show, tables
 from stepjax.lm import files
 from stepjax.report import charts, searches
 
@@ -78,24 +78,25 @@ def write(
                 counts[part] = _search_counts(states)
         sampled.append(counts)
     packed = searches.pack(sources, MOST - _BESIDE)
-    benchmarks = _benchmarks(workdir, models)
+    measured = _benchmarks(workdir, models)
     sections = [
-        ("Accuracy", "accuracy", charts.accuracy(results, benchmarks)),
+        ("Accuracy", "accuracy", charts.accuracy(results, measured)),
         ("The judge", "judge", charts.judging(results, found)),
         ("Steps and lengths", "steps", charts.steps(results)),
         ("What training changed", "training", charts.training(results)),
         ("Time and tokens", "costs", charts.costs(results, sampled)),
     ]
-    keys, measured = [part[1] for part in sections], tables.tables(workdir, models)
-    drawn = dict(zip(keys, measured, strict=True))
+    keys, rows = [part[1] for part in sections], tables.tables(workdir, models)
+    drawn = dict(zip(keys, rows, strict=True))
     text = _template().render(
         name=workdir.resolve().name,
         facts=_facts(results, settings or {}),
         sections=[part for part in sections if part[2] or drawn[part[1]]],
         tables=drawn,
         sampled=charts.sampled_table(sampled),
-        published=charts.published_tables(results, benchmarks),
-        legend=tables.LEGEND,
+        benchmarks=benchmark_tables.tables(workdir, models),
+        published=charts.published_tables(results, measured),
+        legend=benchmark_tables.LEGEND | tables.LEGEND,
         warnings=_warnings(results),
         settings=_flat(settings or {}),
         packed=packed,
@@ -183,7 +184,7 @@ def _benchmarks(workdir: pathlib.Path, models: int) -> dict[str, list[dict]]:
             result = files.read_json(path)
             _check(result, ("metrics", "items"), str(path))
             every[int(number)][mode] = result
-    short = charts.benchmark_names(list(found))
+    short = benchmarks.short_names(list(found))
     return {short[name]: every for name, every in found.items()}
 
 

@@ -1,7 +1,6 @@
 """The charts and tables of the page, from what the stages of a run have measured."""
 
 import collections
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -300,17 +299,6 @@ def published_tables(
         ("Accuracy with greedy decoding, % (the paper's Table 1)", rows),
         ("Judge accuracy on held-out comparisons", judges),
     ]
-
-
-def benchmark_names(names: Sequence[str]) -> dict[str, str]:
-    """Returns name → shorter name, without the digest of a file where that is enough.
-
-    Args:
-      names: parts of the names of result files, such as "gsm8k-0a1b2c3d".
-    """
-    short = {name: re.sub(r"-[0-9a-f]{8}$", "", name) for name in names}
-    counted = collections.Counter(short.values())
-    return {name: s if counted[s] == 1 else name for name, s in short.items()}
 
 
 def _points(

@@ -155,11 +155,6 @@ def test_own_figures_stand_above_the_papers():
     assert list(judge[0].values()) == ["this run", "50.0", "75.0", "-", "-", "-"]
 
 
-def test_names_of_result_files_lose_their_digest_unless_two_become_one():
-    names = ["gsm8k-0a1b2c3d", "math-0a1b2c3d", "math-ffffffff"]
-    assert list(charts.benchmark_names(names).values()) == ["gsm8k", *names[1:]]
-
-
 def test_seconds_and_tokens_are_counted_by_stage():
     sampled = [{"greedy": {"tokens": 1200, "samples": 4}}]
     assert charts.sampled_table(sampled) == [
