@@ -254,11 +254,13 @@ def _report(config: "ml_collections.ConfigDict") -> None:
 def _dry_run(config: "ml_collections.ConfigDict") -> None:
     """Prints what a run would work with; a new run directory is deleted again."""
     from stepjax.cli import options
+    from stepjax.cli.benchmarks import of_settings
     from stepjax.evaluation import dry_run
     from stepjax.lm import hosts
     from stepjax.run.run import Run
 
-    run = Run(config, options.WORKDIR.value, options.REDO.value, dry_run=True)
+    how = {"dry_run": True, "measures": of_settings(config.eval.benchmarks)}
+    run = Run(config, options.WORKDIR.value, options.REDO.value, **how)
     try:
         text = dry_run.dry_run(run)
     finally:

@@ -321,7 +321,7 @@ def _same_formula(ours: str, gold: str) -> bool:
 def _formula(text: str) -> formulas.Formula | None:
     found = _read(text)
     if found is formulas.TooDeep:
-        limits.met("brackets within brackets that are too deep")
+        limits.met("a formula that is nested too deep")
         return None
     return found
 

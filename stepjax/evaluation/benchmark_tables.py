@@ -11,7 +11,6 @@ from stepjax.lm import files
 # Column → what it says, where `tables.LEGEND` has no such column.
 LEGEND = {
     "mean [95 %]": "of the benchmarks, each counting the same; bootstrap over problems",
-    "problems": "of the benchmark",
     "right": "greedy solutions with the right answer",
     "wrong": "with another answer",
     "unfinished": "cut off at eval.max_tokens before a right answer",
@@ -91,7 +90,7 @@ def _outcomes(results: Results, short: Mapping[str, str]) -> list[dict[str, str]
         named = {
             k.removesuffix("_count").replace("_", " "): n for k, n in counts.items()
         }
-        row = {"benchmark": shown, "model": f"M{number}", "problems": len(items)}
+        row = {"benchmark": shown, "model": f"M{number}"}
         rows.append({k: str(v) for k, v in (row | named).items()})
     return rows
 

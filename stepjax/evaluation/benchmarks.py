@@ -7,6 +7,7 @@ where the benchmark states how large it may be: OlympiadBench, in its field "err
 """
 
 import collections
+import hashlib
 import pathlib
 import re
 from collections.abc import Sequence
@@ -47,8 +48,11 @@ def file_of(source: str, folder: pathlib.Path, texts: Templates) -> pathlib.Path
     """
     if not source.startswith(PREFIX):
         return pathlib.Path(source)
-    name = source.removeprefix(PREFIX).partition("?")[0]
-    path = folder / "benchmarks" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.jsonl"
+    name, _, options = source.removeprefix(PREFIX).partition("?")
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", name)
+    if options:  # which may give other rows of the same dataset
+        name += f"-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
+    path = folder / "benchmarks" / f"{name}.jsonl"
     if hosts.first():
         files.make_folder(path.parent)
         records.write_jsonl(path, read(source, texts))

@@ -67,7 +67,7 @@ class NotAFormula(ValueError):
 
 
 class TooDeep(NotAFormula):
-    """Brackets stand in brackets more often than the grader reads."""
+    """Formulas stand in formulas more often than the grader reads."""
 
 
 def read(text: str) -> Formula:

@@ -142,7 +142,7 @@ def _measure(
         records.write_jsonl(target.with_suffix(".jsonl"), searches)
     written = [f"{name}.jsonl"] if searches else []
     how = {"prompts": dataclasses.asdict(run.codec.templates)} | _how(run, kind)
-    stage.commit(written, **how, **measured)
+    stage.commit(written, **(how | measured))
     return stage.done["metrics"], True
 
 
@@ -204,7 +204,7 @@ def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | 
         "holds."
     )
     done = files.read_json(before)
-    names = ("metrics", "items", "warnings", "reliability")
+    names = ("metrics", "items", "warnings", "reliability", "grader")
     kept = {key: done[key] for key in names if key in done}
     searches = before.with_suffix(".jsonl")
     if searches.name in done["files"] and searches.exists():

@@ -46,6 +46,8 @@ def test_a_folder_called_test_does_not_hide_the_own_test(here):
         (["a.jsonl", "same.csv"], "--benchmark: a.jsonl and same.csv have the same c"),
         (["more", "more/c.csv"], "more/c.csv and more/c.csv have the same content"),
         (["test", "test"], "test and test have the same content, and would be meas"),
+        (["tfds:my_set"], "'tfds:my_set' is no address of TFDS; expected tfds:NAME/SP"),
+        (["tfds:a/b", "tfds:a/b"], "tfds:a/b and tfds:a/b have the same content, and"),
         (["links"], "--benchmark=links/gone.csv: cannot be read (No such file or dir"),
     ],
 )
@@ -53,6 +55,20 @@ def test_what_cannot_be_measured_is_named(here, named, words):
     with pytest.raises(ValueError) as error:
         benchmarks.paths(named)
     assert str(error.value).startswith(words) or words in str(error.value)
+
+
+def test_files_of_a_setting_and_without_any(here, monkeypatch):
+    named = ("test", "more", "tfds:my_set/test", "a.jsonl")
+    found = ["more/b.json.gz", "more/c.csv", "tfds:my_set/test", "a.jsonl"]
+    assert benchmarks.of_settings(named) == found
+    assert benchmarks.of_settings(()) == benchmarks.of_settings(("test",)) == []
+    # As the command line hands over --config.eval.benchmarks=a.jsonl,more: one text.
+    assert benchmarks.of_settings(("a.jsonl,more/c.csv",)) == ["a.jsonl", "more/c.csv"]
+    assert benchmarks.of_settings(("x,y.csv",)) == ["x,y.csv"]  # there is such a file
+    monkeypatch.setenv("HOME", str(here))
+    assert benchmarks.of_settings(("~/a.jsonl",)) == [str(here / "a.jsonl")]
+    with pytest.raises(ValueError, match="^eval.benchmarks=no.csv: no such file; exp"):
+        benchmarks.of_settings(("no.csv",))
 
 
 @pytest.mark.usefixtures("quick_runs")

@@ -113,6 +113,14 @@ RATED = {"judge.kind": "ratings"}
         ({"sft.from_policy": True}, "=True; expected False without data.make_eft"),
         ({"sft.verdict_words": ("right", "")}, "=('right', ''); expected a tuple of"),
         ({"sft.verdict_words": ("right,wrong",)}, "expected a tuple of words without"),
+        (
+            {"eval.benchmarks": ("a.jsonl", "")},
+            "('a.jsonl', ''); expected a tuple of f",
+        ),
+        (
+            {"eval.benchmarks": (3,)},
+            "eval.benchmarks=(3,); expected a tuple of files, ",
+        ),
         ({"data.drills": -1}, "data.drills=-1"),
         ({"data.explanations": "long"}, "='long'; expected one of ('short', 'worked',"),
         (RATED | {"judge.by": "random"}, "judge.by='random'; expected 'self' with jud"),
