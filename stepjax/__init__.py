@@ -53,8 +53,9 @@ Beside the method; of the files above only main, iterate and ablate import these
                     file; teacher_answers.py: keeps answers; eft.py: which judgments
                     are kept; stages.py, eft_stage.py: all this as stages of a run
       formats/      public formats to records and back. sources.py: all of them by name;
-                    own.py: our own; files.py, csv_files.py, json_text.py, fields.py:
-                    rows of files, bad rows; meaning.py: rows that mean nothing;
+                    own.py: our own; published.py: fields of benchmarks; files.py,
+                    csv_files.py, json_text.py, fields.py: rows of files, bad rows;
+                    meaning.py: rows that mean nothing;
                     worked.py, word_problems.py, prm800k.py, step_labels.py,
                     preferences.py, run_pairs.py: one or two formats each; tfds.py,
                     tfds_files.py, tfds_builder.py: tensorflow-datasets
@@ -83,9 +84,11 @@ Beside the method; of the files above only main, iterate and ablate import these
                     text_table.py: tables that fit the terminal; check_device.py:
                     stepjax check
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
-                    its judge; intervals.py: how sure that is; answers.py: extraction,
-                    equivalence; typesetting.py, formulas.py: how answers are
-                    written; values.py, real_sets.py: what they are; diagnose.py: why a
+                    its judge; intervals.py: how sure that is; benchmarks.py,
+                    benchmark_tables.py: benchmarks in the loop; answers.py:
+                    extraction, equivalence; limits.py: where the grader stopped;
+                    typesetting.py, formulas.py: how answers are written;
+                    values.py, real_sets.py: what they are; diagnose.py: why a
                     round gains or fails; calibration.py: what its verdicts say about a
                     judge; causes.py: why a search makes few pairs; samples.py,
                     tables.py: samples and tables; show.py: stepjax show;
