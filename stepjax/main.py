@@ -305,7 +305,8 @@ def _eval(run: "Run", number: int) -> None:
 
     mode, named = options.MODE.value, benchmarks.paths(options.BENCHMARK.value)
     modes = options.MODES if mode == "all" else (mode,)
-    measured = stages.evaluate(run, number, modes, named)
+    results: list[pathlib.Path] = []
+    measured = stages.evaluate(run, number, modes, named, on_result=results.append)
     several = len(named) > 1
     for benchmark, by_mode in measured.items():
         for mode, metrics in by_mode.items():
@@ -320,9 +321,22 @@ def _eval(run: "Run", number: int) -> None:
                 run.monitor.table("", rows)
     if several:
         run.monitor.table("", tables.benchmarks(f"M{number}", measured))
+    if options.SECOND_OPINION.value:
+        _ask_again(run, results)
     for mode in modes if options.MODE.value == "all" and "test" in named else ():
         if mode not in measured["test"]:
             run.tell(f"M{number} {mode}: does not apply to this run or model")
+
+
+def _ask_again(run: "Run", results: list[pathlib.Path]) -> None:
+    """Prints on which final answers math-verify disagrees."""
+    from stepjax.evaluation import second_opinion
+    from stepjax.lm import files, hosts
+
+    kinds = "eval/greedy", "eval/search"
+    for path in results if hosts.first() else ():
+        if files.read_json(path)["stage"] in kinds:
+            second_opinion.report(path, run.monitor.say, run.monitor.progress)
 
 
 def _rounded(value: object) -> str:

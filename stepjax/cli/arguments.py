@@ -11,6 +11,7 @@ from absl import flags
 from stepjax import own_import
 from stepjax.cli import benchmarks, help, options
 from stepjax.config import default
+from stepjax.evaluation import second_opinion
 from stepjax.own_files import did_you_mean
 from stepjax.run import missing_files, paths, ranges, redo
 
@@ -63,6 +64,13 @@ def check_options(name: str) -> None:
             "or all (both) with it."
         )
     benchmarks.paths(named)
+    if options.SECOND_OPINION.value:
+        second_opinion.check()
+        if mode not in ("greedy", "search", "all"):
+            raise ValueError(
+                f"--second-opinion with --mode={mode}, which has no final answers; "
+                "expected --mode=greedy, search or all."
+            )
 
 
 def _check_hardware() -> None:

@@ -54,6 +54,11 @@ OPTIONS = {
         "'test' (the run's own problems), files of problems, or folders of such files, "
         "with commas between them: a.jsonl,b.csv,folder",
     ),
+    "second-opinion": (
+        None,
+        "also asks math-verify (the extra `math-verify`) about every answer, and lists "
+        "those on which it disagrees; no result changes",
+    ),
     "out": ("DIR", "the folder to write, new or empty"),
     "dtype": ("float32", "type of the saved weights, float32 or bfloat16"),
     "verify": (None, "reads the written folder again and compares it"),
@@ -111,7 +116,7 @@ COMMANDS = {
     "dpo": Command("--model → the next model, by its pairs", (*_RUN, "model")),
     "eval": Command(
         "measures --model",
-        (*_RUN, "model", "mode", "benchmark"),
+        (*_RUN, "model", "mode", "benchmark", "second-opinion"),
         text="Results are kept in DIR/eval. Those of a file of --benchmark are named "
         "by the file and its digest; an edited file is measured anew. All files are "
         "read before the model is loaded. Other settings than those of the run, such "

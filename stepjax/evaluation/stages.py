@@ -33,6 +33,7 @@ def evaluate(
     modes: Iterable[str] = MODES,
     benchmarks: Sequence[str] = ("test",),
     also: Sequence[pathlib.Path] = (),
+    on_result: Callable[[pathlib.Path], None] = lambda path: None,
 ) -> dict[str, dict[str, Any]]:
     """Measures M`number` and writes ``eval/``; returns benchmark → mode → metrics.
 
@@ -48,6 +49,7 @@ def evaluate(
         `benchmarks.read`. Files have the modes "greedy" and "search" only. All of them
         are read before a model is loaded.
       also: further files, which have the mode "greedy" only, and were read already.
+      on_result: called with the file of each result.
 
     Results of another file than the run's own are named by the file and its digest, so
     that files of one name, or a file that was edited, do not get in each other's way.
@@ -77,7 +79,9 @@ def evaluate(
         for mode in modes:
             if mode not in files_by_mode:
                 continue
-            metrics, is_new = _measure(run, number, mode, files_by_mode[mode], params)
+            file = files_by_mode[mode]
+            metrics, target, is_new = _measure(run, number, mode, file, params)
+            on_result(target)
             result[benchmark][mode] = metrics
             if not is_new:
                 rate = metrics.get("accuracy")
@@ -107,8 +111,12 @@ def _measure(
     mode: str,
     file: pathlib.Path,
     params: Callable[[], Any],
-) -> tuple[dict[str, Any], bool]:
-    """Measures one mode on one file; returns its metrics and whether they are new."""
+) -> tuple[dict[str, Any], pathlib.Path, bool]:
+    """Measures one mode on one file.
+
+    Returns:
+      Its metrics, the file that has them, and whether they are new.
+    """
     kind, digest = "greedy" if mode == "unseen" else mode, rundir.file_digest(file)
     inputs = {"benchmark": digest}
     if number:
@@ -127,7 +135,7 @@ def _measure(
         )
     stage = run.dir.measurement(kind, target, inputs)
     if stage.done:
-        return stage.done["metrics"], False
+        return stage.done["metrics"], target, False
     interrupts.check("all that was measured is saved")
     files.make_folder(target.parent)  # every host may be the first here
     partial = target.with_suffix(".partial.jsonl"), stage.identity
@@ -143,7 +151,7 @@ def _measure(
     written = [f"{name}.jsonl"] if searches else []
     how = {"prompts": dataclasses.asdict(run.codec.templates)} | _how(run, kind)
     stage.commit(written, **(how | measured))
-    return stage.done["metrics"], True
+    return stage.done["metrics"], target, True
 
 
 def _how(run: Run, kind: str) -> dict[str, Any]:
