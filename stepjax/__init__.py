@@ -87,8 +87,9 @@ Beside the method; of the files above only main, iterate and ablate import these
                     its judge; intervals.py: how sure that is; benchmarks.py,
                     benchmark_tables.py: benchmarks in the loop; answers.py:
                     extraction, equivalence; limits.py: where the grader stopped;
-                    typesetting.py, formulas.py: how answers are written;
-                    values.py, real_sets.py: what they are; diagnose.py: why a
+                    second_opinion.py: another grader; typesetting.py, formulas.py:
+                    how answers are written; values.py, real_sets.py: what they are;
+                    diagnose.py: why a
                     round gains or fails; calibration.py: what its verdicts say about a
                     judge; causes.py: why a search makes few pairs; samples.py,
                     tables.py: samples and tables; show.py: stepjax show;
