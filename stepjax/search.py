@@ -51,7 +51,7 @@ def best_and_worst(
 
 
 def seeding(candidates: Sequence[Candidate]) -> tuple[int, ...]:
-    """Returns the places of candidates: those sampled most often first, then by logp."""
+    """Returns the places of candidates: most often sampled first, then by logp."""
     names = [(-c.count, -c.logp, place) for place, c in enumerate(candidates)]
     return tuple(place for *_, place in sorted(names))
 

@@ -16,8 +16,8 @@ Candidates are seeded as in sports: the ones that were sampled more often, and t
 more probable ones, come first (`judge.Request.seeding`). In a knockout the first meets
 the last, so that likely winners meet late.
 
-A schedule is a generator: it yields the matches of a round, pairs of seeds, and receives
-(winner, margin) of each match.
+A schedule is a generator: it yields the matches of a round, pairs of seeds, and
+receives (winner, margin) of each match.
 
 `voted` asks every call several times (`judge.votes`).
 """
@@ -225,7 +225,7 @@ def _seeded(schedule: Callable[[int], Schedule], request: Request) -> Schedule:
 
 
 def _first_with_last(seeds: Sequence[int]) -> list[Match]:
-    """Returns matches of the first with the last, the second with the last but one, …"""
+    """Returns matches of the first with the last, the second with the next to last, …"""
     half = len(seeds) // 2
     return list(zip(seeds[:half], reversed(seeds[-half:]), strict=True)) if half else []
 

@@ -12,7 +12,6 @@ from stepjax.judge import Request, comparisons, ordered_pairs, win_counts
 from stepjax.search import best_and_worst
 from stepjax.trajectory import Candidate, Verdict
 
-
 PARTIAL = ("knockout", "swiss", "pivot")
 
 
