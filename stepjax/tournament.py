@@ -225,7 +225,7 @@ def _seeded(schedule: Callable[[int], Schedule], request: Request) -> Schedule:
 
 
 def _first_with_last(seeds: Sequence[int]) -> list[Match]:
-    """Returns matches of the first with the last, the second with the next to last, …"""
+    """Returns matches of the first with the last, and so on inwards."""
     half = len(seeds) // 2
     return list(zip(seeds[:half], reversed(seeds[-half:]), strict=True)) if half else []
 
