@@ -270,8 +270,8 @@ def default() -> ml_collections.ConfigDict:
     # True: the verdict [[C]], neither is better, counts half for both. EFT rows may
     # have it, and the prompt of stepjax.prompts names it. Not in a data.world.
     judge.tie = False
-    # Which pairs are judged: "full" asks all (paper), "knockout", "swiss" and "pivot"
-    # play a tournament of fewer calls.
+    # Which pairs are judged: "full" asks all (paper), "knockout" and "swiss" play a
+    # tournament of fewer calls.
     judge.schedule = "full"
     judge.temperature = 0.0  # of the explanation
     judge.top_p = 1.0  # of the explanation

@@ -1,7 +1,7 @@
 """Partial tournaments: the best and the worst candidate from fewer judgments.
 
 The paper judges all pairs of candidates, n (n - 1) calls in both orders (``full``).
-Three schedules ask fewer, in rounds; a round depends on the results before it:
+Two schedules ask fewer, in rounds; a round depends on the results before it:
 
   ``knockout``: the loser of a match leaves. The losers of the first round play for the
     last place, and there the winner of a match leaves. The best candidate has won all
@@ -9,8 +9,6 @@ Three schedules ask fewer, in rounds; a round depends on the results before it:
   ``swiss``: ceil(log2 n) rounds between candidates of equal points that have not met;
     with an odd count, one candidate sits each round out. A match gives its winner as
     many points as the judge's margin.
-  ``pivot``: a ring, in which each candidate meets two others; then the candidate with
-    the most points and the one with the fewest meet all others.
 
 Candidates are seeded as in sports: the ones that were sampled more often, and then the
 more probable ones, come first (`judge.Request.seeding`). In a knockout the first meets
@@ -72,22 +70,8 @@ def swiss(count: int) -> Schedule:
             points[winner] += margin
 
 
-def pivot(count: int) -> Schedule:
-    """Yields a ring of all candidates, and then the matches of its first and last."""
-    if count < 2:
-        return
-    ring = {frozenset((i, (i + 1) % count)) for i in range(count)}
-    points, matches = [0.0] * count, sorted(tuple(sorted(pair)) for pair in ring)
-    for match, (winner, margin) in zip(matches, (yield matches), strict=True):
-        points[winner] += margin
-        points[_other(match, winner)] -= margin
-    order = sorted(range(count), key=lambda i: (-points[i], i))
-    met = {frozenset((a, b)) for a in (order[0], order[-1]) for b in range(count)}
-    yield sorted(tuple(sorted(pair)) for pair in met - ring if len(pair) == 2)
-
-
 _ANOTHER_VOTE = 1 << 20  # what each vote adds to the attempt in its key path
-SCHEDULES = {"full": None, "knockout": knockout, "swiss": swiss, "pivot": pivot}
+SCHEDULES = {"full": None, "knockout": knockout, "swiss": swiss}
 Calls = Callable[[int, Sequence[int]], list[Call]]  # see `judge.Judgments`
 
 

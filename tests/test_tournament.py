@@ -12,7 +12,7 @@ from stepjax.judge import Request, comparisons, ordered_pairs, win_counts
 from stepjax.search import best_and_worst
 from stepjax.trajectory import Candidate, Verdict
 
-PARTIAL = ("knockout", "swiss", "pivot")
+PARTIAL = ("knockout", "swiss")
 
 
 def request(count, slot=0):
@@ -59,25 +59,24 @@ def calls_of(schedule, count, score="sum"):
 @pytest.mark.parametrize("score", ["sum", "consistent", "single"])
 @pytest.mark.parametrize("count", range(1, 7))
 def test_a_sure_judge_gives_the_same_best_and_worst(schedule, score, count):
-    bests, worsts = [], []
+    worsts = []
     for ranks in itertools.permutations(range(count)):
         judge = tournament.scheduled(judge_by_rank({0: ranks}), schedule, score, 5)
         (verdicts,) = judge([request(count)])
         scores = win_counts(count, verdicts, score)
         best, worst = best_and_worst(candidates(count), scores)
-        bests.append(ranks[best] == count - 1)
+        assert ranks[best] == count - 1
         worsts.append(ranks[worst] == 0)
-    # Who never met the best or the worst may look as good, or as bad.
-    least = {"swiss": (1, 0.9), "pivot": (0.9, 0.9)}.get(schedule, (1, 1))
-    least = least if count == 6 else (1, 0 if schedule == "swiss" else 1)
-    assert sum(bests) >= least[0] * len(bests)
-    assert sum(worsts) >= least[1] * len(worsts)
+    if schedule != "swiss":
+        assert all(worsts)
+    if count == 6:  # swiss: who never met the worst may look as bad
+        assert sum(worsts) > 0.9 * len(worsts)
 
 
 def test_calls_of_six_candidates():
     assert len(calls_of("full", 6)) == 30
     asked_by = {schedule: calls_of(schedule, 6) for schedule in PARTIAL}
-    assert [len(asked) for asked in asked_by.values()] == [14, 18, 24]
+    assert [len(asked) for asked in asked_by.values()] == [14, 18]
     assert len(calls_of("knockout", 6, "single")) == 7
     for asked in asked_by.values():
         assert len(set(asked)) == len(asked)
@@ -172,9 +171,6 @@ def test_likely_winners_meet_late(schedule):
     first = {frozenset(call) for call in log[0][0]}
     if schedule == "knockout":
         assert first == {frozenset((0, 1)), frozenset((3, 2))}
-    if schedule == "pivot":  # the ring of the seeds
-        ring = [(0, 3), (3, 2), (2, 1), (1, 0)]
-        assert first == set(map(frozenset, ring))
     if schedule == "swiss":
         assert first == {frozenset((0, 3)), frozenset((2, 1))}
 

@@ -119,7 +119,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "judge.score": ("sum", "consistent", "single", "pointwise"),
     "judge.value": ("hard", "probability"),
     "judge.votes": Range(1, 1000),
-    "judge.schedule": ("full", "knockout", "swiss", "pivot"),
+    "judge.schedule": ("full", "knockout", "swiss"),
     "judge.temperature": _WARMTH,
     "judge.top_p": _NUCLEUS,
     "judge.max_tokens": _LENGTH,
