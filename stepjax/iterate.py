@@ -26,7 +26,6 @@ import ml_collections
 
 from stepjax import dpo as step_dpo
 from stepjax import forest, records, trajectory
-from stepjax.cli.benchmarks import of_settings
 from stepjax.evaluation import (
     benchmark_tables,
     benchmarks,
@@ -65,9 +64,8 @@ def run(
         changed, see `stepjax.run.redo`; "" for none.
     """
     workdir = os.path.expanduser(workdir)
-    named = of_settings(config.eval.benchmarks)
     try:
-        return _run(Run(config, workdir, redo, measures=named))
+        return _run(Run(config, workdir, redo, measures=True))
     finally:
         lock.release(pathlib.Path(workdir))
 

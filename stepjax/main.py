@@ -266,13 +266,12 @@ def _report(config: "ml_collections.ConfigDict") -> None:
 def _dry_run(config: "ml_collections.ConfigDict") -> None:
     """Prints what a run would work with; a new run directory is deleted again."""
     from stepjax.cli import options
-    from stepjax.cli.benchmarks import of_settings
     from stepjax.evaluation import dry_run
     from stepjax.lm import hosts
     from stepjax.run.run import Run
 
-    how = {"dry_run": True, "measures": of_settings(config.eval.benchmarks)}
-    run = Run(config, options.WORKDIR.value, options.REDO.value, **how)
+    workdir, redo = options.WORKDIR.value, options.REDO.value
+    run = Run(config, workdir, redo, dry_run=True, measures=True)
     try:
         text = dry_run.dry_run(run)
     finally:
@@ -313,7 +312,7 @@ def _open_run(config: "ml_collections.ConfigDict") -> "Run":
 def _eval(run: "Run", number: int) -> None:
     """Measures a model and prints what was found."""
     from stepjax.cli import benchmarks, options
-    from stepjax.evaluation import stages, tables
+    from stepjax.evaluation import second_opinion, stages, tables
 
     mode, named = options.MODE.value, benchmarks.paths(options.BENCHMARK.value)
     modes = options.MODES if mode == "all" else (mode,)
@@ -334,21 +333,10 @@ def _eval(run: "Run", number: int) -> None:
     if several:
         run.monitor.table("", tables.benchmarks(f"M{number}", measured))
     if options.SECOND_OPINION.value:
-        _ask_again(run, results)
+        second_opinion.report_all(results, run.monitor)
     for mode in modes if options.MODE.value == "all" and "test" in named else ():
         if mode not in measured["test"]:
             run.tell(f"M{number} {mode}: does not apply to this run or model")
-
-
-def _ask_again(run: "Run", results: list[pathlib.Path]) -> None:
-    """Prints on which final answers math-verify disagrees."""
-    from stepjax.evaluation import second_opinion
-    from stepjax.lm import files, hosts
-
-    kinds = "eval/greedy", "eval/search"
-    for path in results if hosts.first() else ():
-        if files.read_json(path)["stage"] in kinds:
-            second_opinion.report(path, run.monitor.say, run.monitor.progress)
 
 
 def _rounded(value: object) -> str:

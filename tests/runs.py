@@ -220,7 +220,7 @@ def poison_gold(monkeypatch) -> None:
         arithmetic: ("solve", "right_step", "is_right", "corrupt", "working"),
         arithmetic_data: ("solution", "comparisons"),
         arithmetic_srlm: ("ratings", "is_right"),
-        answers: ("extract", "equivalent"),
+        answers: ("extract", "equivalent", "grade"),
         grading: ("greedy", "judge_accuracy", "searched", "accuracy"),
         diagnose: ("pair_quality", "sampled_judgments"),
     }.items():

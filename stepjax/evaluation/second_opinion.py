@@ -35,6 +35,20 @@ def check() -> None:
         )
 
 
+def report_all(results: Sequence[pathlib.Path], monitor: Any) -> None:
+    """Makes the report of each result that has final answers, on the first host.
+
+    Args:
+      results: files of evaluations.
+      monitor: of the run.
+    """
+    from stepjax.lm import files, hosts
+
+    for path in results if hosts.first() else ():
+        if files.read_json(path)["stage"] in ("eval/greedy", "eval/search"):
+            report(path, monitor.say, monitor.progress)
+
+
 def report(
     result: pathlib.Path,
     say: Callable[[str], None],

@@ -227,7 +227,8 @@ def _warn_of_prm800k(settings: Settings) -> None:
     data, prm = settings.data, settings.prm
     form = prm.labels_format if data.make_eft else data.eft_format
     if prm.reads_labels or not data.make_eft:
-        for warning in decontaminate.warnings(form, [data.test]):
+        measured = [data.test, *settings.eval.benchmarks]
+        for warning in decontaminate.warnings(form, measured):
             print(f"stepjax: {warning}", flush=True)
 
 

@@ -18,6 +18,7 @@ import jax
 import ml_collections
 
 from stepjax import own_import, records, sft
+from stepjax.cli.benchmarks import of_settings
 from stepjax.codec import Codec
 from stepjax.evaluation import benchmarks
 from stepjax.lm import (
@@ -78,7 +79,7 @@ class Run:
         dry_run: bool = False,
         keep: bool = False,
         locks: bool = True,
-        measures: Sequence[str] = (),
+        measures: bool = False,
     ):
         """Claims the directory, prepares the data, and makes every early check.
 
@@ -90,8 +91,8 @@ class Run:
           keep: whether the directory keeps its own settings, see there.
           locks: whether no other command may write there meanwhile, see `stepjax.run.
             lock`; the lock stays until `lock.release`, or until the process ends.
-          measures: files of problems that models will be measured on besides the
-            run's own; they are read and checked.
+          measures: whether models will be measured on `eval.benchmarks`, so that
+            these files are read and checked.
 
         Raises:
           ValueError: for settings or data that cannot work, or a directory of another
@@ -102,8 +103,8 @@ class Run:
             raise ValueError(address)
         ranges.check(config)
         self.loaded: set[pathlib.Path] = set()
+        self._sources = of_settings(config.eval.benchmarks) if measures else []
         self.benchmarks: list[pathlib.Path] = []
-        self._sources = tuple(measures)
         self.settings = from_config(config)
         by, proposed = self.settings.judge.by, self.settings.search.propose_by
         wrong = own_import.wrong(by, proposed)
