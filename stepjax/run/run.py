@@ -167,7 +167,7 @@ class Run:
         texts, folder = self.codec.templates, self.dir.path / "eval"
         for source in self._sources:
             path = benchmarks.file_of(source, folder, texts)
-            asked[path.name] = benchmarks.read(path, texts)
+            asked[str(path)] = benchmarks.read(path, texts)
             self.benchmarks.append(path)
         made = manifest.is_whole(self.dir.path / "init" / "eft.json")
         makes_eft = settings.data.make_eft and not made
