@@ -5,6 +5,7 @@
 The method, one file per stage, in the order in which it runs:
 
     prompts.py      the texts: templates, step format, verdicts, boxed answers
+    verdicts.py     which verdict a judgment gives: a grammar
     records.py      the rows of IFT, EFT and benchmark data, as files of JSON lines
     codec.py        texts to token ids and back
     sft.py          M0 to M1
