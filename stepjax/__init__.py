@@ -84,13 +84,14 @@ Beside the method; of the files above only main, iterate and ablate import these
                     text_table.py: tables that fit the terminal; check_device.py:
                     stepjax check
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
-                    its judge; intervals.py: how sure that is; answers.py: extraction,
-                    equivalence; typesetting.py, formulas.py: how answers are
-                    written; values.py, real_sets.py: what they are; diagnose.py: why a
-                    round gains or fails; calibration.py: what its verdicts say about a
-                    judge; causes.py: why a search makes few pairs; samples.py,
-                    tables.py: samples and tables; show.py: stepjax show;
-                    dry_run.py: stepjax run --dry-run
+                    its judge; judge_stage.py: its judge, on files of judged steps
+                    (judge_sets.py), too; intervals.py: how sure that is; answers.py:
+                    extraction, equivalence; typesetting.py, formulas.py: how answers
+                    are written; values.py, real_sets.py: what they are; diagnose.py:
+                    why a round gains or fails; calibration.py: what its verdicts
+                    say about a judge; causes.py: why a search makes few pairs;
+                    samples.py, tables.py: samples and tables; show.py: stepjax
+                    show; dry_run.py: stepjax run --dry-run
     report/         stepjax report. build.py: the page, from page.html, page.css and
                     page.js; charts.py: its charts and tables; plots.py: how they are
                     drawn; searches.py: searches, packed; published.py: the paper's

@@ -307,7 +307,7 @@ def _eval(run: "Run", number: int) -> None:
     several = len(named) > 1
     for benchmark, by_mode in measured.items():
         for mode, metrics in by_mode.items():
-            answered = mode in ("greedy", "search")
+            answered = mode in ("greedy", "search") or benchmark != "test"
             if several and answered:
                 continue  # one line below
             read = benchmark if answered else "the run's own data"
@@ -317,7 +317,9 @@ def _eval(run: "Run", number: int) -> None:
             if rows:
                 run.monitor.table("", rows)
     if several:
-        run.monitor.table("", tables.benchmarks(f"M{number}", measured))
+        for table in (tables.benchmarks, tables.judge_sets):
+            if rows := table(f"M{number}", measured):
+                run.monitor.table("", rows)
     for mode in modes if options.MODE.value == "all" and "test" in named else ():
         if mode not in measured["test"]:
             run.tell(f"M{number} {mode}: does not apply to this run or model")

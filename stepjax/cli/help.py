@@ -46,13 +46,14 @@ OPTIONS = {
     "mode": (
         "all",
         "what to measure: greedy (accuracy), search (accuracy of test-time search), "
-        "judge (accuracy on held-out judgments), unseen (problems of unseen steps), "
+        "judge (accuracy on held-out judgments, or on --benchmark=FILE of PRM800K or "
+        "ProcessBench), unseen (problems of unseen steps), "
         "training (the pairs that the model was trained on), or all that apply",
     ),
     "benchmark": (
         "test",
-        "'test' (the run's own problems), files of problems, or folders of such files, "
-        "with commas between them: a.jsonl,b.csv,folder",
+        "'test' (the run's own data), files of problems or of judged steps, or folders "
+        "of such files, with commas between them: a.jsonl,b.csv,folder",
     ),
     "out": ("DIR", "the folder to write, new or empty"),
     "dtype": ("float32", "type of the saved weights, float32 or bfloat16"),

@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stepjax.evaluation import intervals
@@ -132,6 +132,8 @@ def benchmarks(
     rows = []
     for benchmark, by_mode in measured.items():
         greedy, search = by_mode.get("greedy"), by_mode.get("search")
+        if greedy is search is None:
+            continue
         rows.append(
             {
                 model: benchmark,
@@ -142,6 +144,46 @@ def benchmarks(
             }
         )
     return _without_empty_columns(rows)
+
+
+def judge_sets(
+    model: str, measured: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> list[dict[str, str]]:
+    """Returns a table with a row for each file of judged steps.
+
+    Args:
+      model: its name.
+      measured: from `stages.evaluate`: benchmark → mode → metrics.
+    """
+    return _without_empty_columns(
+        [
+            {model: benchmark} | _judged_row(by_mode["judge"])
+            for benchmark, by_mode in measured.items()
+            if benchmark != "test" and "judge" in by_mode
+        ]
+    )
+
+
+def _judged_row(metrics: Mapping[str, float]) -> dict[str, str]:
+    def cell(form: Callable[..., str], *names: str) -> str:
+        known = all(name in metrics for name in names)
+        return form(*(metrics[name] for name in names)) if known else _MISSING
+
+    return {
+        "pairs": cell(str, "count"),
+        "judge % [95 %]": cell(_interval, "accuracy", "low", "high"),
+        "both orders %": cell(_percent, "both_orders"),
+        "flip %": cell(_percent, "flip_rate"),
+        "unparsed %": cell(_percent, "unparsed_rate"),
+        "erroneous": cell(str, "first_error_count"),
+        "found %": cell(_percent, "first_error_accuracy"),
+        "right ones": cell(str, "no_error_count"),
+        "accepted %": cell(_percent, "no_error_accuracy"),
+        "F1 [95 %]": cell(_interval, "first_error_f1", "f1_low", "f1_high"),
+        "too long": cell(
+            lambda *counts: str(sum(counts)), "pairs_too_long", "solutions_too_long"
+        ),
+    }
 
 
 def _percent(value: float) -> str:
