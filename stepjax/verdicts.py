@@ -5,7 +5,8 @@ around its letter at most: "[[ A ]]", "[[**A**]]". `find` takes the last mark th
 judge gives. It only mentions a mark that
 
 - stands in an echo of the prompt: in a line of it that names two sides, or between the
-  lines that frame the question, the steps or a candidate there;
+  lines that frame the question, the steps or a candidate there; behind a first line in
+  [ ] or < >, also where the second line lacks;
 - stands in a line that begins with ">", or in a quotation, in quotation marks or
   backticks. A mark that is alone in them, "`[[A]]`", is given where only punctuation
   follows to the end of the text;
@@ -52,6 +53,7 @@ _JOINS = re.compile(
     re.IGNORECASE,
 )
 _QUOTATION = re.compile(r"\"[^\"\n]*\"|“[^“”\n]*”|‘[^‘’\n]*’|`[^`\n]*`")
+_WORD = re.compile(r"\w")
 _NEAR = 40  # characters around a mark in which words about it are looked for
 
 
@@ -142,18 +144,20 @@ def _echoes(form: str, prompt: str, text: str) -> list[tuple[int, int]]:
     for number in range(1, len(lines) - 1):
         if re.fullmatch(r"\{\w+\}", lines[number]):
             opened, closed = lines[number - 1].strip(), lines[number + 1].strip()
-            if opened and closed:
+            if _WORD.search(opened) and _WORD.search(closed):
                 spans += _framed(opened, closed, text)
     return spans
 
 
 def _framed(opened: str, closed: str, text: str) -> list[tuple[int, int]]:
-    """Returns what stands between two lines; to the end where the second one lacks."""
-    spans, at = [], 0
+    """Returns where a text repeats two lines of the prompt and what is between them."""
+    spans, at, is_tag = [], 0, opened[0] in "[<" and opened[-1] in "]>"
     first = re.compile(rf"^[ \t]*{re.escape(opened)}[ \t]*$", re.MULTILINE)
     last = re.compile(rf"^[ \t]*{re.escape(closed)}[ \t]*$", re.MULTILINE)
     while start := first.search(text, at):
         end = last.search(text, start.end())
+        if not end and not is_tag:
+            break
         at = end.end() if end else len(text)
         spans.append((start.start(), at))
     return spans
@@ -170,8 +174,7 @@ def _is_quoted(mark: Mark, quotations: list[tuple[int, int]], text: str) -> bool
         return False
     start, end = quotations[number]
     around = text[start : mark.start] + text[mark.end : end]
-    word = re.compile(r"\w")
-    return bool(word.search(around) or word.search(text, end))
+    return bool(_WORD.search(around) or _WORD.search(text, end))
 
 
 def _is_conditional(mark: Mark, text: str) -> bool:

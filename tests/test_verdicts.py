@@ -133,6 +133,16 @@ def test_an_example_in_the_prompt_is_no_echo():
     assert prompts.parse_verdict(t, "A adds.\n[[A]]") == "A"
 
 
+def test_headings_that_a_judge_shares_with_the_prompt_hide_no_verdict():
+    form = "{problem}\n{steps}\nCandidate A\n{a}\nCandidate B\n{b}\nJudgment\n"
+    t = Templates(judge=form)
+    said = "Candidate A\nadds.\nCandidate B\ndivides.\n"
+    assert prompts.parse_verdict(t, f"{said}[[A]]") == "A"
+    assert prompts.parse_verdict(t, f"{said}[[A]]\nJudgment\nnone") is None
+    t = Templates(judge="{problem}\n{steps}\n---\n{a}\n---\n{b}\n---\n")
+    assert prompts.parse_verdict(t, "---\n[[A]]\n---") == "A"
+
+
 def test_the_place_of_a_verdict():
     text = "[[A]] or [[B]]: **[[ B ]]**!"
     found = prompts.find_verdict(DEFAULT, text)

@@ -23,6 +23,7 @@ second version of the step.
 """
 
 import collections
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -190,16 +191,17 @@ def _request(slot: int, solution: StepLabels, ids: tuple, said: list) -> Request
 def _located(solution: StepLabels, said: Sequence) -> dict[str, Any]:
     """Returns the item of a solution, from the verdicts of its first steps."""
     last, gold = said[-1].winner, first_error(solution)
+    judged = [f"judgment: {verdict.response}" for verdict in said]
+    texts = itertools.zip_longest(solution.steps, judged)
     found = {"A": NO_ERROR, "B": len(said) - 1}.get(last)
     return {
         "id": solution.id,
         "problem": solution.problem,
-        "text": "\n".join(solution.steps),
+        "text": "\n".join(text for pair in texts for text in pair if text),
         "answer": gold,
         "prediction": found,
         "right": found == gold,
         "verdicts": [verdict.winner for verdict in said],
-        "responses": [verdict.response for verdict in said],
     }
 
 

@@ -80,14 +80,12 @@ def _by_mistake(run: Run, rows: Sequence, items: Sequence[dict]) -> dict[str, fl
 # Files of judged steps.
 
 
-def read(run: Run, path: pathlib.Path) -> JudgeSet:
-    """Reads a file of judged steps, and checks that this run's judge can judge it.
-
-    Rows that exceed `judge.context_tokens` are kept; `of_file` counts them apart.
+def check(run: Run, path: pathlib.Path) -> None:
+    """Checks that the run's judge can judge a file, before a model is loaded.
 
     Raises:
-      ValueError: for a run without a judge of steps of its own; for a file of another
-        kind, or one that holds nothing which the judge can judge.
+      ValueError: for a run whose model does not judge steps; for a file of another
+        kind; and for one that holds nothing which the judge can judge.
     """
     settings = run.settings.judge
     if settings.kind != "comparisons" or judge_rules.is_foreign(settings.by):
@@ -105,10 +103,24 @@ def read(run: Run, path: pathlib.Path) -> JudgeSet:
             "needs a second version of a step. Expected a file with pairs, such as "
             "PRM800K, or a judge of single steps (judge.score='pointwise')."
         )
-    for rows in (found.comparisons, found.solutions):
-        for warning in checks.check_characters(run.codec, {path.name: rows}):
-            run.monitor.say(warning)
-    return found
+    if not any(_fitting(run, found)):
+        raise ValueError(
+            f"--benchmark={path}: no row fits into judge.context_tokens="
+            f"{settings.context_tokens}; expected rows whose problem and steps do. "
+            "Raise judge.context_tokens."
+        )
+    rows = found.solutions or found.comparisons
+    for warning in checks.check_characters(run.codec, {path.name: rows}):
+        run.monitor.say(warning)
+
+
+def _fitting(run: Run, every: JudgeSet) -> JudgeSet:
+    """Returns what the judge can judge: what fits, and solutions if it judges alone."""
+    solutions = every.solutions if _judges_alone(run) else []
+    return JudgeSet(
+        [row for row in every.comparisons if _fits(run, row.problem, row.steps)],
+        [row for row in solutions if _fits(run, row.problem, row.steps[:-1])],
+    )
 
 
 def _judges_alone(run: Run) -> bool:
@@ -120,8 +132,8 @@ def of_file(
 ) -> dict:
     """Measures the judge on a file of judged steps; see `judge_sets`.
 
-    Pairs and solutions whose longest context exceeds `judge.context_tokens` are not
-    judged. The metrics "pairs_too_long" and "solutions_too_long" count them.
+    Comparisons and solutions whose longest context exceeds `judge.context_tokens` are
+    not judged. "too_long", in the metrics, counts them.
 
     Args:
       run: the run.
@@ -134,45 +146,33 @@ def of_file(
     Returns:
       {"metrics", "items", "warnings"}. The items of comparisons are those of
       `grading.judge_accuracy`, and the items of solutions those of `judge_sets.locate`.
-
-    Raises:
-      ValueError: when no row fits into `judge.context_tokens`.
     """
-    every, capacity = read(run, file), run.settings.judge.context_tokens
-    pairs = [row for row in every.comparisons if _fits(run, row.problem, row.steps)]
-    asked = every.solutions if _judges_alone(run) else []
-    solutions = [row for row in asked if _fits(run, row.problem, row.steps[:-1])]
-    if not pairs and not solutions:
-        raise ValueError(
-            f"{file}: no row fits into judge.context_tokens={capacity}; expected rows "
-            "whose problem and steps do. Raise judge.context_tokens."
-        )
-    warnings = []
-    if len(asked) < len(every.solutions):
+    every = judge_sets.read(file, run.codec.templates)
+    pairs, solutions = _fitting(run, every)
+    capacity, warnings = run.settings.judge.context_tokens, []
+    asked = len(every.solutions) if _judges_alone(run) else 0
+    if asked < len(every.solutions):
         warnings.append(
             f"{file.name}: the first errors of {len(every.solutions)} solutions are "
             "not looked for, because a comparison needs a second version of a step. "
             "judge.score='pointwise' judges single steps."
         )
-    lengths = {
-        "pairs_too_long": len(every.comparisons) - len(pairs),
-        "solutions_too_long": len(asked) - len(solutions),
-    }
-    if any(lengths.values()):
+    rows = [*pairs, *solutions]
+    too_long = len(every.comparisons) + asked - len(rows)
+    if too_long:
         warnings.append(
-            f"{file.name}: {lengths['pairs_too_long']} of {len(every.comparisons)} "
-            f"comparisons and {lengths['solutions_too_long']} of {len(asked)} "
+            f"{file.name}: {too_long} of {len(rows) + too_long} comparisons and "
             f"solutions exceed judge.context_tokens={capacity} and are not judged."
         )
     sampler = judges.open_sampler(run, params(), capacity)
     ask = functools.partial(_ask, run, judges.self_judge(run, sampler, rows=1))
     journal = of_rows(*partial, run.monitor.say)
-    rows = [*pairs, *solutions]
     unit = "solution" if not pairs else "judgment" if not solutions else "row"
     name = f"M{number} eval judge {file.stem}"
     items = measure(run, name, unit, rows, ask, sampler, journal)
     count = len(pairs)
-    metrics = judge_sets.metrics(pairs, items[:count], items[count:]) | lengths
+    metrics = judge_sets.metrics(pairs, items[:count], items[count:])
+    metrics["too_long"] = too_long
     return {"metrics": metrics, "items": items, "warnings": warnings}
 
 

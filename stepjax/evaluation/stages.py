@@ -70,7 +70,7 @@ def evaluate(
             continue
         path = pathlib.Path(benchmark)
         if modes == ("judge",) or "judge" in modes and judge_sets.form(path):
-            judge_stage.read(run, path)
+            judge_stage.check(run, path)
             sources[benchmark] = {"judge": path}
             continue
         problems = {path.name: read_benchmark(path, run.codec.templates)}
