@@ -18,7 +18,7 @@ import jinja2
 from stepjax.controls import IsRight
 from stepjax.evaluation import calibration, show, tables
 from stepjax.lm import files
-from stepjax.report import charts, searches
+from stepjax.report import charts, paper_tables, searches
 
 MOST = 25_000_000  # bytes of the page
 _BESIDE = 3_000_000  # bytes of it that are not searches, at most
@@ -94,7 +94,8 @@ def write(
         sections=[part for part in sections if part[2] or drawn[part[1]]],
         tables=drawn,
         sampled=charts.sampled_table(sampled),
-        published=charts.published_tables(results, benchmarks),
+        published=charts.published_tables(results, benchmarks)
+        + paper_tables.tables(results, benchmarks, settings or {}, _counts(workdir)),
         legend=tables.LEGEND,
         warnings=_warnings(results),
         settings=_flat(settings or {}),
@@ -185,6 +186,12 @@ def _benchmarks(workdir: pathlib.Path, models: int) -> dict[str, list[dict]]:
             every[int(number)][mode] = result
     short = charts.benchmark_names(list(found))
     return {short[name]: every for name, every in found.items()}
+
+
+def _counts(workdir: pathlib.Path) -> dict[str, int]:
+    """Returns file of the run's data → its rows; {} before they are there."""
+    path = workdir / "data" / "manifest.json"
+    return files.read_json(path)["counts"] if path.exists() else {}
 
 
 def _greedy_counts(results: Mapping[str, Mapping]) -> dict[str, dict[str, int]]:
