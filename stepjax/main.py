@@ -243,12 +243,32 @@ def _report(config: "ml_collections.ConfigDict") -> None:
     from stepjax.settings import from_config
 
     workdir = pathlib.Path(options.WORKDIR.value)
+    if options.MAP.value:
+        _map(config)
     is_right = kind.choose(from_config(config), workdir / "data").is_right
     made = build.write(workdir, is_right, settings=config.to_dict())
     size = _bytes(made.path.stat().st_size)
     outcome.say(f"{made.path}: {size}, {made.problems:,} searched problems")
     if made.left_out:
         outcome.say(f"left out to keep it small: {made.left_out}")
+
+
+def _map(config: "ml_collections.ConfigDict") -> None:
+    """Makes the map of the data, or says why it is left out."""
+    from stepjax.cli import arguments, options
+    from stepjax.report import data_map
+
+    if not data_map.is_possible():
+        outcome.say(data_map.note(pathlib.Path(options.WORKDIR.value)))
+        return
+    outcome.say("starting JAX")
+    _start()
+    from stepjax.run.run import Run
+
+    number = arguments.number_of("report", config)
+    run = Run(config, options.WORKDIR.value, keep=True, locks=False)
+    run.dir.accept()
+    data_map.make(run, number)
 
 
 def _dry_run(config: "ml_collections.ConfigDict") -> None:

@@ -63,6 +63,11 @@ OPTIONS = {
         "self,random,oracle,sft,srlm",
         "what to compare; also frozen, keep, pointwise, consistency, outcome",
     ),
+    "map": (
+        None,
+        "adds a map of the data: t-SNE of prompts and responses, by the newest model; "
+        "needs scikit-learn, which the extra `report` brings",
+    ),
     "topology": ("v5p-16", "a TPU slice, as v5p-16 or v5p:2x2x2"),
     "gpu": (
         "80GB",
@@ -131,7 +136,7 @@ COMMANDS = {
     ),
     "report": Command(
         "writes DIR/report/index.html: charts, tables, every judged step",
-        ("config", "workdir"),
+        ("config", "workdir", "map"),
         text="The page is one file that opens from disk and loads nothing. It holds "
         "what is finished, so it can be written while a run is going on. It has at "
         "most 25 MB; where explanations were left out for that, it says so.",

@@ -18,7 +18,7 @@ import jinja2
 from stepjax.controls import IsRight
 from stepjax.evaluation import calibration, show, tables
 from stepjax.lm import files
-from stepjax.report import charts, paper_tables, searches
+from stepjax.report import charts, data_map, paper_tables, searches
 
 MOST = 25_000_000  # bytes of the page
 _BESIDE = 3_000_000  # bytes of it that are not searches, at most
@@ -88,10 +88,12 @@ def write(
     ]
     keys, measured = [part[1] for part in sections], tables.tables(workdir, models)
     drawn = dict(zip(keys, measured, strict=True))
+    sections.append(("Data", "map", data_map.charts(workdir)))
     text = _template().render(
         name=workdir.resolve().name,
         facts=_facts(results, settings or {}),
-        sections=[part for part in sections if part[2] or drawn[part[1]]],
+        sections=[part for part in sections if part[2] or drawn.get(part[1])],
+        no_map=data_map.note(workdir),
         tables=drawn,
         sampled=charts.sampled_table(sampled),
         published=charts.published_tables(results, benchmarks)
