@@ -30,7 +30,7 @@ EXTRAS = {
     **dict.fromkeys(_TRAIN, "train"),
     **dict.fromkeys(_DATA, "data"),
     "gguf": "gguf",
-    "sklearn": "report",
+    **dict.fromkeys(("sklearn", "threadpoolctl"), "report"),
     "gcsfs": "tpu",
 }
 _KINDS = {

@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stepjax.evaluation import intervals
@@ -37,6 +37,11 @@ LEGEND = {
     "steps": "steps per greedy solution",
     "tokens/step": "tokens per step of greedy solutions",
     "finished %": "greedy solutions that end within eval.max_tokens",
+    "both orders %": "pairs of labelled steps that are judged right in both orders",
+    "found %": "solutions with an error whose first error the judge finds",
+    "accepted %": "right solutions in which the judge rejects no step",
+    "F1 [95 %]": "harmonic mean of these two, as in ProcessBench, with an interval",
+    "too long": "rows beyond judge.context_tokens, which are not judged",
     "complete %": "searches of test problems that reach the end of a solution",
     "cut off %": "sampled steps that did not end within search.max_step_tokens",
     "no marker %": "sampled steps that do not begin with the marker of their step",
@@ -155,13 +160,25 @@ def judge_sets(
       model: its name.
       measured: from `stages.evaluate`: benchmark → mode → metrics.
     """
-    return _without_empty_columns(
+    return judged_files(
         [
-            {model: benchmark} | _judged_row(by_mode["judge"])
+            ({model: benchmark}, by_mode["judge"])
             for benchmark, by_mode in measured.items()
             if benchmark != "test" and "judge" in by_mode
         ]
     )
+
+
+def judged_files(
+    measured: Sequence[tuple[dict[str, str], Mapping[str, float]]],
+) -> list[dict[str, str]]:
+    """Returns a table with a row for each result on a file of judged steps.
+
+    Args:
+      measured: first cells of a row, and the metrics of `judge_sets.metrics`.
+    """
+    rows = [head | _judged_row(metrics) for head, metrics in measured]
+    return _without_empty_columns(rows)
 
 
 def _judged_row(metrics: Mapping[str, float]) -> dict[str, str]:

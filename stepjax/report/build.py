@@ -93,6 +93,7 @@ def write(
         name=workdir.resolve().name,
         facts=_facts(results, settings or {}),
         sections=[part for part in sections if part[2] or drawn.get(part[1])],
+        judged=_judged(workdir),
         no_map=data_map.note(workdir),
         tables=drawn,
         sampled=charts.sampled_table(sampled),
@@ -188,6 +189,19 @@ def _benchmarks(workdir: pathlib.Path, models: int) -> dict[str, list[dict]]:
             every[int(number)][mode] = result
     short = charts.benchmark_names(list(found))
     return {short[name]: every for name, every in found.items()}
+
+
+def _judged(workdir: pathlib.Path) -> list[dict[str, str]]:
+    """Returns the table of files of judged steps that models were measured on."""
+    measured = []
+    for path in sorted((workdir / "eval").glob("M*_*_judge.json")):
+        name = _problems(path)
+        if not name.startswith("heldout"):
+            result = files.read_json(path)
+            _check(result, ("metrics",), str(path))
+            head = {"model": path.stem.partition("_")[0], "file": name}
+            measured.append((head, result["metrics"]))
+    return tables.judged_files(measured)
 
 
 def _counts(workdir: pathlib.Path) -> dict[str, int]:

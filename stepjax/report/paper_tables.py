@@ -154,7 +154,7 @@ def agreement(results: Results, settings: Mapping[str, Any]) -> list[dict[str, s
     orders has no row.
     """
     judge, rows = settings.get("judge", {}), []
-    if judge.get("kind") != "comparisons" or judge["score"] not in _BOTH:
+    if judge.get("kind") != "comparisons" or judge.get("score") not in _BOTH:
         return []
     for number in _measured(results, "search", "flip_rate")[-1:]:
         flips = _value(results, number, "search", "flip_rate")
@@ -208,12 +208,12 @@ def training(settings: Mapping[str, Any]) -> list[dict[str, str]]:
     """
     if not settings:
         return []
-    rows, makes = [], settings["data"]["make_eft"]
+    rows, makes = [], settings.get("data", {}).get("make_eft")
     for name, stated in published.SETTINGS.items():
         if makes or not name.startswith(("prm.", "mcts.")):
             found = dict.fromkeys(_setting(settings, name.split(".")))
             row = {"setting": name, "this run": ", ".join(found), "paper": stated}
-            rows.append(row)
+            rows += [row] if found else []
     return rows
 
 
