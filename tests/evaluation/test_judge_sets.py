@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stepjax.evaluation import grading, intervals, judge_sets
+from stepjax.initial_data import prm
 from stepjax.judge import comparisons
 from stepjax.prompts import Templates
 from stepjax.records import Comparison, StepLabels
@@ -190,6 +191,19 @@ def test_the_first_rejected_step_is_the_answer(codec, slots):
     )
     assert found["unread_rate"] == pytest.approx(1 / 6)
     assert found["f1_low"] < found["first_error_f1"] < found["f1_high"]
+
+
+def test_the_figures_are_those_of_a_prm_that_says_the_same(codec):
+    judge, _ = asked_judge(SAID)
+    solutions = SOLUTIONS[:5]  # a PRM has an answer for each step
+    found = judge_sets.first_error_metrics(
+        judge_sets.locate(judge, codec, solutions, slots=8)
+    )
+    said = [[{"A": 0.9, "B": 0.1}[v] for v in SAID[s.problem]] for s in solutions]
+    of_prm = prm.first_error_metrics(solutions, said)
+    assert found["first_error_accuracy"] == of_prm["wrong_accuracy"]
+    assert found["no_error_accuracy"] == of_prm["right_accuracy"]
+    assert found["first_error_f1"] == pytest.approx(of_prm["f1"])
 
 
 def test_f1_needs_solutions_of_both_kinds(codec):
