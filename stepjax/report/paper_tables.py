@@ -36,7 +36,11 @@ def tables(
             columns.setdefault(of, found)
     drawn = [
         ("Change of greedy accuracy from M1 to the last model, points", gains(columns)),
-        ("Test-time search, accuracy in %", searched(columns)),
+        (
+            "Test-time search, accuracy in % (own test: the first eval.search_count "
+            "problems)",
+            searched(columns),
+        ),
         ("Steps per greedy solution and tokens per step", lengths(columns)),
         ("Comparing two steps, and scoring solutions", agreement(results, settings)),
         ("Data", data(results, counts)),
