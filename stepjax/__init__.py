@@ -5,6 +5,7 @@
 The method, one file per stage, in the order in which it runs:
 
     prompts.py      the texts: templates, step format, verdicts, boxed answers
+    verdicts.py     which verdict a judgment gives: a grammar
     records.py      the rows of IFT, EFT and benchmark data, as files of JSON lines
     codec.py        texts to token ids and back
     sft.py          M0 to M1
@@ -84,20 +85,22 @@ Beside the method; of the files above only main, iterate and ablate import these
                     text_table.py: tables that fit the terminal; check_device.py:
                     stepjax check
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
-                    its judge; intervals.py: how sure that is; benchmarks.py,
-                    benchmark_tables.py: benchmarks in the loop; answers.py:
-                    extraction, equivalence; limits.py: where the grader stopped;
-                    second_opinion.py: another grader; typesetting.py, formulas.py:
-                    how answers are written; values.py, real_sets.py: what they are;
-                    diagnose.py: why a
-                    round gains or fails; calibration.py: what its verdicts say about a
-                    judge; causes.py: why a search makes few pairs; samples.py,
-                    tables.py: samples and tables; show.py, show_data.py: stepjax
+                    its judge; judge_stage.py: its judge, on files of judged steps
+                    (judge_sets.py), too; intervals.py: how sure that is;
+                    benchmarks.py, benchmark_tables.py: benchmarks in the loop;
+                    answers.py: extraction, equivalence; limits.py: where the grader
+                    stopped; second_opinion.py: another grader; typesetting.py,
+                    formulas.py: how answers are written; values.py, real_sets.py: what
+                    they are; diagnose.py: why a round gains or fails; calibration.py:
+                    what its verdicts say about a judge; causes.py: why a search makes
+                    few pairs; samples.py, tables.py: samples and tables; show.py,
+                    show_data.py: stepjax
                     show; dry_run.py: stepjax run --dry-run
     report/         stepjax report. build.py: the page, from page.html, page.css and
                     page.js; charts.py: its charts and tables; plots.py: how they are
                     drawn; searches.py: searches, packed; published.py: the paper's
-                    figures
+                    figures; paper_tables.py: its tables; data_map.py, embeddings.py:
+                    a map of the data
     planning/       plan.py: the memory and time that a run needs on a TPU slice,
                     computed without a TPU; programs.py, slices.py, flops.py: its
                     programs, how they are compiled, and how FLOPs are counted;

@@ -255,12 +255,32 @@ def _report(config: "ml_collections.ConfigDict") -> None:
     from stepjax.settings import from_config
 
     workdir = pathlib.Path(options.WORKDIR.value)
+    if options.MAP.value:
+        _map(config)
     is_right = kind.choose(from_config(config), workdir / "data").is_right
     made = build.write(workdir, is_right, settings=config.to_dict())
     size = _bytes(made.path.stat().st_size)
     outcome.say(f"{made.path}: {size}, {made.problems:,} searched problems")
     if made.left_out:
         outcome.say(f"left out to keep it small: {made.left_out}")
+
+
+def _map(config: "ml_collections.ConfigDict") -> None:
+    """Makes the map of the data, or says why it is left out."""
+    from stepjax.cli import arguments, options
+    from stepjax.report import data_map
+
+    if not data_map.is_possible():
+        outcome.say(data_map.note(pathlib.Path(options.WORKDIR.value)))
+        return
+    outcome.say("starting JAX")
+    _start()
+    from stepjax.run.run import Run
+
+    number = arguments.number_of("report", config)
+    run = Run(config, options.WORKDIR.value, keep=True, locks=False)
+    run.dir.accept()
+    data_map.make(run, number)
 
 
 def _dry_run(config: "ml_collections.ConfigDict") -> None:
@@ -321,7 +341,7 @@ def _eval(run: "Run", number: int) -> None:
     several = len(named) > 1
     for benchmark, by_mode in measured.items():
         for mode, metrics in by_mode.items():
-            answered = mode in ("greedy", "search")
+            answered = mode in ("greedy", "search") or benchmark != "test"
             if several and answered:
                 continue  # one line below
             read = benchmark if answered else "the run's own data"
@@ -331,7 +351,9 @@ def _eval(run: "Run", number: int) -> None:
             if rows:
                 run.monitor.table("", rows)
     if several:
-        run.monitor.table("", tables.benchmarks(f"M{number}", measured))
+        for table in (tables.benchmarks, tables.judge_sets):
+            if rows := table(f"M{number}", measured):
+                run.monitor.table("", rows)
     if options.SECOND_OPINION.value:
         second_opinion.report_all(results, run.monitor)
     for mode in modes if options.MODE.value == "all" and "test" in named else ():

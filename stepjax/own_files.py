@@ -30,6 +30,7 @@ EXTRAS = {
     **dict.fromkeys(_TRAIN, "train"),
     **dict.fromkeys(_DATA, "data"),
     "gguf": "gguf",
+    **dict.fromkeys(("sklearn", "threadpoolctl"), "report"),
     "gcsfs": "tpu",
 }
 _KINDS = {

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from stepjax import verdicts
+
 CHATS = ("none", "template")  # what goes around a prompt: see `Templates.chat`
 
 SOLVE = r"""Solve the mathematics problem below, one logical step at a time.
@@ -372,7 +374,10 @@ def boxed(text: str) -> str | None:
 def parse_verdict(
     t: Templates, text: str, sides: str = "AB"
 ) -> Literal["A", "B", "C"] | None:
-    """Finds the verdict of a judgment: the last one in the text counts.
+    """Reads the verdict of a judgment: the last one that it gives.
+
+    A verdict in an echo of the prompt or in a quotation, with a condition, as one of
+    several choices, asked or refused is not given; `stepjax.verdicts` has the grammar.
 
     Args:
       t: the templates.
@@ -380,8 +385,16 @@ def parse_verdict(
       sides: the verdicts that count, "AB" or "ABC".
 
     Returns:
-      One of the sides, or None when there is no verdict.
+      One of the sides, or None when no verdict is given.
+
+    Example:
+      >>> parse_verdict(Templates(), "I write [[A]] if A is better. **[[ B ]]**, then.")
+      'B'
     """
-    places = {side: text.rfind(verdict(t, side)) for side in sides}
-    last = max(sides, key=places.__getitem__)
-    return last if places[last] >= 0 else None
+    found = find_verdict(t, text, sides)
+    return None if found is None else found.side
+
+
+def find_verdict(t: Templates, text: str, sides: str = "AB") -> verdicts.Mark | None:
+    """Finds the verdict of `parse_verdict`, with its place in the text."""
+    return verdicts.find(t.verdict, t.judge, text, sides)

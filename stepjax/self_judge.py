@@ -145,8 +145,10 @@ def writing_judge(
                     answer = winner, text
                     answers[g].append((*answer, None, ids) if keep_ids else answer)
                     if soft and winner is not None:
-                        said = prompts.verdict(codec.templates, winner)
-                        before, lead = codec.before(ids, said)
+                        said = prompts.find_verdict(
+                            codec.templates, text, judgments.sides
+                        )
+                        before, lead = codec.before(ids, text[said.start : said.end])
                         places[g][w] = questions[g][w] + before, lead
             if not soft:
                 return answers

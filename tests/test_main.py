@@ -74,8 +74,8 @@ def refused(capsys, status, arguments, *words):
             ["--redo=serch; expected one of prepare, policy, rollouts, prm, mcts, eft"],
         ),
         (
-            ["eval", TINY, "--workdir={}", "--mode=judge", "--benchmark=x.jsonl"],
-            ["--mode=judge does not read --benchmark; expected --mode=greedy, search"],
+            ["eval", TINY, "--workdir={}", "--mode=unseen", "--benchmark=x.jsonl"],
+            ["--mode=unseen does not read --benchmark; expected --mode=greedy, search"],
         ),
         (
             ["eval", TINY, "--workdir={}", "--benchmark=x.jsonl"],

@@ -240,7 +240,7 @@ def test_boxed_takes_linear_time():
         (DEFAULT, "A is right. [[A]]", "A"),
         (DEFAULT, "[[B]]", "B"),
         (DEFAULT, "[[A]] no, [[B]] is better", "B"),
-        (DEFAULT, "[[B]] or [[A]] or [[B]] or [[A]]...", "A"),
+        (DEFAULT, "[[B]] or [[A]] or [[B]] or [[A]]...", None),
         (DEFAULT, "", None),
         (DEFAULT, "A is better", None),
         (DEFAULT, "[[C]] [A] [[a]] [[A] ]", None),

@@ -182,8 +182,9 @@ def test_a_tie_shares_its_probability_in_logprob_mode(codec):
     assert verdicts[0].winner == "A" and verdicts[0].response == "1.000000"
 
 
-def test_a_written_verdict_is_weighed_at_its_place(codec):
-    written = "Check: 8*7=6, 6+4=0, 0 (+) 5 (-) [[A]]"
+@pytest.mark.parametrize("said", ["[[A]]", "[[ A ]]"])
+def test_a_written_verdict_is_weighed_at_its_place(codec, said):
+    written = f"Check: 8*7=6, 6+4=0, 0 (+) 5 (-) {said}"
 
     def respond(context, prompt, path):
         if not path:  # the verdicts are compared

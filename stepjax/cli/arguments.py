@@ -64,10 +64,10 @@ def check_options(name: str) -> None:
     if name != "eval":
         return
     mode, named = options.MODE.value, options.BENCHMARK.value
-    if named != ["test"] and mode not in ("greedy", "search", "all"):
+    if named != ["test"] and mode in ("unseen", "training"):
         raise ValueError(
-            f"--mode={mode} does not read --benchmark; expected --mode=greedy, search "
-            "or all (both) with it."
+            f"--mode={mode} does not read --benchmark; expected --mode=greedy, search, "
+            "judge or all that apply to a file with it."
         )
     benchmarks.paths(named)
     if options.SECOND_OPINION.value:

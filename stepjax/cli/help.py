@@ -51,13 +51,14 @@ OPTIONS = {
     "mode": (
         "all",
         "what to measure: greedy (accuracy), search (accuracy of test-time search), "
-        "judge (accuracy on held-out judgments), unseen (problems of unseen steps), "
+        "judge (accuracy on held-out judgments, or on --benchmark=FILE of PRM800K or "
+        "ProcessBench), unseen (problems of unseen steps), "
         "training (the pairs that the model was trained on), or all that apply",
     ),
     "benchmark": (
         "test",
-        "'test' (the run's own problems), files of problems, or folders of such files, "
-        "with commas between them: a.jsonl,b.csv,folder",
+        "'test' (the run's own data), files of problems or of judged steps, or folders "
+        "of such files, with commas between them: a.jsonl,b.csv,folder",
     ),
     "second-opinion": (
         None,
@@ -71,6 +72,11 @@ OPTIONS = {
     "arms": (
         "self,random,oracle,sft,srlm",
         "what to compare; also frozen, keep, pointwise, consistency, outcome",
+    ),
+    "map": (
+        None,
+        "adds a map of the data: t-SNE of prompts and responses, by the newest model; "
+        "needs scikit-learn, which the extra `report` brings",
     ),
     "topology": ("v5p-16", "a TPU slice, as v5p-16 or v5p:2x2x2"),
     "gpu": (
@@ -142,7 +148,7 @@ COMMANDS = {
     ),
     "report": Command(
         "writes DIR/report/index.html: charts, tables, every judged step",
-        ("config", "workdir"),
+        ("config", "workdir", "map"),
         text="The page is one file that opens from disk and loads nothing. It holds "
         "what is finished, so it can be written while a run is going on. It has at "
         "most 25 MB; where explanations were left out for that, it says so.",

@@ -31,11 +31,12 @@ def extract(text: str) -> str | None:
       text: the solution, as written by a model or a person.
 
     Returns:
-      The contents of the last closed \boxed{...}, or the number or letter behind the
-      last \boxed without braces; without one, what follows "####" on the last line that
-      begins with it and is no heading; None without either.
+      The contents of the last closed \boxed{...} that is not empty, or the number or
+      letter behind the last \boxed without braces; without one, what follows "####" on
+      the last line that begins with it and is no heading; None without either. No other
+      words are looked for: "the answer is 7" has no answer.
     """
-    answer = boxed(text)
+    answer = boxed(re.sub(r"\\boxed\{\s*\}", "", text))
     if answer is None:
         bare = re.findall(r"\\boxed\s+(-?\d[\d.,]*\d|-?\d|[A-Za-z])(?![A-Za-z])", text)
         lines = re.findall(r"^####[ \t]*(\S.*)$", text, flags=re.MULTILINE)

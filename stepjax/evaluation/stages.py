@@ -5,7 +5,6 @@ Each stage writes ``eval/MODEL_BENCHMARK_MODE.json`` with its metrics and items;
 it, the mode "search" writes its searches as JSON lines.
 """
 
-import collections
 import dataclasses
 import functools
 import pathlib
@@ -13,7 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from stepjax import dpo, interrupts, records, trajectory
-from stepjax.evaluation import answers, calibration, causes, diagnose, grading, samples
+from stepjax.evaluation import (
+    answers,
+    calibration,
+    causes,
+    diagnose,
+    grading,
+    judge_sets,
+    judge_stage,
+    samples,
+)
 from stepjax.evaluation import benchmarks as files_of_problems
 from stepjax.lm import files, hosts
 from stepjax.lm.sampler import Sampler
@@ -46,8 +54,9 @@ def evaluate(
         the pairs that the model was trained on and what they did to it. Modes that
         do not apply to the run or the model are passed over.
       benchmarks: "test" (the run's own data), or files of problems; see
-        `benchmarks.read`. Files have the modes "greedy" and "search" only. All of them
-        are read before a model is loaded.
+        `benchmarks.read`. Files have the modes "greedy" and "search" only, and files of
+        judged steps (`judge_sets`) the mode "judge" only. All of them are read before a
+        model is loaded.
       also: further files, which have the mode "greedy" only, and were read already.
       on_result: called with the file of each result.
 
@@ -58,12 +67,16 @@ def evaluate(
     to the one before it, such as M2 when M1 made no pairs.
     """
     sources: dict[str, dict[str, pathlib.Path]] = {}
-    texts = run.codec.templates
+    modes, texts = tuple(modes), run.codec.templates
     for benchmark in benchmarks:
         if benchmark == "test":
             sources[benchmark] = _own_sources(run, number)
             continue
         path = files_of_problems.file_of(benchmark, run.dir.path / "eval", texts)
+        if modes == ("judge",) or "judge" in modes and judge_sets.form(path):
+            judge_stage.check(run, path)
+            sources[benchmark] = {"judge": path}
+            continue
         problems = {path.name: files_of_problems.read(path, texts)}
         checks.check_budgets(run.settings, run.codec, problems)
         for warning in checks.check_characters(run.codec, problems):
@@ -72,7 +85,6 @@ def evaluate(
     sources |= {str(path): {"greedy": path} for path in also}
     # Loaded once, when a mode needs them.
     params = functools.cache(lambda: run.sampling_params(number))
-    modes = tuple(modes)
     result: dict[str, dict[str, Any]] = {}
     for benchmark, files_by_mode in sources.items():
         result[benchmark], stored = {}, []
@@ -228,14 +240,14 @@ def _greedy(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
     )
     name = f"M{number} eval {file.stem}"
     journal = of_rows(*partial, run.monitor.say)
-    items = _items(run, name, "problem", problems, solve, sampler, journal)
+    items = measured_rows(run, name, "problem", problems, solve, sampler, journal)
     # M0 has not learned yet how a solution ends.
     warnings = causes.of_greedy(items, run.settings) if number else []
     metrics = grading.greedy_metrics(items)
     return {"metrics": metrics, "items": items, "warnings": warnings}
 
 
-def _items(
+def measured_rows(
     run: Run,
     name: str,
     unit: str,
@@ -285,50 +297,9 @@ def _items(
 
 
 def _judge(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
-    capacity, judgments = run.settings.judge.context_tokens, run.kind.judgments
-    every = records.read_jsonl(file, judgments.record)
-
-    def context(row) -> tuple[int, ...]:
-        steps = [run.codec.step(text) for text in row.steps]
-        return judgments.context(run.codec, row.problem, steps)
-
-    rows = [row for row in every if len(context(row)) <= capacity]
-    left_out = len(every) - len(rows)
-    if left_out:
-        run.monitor.say(
-            f"eval: {left_out} of {len(every)} held-out rows exceed "
-            f"judge.context_tokens={capacity} and are left out."
-        )
-    sampler = judges.open_sampler(run, params(), capacity)
-    ask = functools.partial(
-        grading.judge_accuracy,
-        judges.self_judge(run, sampler, rows=1),
-        run.codec,
-        slots=run.slots,
-        judgments=judgments,
-    )
-    name = f"M{number} eval judge"
-    journal = of_rows(*partial, run.monitor.say)
-    items = _items(run, name, "judgment", rows, ask, sampler, journal)
-    metrics = grading.judge_metrics(items) | {"left_out": left_out}
-    if run.kind.mistake:
-        metrics |= _by_mistake(run, rows, items)
-    return {"metrics": metrics, "items": items}
-
-
-def _by_mistake(run: Run, rows: Sequence, items: Sequence[dict]) -> dict[str, float]:
-    """Returns the judge's accuracy on held-out comparisons by the mistake of a step."""
-    by_kind: dict[str, list[dict]] = collections.defaultdict(list)
-    for row, item in zip(rows, items, strict=True):
-        wrong = row.b if row.verdict == "A" else row.a
-        kind = run.kind.mistake(row.problem, row.steps, wrong)
-        by_kind[diagnose.in_metrics(kind)].append(item)
-    return {
-        f"{name}_{kind}": value
-        for kind in sorted(by_kind)
-        for name, value in grading.accuracy(by_kind[kind]).items()
-        if name in ("accuracy", "count")
-    }
+    own = file.parent == run.dir.path / "data"
+    measure = judge_stage.held_out if own else judge_stage.of_file
+    return measure(run, number, params, file, partial, measure=measured_rows)
 
 
 def _search(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:

@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stepjax.evaluation import intervals
@@ -40,6 +40,11 @@ LEGEND = {
     "finished %": "greedy solutions that end within eval.max_tokens",
     "no answer": "greedy solutions that end without a final answer",
     "ungraded": "greedy answers that met a limit of the grader; they count as wrong",
+    "both orders %": "pairs of labelled steps that are judged right in both orders",
+    "found %": "solutions with an error whose first error the judge finds",
+    "accepted %": "right solutions in which the judge rejects no step",
+    "F1 [95 %]": "harmonic mean of these two, as in ProcessBench, with an interval",
+    "too long": "rows beyond judge.context_tokens, which are not judged",
     "complete %": "searches of test problems that reach the end of a solution",
     "cut off %": "sampled steps that did not end within search.max_step_tokens",
     "no marker %": "sampled steps that do not begin with the marker of their step",
@@ -139,6 +144,8 @@ def benchmarks(
     rows = []
     for benchmark, by_mode in measured.items():
         greedy, search = by_mode.get("greedy"), by_mode.get("search")
+        if greedy is search is None:
+            continue
         rows.append(
             {
                 model: benchmark,
@@ -149,6 +156,56 @@ def benchmarks(
             }
         )
     return _without_empty_columns(rows)
+
+
+def judge_sets(
+    model: str, measured: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> list[dict[str, str]]:
+    """Returns a table with a row for each file of judged steps.
+
+    Args:
+      model: its name.
+      measured: from `stages.evaluate`: benchmark → mode → metrics.
+    """
+    return judged_files(
+        [
+            ({model: benchmark}, by_mode["judge"])
+            for benchmark, by_mode in measured.items()
+            if benchmark != "test" and "judge" in by_mode
+        ]
+    )
+
+
+def judged_files(
+    measured: Sequence[tuple[dict[str, str], Mapping[str, float]]],
+) -> list[dict[str, str]]:
+    """Returns a table with a row for each result on a file of judged steps.
+
+    Args:
+      measured: first cells of a row, and the metrics of `judge_sets.metrics`.
+    """
+    rows = [head | _judged_row(metrics) for head, metrics in measured]
+    return _without_empty_columns(rows)
+
+
+def _judged_row(metrics: Mapping[str, float]) -> dict[str, str]:
+    def cell(form: Callable[..., str], *names: str) -> str:
+        known = all(name in metrics for name in names)
+        return form(*(metrics[name] for name in names)) if known else _MISSING
+
+    return {
+        "pairs": cell(str, "count"),
+        "judge % [95 %]": cell(_interval, "accuracy", "low", "high"),
+        "both orders %": cell(_percent, "both_orders"),
+        "flip %": cell(_percent, "flip_rate"),
+        "unparsed %": cell(_percent, "unparsed_rate"),
+        "erroneous": cell(str, "first_error_count"),
+        "found %": cell(_percent, "first_error_accuracy"),
+        "right ones": cell(str, "no_error_count"),
+        "accepted %": cell(_percent, "no_error_accuracy"),
+        "F1 [95 %]": cell(_interval, "first_error_f1", "f1_low", "f1_high"),
+        "too long": cell(str, "too_long"),
+    }
 
 
 def _percent(value: float) -> str:

@@ -18,6 +18,7 @@ from stepjax.initial_data.teacher_answers import Answer
 from stepjax.prompts import Templates
 from stepjax.records import Comparison, Preference
 from stepjax.run.text_table import text_table
+from stepjax.verdicts import marks
 
 # Share of the comparisons that a world makes to learn from, in which both are wrong.
 BOTH_WRONG = 0.3
@@ -105,9 +106,10 @@ def keep(
 ) -> Kept:
     """Keeps the pairs on which the teacher agrees with itself and with the truth.
 
-    The last verdict of an answer counts. The explanation is the text before it; text
-    after the verdict and white space at the beginning are left out. An answer that
-    repeats its verdict ends at the first one, as the model's judge does.
+    The last verdict that an answer gives counts. The explanation is the text before it;
+    text after the verdict, emphasis around it, and white space at the beginning are
+    left out. An answer that repeats its verdict ends at the first one, as the model's
+    judge does.
 
     A pair is undecided if the teacher says "A" in both orders, because it finds neither
     step better, and the PRM sees hardly a difference. With `undecided_margin`, such
@@ -252,11 +254,11 @@ def _orders(
 
 def _read(templates: Templates, text: str) -> tuple[str | None, str | None]:
     """Returns verdict and explanation; no explanation where verdicts differ."""
-    verdict = prompts.parse_verdict(templates, text)
-    if verdict is None:
+    found = prompts.find_verdict(templates, text)
+    if found is None:
         return None, None
-    ends = {side: prompts.verdict(templates, side) for side in "AB"}
-    other = ends["B" if verdict == "A" else "A"]
-    if other in text:
-        return verdict, None
-    return verdict, text.lstrip().partition(ends[verdict])[0]
+    every = marks(templates.verdict, text)
+    if any(mark.side != found.side for mark in every):
+        return found.side, None
+    # Emphasis that is opened before the verdict does not belong to the explanation.
+    return found.side, text[: every[0].start].lstrip().rstrip("*_`")

@@ -18,7 +18,7 @@ import jinja2
 from stepjax.controls import IsRight
 from stepjax.evaluation import benchmark_tables, benchmarks, calibration, show, tables
 from stepjax.lm import files
-from stepjax.report import charts, searches
+from stepjax.report import charts, data_map, paper_tables, searches
 
 MOST = 25_000_000  # bytes of the page
 _BESIDE = 3_000_000  # bytes of it that are not searches, at most
@@ -88,14 +88,18 @@ def write(
     ]
     keys, rows = [part[1] for part in sections], tables.tables(workdir, models)
     drawn = dict(zip(keys, rows, strict=True))
+    sections.append(("Data", "map", data_map.charts(workdir)))
     text = _template().render(
         name=workdir.resolve().name,
         facts=_facts(results, settings or {}),
-        sections=[part for part in sections if part[2] or drawn[part[1]]],
+        sections=[part for part in sections if part[2] or drawn.get(part[1])],
+        judged=_judged(workdir),
+        no_map=data_map.note(workdir),
         tables=drawn,
         sampled=charts.sampled_table(sampled),
         benchmarks=benchmark_tables.tables(workdir, models),
-        published=charts.published_tables(results, measured),
+        published=charts.published_tables(results, measured)
+        + paper_tables.tables(results, measured, settings or {}, _counts(workdir)),
         legend=benchmark_tables.LEGEND | tables.LEGEND,
         warnings=_warnings(results),
         settings=_flat(settings or {}),
@@ -186,6 +190,25 @@ def _benchmarks(workdir: pathlib.Path, models: int) -> dict[str, list[dict]]:
             every[int(number)][mode] = result
     short = benchmarks.short_names(list(found))
     return {short[name]: every for name, every in found.items()}
+
+
+def _judged(workdir: pathlib.Path) -> list[dict[str, str]]:
+    """Returns the table of files of judged steps that models were measured on."""
+    measured = []
+    for path in sorted((workdir / "eval").glob("M*_*_judge.json")):
+        name = _problems(path)
+        if not name.startswith("heldout"):
+            result = files.read_json(path)
+            _check(result, ("metrics",), str(path))
+            head = {"model": path.stem.partition("_")[0], "file": name}
+            measured.append((head, result["metrics"]))
+    return tables.judged_files(measured)
+
+
+def _counts(workdir: pathlib.Path) -> dict[str, int]:
+    """Returns file of the run's data → its rows; {} before they are there."""
+    path = workdir / "data" / "manifest.json"
+    return files.read_json(path)["counts"] if path.exists() else {}
 
 
 def _greedy_counts(results: Mapping[str, Mapping]) -> dict[str, dict[str, int]]:

@@ -156,6 +156,30 @@ def bars(
         return Plot(_svg(figure, note), legend)
 
 
+def points(groups: Mapping[str, Sequence[Sequence[float]]], *, note: str) -> Plot:
+    """Returns points in the plane, without axes, since their places have no unit.
+
+    Args:
+      groups: name → (x, y) of each of its points; at most seven groups have a colour of
+        their own.
+      note: what the plot shows, for readers who do not see it.
+    """
+    legend = []
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.3, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for number, (name, places) in enumerate(groups.items()):
+            colour = _SERIES[number % len(_SERIES)]
+            legend.append((name, _VARIABLES[colour]))
+            across, up = zip(*places, strict=True)
+            axes.plot(across, up, "o", color=colour, markersize=2.5, alpha=0.6, mew=0)
+        axes.grid(visible=False)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines["bottom"].set_visible(False)
+        return Plot(_svg(figure, note), legend)
+
+
 def _models(axes, curves: Sequence[Series]) -> None:
     """Names the models below the horizontal axis."""
     numbers = sorted({number for curve in curves for number, _ in curve.points})

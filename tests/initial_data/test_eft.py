@@ -160,6 +160,15 @@ def test_a_repeated_verdict_ends_the_explanation_where_the_models_judge_stops():
     assert [row.explanation for row in rows] == ["A. ", "B. "]
 
 
+def test_emphasis_around_a_verdict_is_not_explained():
+    rows, _, _ = keep("A adds. **[[A]]**", "B adds.\n`[[ B ]]`")
+    assert [row.explanation for row in rows] == ["A adds. ", "B adds.\n"]
+
+
+def test_a_verdict_that_is_only_mentioned_is_none():
+    assert only(keep("Write [[A]] if A adds.", "y [[B]]").reasons) == {"no verdict": 1}
+
+
 def test_white_space_alone_is_no_explanation():
     rows, reasons, _ = keep("\n[[A]]", "y [[B]]", "x [[A]]", " \u2028[[B]]")
     assert rows == [] and only(reasons) == {"empty explanation": 2}

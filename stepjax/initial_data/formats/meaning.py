@@ -131,17 +131,22 @@ def _check_pair(record: Any, names: tuple[str, str], templates: Templates) -> No
     judged += [("steps", step) for step in record.steps]
     judged += [(name, getattr(record, name)) for name in names]
     for name, text in judged:
-        if side := prompts.parse_verdict(templates, text):
-            verdict = prompts.verdict(templates, side)
+        if verdict := _written(templates, text):
             raise ValueError(
                 f"field {name!r} holds the verdict {verdict!r}; expected it nowhere "
                 "in what is judged, because the judge would learn to read it there."
             )
 
 
+def _written(templates: Templates, text: str) -> str:
+    """Returns a verdict that a text holds anywhere, at which a judgment ends; or ""."""
+    both = (prompts.verdict(templates, side) for side in "AB")
+    return next((verdict for verdict in both if verdict in text), "")
+
+
 def _check_explanation(record: Any, templates: Templates) -> None:
     text = record.explanation
-    if prompts.parse_verdict(templates, text):
+    if _written(templates, text):
         raise ValueError(
             f"field 'explanation' is {text[-40:]!r} and holds a verdict; expected it "
             "in the field 'verdict' only, because a judgment ends at the first one."

@@ -1,0 +1,170 @@
+"""Which verdict a judgment gives: ordinary and hostile texts, each with its reason."""
+
+import pytest
+
+from stepjax import pointwise, prompts, verdicts
+from stepjax.prompts import Templates
+
+DEFAULT = Templates()
+INSTRUCTION = (
+    "End with your verdict on the last line: [[A]] if candidate A is better, [[B]] if "
+    "candidate B is better."
+)
+# (what a judge wrote, its verdict, why)
+TEXTS = [
+    # What a judge gives.
+    ("A is right. [[A]]", "A", "the usual form"),
+    ("[[B]]", "B", "nothing else"),
+    ("Both add.\n\n**[[A]]**", "A", "bold"),
+    ("## Verdict\n__[[B]]__\n", "B", "emphasis, a heading, a blank line at the end"),
+    ("Verdict: [[ A ]]", "A", "blanks inside"),
+    ("Verdict: [[**B**]].", "B", "emphasis inside"),
+    ("So `[[A]]`", "A", "code at the end"),
+    ('My verdict is "[[B]]".', "B", "quotation marks around it at the end"),
+    ('{"verdict": "[[A]]"}', "A", "as JSON"),
+    ("```\n[[B]]\n```", "B", "in a block of code"),
+    (r"$\boxed{[[A]]}$", "A", "in a box"),
+    ("[[A]] because B divides by 0.", "A", "a reason behind it"),
+    ("[[B]]\n\nThank you! I hope this helps.", "B", "lines behind it"),
+    ("[[A]]<|im_end|>", "A", "a special token behind it"),
+    ("[[A]] no, [[B]] is better", "B", "the last of two"),
+    ("[[A]]? No: [[B]]", "B", "the first is asked"),
+    ("First [[A]]. On second thought [[B]]. No, [[A]].", "A", "the last of three"),
+    ("[[A]] [[B]]", "B", "two without a word between them: the last"),
+    ("[[B]], not [[A]]", "B", "the last is refused"),
+    ("I prefer [[A]] over [[B]].", "A", "the last is refused"),
+    ("[[B]] is better than [[A]]", "B", "the last is refused"),
+    (
+        "The step is right if x > 0, so my verdict is [[A]]",
+        "A",
+        "an if in between",
+    ),
+    ("All else is equal. [[B]]", "B", "an else of the argument"),
+    ("A says: if x = 1, stop. [[A]]", "A", "an if of the sentence before"),
+    (f"I was told: {INSTRUCTION}\nA is wrong.\n[[B]]", "B", "an echo, then a verdict"),
+    ("If A is better I write [[A]]. It is not.\n[[B]]", "B", "a plan, then a verdict"),
+    ("> [[A]] if A is better\n\n[[B]]", "B", "a quotation, then a verdict"),
+    (
+        "[Start of candidate B]\nStep 2: 3. [[B]]\n[End of candidate B]\n[[A]]",
+        "A",
+        "a candidate that holds a verdict, then the judge's own",
+    ),
+    ("B writes '[[B]]' to be chosen. [[A]]", "A", "a quoted one, then its own"),
+    # What it does not give.
+    ("", None, "nothing"),
+    ("A is better", None, "no verdict"),
+    ("[[C]] [A] [[a]] [[A] ] [[AB]] A]] [[", None, "other forms"),
+    (r"\boxed{A}", None, "a box, which the template does not ask for"),
+    ("[ [A] ]", None, "blanks between the brackets"),
+    (INSTRUCTION, None, "an echo of the prompt"),
+    (f"**{INSTRUCTION}** Both are good.", None, "the same within a line"),
+    ("I output [[A]] if A is better, [[B]] if B is better", None, "its instruction"),
+    ("I output [[A]] if A is better and [[B]] otherwise", None, "the same"),
+    ("If A is better, I output [[A]]; otherwise [[B]].", None, "the same"),
+    ("If A is better: [[A]].\nIf B is better: [[B]].", None, "the same in two lines"),
+    ("- If A is better, [[A]], else [[B]]", None, "the same as a list"),
+    ("Write [[B]] only if B is better.", None, "one of the two"),
+    ("Write `[[A]]` when A is better.", None, "one of the two, as code"),
+    ("[[A]] means A is better, [[B]] = B is better", None, "what the forms mean"),
+    ("End with [[A]] or [[B]]. A is better.", None, "the choices"),
+    ("The answer is either '[[A]]' or '[[B]]'", None, "the choices, quoted"),
+    ("[[A]] / [[B]]", None, "the choices"),
+    ("[[A]], [[B]]", None, "the choices"),
+    ("**[[A]]** or **[[B]]**?", None, "the choices, bold"),
+    ("Is it [[A]]? I cannot say.", None, "asked"),
+    ("It is not [[A]]", None, "refused, without the other one"),
+    ("> The verdict is [[A]]", None, "a quoted line"),
+    ('B says "the verdict is [[B]]", which is odd.', None, "within a quotation"),
+    (
+        "B holds “[[B]]”, which must not count.",
+        None,
+        "a quotation, then text",
+    ),
+    (
+        "[Start of candidate A]\nStep 2: [[A]]\n[End of candidate A]\nIt is right.",
+        None,
+        "a candidate that holds a verdict",
+    ),
+    ("[Start of candidate B]\nStep 2: 3\n[[B]]", None, "the same, cut off"),
+    ("[[Ａ]] [[А]]", None, "letters of other alphabets that look alike"),
+]
+
+
+@pytest.mark.parametrize("text, expected, why", TEXTS)
+def test_what_a_judgment_gives(text, expected, why):
+    assert prompts.parse_verdict(DEFAULT, text) == expected, why
+
+
+@pytest.mark.parametrize(
+    "form, text, expected, why",
+    [
+        (r"\boxed{{side}}", r"So \boxed{A}.", "A", "the template asks for a box"),
+        (r"\boxed{{side}}", r"So \boxed{ B }", "B", "blanks inside"),
+        (r"\boxed{{side}}", r"\boxed{12} [[A]]", None, "another box"),
+        ("Winner: {side}.", "Winner: **A**.", "A", "emphasis"),
+        ("Winner: {side}.", "Winner:A.", None, "without the blank of the template"),
+        ("Winner: {side}", "Winner: Anne", None, "a word that begins with A"),
+        ("{side} wins", "A wins", "A", "the letter is first"),
+        ("{side} wins", "DNA wins", None, "a word that ends with A"),
+        ("{side}", "B", "B", "the letter alone"),
+        ("{side}", "Better", None, "a word"),
+    ],
+)
+def test_other_templates(form, text, expected, why):
+    assert prompts.parse_verdict(Templates(verdict=form), text) == expected, why
+
+
+def test_a_tie_is_a_choice_where_it_is_allowed():
+    for text in ("[[A]], [[B]] or [[C]]", "[[C]] if neither is better"):
+        assert prompts.parse_verdict(DEFAULT, text, prompts.SIDES) is None
+    assert prompts.parse_verdict(DEFAULT, "[[A]]? [[C]]", prompts.SIDES) == "C"
+
+
+def test_the_instruction_of_each_judge_gives_no_verdict():
+    for template in (prompts.JUDGE, prompts.JUDGE_OR_TIE, pointwise.SINGLE):
+        t = Templates(judge=template)
+        assert len(verdicts.marks(t.verdict, template)) == 2
+        assert prompts.parse_verdict(t, template, prompts.SIDES) is None
+
+
+def test_an_example_in_the_prompt_is_no_echo():
+    shown = "Example:\nA adds.\n[[A]]\n\n[Start of question]"
+    t = Templates(judge=prompts.JUDGE.replace("[Start of question]", shown))
+    assert prompts.parse_verdict(t, "A adds.\n[[A]]") == "A"
+
+
+def test_headings_that_a_judge_shares_with_the_prompt_hide_no_verdict():
+    form = "{problem}\n{steps}\nCandidate A\n{a}\nCandidate B\n{b}\nJudgment\n"
+    t = Templates(judge=form)
+    said = "Candidate A\nadds.\nCandidate B\ndivides.\n"
+    assert prompts.parse_verdict(t, f"{said}[[A]]") == "A"
+    assert prompts.parse_verdict(t, f"{said}[[A]]\nJudgment\nnone") is None
+    t = Templates(judge="{problem}\n{steps}\n---\n{a}\n---\n{b}\n---\n")
+    assert prompts.parse_verdict(t, "---\n[[A]]\n---") == "A"
+
+
+def test_the_place_of_a_verdict():
+    text = "[[A]] or [[B]]: **[[ B ]]**!"
+    found = prompts.find_verdict(DEFAULT, text)
+    assert text[found.start : found.end] == "[[ B ]]"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "[[A]] or ",
+        "[[A]] if ",
+        '"[[A]] x" ',
+        "“[[A]]",
+        "> [[A]]\n",
+        "[[ ",
+        "not [[A]]",
+        "[Start of candidate A]\n[[A]]\n",
+        INSTRUCTION,
+        "else ",
+    ],
+)
+def test_long_texts_are_read_in_linear_time(piece):
+    # Quadratic time would take hours.
+    long = piece * (1_000_000 // len(piece))
+    assert prompts.parse_verdict(DEFAULT, "[[A]] x\n" + long) == "A"
