@@ -17,7 +17,9 @@ The method, one file per stage, in the order in which it runs:
     search.py       step-by-step search: propose, judge, keep the best, go back
     pairs.py        finished searches to preference pairs
     judgment_pairs.py  finished searches to preferences between judgments
-    forest.py       sequences and whole searches packed into rows
+    forest.py       sequences of any kind as trees, and trees packed into rows
+    prefix_tree.py  one tree that holds what sequences begin with once
+    pair_trees.py   the pairs of a search as a tree: a trunk with branches
     dpo.py          Mi to Mi+1
     losses.py       step_logps, step_dpo_loss, ...: imports jax and nothing else
                     variants: preference_losses.py, reference_free_losses.py

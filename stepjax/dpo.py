@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from stepjax import forest, losses
+from stepjax import forest, losses, pair_trees
 from stepjax.lm import sharding, train
 
 REFERENCES = ("precomputed", "live")
@@ -139,7 +139,7 @@ def order(
     updates: int = 0,
 ) -> list[list[int]]:
     """Returns the places of the pairs of each update; see `make_batches`."""
-    groups = forest.group_by_trunk(pairs, row_length)
+    groups = pair_trees.group_by_trunk(pairs, row_length)
     passes = epochs
     if updates:
         passes = math.ceil(updates / math.ceil(len(pairs) / batch_size))
@@ -203,8 +203,8 @@ def make_batches(
 
 def _trees(pairs: Sequence[forest.IdPair], row_length: int) -> list[forest.Tree]:
     trees, segment = [], 0
-    for group in forest.group_by_trunk(pairs, row_length) if pairs else []:
-        trees.append(forest.trajectory_tree([pairs[i] for i in group], segment))
+    for group in pair_trees.group_by_trunk(pairs, row_length) if pairs else []:
+        trees.append(pair_trees.trajectory_tree([pairs[i] for i in group], segment))
         segment += 2 * len(group)
     return trees
 

@@ -10,7 +10,7 @@ import pytest
 from fakes import Table
 from runs import one_device_mesh
 
-from stepjax import dpo, forest, losses
+from stepjax import dpo, forest, losses, pair_trees
 from stepjax.forest import IdPair
 from stepjax.lm import model as lm
 from stepjax.lm import sharding
@@ -169,7 +169,7 @@ def worst(got, want):
 def test_a_forest_row_is_its_pairs_one_by_one():
     first, second = trajectories()
     assert [len(p.context) for p in first] == [6, 11, 15]
-    trees = [forest.trajectory_tree(first), forest.trajectory_tree(second, 6)]
+    trees = [pair_trees.trajectory_tree(first), pair_trees.trajectory_tree(second, 6)]
     assert [len(tree.tokens) for tree in trees] == [26, 22]
     rows = forest.pack(trees, ROW, scored=32)
     assert rows.tokens.shape == (1, ROW)
