@@ -217,6 +217,27 @@ def _batch(trees, row_length: int, rows: int, scored: int, pairs: int) -> Batch:
     return Batch(packed, lengths, np.zeros_like(lengths))
 
 
+def tokens(batch: Batch) -> tuple[int, int]:
+    """Returns how many tokens the pairs of an update have.
+
+    Args:
+      batch: from `make_batches`, [M, ...].
+
+    Returns:
+      (laid out one by one, which is twice the context and both steps of each pair; in
+      trees). What pads the rows and `replay` do not count.
+    """
+    rows = batch.rows
+    after = np.arange(1, rows.tokens.shape[-1] + 1)
+    used = (rows.parent >= 0) | (rows.subtree_end > after)  # padding is alone
+    ends = np.take_along_axis(rows.position, rows.scored, -1) + 1
+    longest = np.zeros_like(batch.lengths, np.int64)  # of each step, with its context
+    part = np.broadcast_to(np.arange(len(ends))[:, None, None], ends.shape)
+    real = rows.weight > 0
+    np.maximum.at(longest, (part[real], rows.segment[real]), ends[real])
+    return int(longest.sum()), int(used.sum())
+
+
 def replay_order(
     rows: int, batch_size: int, *, seed: int, updates: int
 ) -> list[list[int]]:

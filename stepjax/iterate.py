@@ -143,6 +143,7 @@ def sft(run: Run) -> None:
             order=order,
             folder=run.dir.model(1) / "train" / f"phase_{order}",
             keep_last=order + 1 < len(phases),
+            plain=run.sft_examples.plain,
         )
     counts = run.sft_examples.sizes | {"dropped": len(dropped), "updates": updates}
     stage.commit(arrays=run.save(run.dir.model(1), params), counts=counts)
@@ -182,6 +183,7 @@ def more_sft(run: Run, number: int) -> None:
         model=f"M{number + 1}",
         order=len(run.settings.sft.phases) + number - 1,
         folder=run.dir.model(number + 1) / "train",
+        plain=run.sft_examples.plain,
     )
     arrays = run.save(run.dir.model(number + 1), params)
     stage.commit(arrays=arrays, counts=sizes | {"updates": updates})
@@ -352,6 +354,7 @@ def _train_on_pairs(
         ),
         batch_at=lambda step: train.put_batch(run.mesh, batches[step]),
         rows_at=names_at,
+        tokens_at=lambda step: step_dpo.tokens(batches[step]),
         steps=len(batches),
         optimizer=settings.dpo.optimizer,
         folder=run.dir.model(number + 1) / "train",

@@ -395,6 +395,26 @@ def test_a_number_of_updates_instead_of_epochs(wanted):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_an_update_counts_its_tokens_as_pairs_and_as_trees(micro_batches):
+    pairs = [p for part in trajectories() for p in part] + loose_pairs()
+    (batch,) = batches(pairs, batch_size=len(pairs), micro_batches=micro_batches)
+    plain, trees = dpo.tokens(batch)
+    assert plain == sum(
+        2 * len(p.context) + len(p.chosen) + len(p.rejected) for p in pairs
+    )
+    (chosen,) = dpo.order(pairs, len(pairs), ROW, seed=3, epochs=1)
+    share = -(-len(pairs) // micro_batches)
+    parts = [chosen[:share], chosen[share:]] if micro_batches > 1 else [chosen]
+    expected = 0
+    for part in parts:
+        own = [pairs[n] for n in part]
+        for group in pair_trees.group_by_trunk(own, ROW):
+            tree = pair_trees.trajectory_tree([own[n] for n in group])
+            expected += len(tree.tokens)
+    assert trees == expected < plain
+
+
 def test_no_pairs_give_no_batches_and_bad_input_is_refused():
     assert batches([]) == []
     with pytest.raises(ValueError, match="pair 2 has 11 tokens; .*row_length=10"):

@@ -350,6 +350,7 @@ class Run:
         folder: pathlib.Path,
         reference: Any = None,
         rows_at: Callable[[int], Sequence[str]] = lambda step: (),
+        tokens_at: Callable[[int], tuple[int, int]] | None = None,
         stop_loss: float = 0.0,
         keep_last: bool = False,
     ) -> tuple[Any, int]:
@@ -367,6 +368,9 @@ class Run:
           folder: where training states are kept while the stage is not finished.
           reference: parameters that the loss compares with, or None.
           rows_at: number of an update → names of what its batch holds, for messages.
+          tokens_at: number of an update → the tokens of its sequences laid out one by
+            one, and those of its trees; with it, the metrics have the quotient of
+            their sums over a log period, tree_token_ratio.
           stop_loss: training stops after a log period whose mean loss is below it; 0
             never stops it early.
           keep_last: also save the last state, because another phase follows.
@@ -410,6 +414,11 @@ class Run:
                 nonlocal tokens, since
                 seconds = time.monotonic() - since
                 metrics = metrics | {"learning_rate": float(rates(now - 1))}
+                if tokens_at:
+                    first = (now - 1) // options.log_every * options.log_every
+                    counts = [tokens_at(step) for step in range(first, now)]
+                    plain, trees = map(sum, zip(*counts, strict=True))
+                    metrics["tree_token_ratio"] = plain / trees
                 speeds = {"tokens_per_second": tokens / max(seconds, 1e-9)}
                 self.monitor.log(name, model, now, metrics, speeds=speeds)
                 on_update(now, f"loss {metrics.get('loss', math.nan):.4f}")
