@@ -34,6 +34,7 @@ from stepjax.run import (
     banner,
     base,
     checks,
+    compiles,
     kind,
     lock,
     manifest,
@@ -43,8 +44,10 @@ from stepjax.run import (
     ranges,
     rundir,
     stage,
+    wandb_curves,
     world_rows,
 )
+from stepjax.run import profile as profiling
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
 
@@ -59,6 +62,7 @@ class Run:
       settings: of the run, typed.
       dir: the run directory.
       monitor: progress bars and metrics.
+      profiler: traces a few units of each stage, if it is asked to.
       mesh: the devices of training.
       codec: tokenizer and templates.
       model: the decoder on `mesh`, for training.
@@ -76,6 +80,7 @@ class Run:
         dry_run: bool = False,
         keep: bool = False,
         locks: bool = True,
+        profile: bool = False,
     ):
         """Claims the directory, prepares the data, and makes every early check.
 
@@ -87,6 +92,7 @@ class Run:
           keep: whether the directory keeps its own settings, see there.
           locks: whether no other command may write there meanwhile, see `stepjax.run.
             lock`; the lock stays until `lock.release`, or until the process ends.
+          profile: whether some updates and turns are traced, see `stepjax.run.profile`.
 
         Raises:
           ValueError: for settings or data that cannot work, or a directory of another
@@ -98,6 +104,7 @@ class Run:
         ranges.check(config)
         self.loaded: set[pathlib.Path] = set()
         self.settings = from_config(config)
+        wandb_curves.check(self.settings.wandb)
         by, proposed = self.settings.judge.by, self.settings.search.propose_by
         wrong = own_import.wrong(by, proposed)
         if wrong:
@@ -107,10 +114,11 @@ class Run:
             lock.take(pathlib.Path(workdir))
         try:
             self.dir = rundir.RunDirectory(config, workdir, redo, **how)
+            traces = self.dir.path / "profile" if profile else None
             if locks and hosts.first():
                 files.remove_left(self.dir.path)
             try:
-                self._begin()
+                self._begin(traces)
             except BaseException:
                 self.dir.give_back()
                 raise
@@ -118,9 +126,13 @@ class Run:
             lock.release(pathlib.Path(workdir))
             raise
 
-    def _begin(self) -> None:
+    def _begin(self, traces: pathlib.Path | None) -> None:
         settings = self.settings
-        self.monitor = Monitor(self.dir.path, quiet=not hosts.first())
+        self.monitor = Monitor(
+            self.dir.path, quiet=not hosts.first(), wandb=settings.wandb
+        )
+        self.profiler = profiling.Profiler(traces, self.monitor.say)
+        compiles.use_cache(settings.compile_cache, self.monitor.say)
         self.dir.say = self.monitor.say
         for line in self.dir.news:
             self.monitor.say(line)
@@ -395,12 +407,17 @@ class Run:
             saver = checkpoint.TrainSaver(folder, every, last=keep_last, say=say)
             state, done, over = saver.restore(state)
         self.monitor.restart(name, model, done)
-        with self.monitor.progress(f"{model} {name}", steps, "update", done) as advance:
+        title = f"{model} {name}"
+        with (
+            self.monitor.progress(title, steps, "update", done) as advance,
+            self.profiler.of(title, "update") as before_update,
+        ):
             shown, tokens, since = done, 0, time.monotonic()
             rates = train.learning_rates(optimizer, steps)
 
             def feed(step: int) -> Any:
                 nonlocal tokens
+                before_update()
                 batch = batch_at(step)
                 tokens += getattr(batch, "rows", batch).tokens.size
                 return batch
