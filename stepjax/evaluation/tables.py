@@ -95,7 +95,7 @@ def compiled(workdir: pathlib.Path, models: int) -> list[dict[str, str]]:
       models: M0 ... M`models`.
 
     Returns:
-      A row per model, as in the last of `tables`.
+      A row per model, as in the last of `tables`; none where no stage has counted.
     """
 
     def cell(manifest: Mapping[str, Any]) -> str:
@@ -112,7 +112,8 @@ def compiled(workdir: pathlib.Path, models: int) -> list[dict[str, str]]:
         for number, own in enumerate(parts)
         if own
     ]
-    return _without_empty_columns(rows)
+    rows = _without_empty_columns(rows)
+    return rows if any(len(row) > 1 for row in rows) else []
 
 
 def _without_empty_columns(rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -54,7 +54,6 @@ def test_what_is_compiled_and_what_is_read_again_are_counted_apart(no_cache, tmp
     new_program()
     again = compiles.count().since(second)
     assert (again.programs, again.loaded) == (0, made.programs)
-    assert again.seconds == pytest.approx(0, abs=0.5 * made.seconds)
 
 
 def test_the_user_has_one_cache_for_each_machine(monkeypatch, tmp_path):
@@ -107,7 +106,6 @@ def test_a_folder_that_cannot_be_written_costs_a_sentence_only(no_cache, tmp_pat
     assert "JAX_COMPILATION_CACHE_DIR" in said[1] and len(said) == 2
 
 
-@pytest.mark.usefixtures("quick_runs")
 def test_a_damaged_entry_is_compiled_again(no_cache, tmp_path):
     compiles.use_cache(str(tmp_path), silent)
     expected = new_program()
@@ -138,6 +136,7 @@ def test_a_second_run_in_a_new_process_compiles_nothing(tmp_path):
         if name not in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
     }
     environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    environment["JAX_EXPLAIN_CACHE_MISSES"] = "1"
     counts = []
     for name in ("one", "two"):
         command = ["-m", "stepjax", "run", f"--config={runs.CONFIG}"]
@@ -149,6 +148,8 @@ def test_a_second_run_in_a_new_process_compiles_nothing(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert "programs compiled" in done.stdout
+        missed = "PERSISTENT COMPILATION CACHE MISS" in done.stderr
+        assert missed == (name == "one")  # also of what no stage compiles
         manifests = [*(tmp_path / name).glob("M*/*.json")]
         manifests += (tmp_path / name).glob("eval/*.json")
         parts = [files.read_json(path)["compiled"] for path in manifests]
