@@ -53,7 +53,10 @@ from stepjax.settings import dpo_batches
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str | os.PathLike, redo: str = ""
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
+    redo: str = "",
+    profile: bool = False,
 ) -> str:
     """Runs the whole loop, or what is left of it, and returns the final table.
 
@@ -62,10 +65,11 @@ def run(
       workdir: the run directory; made when missing, continued when it is there.
       redo: a stage that may be deleted and made again because its settings have
         changed, see `stepjax.run.redo`; "" for none.
+      profile: whether a few units of each stage are traced, see `stepjax.run.profile`.
     """
     workdir = os.path.expanduser(workdir)
     try:
-        return _run(Run(config, workdir, redo, measures=True))
+        return _run(Run(config, workdir, redo, measures=True, profile=profile))
     finally:
         lock.release(pathlib.Path(workdir))
 
@@ -151,6 +155,7 @@ def sft(run: Run) -> None:
             order=order,
             folder=run.dir.model(1) / "train" / f"phase_{order}",
             keep_last=order + 1 < len(phases),
+            plain=run.sft_examples.plain,
         )
     counts = run.sft_examples.sizes | {"dropped": len(dropped), "updates": updates}
     stage.commit(arrays=run.save(run.dir.model(1), params), counts=counts)
@@ -190,6 +195,7 @@ def more_sft(run: Run, number: int) -> None:
         model=f"M{number + 1}",
         order=len(run.settings.sft.phases) + number - 1,
         folder=run.dir.model(number + 1) / "train",
+        plain=run.sft_examples.plain,
     )
     arrays = run.save(run.dir.model(number + 1), params)
     stage.commit(arrays=arrays, counts=sizes | {"updates": updates})
@@ -360,6 +366,7 @@ def _train_on_pairs(
         ),
         batch_at=lambda step: train.put_batch(run.mesh, batches[step]),
         rows_at=names_at,
+        tokens_at=lambda step: step_dpo.tokens(batches[step]),
         steps=len(batches),
         optimizer=settings.dpo.optimizer,
         folder=run.dir.model(number + 1) / "train",
@@ -375,6 +382,7 @@ def _say_results(run: Run) -> str:
     place, models = run.dir.path, run.settings.iterations + 1
     drawn = list(zip(titles, tables.tables(place, models), strict=True))
     drawn[1:1] = benchmark_tables.tables(place, models)
+    drawn.append(("programs compiled", tables.compiled(place, models)))
     legend = benchmark_tables.LEGEND | tables.LEGEND
     return "".join(
         run.monitor.table(title, rows, legend) for title, rows in drawn if rows

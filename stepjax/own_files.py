@@ -32,6 +32,7 @@ EXTRAS = {
     "gguf": "gguf",
     **dict.fromkeys(("sklearn", "threadpoolctl"), "report"),
     "gcsfs": "tpu",
+    "wandb": "wandb",
 }
 _KINDS = {
     "int": "a whole number",

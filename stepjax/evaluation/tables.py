@@ -92,6 +92,38 @@ def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
     return list(map(_without_empty_columns, drawn))
 
 
+def compiled(workdir: pathlib.Path, models: int) -> list[dict[str, str]]:
+    """Returns how many programs XLA compiled in each stage, and how long that took.
+
+    What was read from the cache (`compile_cache`) does not count. A stage that was
+    interrupted has what its last command compiled.
+
+    Args:
+      workdir: the run directory.
+      models: M0 ... M`models`.
+
+    Returns:
+      A row per model, as in the last of `tables`; none where no stage has counted.
+    """
+
+    def cell(manifest: Mapping[str, Any]) -> str:
+        count = manifest.get("compiled")  # absent in runs of earlier versions
+        if count is None:
+            return _MISSING
+        seconds = f" in {count['seconds']:.1f} s" if count["programs"] else ""
+        return f"{count['programs']}{seconds}"
+
+    parts = [results(workdir, number) for number in range(models + 1)]
+    rows = [
+        {"model": f"M{number}"}
+        | {title: cell(own.get(key, {})) for key, title in STAGES.items()}
+        for number, own in enumerate(parts)
+        if own
+    ]
+    rows = _without_empty_columns(rows)
+    return rows if any(len(row) > 1 for row in rows) else []
+
+
 def _without_empty_columns(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Leaves out columns that say nothing of any model."""
     empty = {name: (_MISSING, "0") for name in _RARE}

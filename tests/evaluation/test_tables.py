@@ -77,6 +77,23 @@ def test_columns_that_say_nothing_of_any_model_are_left_out(tmp_path):
     assert iterations == [] and seconds == [{"model": "M1", "eval greedy": "2.0"}]
 
 
+def test_each_stage_has_what_it_compiled(tmp_path):
+    for name, count in {
+        "M1/manifest.json": {"programs": 12, "seconds": 3.14, "loaded": 2},
+        "M1/search.json": {"programs": 0, "seconds": 0.0, "loaded": 5},
+        "M2/manifest.json": None,  # of an earlier version
+    }.items():
+        manifest = {"seconds": 40} | ({"compiled": count} if count else {})
+        files.write_json(tmp_path / name, manifest)
+    assert tables.compiled(tmp_path, 2) == [
+        {"model": "M1", "train": "12 in 3.1 s", "search questions": "0"},
+        {"model": "M2", "train": "-", "search questions": "-"},
+    ]
+    (tmp_path / "M1/manifest.json").unlink()
+    (tmp_path / "M1/search.json").unlink()
+    assert tables.compiled(tmp_path, 2) == []
+
+
 def test_every_column_of_figures_has_a_sentence_in_the_legend(tmp_path):
     shown = [tables._model_row("M1", {}), tables._refused_row("M1", {})]
     shown += [tables._iteration_row(1, {}, {}), tables._judge_row("M1", {})]
