@@ -38,7 +38,7 @@ OPTIONS = {
         "training as tokens and mask, a sampled step and a judgment, and stops; a new "
         "--workdir is deleted again",
     ),
-    "problem": ("ID", "the one problem to show"),
+    "problem": ("TEXT", "show: the id of the one problem to show; solve: a problem"),
     "wrong": (None, "problems with a wrong step or a wrong answer"),
     "ties": (None, "problems with a step whose candidates had equal scores"),
     "random": (None, "problems drawn at random"),
@@ -53,6 +53,17 @@ OPTIONS = {
         "test",
         "'test' (the run's own problems), files of problems, or folders of such files, "
         "with commas between them: a.jsonl,b.csv,folder",
+    ),
+    "method": (
+        "step_search",
+        "how to solve, one or more of greedy, majority, weighted, best_of_n, beam, "
+        "dvts and step_search, with commas between them, or all",
+    ),
+    "samples": (
+        "1,2,4,8",
+        "how much a method may use, one or more numbers: solutions (majority, "
+        "weighted, best_of_n), beams (beam), searches (dvts) or candidates per step "
+        "(step_search). search.width when left out",
     ),
     "out": ("DIR", "the folder to write, new or empty"),
     "dtype": ("float32", "type of the saved weights, float32 or bfloat16"),
@@ -117,6 +128,17 @@ COMMANDS = {
         "read before the model is loaded. Other settings than those of the run, such "
         "as --config.eval.max_tokens=512, hold for this command only, and its results "
         "have names of their own.",
+    ),
+    "solve": Command(
+        "solves problems with --model by methods that spend more tokens; counts them",
+        (*_HOSTS, "model", "method", "samples", "benchmark", "problem"),
+        text="Solves the run's own test problems, files of problems, with or without "
+        "answers, or the one problem of --problem. Every method is measured with every "
+        "number of --samples. Prints what each gets right and how many tokens it "
+        "takes; where answers are known, a table at equal budgets and a plot are "
+        "written too. Solutions are kept in DIR/eval as JSON lines. The same command "
+        "goes on after a kill. --config.eval.search_count=100 takes the first 100 "
+        "problems. The judge is that of the run, by default the model itself.",
     ),
     "show": Command(
         "shows problems of --model: candidates, scores, verdicts",

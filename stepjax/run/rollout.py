@@ -191,7 +191,7 @@ def search_questions(
             on_tie=options.on_tie,
             on_reject=options.on_reject,
             max_expansions=options.max_expansions,
-            fits=lambda state: _fits(run, state),
+            fits=lambda state: fits(run, state),
             active=active,
             on_pause=pause if on_pause else None,
             pause_now=interrupts.asked,
@@ -272,7 +272,7 @@ def _measure(
     }
 
 
-def _fits(run: Run, state: State) -> bool:
+def fits(run: Run, state: State) -> bool:
     """Whether the contexts leave room for another candidate and its judgments."""
     settings, steps = run.settings, [step.ids for step in state.steps]
     solved = context_ids(run.codec, state)
