@@ -1,15 +1,16 @@
 """Accuracy against tokens: the table and the plot of test-time methods."""
 
+import math
 import pathlib
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from stepjax.evaluation.solve import Solved, Task
+from stepjax.evaluation.solve import Solved, Task, stem_of
 from stepjax.lm import files, hosts
 from stepjax.run.run import Run
 
-_BUDGETS = 8  # most columns of `equal_budgets`
+_BUDGETS = 8  # columns of `equal_budgets` from which budgets grow in larger steps
 
 LEGEND = {
     "n": "solutions, beams or searches; of step_search the candidates per step",
@@ -40,7 +41,7 @@ def report(run: Run, number: int, task: Task, solved: Sequence[Solved]) -> None:
     run.monitor.table(
         f"M{number} {task.name}: {len(task.problems)} problems", rows, LEGEND
     )
-    path = run.dir.path / "eval" / f"M{number}_{task.name}_solve"
+    path = run.dir.path / "eval" / stem_of(run, number, task)
     written = [f"{path.name}-METHOD-N.jsonl"]
     if "accuracy" in solved[0].metrics:
         equal = equal_budgets(solved)
@@ -85,17 +86,18 @@ def table(solved: Sequence[Solved]) -> list[dict[str, str]]:
 def equal_budgets(solved: Sequence[Solved]) -> list[dict[str, str]]:
     """Returns a table of accuracies in percent at equal budgets of tokens.
 
-    The first budget is the smallest that was used, and each further one is twice as
-    large. A cell is the result of a method's largest use within the budget; its n is in
-    brackets.
+    The first budget is a tenth more than the least that was used, and each further one
+    is twice as large, or 4 times where there would be too many. A cell is the result
+    of a method's largest use within the budget; its n is in brackets.
 
     Args:
       solved: of problems whose answers are known.
     """
     used = [one.metrics["tokens"] for one in solved]
-    budgets = [min(used)]
-    while budgets[-1] < max(used) and len(budgets) < _BUDGETS:
-        budgets.append(2 * budgets[-1])
+    budgets = [math.ceil(1.1 * min(used))]
+    factor = 2 if max(used) <= budgets[0] * 2 ** (_BUDGETS - 1) else 4
+    while budgets[-1] < max(used):
+        budgets.append(factor * budgets[-1])
     rows = []
     for method in dict.fromkeys(one.choice.method for one in solved):
         row = {"method": method}
@@ -106,7 +108,7 @@ def equal_budgets(solved: Sequence[Solved]) -> list[dict[str, str]]:
                 if one.choice.method == method and one.metrics["tokens"] <= budget
             ]
             most = max(within, key=lambda one: one.metrics["tokens"], default=None)
-            row[f"{budget:.0f} tokens"] = (
+            row[f"{budget} tokens"] = (
                 f"{100 * most.metrics['accuracy']:.1f} ({most.choice.n})"
                 if most
                 else "-"

@@ -5,18 +5,19 @@ r"""Test-time methods: how a model spends more tokens on a better answer.
                  (self-consistency, arXiv 2203.11171)
     weighted     the same, each vote weighted by the judge's score of the solution
     best_of_n    of n solutions the one with the best score (arXiv 2110.14168)
-    beam         step by step: of all candidates of all beams the judge keeps the best n
+    beam         step by step: of all candidates of all beams the best n go on
     dvts         n searches, each of which goes on with the best candidate of every
                  step and knows nothing of the others; then the best of their n
                  solutions (arXiv 2408.03314)
     step_search  the paper's search (`stepjax.search`) with n candidates per step
 
 The judge is that of the run, by default the model itself. It has learned to compare
-next steps. Whole solutions and beams are shown to it in the same form: the steps that
-all of them begin with are the steps so far, and what each one has behind these is its
-candidate. They meet in a Swiss tournament (`stepjax.tournament`), ceil(log2 n) rounds.
-A judge that sees each candidate alone (`judge.score` = "pointwise", `judge.kind` =
-"ratings") scores each of them once.
+next steps, and that is what `beam`, `dvts` and `step_search` ask it. Whole solutions
+are shown to it in the same form: the steps that all of them begin with are the steps
+so far, and what each one has behind these is its candidate. They meet in a Swiss
+tournament (`stepjax.tournament`) of ceil(log2 n) rounds. A judge that sees each
+candidate alone (`judge.score` = "pointwise", `judge.kind` = "ratings") scores each of
+them once.
 
 Every method is a function (solver, n) → `Part`: a solution for each problem in flight,
 and the tokens that it took. docs/solve.md has the equations.
@@ -25,13 +26,12 @@ and the tokens that it took. docs/solve.md has the equations.
 import collections
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from stepjax import propose, search
+from stepjax import search
 from stepjax.evaluation import answers
 from stepjax.evaluation.solver import Part, Solver
-from stepjax.lm import draws
-from stepjax.run import rollout
-from stepjax.trajectory import Candidate, State, context_ids, hash_id
+from stepjax.trajectory import Candidate, State
 
 # First integer of the key paths of `beam`; the searches of `dvts` have their numbers.
 _BEAM = 1 << 16
@@ -101,72 +101,78 @@ def best_of_n(solver: Solver, n: int) -> Part:
     return Part(chosen, {slot: tokens[slot].plus(judged[slot]) for slot in found})
 
 
+class Beam(NamedTuple):
+    """A beam: the first steps of a solution.
+
+    Attributes:
+      state: its steps; "complete" when they are a whole solution.
+      weight: the product of the shares that its steps got from the judge.
+    """
+
+    state: State
+    weight: float = 1.0
+
+
 def beam(solver: Solver, n: int) -> Part:
-    """Beam search over steps: the judge keeps n beams; then the best of them."""
-    options = solver.run.settings.search
+    """Beam search over steps: keeps the n beams of the largest weight.
 
-    def is_open(state: State) -> bool:
-        return state.status == "running" and rollout.fits(solver.run, state)
+    The candidates that continue a beam are judged among themselves, as in a search, and
+    share its weight as the judge says.
+    """
+    most = solver.run.settings.search.max_expansions
 
-    def place(state: State, index: int) -> propose.Place:
-        number = len(state.steps) + 1
-        path = (_BEAM + n, hash_id(state.question.id), number, index)
-        paths = [draws.candidate_path(*path, w) for w in range(options.width)]
-        return propose.Place(context_ids(solver.run.codec, state), number, paths)
+    def logp(beam: Beam) -> float:
+        return sum(step.logp for step in beam.state.steps)
 
-    def grow(beams: dict[int, list[State]]) -> dict[int, list[State]]:
+    def grow(beams: dict[int, list[Beam]]) -> dict[int, list[Beam]]:
         """Continues what is not finished: one beam of every problem at a time."""
         grown = {
-            s: [b for b in own if b.status != "running"] for s, own in beams.items()
+            slot: [b for b in own if not _is_open(b)] for slot, own in beams.items()
         }
         for index in range(n):
-            places = {
-                slot: place(own[index], index)
+            going_on = {
+                slot: own[index]
                 for slot, own in beams.items()
-                if index < len(own) and is_open(own[index])
+                if index < len(own) and _is_open(own[index])
             }
-            proposals = solver.sample_steps(places) if places else {}
-            for slot, proposal in proposals.items():
-                state = beams[slot][index]
-                grown[slot] += [_continued(state, one) for one in proposal.candidates]
-        # What cannot go on is closed as it is.
+            states = {slot: b.state for slot, b in going_on.items()}
+            shares = solver.shares(states, (_BEAM + n, index)) if states else {}
+            for slot, steps in shares.items():
+                state, weight = going_on[slot]
+                # One that cannot go on stays, and is never better than one that can.
+                closed = Beam(dataclasses.replace(state, status="length"), 0.0)
+                grown[slot] += [
+                    Beam(_continued(state, step), weight * share)
+                    for step, share in steps
+                ] or [closed]
         return {
-            slot: own or [dataclasses.replace(b, status="length") for b in beams[slot]]
+            slot: sorted(own, key=lambda b: (b.weight, logp(b)), reverse=True)[:n]
             for slot, own in grown.items()
         }
 
     def work() -> dict[int, Candidate]:
-        beams = {slot: [State(q)] for slot, q in solver.questions.items()}
-        for number in range(1, options.max_expansions + 1):
-            if not any(b.status == "running" for own in beams.values() for b in own):
-                break
-            beams = grow(beams)
-            crowded = {s: own for s, own in beams.items() if len(own) > n}
-            joined = {s: list(map(solver.joined, own)) for s, own in crowded.items()}
-            for slot, scores in solver.judged(joined, number).items():
-                beams[slot] = _first(crowded[slot], joined[slot], scores)[:n]
-        return solver.best(
-            {s: list(map(solver.joined, own)) for s, own in beams.items()}
-        )
+        beams = {slot: [Beam(State(q))] for slot, q in solver.questions.items()}
+        for _ in range(most):
+            if any(_is_open(b) for own in beams.values() for b in own):
+                beams = grow(beams)
+        best = {
+            slot: max(
+                own, key=lambda b: (b.state.status == "complete", b.weight, logp(b))
+            )
+            for slot, own in beams.items()
+        }
+        return {slot: solver.joined(b.state) for slot, b in best.items()}
 
     return solver.measured(work)
+
+
+def _is_open(beam: Beam) -> bool:
+    return beam.state.status == "running"
 
 
 def _continued(state: State, step: Candidate) -> State:
     status = "complete" if step.finished else "running"
     return dataclasses.replace(state, steps=(*state.steps, step), status=status)
-
-
-def _first(
-    beams: Sequence[State], joined: Sequence[Candidate], scores: Sequence[float | None]
-) -> list[State]:
-    """Returns beams in the order of their scores, then of their probabilities."""
-
-    def rank(i: int) -> tuple:
-        return -1.0 if scores[i] is None else scores[i], joined[i].logp
-
-    order = sorted(range(len(beams)), key=rank, reverse=True)
-    return [beams[i] for i in order]
 
 
 def dvts(solver: Solver, n: int) -> Part:

@@ -217,7 +217,7 @@ def solve(run: Run, number: int, task: Task, asked: Sequence[Choice]) -> list[So
     inputs |= run.dir.model_digest(number) if number else {}
     inputs |= judges.inputs(run)
     folder = run.dir.path / "eval"
-    stem = f"M{number}_{task.name}{run.dir.variant('solve', number)}_solve"
+    stem = stem_of(run, number, task)
     stages = {
         choice: run.dir.measurement("solve", folder / f"{stem}-{choice}.json", inputs)
         for choice in asked
@@ -248,6 +248,11 @@ def solve(run: Run, number: int, task: Task, asked: Sequence[Choice]) -> list[So
         )
         for choice in asked
     ]
+
+
+def stem_of(run: Run, number: int, task: Task) -> str:
+    """Returns what the names of all results of a model and a task begin with."""
+    return f"M{number}_{task.name}{run.dir.variant('solve', number)}_solve"
 
 
 def _work(

@@ -23,7 +23,7 @@ from stepjax.records import Question
 from stepjax.run import judges, rollout
 from stepjax.run.judge_rules import is_foreign
 from stepjax.run.run import Run
-from stepjax.trajectory import Candidate, State, hash_id
+from stepjax.trajectory import Candidate, State, context_ids, hash_id
 
 _JUDGED = 1 << 17  # first integer of the key paths of judgments of solutions
 
@@ -187,17 +187,15 @@ class Solver:
     # The judge.
 
     def judged(
-        self, candidates: Mapping[int, Sequence[Candidate]], number: int = 0
+        self, candidates: Mapping[int, Sequence[Candidate]]
     ) -> dict[int, list[float | None]]:
-        """Judges solutions, or their first steps.
+        """Judges whole solutions; a single one of a problem has no score.
 
         Args:
-          candidates: slot → what is judged; a single candidate has no score.
-          number: of the step that the candidates end with, for the random draws; 0 for
-            whole solutions.
+          candidates: slot → distinct solutions.
         """
         requests = [
-            self._request(slot, [self._steps(c.ids) for c in own], number)
+            self._request(slot, [self._steps(c.ids) for c in own])
             for slot, own in candidates.items()
             if len(own) > 1
         ]
@@ -209,7 +207,7 @@ class Solver:
                 scores[request.slot] = count(len(request.candidates), verdicts)
         return scores
 
-    def _request(self, slot: int, paths: list[tuple[Ids, ...]], number: int) -> Request:
+    def _request(self, slot: int, paths: list[tuple[Ids, ...]]) -> Request:
         question, common = self.questions[slot], _common(paths)
         settings, context = self.run.settings.judge, self.run.kind.judgments.context
         while common and not is_foreign(settings.by):
@@ -218,7 +216,7 @@ class Solver:
                 break
             common -= 1  # the judge reads this step in each candidate
         rests = tuple(sum(path[common:], ()) for path in paths)
-        path = (_JUDGED, hash_id(question.id), number, 0)
+        path = (_JUDGED, hash_id(question.id), 0, 0)
         steps = tuple(paths[0][:common])
         return Request(slot, question.id, question.problem, steps, rests, path)
 
@@ -272,6 +270,56 @@ class Solver:
             max_tokens=options.max_step_tokens,
             seed=self.run.settings.seed,
         )
+
+    def shares(
+        self, states: Mapping[int, State], purpose: tuple[int, int]
+    ) -> dict[int, list[tuple[Candidate, float]]]:
+        """Samples and judges candidates for the next step, `search.width` per problem.
+
+        Args:
+          states: slot → steps so far.
+          purpose: first and last integer of the key paths of an expansion, see
+            `trajectory.State.key_path`.
+
+        Returns:
+          Slot → its candidates, each with its share of the sum of their scores. Where
+          all scores are 0, the shares are equal. A judge that sees each candidate alone
+          says how likely it is right, and that is its share. There are none where the
+          context has no room for a step.
+        """
+        codec, width = self.run.codec, self.run.settings.search.width
+        found: dict[int, list] = {slot: [] for slot in states}
+        places, paths = {}, {}
+        for slot, state in states.items():
+            number = len(state.steps) + 1
+            path = (purpose[0], hash_id(state.question.id), number, purpose[1])
+            if rollout.fits(self.run, state):
+                keys = [draws.candidate_path(*path, w) for w in range(width)]
+                context = context_ids(codec, state)
+                places[slot] = propose.Place(context, number, keys)
+                paths[slot] = path
+        proposals = self.sample_steps(places) if places else {}
+        requests = [
+            Request(
+                slot,
+                states[slot].question.id,
+                states[slot].question.problem,
+                tuple(step.ids for step in states[slot].steps),
+                tuple(candidate.ids for candidate in proposal.candidates),
+                paths[slot],
+            )
+            for slot, proposal in proposals.items()
+        ]
+        verdicts = self._judge(requests) if requests else []
+        for request, own in zip(requests, verdicts, strict=True):
+            candidates = proposals[request.slot].candidates
+            scores = self.run.kind.judgments.scores(len(candidates), own)
+            points = [score or 0.0 for score in scores]
+            if not self.run.kind.single:
+                total = sum(points)
+                points = [x / total if total else 1 / len(points) for x in points]
+            found[request.slot] = list(zip(candidates, points, strict=True))
+        return found
 
     def searched(self, width: int, number: int, **rules: str) -> dict[int, Candidate]:
         """Searches all problems in flight step by step.
