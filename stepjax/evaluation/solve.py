@@ -307,9 +307,12 @@ def _work(
 def _open(
     run: Run, number: int, todo: Sequence[Choice], stack: contextlib.ExitStack
 ) -> Solver:
-    sampled = [choice.n for choice in todo if choice.method not in STEPWISE]
-    most = max(sampled, default=0)
-    return Solver(run, run.sampling_params(number), most, stack)
+    most: dict[bool, int] = {True: 1, False: 1}
+    for choice in todo:
+        stepwise = choice.method in STEPWISE
+        most[stepwise] = max(most[stepwise], choice.n)
+    params = run.sampling_params(number)
+    return Solver(run, params, stack, samples=most[False], searches=most[True])
 
 
 def _question(problem: Problem | Question) -> Question:
@@ -344,10 +347,11 @@ def metrics_of(items: Sequence[dict[str, Any]]) -> dict[str, float]:
       "tokens" is the budget that was used per problem: what the model wrote as a
       solver and as a judge. "read_tokens" are counted apart.
     """
-    metrics = grading.accuracy(items) if items and "right" in items[0] else {}
+    metrics = {"count": len(items)}
+    metrics |= grading.accuracy(items) if items and "right" in items[0] else {}
     means = {
         f"{name}_tokens": statistics.fmean(item["tokens"][name] for item in items)
         for name in Tokens._fields
     }
     budget = means["solver_tokens"] + means["judge_tokens"]
-    return {**metrics, "problems": len(items), "tokens": budget, **means}
+    return {**metrics, "tokens": budget, **means}

@@ -70,20 +70,31 @@ class Solver:
       questions: slot → problem in flight.
     """
 
-    def __init__(self, run: Run, params: Any, most: int, stack: contextlib.ExitStack):
+    def __init__(
+        self,
+        run: Run,
+        params: Any,
+        stack: contextlib.ExitStack,
+        *,
+        samples: int,
+        searches: int = 1,
+    ):
         """Opens the context caches of the solver and of the judge.
 
         Args:
           run: the run.
           params: of the model, from `Run.sampling_params`.
-          most: the largest n of the methods that sample whole solutions.
           stack: closes what the judge has opened.
+          samples: the largest n of the methods that sample whole solutions.
+          searches: the largest n of the other methods.
         """
-        self.run, self._most = run, most
+        self.run, self._most = run, samples
         self.questions: dict[int, Question] = {}
         capacity = run.settings.search.context_tokens
         self._sampler = judges.open_sampler(run, params, capacity)
-        self._judge, judging = judges.open_judge(run, params, "self", None, stack)
+        self._judge, judging = judges.open_judge(
+            run, params, "self", None, stack, max(samples, searches)
+        )
         self._judging = [judging] if judging else []
         self._rankers: dict[int, Judge] = {}
         self._parts: dict[tuple, Part] = {}
@@ -209,16 +220,12 @@ class Solver:
 
     def _request(self, slot: int, paths: list[tuple[Ids, ...]]) -> Request:
         question, common = self.questions[slot], _common(paths)
-        settings, context = self.run.settings.judge, self.run.kind.judgments.context
-        while common and not is_foreign(settings.by):
-            ids = context(self.run.codec, question.problem, paths[0][:common])
-            if len(ids) <= settings.context_tokens:
-                break
+        problem, steps = question.problem, paths[0]
+        while common and not rollout.judge_fits(self.run, problem, steps[:common]):
             common -= 1  # the judge reads this step in each candidate
         rests = tuple(sum(path[common:], ()) for path in paths)
         path = (_JUDGED, hash_id(question.id), 0, 0)
-        steps = tuple(paths[0][:common])
-        return Request(slot, question.id, question.problem, steps, rests, path)
+        return Request(slot, question.id, problem, tuple(steps[:common]), rests, path)
 
     def _steps(self, ids: Ids) -> tuple[Ids, ...]:
         """Cuts a solution into its steps; what is no step stays behind them."""
@@ -229,9 +236,13 @@ class Solver:
         return (*steps, rest) if rest else steps
 
     def _ranker(self, count: int) -> Judge:
-        """Returns the judge that ranks up to `count` candidates."""
+        """Returns the judge that ranks up to `count` solutions.
+
+        It is asked fewer calls together than a judge of steps, as solutions are longer.
+        """
         options, kind = self.run.settings.judge, self.run.kind
-        rows = min(options.rows, 1 << (count - 1).bit_length())  # few shapes
+        room = options.rows * kind.candidate_tokens // self.run.settings.eval.max_tokens
+        rows = min(max(1, room), 1 << (count - 1).bit_length())  # few shapes
         if rows not in self._rankers:
             judge = self._judge
             if not is_foreign(options.by):

@@ -10,7 +10,7 @@ def solved(method, n, right, solver, judge, total=40):
     low, high = intervals.wilson(right, total)
     metrics = {"accuracy": right / total, "low": low, "high": high, "count": total}
     metrics |= {"solver_tokens": solver, "judge_tokens": judge, "read_tokens": 7.4}
-    metrics |= {"tokens": solver + judge, "problems": total}
+    metrics["tokens"] = solver + judge
     return Solved(Choice(method, n), metrics, [])
 
 
