@@ -191,7 +191,7 @@ def test_the_stored_results_are_of_these_settings(solved, tmp_path):
     ("options", "words"),
     [
         (["--method=majorty"], "--method=majorty; expected one or more of greedy,maj"),
-        (["--method=majorty"], 'Did you mean "majority"'),
+        (["--method=majorty"], 'did you mean "majority"'),
         (["--samples=0"], "--samples=0; expected whole numbers from 1 to 9999"),
         (["--samples=2,x"], "--samples=2,x; expected whole numbers"),
         (["--samples=1"], "--samples=1 with --method=step_search; expected 2 or more"),
