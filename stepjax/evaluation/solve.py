@@ -15,7 +15,7 @@ import functools
 import hashlib
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stepjax import interrupts, own_import, records
@@ -226,18 +226,19 @@ def solve(run: Run, number: int, task: Task, asked: Sequence[Choice]) -> list[So
     if todo:
         interrupts.check("all that was solved is saved")
         files.make_folder(folder)  # every host may be the first here
-        identity = stages[todo[0]].identity | {"methods": " ".join(map(str, todo))}
-        path = folder / f"{stem}.partial.jsonl"
-        found = _work(run, number, task, todo, of_rows(path, identity, run.monitor.say))
-        for choice, items in found.items():
+        journals = {}
+        for choice in todo:
+            path = folder / f"{stem}-{choice}.partial.jsonl"
+            journals[choice] = of_rows(path, stages[choice].identity, run.monitor.say)
+        _work(run, number, task, journals)
+        for choice, journal in journals.items():
+            journal.join()
+            items = [journal.closed[p].found for p in range(len(task.problems))]
             name = f"{stem}-{choice}.jsonl"
             if hosts.first():
                 records.write_jsonl(folder / name, items)
             texts = dataclasses.asdict(run.codec.templates)
             stages[choice].commit([name], prompts=texts, metrics=metrics_of(items))
-        if hosts.first():
-            for path in folder.glob(f"{stem}.partial*"):
-                path.unlink()
     elif asked:
         run.tell(f"M{number} solve {task.name}: done already")
     return [
@@ -256,52 +257,44 @@ def stem_of(run: Run, number: int, task: Task) -> str:
 
 
 def _work(
-    run: Run, number: int, task: Task, todo: Sequence[Choice], journal: Journal
-) -> dict[Choice, list[dict[str, Any]]]:
-    """Solves batches of problems, each by all methods, going on where a journal ends.
+    run: Run, number: int, task: Task, journals: Mapping[Choice, Journal]
+) -> None:
+    """Solves batches of problems, each by all methods, going on where journals end.
 
-    Returns:
-      Choice → one item per problem.
+    Args:
+      run: the run.
+      number: of the model.
+      task: the problems.
+      journals: of each choice; their rows are named by the places of the problems.
     """
-    count = len(todo)  # the answer of choice c to problem p is row p · count + c
     mine = hosts.share(range(len(task.problems)))
-    done = sum(at * count + c in journal.closed for at in mine for c in range(count))
-    total = len(mine) * count
+    total = len(mine) * len(journals)
+    done = sum(p in journal.closed for journal in journals.values() for p in mine)
     progress = run.monitor.progress(f"M{number} solve", total, "answer", done)
     with contextlib.ExitStack() as stack:
-        solver = functools.cache(lambda: _open(run, number, todo, stack))
+        solver = functools.cache(lambda: _open(run, number, list(journals), stack))
         advance = stack.enter_context(progress)
         stack.enter_context(interrupts.apart())
         for at in range(0, len(mine), run.slots):
             batch, begun = mine[at : at + run.slots], False
-            for c, choice in enumerate(todo):
-                missing = [p for p in batch if p * count + c not in journal.closed]
+            for choice, journal in journals.items():
+                missing = sum(p not in journal.closed for p in batch)
                 if not missing:
                     continue
                 if not begun:
                     solver().take([_question(task.problems[p]) for p in batch])
                     begun = True
                 part = METHODS[choice.method](solver(), choice.n)
-                rows = [
-                    Row(
-                        p * count + c,
-                        _item(task.problems[p], part.found[slot], part.tokens[slot]),
-                    )
+                items = [
+                    _item(task.problems[p], part.found[slot], part.tokens[slot])
                     for slot, p in enumerate(batch)
                 ]
-                journal.add(rows, {})
-                done += len(missing)
-                keys = (p * count + c for p in mine)
-                found = [journal.closed[k].found for k in keys if k in journal.closed]
-                advance(len(missing), _note(choice, found))
+                journal.add(list(map(Row, batch, items)), {})
+                done += missing
+                known = [journal.closed[p].found for p in mine if p in journal.closed]
+                advance(missing, _note(choice, known))
                 if done < total:
                     interrupts.check(f"{done} of {total} answers are saved")
-    journal.join()
-    every = range(len(task.problems))
-    return {
-        choice: [journal.closed[p * count + c].found for p in every]
-        for c, choice in enumerate(todo)
-    }
 
 
 def _open(
