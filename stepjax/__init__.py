@@ -98,8 +98,10 @@ Beside the method; of the files above only main, iterate and ablate import these
                     they are; diagnose.py: why a round gains or fails; calibration.py:
                     what its verdicts say about a judge; causes.py: why a search makes
                     few pairs; samples.py, tables.py: samples and tables; show.py,
-                    show_data.py: stepjax
-                    show; dry_run.py: stepjax run --dry-run
+                    show_data.py: stepjax show; dry_run.py: stepjax run --dry-run;
+                    solve.py: stepjax solve; methods.py: the test-time methods that it
+                    compares; solver.py: what they need of a model; budgets.py: accuracy
+                    against tokens
     report/         stepjax report. build.py: the page, from page.html, page.css and
                     page.js; charts.py: its charts and tables; plots.py: how they are
                     drawn; searches.py: searches, packed; published.py: the paper's

@@ -197,7 +197,7 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     number = arguments.number_of(name, config)
     from stepjax.run.run import Run
 
-    looks, reads = name in ("eval", "export"), name == "export"
+    looks, reads = name in ("eval", "solve", "export"), name == "export"
     traced = options.PROFILE.value
     run = Run(config, workdir, redo, keep=looks, locks=not reads, profile=traced)
     run.dir.accept()
@@ -209,6 +209,8 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
         iterate.dpo(run, number)
     elif name == "eval":
         _eval(run, number)
+    elif name == "solve":
+        _solve(run, number)
     else:
         _export(run, number)
 
@@ -360,6 +362,18 @@ def _eval(run: "Run", number: int) -> None:
     for mode in modes if options.MODE.value == "all" and "test" in named else ():
         if mode not in measured["test"]:
             run.tell(f"M{number} {mode}: does not apply to this run or model")
+
+
+def _solve(run: "Run", number: int) -> None:
+    """Solves problems with a model, and prints what was found."""
+    from stepjax.cli import arguments, benchmarks, options
+    from stepjax.evaluation import budgets, solve
+
+    width, text = run.settings.search.width, options.PROBLEM.value
+    asked = solve.choices(arguments.methods(), arguments.sample_counts(width))
+    named = benchmarks.paths(options.BENCHMARK.value)
+    for task in solve.tasks(run, named, text):
+        budgets.report(run, number, task, solve.solve(run, number, task, asked))
 
 
 def _rounded(value: object) -> str:

@@ -16,7 +16,13 @@ from stepjax.own_files import did_you_mean
 from stepjax.run import missing_files, paths, ranges, redo
 
 # Commands that may begin a run.
-WORKING = ("run", "sft", "search", "dpo", "eval", "ablate")
+WORKING = ("run", "sft", "search", "dpo", "eval", "solve", "ablate")
+
+# Methods of `stepjax solve`, see `stepjax.evaluation.methods`.
+METHODS = (
+    *("greedy", "majority", "weighted", "best_of_n"),
+    *("beam", "dvts", "step_search"),
+)
 
 # Arms of `stepjax ablate` that are compared only where they are named.
 _FURTHER_ARMS = ("frozen", "keep", "pointwise", "consistency", "outcome")
@@ -61,6 +67,8 @@ def check_options(name: str) -> None:
         _check_hardware()
     if name == "export":
         _check_out()
+    if name == "solve":
+        _check_solve()
     if name != "eval":
         return
     mode, named = options.MODE.value, options.BENCHMARK.value
@@ -77,6 +85,52 @@ def check_options(name: str) -> None:
                 f"--second-opinion with --mode={mode}, which has no final answers; "
                 "expected --mode=greedy, search or all."
             )
+
+
+def methods() -> list[str]:
+    """Returns the methods of --method."""
+    given = options.METHOD.value
+    return list(METHODS) if given == ["all"] else given
+
+
+def sample_counts(width: int) -> list[int]:
+    """Returns the numbers of --samples; `width` when it is left out."""
+    given = options.SAMPLES.value
+    return [width] if given is None else [int(text) for text in given]
+
+
+def _check_solve() -> None:
+    """Raises ValueError for methods, numbers or problems that cannot be solved with."""
+    chosen, known = methods(), [*METHODS, "all"]
+    hints = [did_you_mean(name, known) for name in chosen if name not in METHODS]
+    if hints or not chosen:
+        raise ValueError(
+            f"--method={','.join(chosen)}; expected one or more of "
+            f"{','.join(METHODS)}, or all{''.join(hints)}."
+        )
+    given = options.SAMPLES.value
+    good = (
+        given is None
+        or given
+        and all(re.fullmatch("[1-9][0-9]{0,3}", x) for x in given)
+    )
+    if not good:
+        raise ValueError(
+            f"--samples={','.join(given)}; expected whole numbers from 1 to 9999, with "
+            "commas between them."
+        )
+    if given and set(given) == {"1"} and set(chosen) == {"step_search"}:
+        raise ValueError(
+            "--samples=1 with --method=step_search; expected 2 or more, because this "
+            "search compares that many candidates for a step."
+        )
+    if flags.FLAGS["problem"].present and not options.PROBLEM.value.strip():
+        raise ValueError("--problem is empty; expected the text of a problem.")
+    if options.PROBLEM.value and flags.FLAGS["benchmark"].present:
+        raise ValueError(
+            "--problem and --benchmark are given together; expected one of them."
+        )
+    benchmarks.paths(options.BENCHMARK.value)
 
 
 def _check_hardware() -> None:

@@ -48,7 +48,10 @@ OPTIONS = {
         "rows of training in place of problems: ift, eft or pairs, as tokens with the "
         "mask of the loss",
     ),
-    "problem": ("ID", "the one problem or row to show"),
+    "problem": (
+        "TEXT",
+        "show: the id of the one problem or row to show; solve: a problem",
+    ),
     "wrong": (None, "problems with a wrong step or a wrong answer"),
     "ties": (None, "problems with a step whose candidates had equal scores"),
     "random": (None, "problems or rows drawn at random"),
@@ -69,6 +72,17 @@ OPTIONS = {
         None,
         "also asks math-verify (the extra `math-verify`) about every answer, and lists "
         "those on which it disagrees; no result changes",
+    ),
+    "method": (
+        "step_search",
+        "how to solve, one or more of greedy, majority, weighted, best_of_n, beam, "
+        "dvts and step_search, with commas between them, or all",
+    ),
+    "samples": (
+        "1,2,4,8",
+        "how much a method may use, one or more numbers: solutions (majority, "
+        "weighted, best_of_n), beams (beam), searches (dvts) or candidates per step "
+        "(step_search). search.width when left out",
     ),
     "out": ("DIR", "the folder to write, new or empty"),
     "dtype": ("float32", "type of the saved weights, float32 or bfloat16"),
@@ -141,6 +155,17 @@ COMMANDS = {
         "read before the model is loaded. Other settings than those of the run, such "
         "as --config.eval.max_tokens=512, hold for this command only, and its results "
         "have names of their own.",
+    ),
+    "solve": Command(
+        "solves problems with --model by methods that spend more tokens; counts them",
+        (*_HOSTS, "model", "method", "samples", "benchmark", "problem"),
+        text="Solves the run's own test problems, files of problems, with or without "
+        "answers, or the one problem of --problem. Every method is measured with every "
+        "number of --samples. Prints what each gets right and how many tokens it "
+        "takes; where answers are known, a table at equal budgets and a plot are "
+        "written too. Solutions are kept in DIR/eval as JSON lines. The same command "
+        "goes on after a kill. --config.eval.search_count=100 takes the first 100 "
+        "problems. The judge is that of the run, by default the model itself.",
     ),
     "show": Command(
         "shows problems of --model: candidates, scores, verdicts",

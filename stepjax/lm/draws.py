@@ -81,6 +81,21 @@ def node_path(
     return _checked((purpose, problem, node, visit, sample, 0, 2))
 
 
+def solution_path(problem: int, number: int) -> tuple[int, ...]:
+    """Returns the key path of a solution that `stepjax solve` samples whole.
+
+    Its last integer is 3, which no path of another draw ends with.
+
+    Args:
+      problem: hash of the problem's id.
+      number: of the solution, from 0.
+
+    Raises:
+      ValueError: when a number is not an integer from 0 to 2**32 - 1.
+    """
+    return _checked((problem, number, 0, 0, 0, 0, 3))
+
+
 def _checked(path: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the path; an integer of more than 32 bits would be cut in silence."""
     for number in path:

@@ -103,10 +103,15 @@ def check_window(window: int, prefix: Prefix, rows: Rows, new: int = 0) -> None:
         )
 
 
-def real_tokens(prefix: Prefix, rows: Rows) -> int:
-    """Returns how many tokens leads and rows hold, without padding."""
-    tokens = int((rows.prompts.shape[-1] - rows.start)[rows.active].sum())
-    return tokens + sum(int(level.counts.sum()) for level in prefix.leads)
+def real_tokens(prefix: Prefix, rows: Rows) -> np.ndarray:
+    """Returns how many tokens leads and rows of each group hold, without padding, [G].
+
+    Args:
+      prefix: from `lay_out`.
+      rows: from `lay_out`.
+    """
+    tokens = np.where(rows.active, rows.prompts.shape[-1] - rows.start, 0).sum(1)
+    return tokens + sum(level.counts.sum(1) for level in prefix.leads)
 
 
 def split_blocks(prompts, size: int, least: int) -> tuple[list, list]:

@@ -71,6 +71,8 @@ class Sampler:
       new_tokens: tokens sampled so far.
       row_steps: rows x decoding steps so far; `new_tokens` / `row_steps` is the share
         of them that was useful.
+      sampled: of `new_tokens`, those of each slot, [P].
+      read: of `computed` and `fed_tokens`, those of each slot, [P].
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Sampler:
         self.held: list[list[int]] = [[] for _ in range(slots)]
         self.computed = self.restored = self.fed_tokens = 0
         self.new_tokens = self.row_steps = 0
+        self.sampled, self.read = np.zeros((2, slots), int)
         self._memory = None
         if remember:
             self._memory = Memory(self.contexts, mesh, remember)
@@ -228,6 +231,7 @@ class Sampler:
             counts[group] = len(ids)
             tokens[group, : len(ids)] = ids
             self.held[slot] += ids
+            self.read[slot] += len(ids)
         self.computed += int(counts.sum())
         addition = generate.Addition(slots, lengths, tokens, counts)
         self.contexts = generate.extend(
@@ -273,7 +277,8 @@ class Sampler:
         layout.check_window(self._window, prefix, rows, int(decoding.budget))
         padded = np.zeros((len(rows.prompts), *paths.shape[1:]), np.uint32)
         padded[:count] = paths
-        self.fed_tokens += layout.real_tokens(prefix, rows)
+        order = list(range(count) if slots is None else slots)
+        self._feed(order, layout.real_tokens(prefix, rows))
         keep = slots is None and rows.prompts.shape[-1] == 1  # `hold` may append it
         samples, suffix = generate.sample(
             self.model,
@@ -288,6 +293,7 @@ class Sampler:
         def finish() -> Samples:
             on_host = Samples(*(np.asarray(x)[:count] for x in samples))
             self.new_tokens += int(on_host.count.sum())
+            np.add.at(self.sampled, order, on_host.count.sum(1))
             self.row_steps += rows.active.size * int(on_host.count.max(initial=0))
             if keep:
                 held = [list(ids) for ids in self.held]
@@ -325,7 +331,7 @@ class Sampler:
         padded = np.zeros(rows.start.shape, np.int32)
         padded[:count] = scored
         # A row's last token is only predicted.
-        self.fed_tokens += layout.real_tokens(prefix, rows) - int(rows.active.sum())
+        self._feed(slots, layout.real_tokens(prefix, rows) - rows.active.sum(1))
         out = generate.score(
             self.model,
             self.params,
@@ -336,6 +342,11 @@ class Sampler:
             last=last,
         )
         return np.asarray(out)[:count]
+
+    def _feed(self, slots: Sequence[int], tokens: np.ndarray) -> None:
+        """Counts the prompt tokens of groups; those of padding groups are 0."""
+        self.fed_tokens += int(tokens.sum())
+        np.add.at(self.read, list(slots), tokens[: len(slots)])
 
     def _put(self, tree):
         """Places host arrays with their first axes split over the devices."""

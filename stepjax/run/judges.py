@@ -80,6 +80,7 @@ def open_judge(
     by: str,
     answers: pathlib.Path | None,
     stack: contextlib.ExitStack,
+    most: int = 0,
 ) -> tuple[Judge, Sampler | None]:
     """Returns who judges, and the context caches that it uses, if any.
 
@@ -91,6 +92,8 @@ def open_judge(
       answers: file that keeps the answers of a server while the search goes on; None
         keeps them nowhere.
       stack: closes what the judge has opened.
+      most: candidates of a problem that are judged together, if that can be more than
+        `search.width`.
     """
     options, seed, sampler = run.settings.judge, run.settings.seed, None
     score, schedule, judgments = options.score, options.schedule, run.kind.judgments
@@ -104,7 +107,7 @@ def open_judge(
         )
     elif options.by == "prm":
         sampler = open_sampler(run, _prm(run), run.settings.search.context_tokens)
-        judge = prm_judge(run, sampler)
+        judge = prm_judge(run, sampler, most)
     elif options.by == "http":
         judge = http_judge(run, answers, stack)
     elif by == "random":
@@ -125,7 +128,7 @@ def _prm(run: Run) -> Any:
     return run.for_sampling(run.load(run.dir.path / "init" / "prm"))
 
 
-def prm_judge(run: Run, sampler: Sampler) -> Judge:
+def prm_judge(run: Run, sampler: Sampler, most: int = 0) -> Judge:
     """Returns the judge that compares the PRM's probabilities of two steps.
 
     The higher probability of "+" wins, equal ones are no preference. A step that is
@@ -136,9 +139,11 @@ def prm_judge(run: Run, sampler: Sampler) -> Judge:
     Args:
       run: the run, which has a PRM.
       sampler: context caches of the PRM.
+      most: see `open_judge`.
     """
     codec, settings = run.codec, run.settings
     width, soft = settings.search.width, settings.judge.value == "probability"
+    width = max(width, most)
     score = prm.make_scorer(sampler, codec, width=width, prompt=settings.prm.prompt)
 
     def verdict(numbers: Sequence[float], a: int, b: int) -> Verdict:

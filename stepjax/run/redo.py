@@ -48,6 +48,10 @@ MEASURED = {
     ),
     "search": (*_MODEL, "seed", "search", "judge", "srlm", "eval.search_count"),
     "training": ("model.dtype", "seed", "train.row_length"),
+    "solve": (
+        *(*_MODEL, "seed", "search", "judge", "srlm"),
+        *("eval.search_count", "eval.max_tokens"),
+    ),
 }
 # How a stage is computed, and not what comes out of it.
 _FREE = (
@@ -236,7 +240,7 @@ def measured_with(
     every = _flat(config)
     depends = (*MEASURED[mode], *(() if number else ("model", "seed")))
     by = config["judge"]["by"]
-    if mode == "search" and by == "http":
+    if mode in ("search", "solve") and by == "http":
         depends = (*depends, "teacher.model", "teacher.temperature")
         depends = (*depends, "teacher.max_tokens")
     return {

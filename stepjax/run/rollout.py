@@ -196,7 +196,7 @@ def search_questions(
             on_tie=options.on_tie,
             on_reject=options.on_reject,
             max_expansions=options.max_expansions,
-            fits=lambda state: _fits(run, state),
+            fits=lambda state: fits(run, state),
             active=active,
             on_pause=pause if on_pause else None,
             pause_now=interrupts.asked,
@@ -277,18 +277,29 @@ def _measure(
     }
 
 
-def _fits(run: Run, state: State) -> bool:
+def fits(run: Run, state: State) -> bool:
     """Whether the contexts leave room for another candidate and its judgments."""
-    settings, steps = run.settings, [step.ids for step in state.steps]
-    solved = context_ids(run.codec, state)
-    most = run.kind.candidate_tokens
-    if len(solved) + most > settings.search.context_tokens:
-        return False
+    solved, most = len(context_ids(run.codec, state)), run.kind.candidate_tokens
+    steps = [step.ids for step in state.steps]
+    return solved + most <= run.settings.search.context_tokens and judge_fits(
+        run, state.question.problem, steps
+    )
+
+
+def judge_fits(run: Run, problem: str, steps: Sequence[Sequence[int]]) -> bool:
+    """Whether the judge's context has room for the steps so far.
+
+    Args:
+      run: the run.
+      problem: text of the problem.
+      steps: ids of each step.
+    """
+    settings = run.settings
     if settings.judge.by == "prm":
-        solving = prm.Solving(state.question.problem, tuple(steps))
+        solving = prm.Solving(problem, tuple(steps))
         read = prm.context(run.codec, solving, settings.prm.prompt)
         return len(read) <= settings.search.context_tokens
     if is_foreign(settings.judge.by):  # which has no context of ours
         return True
-    judged = run.kind.judgments.context(run.codec, state.question.problem, steps)
+    judged = run.kind.judgments.context(run.codec, problem, steps)
     return len(judged) <= settings.judge.context_tokens

@@ -227,10 +227,13 @@ def test_each_candidate_judgment_and_node_has_its_own_path():
     # The same integers for a node of the initial data are another path.
     assert draws.node_path(3, 2**32 - 1, 5, 1, 4) == (3, 2**32 - 1, 5, 1, 4, 0, 2)
     paths += [draws.node_path(*numbers, a) for a in range(6)]
-    assert len(set(paths)) == 48
+    # And of a whole solution: problem and number.
+    assert draws.solution_path(2**32 - 1, 5) == (2**32 - 1, 5, 0, 0, 0, 0, 3)
+    paths += [draws.solution_path(3, a) for a in range(6)]
+    assert len(set(paths)) == 54
     assert {len(path) for path in paths} == {draws.PATH_LENGTH}
     keys = row_keys(jnp.uint32(0), jnp.asarray(paths, jnp.uint32))
-    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 48
+    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 54
 
 
 @pytest.mark.parametrize("length", [3, 5])
@@ -254,6 +257,8 @@ def test_a_path_holds_integers_of_32_bits(number):
         draws.judgment_path((1, 2, 1, 0), 0, number)
     with pytest.raises(ValueError, match=expected):
         draws.node_path(1, 2, number, 0, 0)
+    with pytest.raises(ValueError, match=expected):
+        draws.solution_path(1, number)
 
 
 # Whole rows from a model.

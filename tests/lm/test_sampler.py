@@ -73,6 +73,9 @@ def test_room_for_new_tokens_is_the_budget(three_slots):
     assert samples.count.tolist() == [[5], [0], [5]]
     # Ten of the fifteen places of three rows and five steps hold a sampled token.
     assert (three_slots.new_tokens, three_slots.row_steps) == (10, 15)
+    # Each slot has its own counts: five new tokens, three of context and one of prompt.
+    assert three_slots.sampled.tolist() == [5, 0, 5]
+    assert three_slots.read.tolist() == [4, 3, 4]
     wider = three_slots.sample(prompts, paths, decoding, capacity=8)
     assert wider.tokens.shape == (3, 1, 8)
     np.testing.assert_array_equal(wider.tokens[..., :5], samples.tokens)
