@@ -164,12 +164,24 @@ def notation(text: str) -> str:
     text = re.sub(r"^(?:\\approx|≈|=)\s*", "", text)
     empty = r"^(?i:(?:\\text\{)?(?:no solutions?|(?:the )?empty set)\.?\}?)$"
     text = re.sub(empty, r"\\emptyset", text)
-    text = re.sub(
-        r"^(?i:(?:\\text\{)?all real(?:s| numbers)\}?)$", r"\\mathbb{R}", text
-    )
+    text = re.sub(r"\\mathbb\s+([A-Z])(?![a-z])", r"\\mathbb{\1}", text)
+    text = re.sub(r"^\\text\s*\{\s*((?i:all real)[^{}]*)\}", r"\1", text)
+    reals = r"(?i:all real(?:s| numbers))"
+    text = re.sub(rf"^{reals}$", r"\\mathbb{R}", text)
+    left_out = r"(?i:except(?: for)?|excluding|other than)\s*(?:[a-z]\s*=\s*)?"
+    text = re.sub(rf"^{reals},?\s+{left_out}(.*\d.*)$", _without, text)
     # Lists: "5 and 9", "5 \text{ or } 9" and "5,9" are the same.
     joint = r"\\text\s*\{\s*[,;]?\s*(?:and|or)\s*\}|(?<![a-z\\])(?:and|or)(?![a-z])"
     return re.sub(rf"\s*[,;]?\s*(?:{joint})\s*", ";", text).strip().rstrip(" .")
+
+
+def _without(found: re.Match) -> str:
+    """Returns "all real numbers except 2 and 3" as a difference of sets."""
+    return (
+        r"\mathbb{R}\setminus\{"
+        + re.sub(r"\s*\b(?:and|or)\b\s*", ",", found[1])
+        + r"\}"
+    )
 
 
 def _bracket(found: re.Match) -> str:

@@ -26,6 +26,7 @@ _EXACT_BITS = 20_000  # of an exact power; larger ones are rounded
 _LARGEST_EXPONENT = 10**5  # of any power; towers of powers exceed it at once
 _LARGEST_FACTORIAL = 3000
 _OF_ANY_SIZE = ("ln", "abs", "floor", "ceil")  # functions that stay quick
+_REALS = r"\mathbb{R}"  # the symbol of all real numbers
 _POINTS = 4  # values that variables take
 MOST_ITEMS = 24  # of two lists that are compared in any order
 TOO_MANY = f"a list of more than {MOST_ITEMS} items"
@@ -125,7 +126,7 @@ class _Comparison:
         if "text" in kinds or "matrix" in kinds:
             return False
         sets = self._set(one), self._set(other)
-        names = {*_names(one)}, {*_names(other)}
+        names = [{*_names(x)} - {_REALS} for x in (one, other)]
         if None not in sets:
             if all(names) and names[0] != names[1] and "builder" not in kinds:
                 return False  # x > 2 and y > 2
@@ -314,7 +315,7 @@ class _Comparison:
         if kind == "set":
             numbers = [self._real(part) for part in parts[0]]
             return [Interval(number, True, number, True) for number in numbers]
-        if kind == "symbol" and parts[0] == r"\mathbb{R}":
+        if kind == "symbol" and parts[0] == _REALS:
             return [Interval(-self._mp.inf, False, self._mp.inf, False)]
         if kind == "sequence" and len(parts[1]) == 2 and parts[0] != ":":
             low, high = map(self._real, parts[1])
