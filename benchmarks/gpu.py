@@ -246,13 +246,13 @@ def batch_of(name: str, problems: list[list], length: int):
     import jax
     import numpy as np
 
-    from stepjax import dpo, forest
+    from stepjax import dpo, forest, pair_trees
 
     def trees(group: list[list]) -> list:
         found = []
         for place, pair in enumerate(pair for pairs in group for pair in pairs):
             if name == "a context per pair":
-                found.append(forest.trajectory_tree([pair], 2 * place))
+                found.append(pair_trees.trajectory_tree([pair], 2 * place))
                 continue
             for side, step in enumerate((pair.chosen, pair.rejected)):
                 weights = [0.0] * len(pair.context) + [1.0] * len(step)
@@ -263,7 +263,7 @@ def batch_of(name: str, problems: list[list], length: int):
     if name == "forest":
         parts = [
             [
-                forest.trajectory_tree(pairs, 2 * STEPS * number)
+                pair_trees.trajectory_tree(pairs, 2 * STEPS * number)
                 for number, pairs in enumerate(problems)
             ]
         ]

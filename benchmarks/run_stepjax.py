@@ -1,12 +1,14 @@
-"""The training step of stepjax: run_stepjax.py WEIGHTS single|forest|separate|check.
+"""The training step of stepjax: run_stepjax.py WEIGHTS LAYOUT.
 
 WEIGHTS is a Hugging Face directory for the other programs to read; it is written when
 it does not exist. The layouts:
 
   single    the four pairs of dpo_step.py, each a tree: one context and two branches.
   forest    trajectories.py: a problem with all its pairs is one tree.
-  separate  the same pairs, each step behind its own copy of the context, rows filled.
-  check     prints by how much the gradients of forest and separate differ.
+  pair      the same pairs, each a tree of its own: one context and two branches.
+  separate  the same pairs, each step behind its own copy of the context.
+  check     prints by how much the gradients of pair and separate differ from forest.
+  flops     prints the arithmetic of a training step in these three layouts.
 """
 
 import functools
@@ -18,10 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import work
 
-from stepjax import dpo, forest
+from stepjax import dpo, forest, pair_trees
 from stepjax.lm import export, sharding, train
 from stepjax.lm import model as lm
+from stepjax.planning import flops
 
+LAYOUTS = "forest", "pair", "separate"  # of trajectories.py
 CONFIG = lm.ModelConfig(**work.MODEL, remat="dots")
 MODEL = lm.Decoder(CONFIG)
 OPTIONS = dpo.Options(beta=work.BETA, reference="live")
@@ -42,34 +46,43 @@ def trees(mesh, pairs, row_length: int) -> dpo.Batch:
     return batch
 
 
-def separate(problems) -> dpo.Batch:
-    """Returns the pairs of trajectories, each step behind its own copy of the context.
+def alone(problems, shared: bool) -> dpo.Batch:
+    """Returns the pairs of trajectories, of which no two share anything.
 
-    A row takes a sequence of an early step and one of a late step, so that no token of
-    a row is padding. A micro-batch holds two pairs of each of two problems.
+    A row takes an early and a late pair of a problem, or one side of each, so that no
+    token of a row is padding. A micro-batch has four rows.
+
+    Args:
+      problems: from `work.trajectories`.
+      shared: whether the two steps of a pair share its context.
     """
-    length = 2 * work.PROMPT + (work.STEPS + 1) * work.STEP_TOKENS
+    contexts = 2 * work.PROMPT + (work.STEPS - 1) * work.STEP_TOKENS
+    length = contexts + 2 * work.STEP_TOKENS * (1 + shared)
+    ways = 4 if shared else 2  # problems of a micro-batch
     parts = []
-    for first in range(0, work.PROBLEMS, 2):
+    for first in range(0, work.PROBLEMS, ways):
         for early in range(work.STEPS // 2):
-            both = (early, work.STEPS - 1 - early)
-            paths = []
-            for number, problem in enumerate(problems[first : first + 2]):
-                for side in range(2):
-                    for order, at in enumerate(both):
-                        pair = problem[at]
-                        step = pair[1 + side]
-                        path = [0.0] * len(pair.context) + [1.0] * len(step)
+            trees = []
+            for number, problem in enumerate(problems[first : first + ways]):
+                both = problem[early], problem[work.STEPS - 1 - early]
+                for side in (0,) if shared else (0, 1):
+                    for order, pair in enumerate(both):
                         segment = 2 * (2 * number + order) + side
-                        paths.append(
-                            forest.path_tree(pair.context + step, path, segment)
-                        )
-            rows = forest.pack(paths, length)
-            lengths = np.full(8, work.STEP_TOKENS, np.float32)
+                        trees.append(_tree(pair, segment, shared))
+            rows = forest.pack(trees, length)
+            lengths = np.full(4 * ways, work.STEP_TOKENS, np.float32)
             parts.append(dpo.Batch(rows, lengths, np.zeros_like(lengths)))
     batch = jax.tree.map(lambda *x: np.stack(x), *parts)
     assert batch.rows.position.max(-1).all() and (batch.rows.weight > 0).all()
     return batch
+
+
+def _tree(pair, segment: int, shared: bool) -> forest.Tree:
+    if shared:
+        return pair_trees.trajectory_tree([forest.IdPair(*pair)], segment)
+    step = pair[1 + segment % 2]
+    weights = [0.0] * len(pair.context) + [1.0] * len(step)
+    return forest.path_tree(pair.context + step, weights, segment)
 
 
 def make_batch(layout: str, mesh, number: int) -> dpo.Batch:
@@ -82,12 +95,12 @@ def make_batch(layout: str, mesh, number: int) -> dpo.Batch:
         length = work.PROMPT + 2 * work.STEPS * work.STEP_TOKENS
         batch = trees(mesh, pairs, length)
     else:
-        batch = separate(work.trajectories(number))
+        batch = alone(work.trajectories(number), shared=layout == "pair")
     return train.put_batch(mesh, batch)
 
 
 def check(params, reference, mesh) -> None:
-    """Prints the largest relative difference of a gradient between the two layouts."""
+    """Prints the largest relative difference of a gradient between the layouts."""
 
     @jax.jit
     def gradient(params, reference, batch):
@@ -103,20 +116,37 @@ def check(params, reference, mesh) -> None:
 
     # The policy is not the reference, so that pairs have different weights.
     policy = jax.tree.map(lambda x: 1.2 * x, params)
-    (one, first), (other, second) = (
-        gradient(policy, reference, make_batch(layout, mesh, 0))
-        for layout in ("forest", "separate")
+    (loss, first), *others = (
+        gradient(policy, reference, make_batch(layout, mesh, 0)) for layout in LAYOUTS
     )
-    differences = jax.tree.map(
-        lambda a, b: float(abs(a - b).max() / abs(b).max()), first, second
-    )
-    worst = max(jax.tree.leaves(differences))
-    work.Turns().say(losses=[float(one), float(other)], worst_difference=worst)
+    losses, worst = [float(loss)], []
+    for value, slope in others:
+        differences = jax.tree.map(
+            lambda a, b: float(abs(a - b).max() / abs(b).max()), first, slope
+        )
+        losses.append(float(value))
+        worst.append(max(jax.tree.leaves(differences)))
+    work.Turns().say(losses=losses, worst_differences=worst)
+
+
+def count(mesh) -> None:
+    """Prints tokens of the rows, and GFLOP of matrix products, of each layout."""
+    params = lm.unboxed(lm.abstract_params(MODEL))
+    optimizer = train.make_optimizer(train.OptimizerOptions(work.LEARNING_RATE), 1000)
+    state = train.TrainState(params, jax.eval_shape(optimizer.init, params))
+    update, facts = train.make_update(LOSS, optimizer), {}
+    for layout in LAYOUTS:
+        batch = make_batch(layout, mesh, 0)
+        total = sum(flops.count(update.trace(state, params, batch), devices=1))
+        facts[layout] = {"tokens": batch.rows.tokens.size, "gflop": total / 1e9}
+    work.Turns().say(**facts)
 
 
 def main(directory: str, layout: str) -> None:
     """Prepares the step and serves it."""
     mesh = sharding.make_mesh()
+    if layout == "flops":
+        return count(mesh)
     params = train.init_params(MODEL, mesh, seed=0)
     if not pathlib.Path(directory).exists():
         export.save_hf(params, CONFIG, directory)

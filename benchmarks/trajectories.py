@@ -1,10 +1,15 @@
-"""Pairs of whole trajectories in one tree against the same pairs laid out one by one.
+"""Pairs of whole trajectories in one tree against two other layouts of these pairs.
 
     python benchmarks/trajectories.py --torch=PYTHON
+    python benchmarks/trajectories.py --flops
 
-Training steps on 4 problems of 8 steps with one pair per step (work.py): as trees, one
-by one through the same code, and one by one through the hand-written torch step. Then
-the gradients of the first two are compared. README.md has the last results.
+Training steps on 4 problems of 8 steps with one pair per step (work.py), in three
+layouts: trees of whole trajectories, trees of one pair each, whose two steps share
+their own context (what dpo-prefix-sharing does, arXiv 2410.20305), and one by one; and
+one by one through the hand-written torch step. Then the gradients of the three layouts
+are compared. --flops runs nothing: it counts tokens and the FLOPs of matrix products,
+which XLA's cost analysis does not (it counts the body of a loop once). README.md has
+the last results.
 """
 
 import argparse
@@ -22,10 +27,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch", metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--flops", action="store_true")
     options = parser.parse_args()
     ours = "run_stepjax.py"
+    if options.flops:
+        return _count_flops(ours)
     programs = [
         compare.Program("trees", sys.executable, ours, "forest"),
+        compare.Program("a tree per pair", sys.executable, ours, "pair"),
         compare.Program("one by one", sys.executable, ours, "separate"),
         compare.Program(
             "torch, one by one",
@@ -57,7 +66,23 @@ def main() -> None:
     for name, result in results.items():
         first = {k: round(v, 5) for k, v in result.steps[0].items() if k[0] in "lg"}
         print(f"{name}, first step: {first}")
-    print(f"Trees against one by one, with a policy that is not the reference: {same}")
+    print(f"Trees against the others, with a policy that is not the reference: {same}")
+
+
+def _count_flops(script: str) -> None:
+    """Prints what the three layouts compute in a training step."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = compare.Program("flops", sys.executable, script, "flops")
+        facts = compare.ask(program, f"{folder}/model", pathlib.Path(folder))
+    trees = facts["forest"]
+    names = {"forest": "trees", "pair": "a tree per pair", "separate": "one by one"}
+    print("| layout | tokens | GFLOP | GFLOP of trees, as a share |\n|---|---|---|---|")
+    for layout, fact in facts.items():
+        share = fact["gflop"] / trees["gflop"]
+        print(
+            f"| {names[layout]} | {fact['tokens']:,} | {fact['gflop']:,.0f} "
+            f"| 1 / {share:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ The method, one file per stage, in the order in which it runs:
     search.py       step-by-step search: propose, judge, keep the best, go back
     pairs.py        finished searches to preference pairs
     judgment_pairs.py  finished searches to preferences between judgments
-    forest.py       sequences and whole searches packed into rows
+    forest.py       sequences of any kind as trees, and trees packed into rows
+    prefix_tree.py  one tree that holds what sequences begin with once
+    pair_trees.py   the pairs of a search as a tree: a trunk with branches
     dpo.py          Mi to Mi+1
     losses.py       step_logps, step_dpo_loss, ...: imports jax and nothing else
                     variants: preference_losses.py, reference_free_losses.py
@@ -68,7 +70,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     stage.py, manifest.py: finished stages and what they made;
                     standing.py: which were made from what is there; config_json.py,
                     mend_data.py: settings and data that were lost come back; lock.py:
-                    one command at a time; journal.py: unfinished work; redo.py: what
+                    one command at a time; compiles.py: programs that XLA compiles, and
+                    their cache; journal.py: unfinished work; redo.py: what
                     changed settings invalidate; ranges.py, rules.py, judge_rules.py:
                     what each setting may be, and several together; paths.py,
                     missing_files.py, checks.py: early errors; prepare.py, data.py,
@@ -80,6 +83,7 @@ Beside the method; of the files above only main, iterate and ablate import these
                     finetune.py: a phase of SFT;
                     reference_pass.py: log-probabilities before step-DPO; banner.py:
                     what a run says first; monitor.py, progress.py: progress, metrics;
+                    wandb_curves.py: the same elsewhere; profile.py: traces of a run;
                     text_table.py: tables that fit the terminal; check_device.py:
                     stepjax check
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of

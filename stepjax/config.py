@@ -49,6 +49,12 @@ def default() -> ml_collections.ConfigDict:
     # Folder or tokenizer.json; "" takes that of model.init or of the world.
     c.tokenizer = ""
 
+    # Folder that keeps compiled programs for later commands: "auto" is stepjax in the
+    # user's cache folder ($XDG_CACHE_HOME or ~/.cache), "" keeps none.
+    c.compile_cache = "auto"
+    # Project of Weights & Biases that gets the numbers of TensorBoard too; "" for none.
+    c.wandb = ""
+
     c.prompts = text = ml_collections.ConfigDict()
     text.solve = ""  # template with {problem}; "" takes the world's or stepjax.prompts
     text.judge = ""  # template with {problem}, {steps}, {a}, {b}

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from stepjax import forest, losses
+from stepjax import forest, losses, pair_trees
 from stepjax.lm import sharding, train
 
 REFERENCES = ("precomputed", "live")
@@ -139,7 +139,7 @@ def order(
     updates: int = 0,
 ) -> list[list[int]]:
     """Returns the places of the pairs of each update; see `make_batches`."""
-    groups = forest.group_by_trunk(pairs, row_length)
+    groups = pair_trees.group_by_trunk(pairs, row_length)
     passes = epochs
     if updates:
         passes = math.ceil(updates / math.ceil(len(pairs) / batch_size))
@@ -203,8 +203,8 @@ def make_batches(
 
 def _trees(pairs: Sequence[forest.IdPair], row_length: int) -> list[forest.Tree]:
     trees, segment = [], 0
-    for group in forest.group_by_trunk(pairs, row_length) if pairs else []:
-        trees.append(forest.trajectory_tree([pairs[i] for i in group], segment))
+    for group in pair_trees.group_by_trunk(pairs, row_length) if pairs else []:
+        trees.append(pair_trees.trajectory_tree([pairs[i] for i in group], segment))
         segment += 2 * len(group)
     return trees
 
@@ -215,6 +215,27 @@ def _batch(trees, row_length: int, rows: int, scored: int, pairs: int) -> Batch:
     lengths = np.bincount(packed.segment[real], minlength=2 * pairs)
     lengths = lengths.astype(np.float32)
     return Batch(packed, lengths, np.zeros_like(lengths))
+
+
+def tokens(batch: Batch) -> tuple[int, int]:
+    """Returns how many tokens the pairs of an update have.
+
+    Args:
+      batch: from `make_batches`, [M, ...].
+
+    Returns:
+      (laid out one by one, which is twice the context and both steps of each pair; in
+      trees). What pads the rows and `replay` do not count.
+    """
+    rows = batch.rows
+    after = np.arange(1, rows.tokens.shape[-1] + 1)
+    used = (rows.parent >= 0) | (rows.subtree_end > after)  # padding is alone
+    ends = np.take_along_axis(rows.position, rows.scored, -1) + 1
+    longest = np.zeros_like(batch.lengths, np.int64)  # of each step, with its context
+    part = np.broadcast_to(np.arange(len(ends))[:, None, None], ends.shape)
+    real = rows.weight > 0
+    np.maximum.at(longest, (part[real], rows.segment[real]), ends[real])
+    return int(longest.sum()), int(used.sum())
 
 
 def replay_order(

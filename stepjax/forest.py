@@ -5,9 +5,9 @@ knows its ``parent`` (index of the token before it on its own path, -1 for a roo
 its ``position`` (depth) and its ``subtree_end`` (first index after its subtree).
 Query i sees key j if and only if ``j <= i < subtree_end[j]``; a token's
 log-probability comes from its parent's hidden state. One plain sequence is one
-path, several roots are packing, and a whole search trajectory is a trunk (problem,
-best step, best step, ...) with every worst step as a branch beside its best one, so
-that all pairs of a solution share one pass over their common context.
+path, several roots are packing, and sequences that begin alike are branches of one
+tree, which computes what they share once (`from_sequences`). A whole search trajectory
+is a trunk with a branch for every worst step (`stepjax.pair_trees`).
 
 Axis names: R rows, T tokens of a row, S scored tokens of a row.
 """
@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from stepjax import prefix_tree
 
 
 class Tree(NamedTuple):
@@ -111,80 +113,6 @@ def path_tree(
     )
 
 
-def trajectory_tree(pairs: Sequence[IdPair], first_segment: int = 0) -> Tree:
-    """Returns pairs along one trunk as one tree.
-
-    Pair number p (in the order given) has segments ``first_segment + 2 p`` (chosen)
-    and ``first_segment + 2 p + 1`` (rejected); its scored tokens are exactly those
-    of its two steps.
-
-    Args:
-      pairs: pairs whose contexts grow along one path: the longest context plus chosen
-        step, the trunk, begins with every other context plus chosen step.
-      first_segment: segment of the first pair's chosen step.
-
-    Raises:
-      ValueError: when a pair does not lie on the trunk, or a part is empty.
-    """
-    for pair in pairs:
-        if not (pair.context and pair.chosen and pair.rejected):
-            raise ValueError(
-                f"a pair has {len(pair.context)} context, {len(pair.chosen)} chosen "
-                f"and {len(pair.rejected)} rejected tokens; expected at least 1 each."
-            )
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].context))
-    trunk = max((pair.context + pair.chosen for pair in pairs), key=len)
-    tokens, parent, position, end = [], [], [], []
-    trunk_index = []  # row index of each trunk token
-    scored, segment = [], []
-    done = 0  # trunk tokens laid out so far
-
-    def lay_trunk(upto: int):
-        nonlocal done
-        for depth in range(done, upto):
-            parent.append(trunk_index[-1] if trunk_index else -1)
-            trunk_index.append(len(tokens))
-            tokens.append(trunk[depth])
-            position.append(depth)
-            end.append(-1)  # the whole tree, filled in below
-        done = max(done, upto)
-
-    for i in order:
-        pair, start = pairs[i], len(pairs[i].context)
-        both = pair.context + pair.chosen
-        if trunk[: len(both)] != both:
-            raise ValueError(
-                f"pair {i} (context of {start} tokens) does not lie on the trunk of "
-                f"{len(trunk)} tokens; expected nested contexts. Group the pairs by "
-                "trajectory (see `group_by_trunk`)."
-            )
-        lay_trunk(start)
-        branch = len(tokens)
-        for depth, token in enumerate(pair.rejected):
-            parent.append(trunk_index[start - 1] if depth == 0 else len(tokens) - 1)
-            scored.append(len(tokens))
-            segment.append(first_segment + 2 * i + 1)
-            tokens.append(token)
-            position.append(start + depth)
-            end.append(branch + len(pair.rejected))
-    lay_trunk(len(trunk))
-    for i, pair in enumerate(pairs):
-        start = len(pair.context)
-        scored.extend(trunk_index[start : start + len(pair.chosen)])
-        segment.extend([first_segment + 2 * i] * len(pair.chosen))
-    end = np.asarray(end, np.int32)
-    end[trunk_index] = len(tokens)
-    return Tree(
-        np.asarray(tokens, np.int32),
-        np.asarray(parent, np.int32),
-        np.asarray(position, np.int32),
-        end,
-        np.asarray(scored, np.int32),
-        np.asarray(segment, np.int32),
-        np.ones(len(scored), np.float32),
-    )
-
-
 def merge(paths: Sequence[Tree]) -> Tree:
     """Returns paths as one tree in which they share every token that they begin with.
 
@@ -205,96 +133,123 @@ def merge(paths: Sequence[Tree]) -> Tree:
             f"{sorted({int(path.tokens[0]) for path in paths})}; expected one or more "
             "paths that all begin with the same token."
         )
-    children: list[dict[int, int]] = []  # of each node: token → node
-    tokens: list[int] = []
-    weights: list[float] = []
-    for path in paths:
-        weight = np.zeros(len(path.tokens), np.float32)
-        weight[path.scored] = path.weight
-        siblings: dict[int, int] = {} if not children else {int(path.tokens[0]): 0}
-        for token, own in zip(path.tokens.tolist(), weight.tolist(), strict=True):
-            node = siblings.get(token)
-            if node is None:
-                node = siblings[token] = len(tokens)
-                tokens.append(token)
-                weights.append(0.0)
-                children.append({})
-            weights[node] += own
-            siblings = children[node]
-    order: list[int] = []  # depth first
-    parent, position, end = [], [], [0] * len(tokens)
-    stack: list[tuple[int, int, int]] = [(0, -1, 0)]  # node, place of parent, depth
-    while stack:
-        node, above, depth = stack.pop()
-        place = len(order)
-        order.append(node)
-        parent.append(above)
-        position.append(depth)
-        below = [(child, place, depth + 1) for child in children[node].values()]
-        stack.extend(reversed(below))
-    for place in reversed(range(len(order))):
-        end[place] = max(end[place], place + 1)
-        if parent[place] >= 0:
-            end[parent[place]] = max(end[parent[place]], end[place])
-    weight = np.asarray(weights, np.float32)[order]
+    shared = prefix_tree.lay_out([path.tokens.tolist() for path in paths])
+    weight = np.zeros(len(shared.tokens))
+    for path, places in zip(paths, shared.places, strict=True):
+        weight[places[path.scored]] += path.weight
+    weight = weight.astype(np.float32)
     scored = np.flatnonzero(weight).astype(np.int32)
     segment = paths[0].segment[0] if len(paths[0].segment) else 0
     return Tree(
-        np.asarray(tokens, np.int32)[order],
-        np.asarray(parent, np.int32),
-        np.asarray(position, np.int32),
-        np.asarray(end, np.int32),
+        *shared[:4],
         scored,
         np.full(len(scored), segment, np.int32),
         weight[scored],
     )
 
 
-def group_by_trunk(pairs: Sequence[IdPair], row_length: int) -> list[list[int]]:
-    """Groups pairs that can share one tree of at most `row_length` tokens.
+def from_sequences(
+    ids: Sequence[Sequence[int]],
+    scored: Sequence[Sequence[bool]],
+    row_length: int | None = None,
+) -> list[Tree]:
+    """Returns sequences as trees in which they share every token that they begin with.
+
+    It makes no difference what the sequences are: the samples of one prompt, answers
+    and those preferred to them, turns of one chat. Token ids decide what is shared, so
+    that each token has the log-probability that it has in its sequence alone.
+
+    Sequence n has segment n. Its scored tokens are neighbours in ``scored`` of one
+    tree, in their order; a token that several sequences score is there once for each.
+    All weights are 1.
 
     Args:
-      pairs: preferences in any order.
-      row_length: most tokens of a tree.
+      ids: token ids of each sequence.
+      scored: for each sequence, for each token, whether it is in the loss; the first
+        token of a sequence never is, since nothing comes before it.
+      row_length: most tokens of a tree; None for no limit. A larger tree is cut in two
+        or more, and each has a copy of what they share.
 
     Returns:
-      Lists of indices into `pairs`, each a valid argument of `trajectory_tree`;
-      every pair is in exactly one.
+      The trees, for `pack`. Sequences with different first tokens are in different
+      trees.
 
     Raises:
-      ValueError: when a single pair alone is longer than `row_length`.
+      ValueError: for an empty sequence, one longer than `row_length`, or scores that do
+        not fit it.
+    """
+    if len(ids) != len(scored):
+        raise ValueError(
+            f"{len(ids)} sequences and {len(scored)} lists of scores; expected one "
+            "list for each sequence."
+        )
+    sequences = [tuple(map(int, sequence)) for sequence in ids]
+    masks = [
+        _mask(number, sequence, row)
+        for number, (sequence, row) in enumerate(zip(sequences, scored, strict=True))
+    ]
+    trees = []
+    for group in _groups(sequences, row_length):
+        shared = prefix_tree.lay_out([sequences[n] for n in group])
+        marks = [at[masks[n]] for n, at in zip(group, shared.places, strict=True)]
+        places = np.concatenate(marks)
+        segment = np.repeat(np.asarray(group, np.int32), list(map(len, marks)))
+        weight = np.ones(len(places), np.float32)
+        trees.append(Tree(*shared[:4], places, segment, weight))
+    return trees
+
+
+def _mask(number: int, sequence: tuple[int, ...], scored: Sequence[bool]) -> np.ndarray:
+    """Returns which tokens of sequence `number` are scored, [n] bool."""
+    mask = np.asarray(scored)
+    if not sequence or mask.shape != (len(sequence),):
+        raise ValueError(
+            f"sequence {number} has {len(sequence)} tokens and scores of shape "
+            f"{mask.shape}; expected at least one token and one score for each."
+        )
+    wrong = mask[~np.isin(mask, (0, 1))]
+    if wrong.size:
+        raise ValueError(
+            f"sequence {number} has the score {wrong[0]}; expected True for a token in "
+            "the loss and False for another. Weights, such as advantages, belong in "
+            "the loss: take them by `Rows.segment`."
+        )
+    if mask[0]:
+        raise ValueError(
+            f"the first token of sequence {number} is scored; expected False: nothing "
+            "precedes it. Start the sequence with a prompt token."
+        )
+    return mask.astype(bool)
+
+
+def _groups(
+    sequences: Sequence[tuple[int, ...]], row_length: int | None
+) -> list[list[int]]:
+    """Returns the sequences of each tree of `from_sequences`, by number.
+
+    In sorted order a sequence shares the most with the one before it, so that the
+    tokens which it adds to a tree are those behind what the two begin with.
     """
     groups: list[list[int]] = []
-    trunks: list[tuple[int, ...]] = []
-    sizes: list[int] = []
-    by_root: dict[tuple[int, ...], list[int]] = {}  # first context → group numbers
-    lengths: dict[int, None] = {}  # lengths of those contexts, ascending
-    for i in sorted(range(len(pairs)), key=lambda i: len(pairs[i].context)):
-        pair = pairs[i]
-        alone = len(pair.context) + len(pair.chosen) + len(pair.rejected)
-        if alone > row_length:
+    before: tuple[int, ...] = ()
+    size = 0
+    for number in sorted(range(len(sequences)), key=lambda n: sequences[n]):
+        own = sequences[number]
+        if row_length is not None and len(own) > row_length:
             raise ValueError(
-                f"pair {i} has {alone} tokens; expected at most row_length="
-                f"{row_length}. Raise train.row_length or drop the pair."
+                f"sequence {number} has {len(own)} tokens; expected at most row_length="
+                f"{row_length}. Make the rows longer, or cut or drop the sequence."
             )
-        near = (g for n in lengths for g in by_root.get(pair.context[:n], ()))
-        for g in near:
-            start = len(trunks[g])
-            both = pair.context + pair.chosen
-            grown = sizes[g] + max(len(both) - start, 0) + len(pair.rejected)
-            short = min(len(both), start)
-            if both[:short] == trunks[g][:short] and grown <= row_length:
-                groups[g].append(i)
-                trunks[g] = max(both, trunks[g], key=len)
-                sizes[g] = grown
-                break
+        same = prefix_tree.common(before, own)
+        grown = size + len(own) - same
+        if same and (row_length is None or grown <= row_length):
+            groups[-1].append(number)
+            size = grown
         else:
-            by_root.setdefault(pair.context, []).append(len(groups))
-            lengths[len(pair.context)] = None
-            groups.append([i])
-            trunks.append(pair.context + pair.chosen)
-            sizes.append(alone)
-    return groups
+            groups.append([number])
+            size = len(own)
+        before = own
+    return [sorted(group) for group in groups]
 
 
 def bucket(size: int, multiple: int = 1) -> int:

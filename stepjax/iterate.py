@@ -46,7 +46,10 @@ from stepjax.settings import dpo_batches
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str | os.PathLike, redo: str = ""
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
+    redo: str = "",
+    profile: bool = False,
 ) -> str:
     """Runs the whole loop, or what is left of it, and returns the final table.
 
@@ -55,10 +58,11 @@ def run(
       workdir: the run directory; made when missing, continued when it is there.
       redo: a stage that may be deleted and made again because its settings have
         changed, see `stepjax.run.redo`; "" for none.
+      profile: whether a few units of each stage are traced, see `stepjax.run.profile`.
     """
     workdir = os.path.expanduser(workdir)
     try:
-        return _run(Run(config, workdir, redo))
+        return _run(Run(config, workdir, redo, profile=profile))
     finally:
         lock.release(pathlib.Path(workdir))
 
@@ -143,6 +147,7 @@ def sft(run: Run) -> None:
             order=order,
             folder=run.dir.model(1) / "train" / f"phase_{order}",
             keep_last=order + 1 < len(phases),
+            plain=run.sft_examples.plain,
         )
     counts = run.sft_examples.sizes | {"dropped": len(dropped), "updates": updates}
     stage.commit(arrays=run.save(run.dir.model(1), params), counts=counts)
@@ -182,6 +187,7 @@ def more_sft(run: Run, number: int) -> None:
         model=f"M{number + 1}",
         order=len(run.settings.sft.phases) + number - 1,
         folder=run.dir.model(number + 1) / "train",
+        plain=run.sft_examples.plain,
     )
     arrays = run.save(run.dir.model(number + 1), params)
     stage.commit(arrays=arrays, counts=sizes | {"updates": updates})
@@ -352,6 +358,7 @@ def _train_on_pairs(
         ),
         batch_at=lambda step: train.put_batch(run.mesh, batches[step]),
         rows_at=names_at,
+        tokens_at=lambda step: step_dpo.tokens(batches[step]),
         steps=len(batches),
         optimizer=settings.dpo.optimizer,
         folder=run.dir.model(number + 1) / "train",
@@ -365,6 +372,8 @@ def _say_results(run: Run) -> str:
     titles = [f"{run.dir.path}, seed {run.settings.seed}"]
     titles += ["judges", "what ended, what was refused", "iterations", "seconds"]
     drawn = tables.tables(run.dir.path, run.settings.iterations + 1)
+    titles.append("programs compiled")
+    drawn.append(tables.compiled(run.dir.path, run.settings.iterations + 1))
     return "".join(
         run.monitor.table(title, rows, tables.LEGEND)
         for title, rows in zip(titles, drawn, strict=True)

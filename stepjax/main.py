@@ -186,7 +186,7 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
         _dry_run(config)
         return
     if name == "run":
-        iterate.run(config, workdir, redo)
+        iterate.run(config, workdir, redo, options.PROFILE.value)
         return
     if name == "ablate":
         from stepjax import ablate
@@ -198,7 +198,8 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     from stepjax.run.run import Run
 
     looks, reads = name in ("eval", "export"), name == "export"
-    run = Run(config, workdir, redo, keep=looks, locks=not reads)
+    traced = options.PROFILE.value
+    run = Run(config, workdir, redo, keep=looks, locks=not reads, profile=traced)
     run.dir.accept()
     if name == "sft":
         iterate.sft(run)

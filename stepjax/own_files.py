@@ -31,6 +31,7 @@ EXTRAS = {
     **dict.fromkeys(_DATA, "data"),
     "gguf": "gguf",
     "gcsfs": "tpu",
+    "wandb": "wandb",
 }
 _KINDS = {
     "int": "a whole number",

@@ -283,6 +283,8 @@ class Settings:
       init: where M0 comes from: "random", "hf:DIR" or "gguf:FILE".
       shape: the decoder of the settings, with its adapters; see `model_config`.
       tokenizer: its folder or file, or "".
+      compile_cache: folder of compiled programs, "auto" or "".
+      wandb: project of Weights & Biases, or "".
       texts: templates of the prompts.
       data: where the data comes from.
       prm: the process reward model of the initial data.
@@ -306,6 +308,8 @@ class Settings:
     init: str
     shape: lm.ModelConfig
     tokenizer: str
+    compile_cache: str
+    wandb: str
     texts: Texts
     data: Data
     prm: Prm
@@ -344,6 +348,8 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
         init=init,
         shape=lm.ModelConfig(**shape, adapters=_adapters(config.lora)),
         tokenizer=config.tokenizer,
+        compile_cache=config.compile_cache,
+        wandb=config.wandb,
         texts=Texts(**config.prompts),
         data=Data(**{**config.data, "questions": tuple(config.data.questions)}),
         prm=Prm(**{**config.prm, "phase": _phase(config.prm.phase)}),

@@ -158,11 +158,14 @@ class Examples(NamedTuple):
       trees: "ift" and "eft" → the rows that fit a row of training.
       dropped: ids of the rows that are too long.
       ids: "ift" and "eft" → the id of each tree, those of its rows with "+" between.
+      plain: "ift" and "eft" → for each tree, the tokens of its rows laid out one by
+        one; None where no rows share a tree.
     """
 
     trees: dict[str, list[forest.Tree]]
     dropped: list[str]
     ids: dict[str, list[str]]
+    plain: dict[str, list[int]] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -222,13 +225,19 @@ def examples(
         lost = set(too_long)
         names[name] = [id for id in ids if id not in lost]
         dropped += too_long
+    plain = None
     if share:
         rows = zip(eft, every["eft"], strict=True)
         problems = [row.problem for row, t in rows if len(t.tokens) <= row_length]
+        lengths = {name: [len(t.tokens) for t in trees] for name, trees in kept.items()}
         shared = _shared(kept["eft"], problems, row_length)
+        plain = {
+            "ift": lengths["ift"],
+            "eft": [sum(lengths["eft"][i] for i in group) for _, group in shared],
+        }
         kept["eft"] = [tree for tree, _ in shared]
         names["eft"] = ["+".join(names["eft"][i] for i in group) for _, group in shared]
-    return Examples(kept, dropped, names)
+    return Examples(kept, dropped, names, plain)
 
 
 def loss(params, reference, rows: forest.Rows, *, model):

@@ -16,6 +16,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nothing is kept in the home folder: runs leave a cache alone that JAX is given.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 os.environ["COLUMNS"] = "200"  # tables do not depend on the terminal
 
 

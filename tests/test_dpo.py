@@ -10,7 +10,7 @@ import pytest
 from fakes import Table
 from runs import one_device_mesh
 
-from stepjax import dpo, forest, losses
+from stepjax import dpo, forest, losses, pair_trees
 from stepjax.forest import IdPair
 from stepjax.lm import model as lm
 from stepjax.lm import sharding
@@ -169,7 +169,7 @@ def worst(got, want):
 def test_a_forest_row_is_its_pairs_one_by_one():
     first, second = trajectories()
     assert [len(p.context) for p in first] == [6, 11, 15]
-    trees = [forest.trajectory_tree(first), forest.trajectory_tree(second, 6)]
+    trees = [pair_trees.trajectory_tree(first), pair_trees.trajectory_tree(second, 6)]
     assert [len(tree.tokens) for tree in trees] == [26, 22]
     rows = forest.pack(trees, ROW, scored=32)
     assert rows.tokens.shape == (1, ROW)
@@ -393,6 +393,26 @@ def test_a_number_of_updates_instead_of_epochs(wanted):
     passes = batches(pairs, 2, epochs=3)[:wanted]
     for got, want in zip(*map(jax.tree.leaves, (found, passes)), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_an_update_counts_its_tokens_as_pairs_and_as_trees(micro_batches):
+    pairs = [p for part in trajectories() for p in part] + loose_pairs()
+    (batch,) = batches(pairs, batch_size=len(pairs), micro_batches=micro_batches)
+    plain, trees = dpo.tokens(batch)
+    assert plain == sum(
+        2 * len(p.context) + len(p.chosen) + len(p.rejected) for p in pairs
+    )
+    (chosen,) = dpo.order(pairs, len(pairs), ROW, seed=3, epochs=1)
+    share = -(-len(pairs) // micro_batches)
+    parts = [chosen[:share], chosen[share:]] if micro_batches > 1 else [chosen]
+    expected = 0
+    for part in parts:
+        own = [pairs[n] for n in part]
+        for group in pair_trees.group_by_trunk(own, ROW):
+            tree = pair_trees.trajectory_tree([own[n] for n in group])
+            expected += len(tree.tokens)
+    assert trees == expected < plain
 
 
 def test_no_pairs_give_no_batches_and_bad_input_is_refused():

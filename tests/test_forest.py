@@ -2,6 +2,7 @@
 
 import functools
 
+import forests
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepjax import forest
-from stepjax.forest import IdPair
-from stepjax.lm import attention
+from stepjax import forest, pair_trees
+from stepjax.lm import attention, train
 from stepjax.lm import model as lm
 
 CONFIG = lm.ModelConfig(
-    vocab_size=23,
+    vocab_size=forests.VOCAB,
     hidden_size=20,
     num_layers=2,
     num_heads=4,
@@ -39,33 +39,6 @@ xx..xx...
 ........x
 """.split()
 
-FIRST = IdPair((1, 2), (3,), (7, 8))
-SECOND = IdPair((1, 2, 3, 4), (5, 6), (9,))  # the step 4 between them has no pair
-
-
-def mask_of(subtree_end):
-    """The rule of the module docstring, once more in numpy."""
-    index = np.arange(len(subtree_end))
-    query, key = index[:, None], index[None, :]
-    return (key <= query) & (query < np.asarray(subtree_end)[None, :])
-
-
-def path_to(parent, index):
-    """Indices from the root to `index`."""
-    path = []
-    while index >= 0:
-        path.append(int(index))
-        index = parent[index]
-    return path[::-1]
-
-
-def ancestors(parent):
-    """Who is on whose path, [n, n] bool, from the parents alone."""
-    seen = np.zeros((len(parent), len(parent)), bool)
-    for i in range(len(parent)):
-        seen[i, path_to(parent, i)] = True
-    return seen
-
 
 def random_tree(rng, size):
     """A tree of any form, depth first: every token continues some open path."""
@@ -75,10 +48,13 @@ def random_tree(rng, size):
         parent.append(open_path[-1])
         position.append(len(open_path))
         open_path.append(i)
-    end = [max(j for j in range(size) if i in path_to(parent, j)) for i in range(size)]
+    end = [
+        max(j for j in range(size) if i in forests.path_to(parent, j))
+        for i in range(size)
+    ]
     nothing = np.zeros(0, np.int32)
     return forest.Tree(
-        rng.integers(0, CONFIG.vocab_size, size).astype(np.int32),
+        rng.integers(0, forests.VOCAB, size).astype(np.int32),
         np.asarray(parent, np.int32),
         np.asarray(position, np.int32),
         np.asarray(end, np.int32) + 1,
@@ -86,20 +62,6 @@ def random_tree(rng, size):
         nothing,
         nothing.astype(np.float32),
     )
-
-
-def solution(rng, prompt, steps, pairs, first=0):
-    """Pairs of one solution; `pairs` maps a step's number to its branch's length."""
-
-    def draw(n):
-        return tuple(int(x) for x in rng.integers(first, CONFIG.vocab_size, n))
-
-    texts, context, found = [draw(n) for n in steps], draw(prompt), []
-    for number, text in enumerate(texts):
-        if number in pairs:
-            found.append(IdPair(context, text, draw(pairs[number])))
-        context += text
-    return found
 
 
 # The rule.
@@ -112,7 +74,7 @@ def test_a_token_sees_its_own_path_and_nothing_else():
     np.testing.assert_array_equal(mask[0], expected)
     np.testing.assert_array_equal(mask[1], np.tri(9, dtype=bool))
     parent = [-1, 0, 1, 2, 1, 4, -1, 6, -1]
-    np.testing.assert_array_equal(expected, ancestors(parent))
+    np.testing.assert_array_equal(expected, forests.ancestors(parent))
 
 
 @functools.cache
@@ -137,10 +99,10 @@ def hidden_states(params, tokens, position, subtree_end):
 def test_hidden_states_in_a_forest_are_those_of_each_path_alone():
     rng = np.random.default_rng(1)
     trajectories = [
-        solution(rng, 5, (3, 2, 4), {0: 2, 1: 5, 2: 1}),
-        solution(rng, 3, (2, 2, 3, 1), {1: 4, 3: 2}),
+        forests.solution(rng, 5, (3, 2, 4), {0: 2, 1: 5, 2: 1}),
+        forests.solution(rng, 3, (2, 2, 3, 1), {1: 4, 3: 2}),
     ]
-    trees = [forest.trajectory_tree(pairs) for pairs in trajectories]
+    trees = [pair_trees.trajectory_tree(pairs) for pairs in trajectories]
     trees += [random_tree(rng, size) for size in (17, 12, 9, 1)]
     trees += [forest.path_tree(rng.integers(0, 23, 11), [0] * 10 + [1])]
     rows = forest.pack(trees, 40)
@@ -150,7 +112,7 @@ def test_hidden_states_in_a_forest_are_those_of_each_path_alone():
     paths = []  # (row, indices) from each root to each leaf
     for row, parent in enumerate(rows.parent):
         leaves = set(range(40)) - set(parent.tolist())
-        paths += [(row, path_to(parent, leaf)) for leaf in sorted(leaves)]
+        paths += [(row, forests.path_to(parent, leaf)) for leaf in sorted(leaves)]
     assert len({i for row, path in paths for i in [(row, k) for k in path]}) == 120
     longest = max(len(path) for _, path in paths)
     assert len(paths) > 20 and longest >= 11
@@ -192,26 +154,6 @@ def test_a_path_is_scored_where_it_has_weight():
     assert {str(x.dtype) for x in tree} == {"int32", "float32"}
 
 
-def test_a_trajectory_is_a_trunk_with_branches():
-    #  1 ─ 2 ─ 3 ─ 4 ─ 5 ─ 6
-    #      └ 7 ─ 8 └ 9
-    tree = forest.trajectory_tree([FIRST, SECOND])
-    np.testing.assert_array_equal(tree.tokens, [1, 2, 7, 8, 3, 4, 9, 5, 6])
-    np.testing.assert_array_equal(tree.parent, [-1, 0, 1, 2, 1, 4, 5, 5, 7])
-    np.testing.assert_array_equal(tree.position, [0, 1, 2, 3, 2, 3, 4, 4, 5])
-    np.testing.assert_array_equal(tree.subtree_end, [9, 9, 4, 4, 9, 9, 7, 9, 9])
-    sums = dict(zip(tree.scored.tolist(), tree.segment.tolist(), strict=True))
-    assert sums == {4: 0, 2: 1, 3: 1, 7: 2, 8: 2, 6: 3}
-    assert tree.weight.tolist() == [1.0] * 6
-
-
-def test_segments_follow_the_order_given_not_the_depth():
-    tree = forest.trajectory_tree([SECOND, FIRST], first_segment=10)
-    np.testing.assert_array_equal(tree.tokens, [1, 2, 7, 8, 3, 4, 9, 5, 6])
-    sums = dict(zip(tree.scored.tolist(), tree.segment.tolist(), strict=True))
-    assert sums == {7: 10, 8: 10, 6: 11, 4: 12, 2: 13, 3: 13}
-
-
 @pytest.mark.parametrize(
     ("tokens", "weights", "message"),
     [
@@ -225,97 +167,12 @@ def test_bad_paths_are_refused(tokens, weights, message):
         forest.path_tree(tokens, weights)
 
 
-@pytest.mark.parametrize(
-    ("pair", "message"),
-    [
-        (IdPair((1, 2, 4), (5,), (6,)), r"pair 1 \(context of 3 tokens\) does not lie"),
-        (IdPair((1, 2), (4,), (6,)), r"pair 1 \(context of 2 tokens\) does not lie"),
-        (IdPair((), (1,), (6,)), "0 context, 1 chosen and 1 rejected tokens"),
-        (IdPair((1, 2), (3,), ()), "2 context, 1 chosen and 0 rejected tokens"),
-    ],
-)
-def test_pairs_off_the_trunk_or_with_empty_parts_are_refused(pair, message):
-    with pytest.raises(ValueError, match=message):
-        forest.trajectory_tree([SECOND, pair])
-
-
-# Grouping and packing.
-
-
-def test_a_solution_shares_one_tree():
-    rng = np.random.default_rng(2)
-    mine = solution(rng, 30, (6,) * 7, {n: 6 for n in range(7) if n != 3})
-    other = solution(rng, 25, (5, 5), {0: 4, 1: 4})
-    mixed = [mine[4], other[1], *mine[:4], mine[5], other[0]]
-    groups = forest.group_by_trunk(mixed, 200)
-    assert sorted(map(sorted, groups)) == [[0, 2, 3, 4, 5, 6], [1, 7]]
-    tree = forest.trajectory_tree([mixed[i] for i in max(groups, key=len)])
-    # The prompt and seven steps once, and six branches: 30 + 7 * 6 + 6 * 6.
-    assert len(tree.tokens) == 108
-    assert sum(2 * len(p.context) + 12 for p in mine) == 6 * 108  # one by one
-    # A prompt may be shorter than any step.
-    short = solution(rng, 1, (3, 2, 2), {0: 1, 2: 2})
-    assert forest.group_by_trunk(short[::-1], 200) == [[1, 0]]
-
-
-IDS = st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple)
-
-
-@st.composite
-def pair_lists(draw):
-    """Pairs of a few solutions in any order; so few ids that prefixes collide."""
-    pairs = []
-    for _ in range(draw(st.integers(1, 3))):
-        context = draw(st.lists(st.integers(0, 1), min_size=1, max_size=11))
-        context = tuple(context)
-        for _ in range(draw(st.integers(1, 5))):
-            step = draw(IDS)
-            if draw(st.booleans()):
-                pairs.append(IdPair(context, step, draw(IDS)))
-            context += step
-    return draw(st.permutations(pairs))
-
-
-def sequence(tree_or_row, segment):
-    """The whole path that ends with the last scored token of a segment."""
-    real = tree_or_row.weight > 0
-    scored = tree_or_row.scored[real & (tree_or_row.segment == segment)]
-    path = path_to(tree_or_row.parent, scored.max())
-    assert sorted(scored) == path[-len(scored) :]
-    assert [tree_or_row.position[i] for i in path] == list(range(len(path)))
-    return tuple(tree_or_row.tokens[path].tolist()), len(scored)
-
-
-@settings(max_examples=150, deadline=None, database=None)
-@given(pair_lists(), st.integers(0, 40))
-def test_every_pair_is_in_one_group_and_every_row_fits(pairs, spare):
-    sizes = [len(p.context) + len(p.chosen) + len(p.rejected) for p in pairs]
-    length = max(sizes, default=1) + spare
-    groups = forest.group_by_trunk(pairs, length)
-    assert sorted(i for group in groups for i in group) == list(range(len(pairs)))
-    trees, order = [], []
-    for group in groups:
-        trees.append(forest.trajectory_tree([pairs[i] for i in group], 2 * len(order)))
-        order += group
-        assert len(trees[-1].tokens) <= length
-    filled = forest.fill(trees, length)
-    assert sorted(i for row in filled for i in row) == list(range(len(trees)))
-    rows = forest.pack(trees, length, rows=len(filled) + 1)
-    assert (rows.weight > 0).sum() == sum(
-        len(p.chosen) + len(p.rejected) for p in pairs
-    )
-    for number in range(len(filled) + 1):
-        row = forest.Tree(*(array[number] for array in rows))
-        np.testing.assert_array_equal(mask_of(row.subtree_end), ancestors(row.parent))
-        for segment in np.unique(row.segment[row.weight > 0]):
-            pair = pairs[order[segment // 2]]
-            step = pair.rejected if segment % 2 else pair.chosen
-            assert sequence(row, segment) == (pair.context + step, len(step))
+# Packing.
 
 
 def test_packing_shifts_trees_and_pads_the_rest():
     trees = [
-        forest.trajectory_tree([FIRST]),  # 1 2 (7 8) 3
+        pair_trees.trajectory_tree([forests.FIRST]),  # 1 2 (7 8) 3
         forest.path_tree([4, 5, 6], [0, 1, 0.5], segment=2),
         forest.path_tree([9, 9], [0, 1], segment=3),
     ]
@@ -346,10 +203,6 @@ def test_what_does_not_fit_is_refused():
         forest.pack([tree, tree], 9, rows=1)
     with pytest.raises(ValueError, match=f"{message} 2 and 3"):
         forest.pack([tree, tree], 9, scored=3)
-    long = IdPair((1, 2, 3), (4, 5), (6,))
-    with pytest.raises(ValueError, match="pair 1 has 6 tokens; .*row_length=5. Raise"):
-        forest.group_by_trunk([FIRST, long], 5)
-    assert forest.group_by_trunk([FIRST, long], 6) == [[0], [1]]
 
 
 def test_buckets():
@@ -384,3 +237,150 @@ def test_a_path_merged_with_itself_has_twice_its_weights():
 def test_paths_without_a_common_first_token_are_not_merged(paths):
     with pytest.raises(ValueError, match="begin with the same token"):
         forest.merge([forest.path_tree(ids, [0, 1]) for ids in paths])
+
+
+# Sequences of any kind.
+
+# Two prompts; a sequence that begins another one, twice the same, one without scores.
+PROMPT = (1, 2, 3)
+SEQUENCES = [
+    (*PROMPT, 4, 5, 6),
+    (*PROMPT, 4, 5),
+    (7, 8, 9),
+    (*PROMPT, 4, 5, 6),
+    (*PROMPT, 4, 7, 7, 7),
+    (*PROMPT, 9),
+]
+SCORED = [[n >= 3 for n in range(len(ids))] for ids in SEQUENCES]
+SCORED[2] = [False, True, True]
+SCORED[5] = [False] * 4
+
+
+def test_sequences_share_every_token_that_they_begin_with():
+    one, other = forest.from_sequences(SEQUENCES, SCORED)
+    assert one.tokens.tolist() == [1, 2, 3, 4, 5, 6, 7, 7, 7, 9]
+    assert one.parent.tolist() == [-1, 0, 1, 2, 3, 4, 3, 6, 7, 2]
+    assert one.position.tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6, 3]
+    assert one.subtree_end.tolist() == [10, 10, 10, 9, 6, 6, 9, 9, 9, 10]
+    assert one.segment.tolist() == [0, 0, 0, 1, 1, 3, 3, 3, 4, 4, 4, 4]
+    assert one.scored.tolist() == [3, 4, 5, 3, 4, 3, 4, 5, 3, 6, 7, 8]
+    assert one.weight.tolist() == [1.0] * 12
+    assert other.tokens.tolist() == [7, 8, 9]
+    assert other.segment.tolist() == [2, 2] and other.scored.tolist() == [1, 2]
+    assert {str(x.dtype) for x in one} == {"int32", "float32"}
+    assert forest.from_sequences([], []) == []
+
+
+@st.composite
+def sequence_lists(draw):
+    """Sequences of so few ids that they begin alike, and what is scored of each."""
+    lists = st.lists(st.integers(0, 2), min_size=1, max_size=6)
+    sequences = draw(st.lists(lists, max_size=8))
+    scored = [[False] + [draw(st.booleans()) for _ in ids[1:]] for ids in sequences]
+    return sequences, scored
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(sequence_lists(), st.none() | st.integers(0, 12))
+def test_every_sequence_is_one_path_of_one_tree(drawn, spare):
+    sequences, scored = drawn
+    longest = max(map(len, sequences), default=1)
+    length = None if spare is None else longest + spare
+    trees = forest.from_sequences(sequences, scored, length)
+    found = {}
+    for tree in trees:
+        np.testing.assert_array_equal(
+            forests.mask_of(tree.subtree_end), forests.ancestors(tree.parent)
+        )
+        assert length is None or len(tree.tokens) <= length
+        paths = [forests.path_to(tree.parent, n) for n in range(len(tree.tokens))]
+        assert [len(path) - 1 for path in paths] == tree.position.tolist()
+        prefixes = {tuple(tree.tokens[path].tolist()) for path in paths}
+        assert len(prefixes) == len(paths)  # no token is there twice
+        for segment in set(tree.segment.tolist()):
+            places = tree.scored[tree.segment == segment]
+            ends = paths[places[-1]]
+            assert [at for at in ends if at in places] == places.tolist()
+            assert segment not in found
+            found[segment] = tree.tokens[ends].tolist(), tree.position[places].tolist()
+    expected = {}
+    for number, (ids, mask) in enumerate(zip(sequences, scored, strict=True)):
+        at = [n for n, counts in enumerate(mask) if counts]
+        if at:
+            expected[number] = ids[: at[-1] + 1], at
+    assert found == expected
+    if length is None:
+        distinct = {tuple(ids[: n + 1]) for ids in sequences for n in range(len(ids))}
+        assert sum(len(tree.tokens) for tree in trees) == len(distinct)
+
+
+def plain_logps(params, sequences):
+    """Log-probability of each token but the first, in plain rows, [R, T - 1]."""
+    longest = max(map(len, sequences))
+    tokens = jnp.array([[*ids] + [0] * (longest - len(ids)) for ids in sequences])
+    position = jnp.tile(jnp.arange(longest), (len(sequences), 1))
+    causal = jnp.full_like(position, longest)
+    hidden = hidden_states(params, tokens, position, causal)
+    logps = jax.nn.log_softmax(hidden[:, :-1] @ lm.unembedding(params).T)
+    return jnp.take_along_axis(logps, tokens[:, 1:, None], 2)[..., 0]
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize("row_length", [24, 8])
+def test_sequences_in_trees_have_the_numbers_of_plain_rows(row_length):
+    rng = np.random.default_rng(3)
+    prompt = rng.integers(0, forests.VOCAB, 5).tolist()
+    drawn = [prompt + rng.integers(0, 3, 3).tolist() for _ in range(9)]
+    sequences = [*SEQUENCES, *drawn]
+    scored = [*SCORED, *([False] * 5 + [True] * 3 for _ in drawn)]
+    trees = forest.from_sequences(sequences, scored, row_length)
+    rows = jax.tree.map(jnp.asarray, forest.pack(trees, row_length))
+    used, plain = sum(len(tree.tokens) for tree in trees), sum(map(len, sequences))
+    assert used < plain and len(trees) > 2 + (row_length < 24)
+    # The weights of a loss, so that the gradient of each token counts.
+    weight = jnp.asarray(rng.normal(size=(len(sequences), 8)), jnp.float32)
+
+    def in_trees(params):
+        logps = train.scored_logps(lm.Decoder(CONFIG), params, rows)
+        at = jnp.take_along_axis(rows.position, rows.scored, 1)
+        return (weight[rows.segment, at] * logps).sum(), logps
+
+    counts = np.zeros((len(sequences), 8), bool)
+    for number, mask in enumerate(scored):
+        counts[number, : len(mask)] = mask
+
+    def alone(params):
+        logps = plain_logps(params, sequences)
+        used = weight[:, 1:] * counts[:, 1:]
+        return (used * logps).sum(), logps
+
+    both = [jax.jit(jax.value_and_grad(f, has_aux=True)) for f in (in_trees, alone)]
+    ((loss, logps), slope), ((expected, each), expected_slope) = (
+        f(parameters()) for f in both
+    )
+    for number, own in enumerate(each):
+        mine = logps[(rows.segment == number) & (rows.weight > 0)]
+        own = own[counts[number, 1:]]
+        np.testing.assert_allclose(mine, own, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    for got, want in zip(
+        jax.tree.leaves(slope), jax.tree.leaves(expected_slope), strict=True
+    ):
+        assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    ("ids", "scored", "message"),
+    [
+        ([[1, 2]], [], "1 sequences and 0 lists of scores; expected one"),
+        ([[1], []], [[0], []], "sequence 1 has 0 tokens .*at least one token"),
+        ([[1, 2]], [[0]], r"sequence 0 has 2 tokens and scores of shape \(1,\)"),
+        ([[1, 2]], [[0, 0.5]], "sequence 0 has the score 0.5; expected True"),
+        ([[1, 2]], [[0, -1]], "sequence 0 has the score -1; expected True"),
+        ([[1, 2]], [[1, 1]], "first token of sequence 0 is scored; expected False"),
+        ([[1], [1] * 5], [[0], [0] * 5], "sequence 1 has 5 .*row_length=4. Make the"),
+    ],
+)
+def test_bad_sequences_are_refused(ids, scored, message):
+    with pytest.raises(ValueError, match=message):
+        forest.from_sequences(ids, scored, 4)

@@ -96,6 +96,10 @@ def test_every_metric_is_there_once(finished):
     dpo = [row for row in rows if row["stage"] == "dpo"]
     expected = {"loss", "grad_norm", "dpo_loss", "nll", "rewards/margins"}
     assert expected <= dpo[0].keys() and abs(dpo[0]["loss"] - np.log(2)) < 0.1
+    # Both sides of a pair share its context; rows of SFT share nothing here.
+    assert all(row["tree_token_ratio"] > 1.2 for row in dpo)
+    sft = [row for row in rows if row["stage"] == "sft/first"]
+    assert sft and not any("tree_token_ratio" in row for row in sft)
 
 
 def test_the_final_table_has_a_row_per_model(finished):

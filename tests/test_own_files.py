@@ -17,7 +17,7 @@ IMPORTED_AS = {
 def test_the_packages_of_the_extras_are_those_of_pyproject():
     path = pathlib.Path(stepjax.__file__).parents[1] / "pyproject.toml"
     extras = tomllib.loads(path.read_text("utf-8"))["project"]["optional-dependencies"]
-    for extra in ("train", "data", "gguf", "tpu"):
+    for extra in ("train", "data", "gguf", "tpu", "wandb"):
         for requirement in extras[extra]:
             name = re.match(r"[\w-]+", requirement)[0].replace("-", "_")
             if name not in ("stepjax", "jax"):

@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 
 import stepjax
-from stepjax import config, forest, main, own_functions, prompts, records
+from stepjax import config, forest, main, own_functions, pair_trees, prompts, records
 from stepjax.cli import help
 from stepjax.initial_data import command as init_data
 from stepjax.initial_data.formats import sources
@@ -227,7 +227,7 @@ def test_the_row_of_the_design_page_is_what_a_search_becomes():
         forest.IdPair(problem, best, step("b")),
         forest.IdPair(problem + best, step("c"), step("d1", "d2")),
     ]
-    tree = forest.trajectory_tree(pairs)
+    tree = pair_trees.trajectory_tree(pairs)
     assert tree.tokens.tolist() == list(ids.values())
     for field in ("parent", "position", "subtree_end"):
         row = re.search(rf"^ {field} +((?:-?\d+ +)+)", page, re.MULTILINE)[1]

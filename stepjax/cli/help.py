@@ -32,6 +32,11 @@ OPTIONS = {
         "all was made with these settings and from what is there, so the same command "
         "can be repeated after a kill",
     ),
+    "profile": (
+        None,
+        "traces a few updates or turns of each training and search, for xprof or "
+        "TensorBoard, in DIR/profile",
+    ),
     "dry-run": (
         None,
         "prepares the data, prints the sizes of data, prompts and model, a row of "
@@ -105,16 +110,18 @@ _CHOICES = ("problem", "wrong", "ties", "random")
 COMMANDS = {
     "run": Command(
         "the whole loop M0 → M1 → ...; the same command continues after a kill",
-        (*_RUN, "dry-run"),
+        (*_RUN, "profile", "dry-run"),
         text="A finished stage is not repeated. On a finished run, "
         "--config.iterations=N with a larger N makes further models.",
     ),
-    "sft": Command("M0 → M1", _RUN),
+    "sft": Command("M0 → M1", (*_RUN, "profile")),
     "search": Command(
         "lets --model search its questions; writes search.jsonl and pairs.jsonl",
-        (*_RUN, "model"),
+        (*_RUN, "model", "profile"),
     ),
-    "dpo": Command("--model → the next model, by its pairs", (*_RUN, "model")),
+    "dpo": Command(
+        "--model → the next model, by its pairs", (*_RUN, "model", "profile")
+    ),
     "eval": Command(
         "measures --model",
         (*_RUN, "model", "mode", "benchmark"),

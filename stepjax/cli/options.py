@@ -26,6 +26,7 @@ HOST_TIMEOUT = flags.DEFINE_float(
     "host-timeout", 300.0, _text("host-timeout"), lower_bound=1.0
 )
 REDO = flags.DEFINE_string("redo", "", _text("redo"))
+PROFILE = flags.DEFINE_bool("profile", False, _text("profile"))
 DRY_RUN = flags.DEFINE_bool("dry-run", False, _text("dry-run"))
 DATA = flags.DEFINE_enum("data", None, ("ift", "eft", "pairs"), _text("data"))
 PROBLEM = flags.DEFINE_string("problem", "", _text("problem"))

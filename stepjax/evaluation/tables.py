@@ -84,6 +84,37 @@ def tables(workdir: pathlib.Path, models: int) -> list[list[dict[str, str]]]:
     return list(map(_without_empty_columns, drawn))
 
 
+def compiled(workdir: pathlib.Path, models: int) -> list[dict[str, str]]:
+    """Returns how many programs XLA compiled in each stage, and how long that took.
+
+    What was read from the cache (`compile_cache`) does not count. A stage that was
+    interrupted has what its last command compiled.
+
+    Args:
+      workdir: the run directory.
+      models: M0 ... M`models`.
+
+    Returns:
+      A row per model, as in the last of `tables`.
+    """
+
+    def cell(manifest: Mapping[str, Any]) -> str:
+        count = manifest.get("compiled")  # absent in runs of earlier versions
+        if count is None:
+            return _MISSING
+        seconds = f" in {count['seconds']:.1f} s" if count["programs"] else ""
+        return f"{count['programs']}{seconds}"
+
+    parts = [results(workdir, number) for number in range(models + 1)]
+    rows = [
+        {"model": f"M{number}"}
+        | {title: cell(own.get(key, {})) for key, title in STAGES.items()}
+        for number, own in enumerate(parts)
+        if own
+    ]
+    return _without_empty_columns(rows)
+
+
 def _without_empty_columns(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     filled = {k for row in rows for k, text in row.items() if text != _MISSING}
     return [{k: text for k, text in row.items() if k in filled} for row in rows]

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stepjax import dpo, forest
+from stepjax import dpo, forest, pair_trees
 from stepjax.lm import checkpoint, draws, generate, sampler, sharding, stops, train
 from stepjax.lm import model as lm
 from stepjax.run.text_table import text_table
@@ -218,7 +218,7 @@ def measure(say: Callable[[str], None] = lambda text: None) -> Measured:
     problems = _problems()
     say("forest rows and plain rows")
     trees = [
-        forest.trajectory_tree(pairs, 2 * number * len(pairs))
+        pair_trees.trajectory_tree(pairs, 2 * number * len(pairs))
         for number, pairs in enumerate(problems)
     ]
     paths = []

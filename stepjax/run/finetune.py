@@ -20,6 +20,7 @@ def fit_phase(
     order: int,
     folder: pathlib.Path,
     keep_last: bool = False,
+    plain: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Any, int]:
     """Trains a model for one phase, going on from the last saved state if any.
 
@@ -33,6 +34,7 @@ def fit_phase(
       order: number of the phase, from which its shuffles are drawn.
       folder: where training states are kept.
       keep_last: also save the last state, because another phase follows.
+      plain: see `sft.Examples`; with it, the metrics have a tree_token_ratio.
 
     Returns:
       (parameters, updates done).
@@ -40,6 +42,14 @@ def fit_phase(
     options = run.settings.train
     sizes = {name: len(rows) for name, rows in trees.items()}
     rows = sft.rows_function(phase, order, sizes, run.settings.seed)
+
+    def tokens_at(step: int) -> tuple[int, int]:
+        places = rows(step)
+        return (
+            sum(plain[name][place] for name, place in places),
+            sum(len(trees[name][place].tokens) for name, place in places),
+        )
+
     return run.fit(
         params,
         name=f"sft/{phase.name}",
@@ -60,4 +70,5 @@ def fit_phase(
         rows_at=lambda step: [ids[name][place] for name, place in rows(step)],
         stop_loss=phase.stop_loss,
         keep_last=keep_last,
+        tokens_at=tokens_at if plain else None,
     )

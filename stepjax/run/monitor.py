@@ -22,6 +22,7 @@ from tensorboardX import summary
 import stepjax
 from stepjax import interrupts
 from stepjax.lm import files, ordinary
+from stepjax.run import wandb_curves
 from stepjax.run.progress import Clock, Progress, duration
 from stepjax.run.text_table import text_table
 
@@ -55,6 +56,7 @@ class Monitor:
         workdir: pathlib.Path,
         quiet: bool = False,
         *,
+        wandb: str = "",
         console: rich_console.Console | None = None,
         clock: Clock | None = None,
     ):
@@ -63,6 +65,7 @@ class Monitor:
         Args:
           workdir: the run directory.
           quiet: writes and prints nothing, for all hosts but the first.
+          wandb: the project of Weights & Biases that gets the numbers too, or "".
           console: where to print; None for standard error.
           clock: None for the machine's.
         """
@@ -78,8 +81,8 @@ class Monitor:
         self._days: dict[str, datetime.date] = {}  # of the last lines, by place
         self._announced: list[str] = []  # lines that log.txt gets before its next one
         self._lock = threading.Lock()  # lines come from two threads
-        self._folder = workdir / "tensorboard"
-        self._failed: set[pathlib.Path] = set()  # files that could not be written
+        self._folder, self._project = workdir / "tensorboard", wandb
+        self._failed: set[Any] = set()  # files and the like that cannot be written
 
     @functools.cached_property
     def _events(self) -> tensorboardX.SummaryWriter:
@@ -91,22 +94,35 @@ class Monitor:
         threading.excepthook = _say_nothing_of_events
         events = tensorboardX.SummaryWriter(str(self._folder), max_queue=0)
         atexit.register(_close_quietly, events)
-        config = self.path.with_name("config.json")
-        if config.exists():
-            settings = _flat(files.read_json(config))
+        settings = self._settings()
+        if settings:
             for part in summary.hparams(settings, {_MAIN_CURVE: 0.0}):
                 events.file_writer.add_summary(part)
         return events
 
+    @functools.cached_property
+    def _curves(self) -> wandb_curves.Curves:
+        """The same numbers in Weights & Biases; begun with the first of them."""
+        folder = self.path.parent
+        return wandb_curves.Curves(self._project, folder, self._settings())
+
+    def _settings(self) -> dict[str, str | int | float | bool]:
+        config = self.path.with_name("config.json")
+        return _flat(files.read_json(config)) if config.exists() else {}
+
     def close(self) -> None:
-        """Writes the events that are still in memory to disk."""
+        """Writes the events that are still in memory to disk, and sends the rest."""
         events = self.__dict__.pop("_events", None)
         if events:
             with self._harmless(self._folder):
                 events.close()
+        curves = self.__dict__.pop("_curves", None)
+        if curves:
+            with self._harmless(f"wandb={self._project!r}"):
+                curves.close()
 
     @contextlib.contextmanager
-    def _harmless(self, path: pathlib.Path) -> Iterator[None]:
+    def _harmless(self, path: pathlib.Path | str) -> Iterator[None]:
         """Goes on when a log cannot be written, and says so the first time."""
         try:
             yield
@@ -311,14 +327,21 @@ class Monitor:
                 file.write(json.dumps(row) + "\n")
         training = stage.split("/")[0] in _TRAININGS
         place = f"{stage}/{model}" if training else stage
-        if self._folder in self._failed:
-            return
-        with self._harmless(self._folder):
-            for name, value in (metrics | dict(speeds or {})).items():
-                number = isinstance(value, int | float) and math.isfinite(value)
-                if number and (training or not _NO_CURVE.fullmatch(name)):
+        numbers = {
+            name: value
+            for name, value in (metrics | dict(speeds or {})).items()
+            if isinstance(value, int | float) and math.isfinite(value)
+            if training or not _NO_CURVE.fullmatch(name)
+        }
+        if self._folder not in self._failed:
+            with self._harmless(self._folder):
+                for name, value in numbers.items():
                     self._events.add_scalar(f"{place}/{name}", value, step)
-            self._events.flush()
+                self._events.flush()
+        elsewhere = f"wandb={self._project!r}"
+        if self._project and elsewhere not in self._failed:
+            with self._harmless(elsewhere):
+                self._curves.log(place, step, numbers)
 
     def log_text(self, stage: str, step: int, text: str) -> None:
         """Adds a text to TensorBoard, e.g. two samples of an evaluation."""

@@ -18,6 +18,7 @@ _NO_ARRAYS = re.compile(r"[\[\\]")  # orbax takes them for parts of a pattern
 _FILES = (
     *("tokenizer", "data.ift", "data.eft", "data.question_file", "data.test"),
     *("data.equations", "prm.labels", "mcts.question_file", "teacher.file"),
+    "compile_cache",
 )
 _MODELS = ("model.init", "teacher.model")
 _MADE = "data/manifest.json"  # of a run

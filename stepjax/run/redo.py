@@ -55,6 +55,7 @@ _FREE = (
     *("train.checkpoint_every", "train.log_every", "train.micro_batches"),
     "train.on_nonfinite",
     *("model.remat", "model.attention", "dpo.reference", "iterations"),
+    *("compile_cache", "wandb"),
     *("teacher.url", "teacher.key_variable", "teacher.concurrency", "teacher.timeout"),
     *("teacher.requests_per_minute", "teacher.token_budget", "teacher.retries"),
 )

@@ -84,6 +84,7 @@ def search_from_journal(
             active=active,
             on_pause=pause,
             answers=_answers(journal.path),
+            name=name,
         ):
             closed.append(state)
             advance(1, note(state))
@@ -144,6 +145,7 @@ def search_questions(
     active: Mapping[int, State] | None = None,
     on_pause: Callable[[Mapping[int, State]], None] | None = None,
     answers: pathlib.Path | None = None,
+    name: str = "search",
 ) -> Iterator[State]:
     """Searches this host's questions with a model, and says how busy the devices were.
 
@@ -156,6 +158,7 @@ def search_questions(
       active: see `search.step_search`.
       on_pause: see `search.step_search`.
       answers: see `judges.open_judge`.
+      name: of the search, for people.
 
     Yields:
       Closed searches, in the order in which they close.
@@ -165,10 +168,12 @@ def search_questions(
 
     def on_turn(in_flight: int) -> None:
         turns.append(in_flight)
+        after_turn()
         if not on_pause:
             interrupts.check("nothing of this search is kept")
 
     with contextlib.ExitStack() as stack:
+        after_turn = stack.enter_context(run.profiler.of(name, "turn"))
         solver = open_sampler(run, params, options.context_tokens)
         judge, judge_sampler = open_judge(run, params, by, answers, stack)
         judge, judging = _timed(judge)

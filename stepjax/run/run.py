@@ -34,6 +34,7 @@ from stepjax.run import (
     banner,
     base,
     checks,
+    compiles,
     kind,
     lock,
     manifest,
@@ -43,8 +44,10 @@ from stepjax.run import (
     ranges,
     rundir,
     stage,
+    wandb_curves,
     world_rows,
 )
+from stepjax.run import profile as profiling
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
 
@@ -59,6 +62,7 @@ class Run:
       settings: of the run, typed.
       dir: the run directory.
       monitor: progress bars and metrics.
+      profiler: traces a few units of each stage, if it is asked to.
       mesh: the devices of training.
       codec: tokenizer and templates.
       model: the decoder on `mesh`, for training.
@@ -76,6 +80,7 @@ class Run:
         dry_run: bool = False,
         keep: bool = False,
         locks: bool = True,
+        profile: bool = False,
     ):
         """Claims the directory, prepares the data, and makes every early check.
 
@@ -87,6 +92,7 @@ class Run:
           keep: whether the directory keeps its own settings, see there.
           locks: whether no other command may write there meanwhile, see `stepjax.run.
             lock`; the lock stays until `lock.release`, or until the process ends.
+          profile: whether some updates and turns are traced, see `stepjax.run.profile`.
 
         Raises:
           ValueError: for settings or data that cannot work, or a directory of another
@@ -98,6 +104,7 @@ class Run:
         ranges.check(config)
         self.loaded: set[pathlib.Path] = set()
         self.settings = from_config(config)
+        wandb_curves.check(self.settings.wandb)
         by, proposed = self.settings.judge.by, self.settings.search.propose_by
         wrong = own_import.wrong(by, proposed)
         if wrong:
@@ -107,10 +114,11 @@ class Run:
             lock.take(pathlib.Path(workdir))
         try:
             self.dir = rundir.RunDirectory(config, workdir, redo, **how)
+            traces = self.dir.path / "profile" if profile else None
             if locks and hosts.first():
                 files.remove_left(self.dir.path)
             try:
-                self._begin()
+                self._begin(traces)
             except BaseException:
                 self.dir.give_back()
                 raise
@@ -118,9 +126,13 @@ class Run:
             lock.release(pathlib.Path(workdir))
             raise
 
-    def _begin(self) -> None:
+    def _begin(self, traces: pathlib.Path | None) -> None:
         settings = self.settings
-        self.monitor = Monitor(self.dir.path, quiet=not hosts.first())
+        self.monitor = Monitor(
+            self.dir.path, quiet=not hosts.first(), wandb=settings.wandb
+        )
+        self.profiler = profiling.Profiler(traces, self.monitor.say)
+        compiles.use_cache(settings.compile_cache, self.monitor.say)
         self.dir.say = self.monitor.say
         for line in self.dir.news:
             self.monitor.say(line)
@@ -350,6 +362,7 @@ class Run:
         folder: pathlib.Path,
         reference: Any = None,
         rows_at: Callable[[int], Sequence[str]] = lambda step: (),
+        tokens_at: Callable[[int], tuple[int, int]] | None = None,
         stop_loss: float = 0.0,
         keep_last: bool = False,
     ) -> tuple[Any, int]:
@@ -367,6 +380,9 @@ class Run:
           folder: where training states are kept while the stage is not finished.
           reference: parameters that the loss compares with, or None.
           rows_at: number of an update → names of what its batch holds, for messages.
+          tokens_at: number of an update → the tokens of its sequences laid out one by
+            one, and those of its trees; with it, the metrics have the quotient of
+            their sums over a log period, tree_token_ratio.
           stop_loss: training stops after a log period whose mean loss is below it; 0
             never stops it early.
           keep_last: also save the last state, because another phase follows.
@@ -391,12 +407,17 @@ class Run:
             saver = checkpoint.TrainSaver(folder, every, last=keep_last, say=say)
             state, done, over = saver.restore(state)
         self.monitor.restart(name, model, done)
-        with self.monitor.progress(f"{model} {name}", steps, "update", done) as advance:
+        title = f"{model} {name}"
+        with (
+            self.monitor.progress(title, steps, "update", done) as advance,
+            self.profiler.of(title, "update") as before_update,
+        ):
             shown, tokens, since = done, 0, time.monotonic()
             rates = train.learning_rates(optimizer, steps)
 
             def feed(step: int) -> Any:
                 nonlocal tokens
+                before_update()
                 batch = batch_at(step)
                 tokens += getattr(batch, "rows", batch).tokens.size
                 return batch
@@ -410,6 +431,11 @@ class Run:
                 nonlocal tokens, since
                 seconds = time.monotonic() - since
                 metrics = metrics | {"learning_rate": float(rates(now - 1))}
+                if tokens_at:
+                    first = (now - 1) // options.log_every * options.log_every
+                    counts = [tokens_at(step) for step in range(first, now)]
+                    plain, trees = map(sum, zip(*counts, strict=True))
+                    metrics["tree_token_ratio"] = plain / trees
                 speeds = {"tokens_per_second": tokens / max(seconds, 1e-9)}
                 self.monitor.log(name, model, now, metrics, speeds=speeds)
                 on_update(now, f"loss {metrics.get('loss', math.nan):.4f}")

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from stepjax.lm import files, hosts
+from stepjax.run import compiles, redo, standing
 from stepjax.run import manifest as manifests
-from stepjax.run import redo, standing
 
 
 class Damaged(ValueError):
@@ -66,7 +66,7 @@ class Stage:
         self._directory, self._inputs, self._scratch = directory, inputs, scratch
         self._settings = {"settings": settings} if settings else {}
         self.done = hosts.agreed(f"done {manifest}", self._finished)
-        self._began = time.monotonic()
+        self._began, self._compiled = time.monotonic(), compiles.count()
         if self.done:
             self.tidy()
 
@@ -131,6 +131,7 @@ class Stage:
                 "inputs": self._inputs,
                 "files": digests,
                 "seconds": time.monotonic() - self._began,
+                "compiled": compiles.count().since(self._compiled)._asdict(),
                 **self._settings,
                 **extra,
             }

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepjax import forest
+from stepjax import forest, pair_trees
 from stepjax.lm import attention, forest_kernel, sharding
 
 LENGTH = 640  # five blocks of 128
@@ -29,7 +29,7 @@ def rows():
         for _ in range(3):
             pairs.append(forest.IdPair(context, step(30, 50), step(10, 60)))
             context += pairs[-1].chosen
-        return forest.trajectory_tree(pairs)
+        return pair_trees.trajectory_tree(pairs)
 
     trees = [trajectory(step(60, 70)), trajectory(step(90, 100))]
     trees += [forest.path_tree([1] * n, [0] * n) for n in (100, 140, 90, 150)]
