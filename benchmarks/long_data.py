@@ -118,7 +118,7 @@ def learn(folder, updates) -> dict:
     from stepjax.run.run import Run
 
     run = Run(get_config(), folder)
-    at, layouts = [], []
+    at, cpu, layouts = [], [], []
     make_update = train.make_update
     read = getattr(dpo, "Batches", None) and dpo.Batches.__getitem__
 
@@ -127,6 +127,7 @@ def learn(folder, updates) -> dict:
 
         def step(*arguments):
             at.append(time.monotonic())
+            cpu.append(time.process_time())
             result = update(*arguments)
             if len(at) == updates:
                 jax.block_until_ready(result)
@@ -145,7 +146,7 @@ def learn(folder, updates) -> dict:
     train.make_update = timed_update
     if read:
         dpo.Batches.__getitem__ = timed_read
-    began = time.monotonic()
+    began, cpu_began = time.monotonic(), time.process_time()
     try:
         iterate.dpo(run, 1)
     except Enough:
@@ -153,6 +154,7 @@ def learn(folder, updates) -> dict:
     assert len(at) == updates + 1, "fewer updates than were wanted"
     return {
         "first update starts, s": at[0] - began,
+        "of these, CPU s": cpu[0] - cpu_began,
         "further updates, s each": (at[-1] - at[1]) / (updates - 1),
         "laying one out, s": sum(layouts) / max(len(layouts), 1),
         "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -7,8 +7,8 @@ iteration, precomputed as log-probabilities or run live; it is never part of the
 trained state.
 
 The batch of an update is laid out when it is asked for, while the devices work on the
-update before it; see `lm.train.fit`. What is kept meanwhile grows by some 20 bytes per
-pair, however long its row is (`stepjax.preferences`).
+update before it (`lm.train.fit`). What is kept of all pairs is some 50 bytes for each,
+however long its row is (`stepjax.preferences`).
 
 With `judge.keep` every update also learns from EFT rows (`with_replay`), so that the
 model keeps judging while it learns to solve:
@@ -161,8 +161,9 @@ def order(
 ) -> list[np.ndarray]:
     """Returns the places of the pairs of each update, int32; see `make_batches`."""
     own = preferences.of_sequence(pairs)
-    for number, size in enumerate(own.sizes.sum(1).tolist()):
-        pair_trees.check_length(number, size, row_length)
+    sizes = own.sizes.sum(1)
+    for number in np.flatnonzero(sizes > row_length):
+        pair_trees.check_length(number, sizes[number], row_length)
     groups = own.group(range(len(own)), row_length)
     passes = epochs
     if updates:
