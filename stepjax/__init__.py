@@ -21,6 +21,7 @@ The method, one file per stage, in the order in which it runs:
     forest.py       sequences of any kind as trees, and trees packed into rows
     prefix_tree.py  one tree that holds what sequences begin with once
     pair_trees.py   the pairs of a search as a tree: a trunk with branches
+    preferences.py  many pairs, each read from its file when it is laid out
     dpo.py          Mi to Mi+1
     losses.py       step_logps, step_dpo_loss, ...: imports jax and nothing else
                     variants: preference_losses.py, reference_free_losses.py

@@ -6,6 +6,10 @@ of the two steps of a pair are scored. The reference is the model at the start o
 iteration, precomputed as log-probabilities or run live; it is never part of the
 trained state.
 
+The batch of an update is laid out when it is asked for, while the devices work on the
+update before it (`lm.train.fit`). What is kept of all pairs is some 50 bytes for each,
+however long its row is (`stepjax.preferences`).
+
 With `judge.keep` every update also learns from EFT rows (`with_replay`), so that the
 model keeps judging while it learns to solve:
 
@@ -14,6 +18,7 @@ model keeps judging while it learns to solve:
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -23,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from stepjax import forest, losses, pair_trees
+from stepjax import forest, losses, pair_trees, preferences
 from stepjax.lm import sharding, train
 
 REFERENCES = ("precomputed", "live")
@@ -68,6 +73,22 @@ class Batch(NamedTuple):
     lengths: np.ndarray
     reference: np.ndarray
     replay: forest.Rows | None = None
+
+
+class Batches(Sequence[Batch]):
+    """The batches of all updates, each laid out when it is asked for, and not kept."""
+
+    def __init__(self, updates: int, lay_out: Callable[[int], Batch]):
+        """Keeps how many there are, and the function: number of an update → batch."""
+        self._updates, self._lay_out = updates, lay_out
+
+    def __len__(self) -> int:
+        return self._updates
+
+    def __getitem__(self, step: int) -> Batch:
+        if not 0 <= step < self._updates:
+            raise IndexError(f"update {step} of {self._updates}")
+        return self._lay_out(step)
 
 
 def pair_logps(model, params, batch: Batch) -> jax.Array:
@@ -137,16 +158,21 @@ def order(
     seed: int,
     epochs: int,
     updates: int = 0,
-) -> list[list[int]]:
-    """Returns the places of the pairs of each update; see `make_batches`."""
-    groups = pair_trees.group_by_trunk(pairs, row_length)
+) -> list[np.ndarray]:
+    """Returns the places of the pairs of each update, int32; see `make_batches`."""
+    own = preferences.of_sequence(pairs)
+    sizes = own.sizes.sum(1)
+    for number in np.flatnonzero(sizes > row_length):
+        pair_trees.check_length(number, sizes[number], row_length)
+    groups = own.group(range(len(own)), row_length)
     passes = epochs
     if updates:
-        passes = math.ceil(updates / math.ceil(len(pairs) / batch_size))
-    chosen: list[list[int]] = []
+        passes = math.ceil(updates / math.ceil(len(own) / batch_size))
+    chosen: list[np.ndarray] = []
     for epoch in range(passes):
         shuffled = np.random.default_rng([seed, epoch]).permutation(len(groups))
-        flat = [i for g in shuffled for i in groups[g]]
+        flat = itertools.chain.from_iterable(groups[g] for g in shuffled)
+        flat = np.fromiter(flat, np.int32, len(own))
         at = range(0, len(flat), batch_size)
         chosen += [flat[start : start + batch_size] for start in at]
     return chosen[: updates or None]
@@ -162,14 +188,15 @@ def make_batches(
     epochs: int,
     updates: int = 0,
     seed: int,
-) -> list[Batch]:
-    """Lays all updates out as host batches of one shape, [M, ...] each.
+) -> Batches:
+    """Returns all updates as host batches of one shape, [M, ...] each.
 
     Trajectories are shuffled, not single pairs, so that the pairs of a solution stay
     together and share their context.
 
     Args:
-      pairs: the preferences; those of one solution are neighbours.
+      pairs: the preferences; those of one solution are neighbours. Those that are
+        `preferences.Preferences` are read for their batch, and then again.
       mesh: devices.
       batch_size: pairs per update.
       micro_batches: parts of a batch whose gradients are summed.
@@ -177,28 +204,36 @@ def make_batches(
       epochs: passes over the pairs.
       updates: if not 0, the number of updates, which then decides instead of `epochs`.
       seed: of the shuffling.
+
+    Raises:
+      ValueError: for a pair with an empty part, or one that is longer than a row.
     """
     if not pairs:
-        return []
+        return Batches(0, lambda step: None)
+    own = preferences.of_sequence(pairs)
     chosen = order(
-        pairs, batch_size, row_length, seed=seed, epochs=epochs, updates=updates
+        own, batch_size, row_length, seed=seed, epochs=epochs, updates=updates
     )
     share = -(-batch_size // micro_batches)
-    planned = []
-    for update in chosen:
-        parts = [update[i * share : (i + 1) * share] for i in range(micro_batches)]
-        planned.append([_trees([pairs[i] for i in part], row_length) for part in parts])
-    sizes = [forest.size(trees, row_length) for parts in planned for trees in parts]
+
+    def parts_of(update: np.ndarray) -> list[np.ndarray]:
+        return [update[i * share : (i + 1) * share] for i in range(micro_batches)]
+
+    parts = (part for update in chosen for part in parts_of(update))
+    sizes = [forest.size_of(own.trees(part, row_length), row_length) for part in parts]
     needed, most = np.max(sizes, axis=0).tolist()
     rows = forest.bucket(needed, sharding.row_multiple(mesh))
     scored = forest.bucket(most, 8)
-    return [
-        jax.tree.map(
+
+    def lay_out(step: int) -> Batch:
+        read = [[own[n] for n in part] for part in parts_of(chosen[step])]
+        trees = [_trees(part, row_length) for part in read]
+        return jax.tree.map(
             lambda *x: np.stack(x),
-            *[_batch(trees, row_length, rows, scored, share) for trees in parts],
+            *[_batch(part, row_length, rows, scored, share) for part in trees],
         )
-        for parts in planned
-    ]
+
+    return Batches(len(chosen), lay_out)
 
 
 def _trees(pairs: Sequence[forest.IdPair], row_length: int) -> list[forest.Tree]:
@@ -238,9 +273,7 @@ def tokens(batch: Batch) -> tuple[int, int]:
     return int(longest.sum()), int(used.sum())
 
 
-def replay_order(
-    rows: int, batch_size: int, *, seed: int, updates: int
-) -> list[list[int]]:
+def replay_order(rows: int, batch_size: int, *, seed: int, updates: int) -> np.ndarray:
     """Returns the places of the EFT rows of each update, in shuffled passes.
 
     Args:
@@ -248,11 +281,14 @@ def replay_order(
       batch_size: rows per update.
       seed: of the shuffling.
       updates: how many updates there are.
+
+    Returns:
+      [updates, batch_size] int32.
     """
     passes = range(math.ceil(updates * batch_size / rows))
     shuffled = [np.random.default_rng([seed, 1, n]).permutation(rows) for n in passes]
-    places = [int(place) for places in shuffled for place in places]
-    return [places[n * batch_size :][:batch_size] for n in range(updates)]
+    places = np.concatenate(shuffled)[: updates * batch_size].astype(np.int32)
+    return places.reshape(updates, batch_size)
 
 
 def with_replay(
@@ -263,7 +299,7 @@ def with_replay(
     batch_size: int,
     row_length: int,
     seed: int,
-) -> list[Batch]:
+) -> Batches:
     """Returns the batches with EFT rows beside their pairs.
 
     Args:
@@ -275,22 +311,26 @@ def with_replay(
       seed: of the shuffling.
     """
     drawn = replay_order(len(trees), batch_size, seed=seed, updates=len(batches))
-    parts = range(len(batches[0].lengths))
-    groups = [
-        [[trees[i] for i in own[n :: len(parts)]] for n in parts] for own in drawn
-    ]
-    sizes = [forest.size(part, row_length) for own in groups for part in own]
+    parts = len(batches[0].lengths)
+
+    def parts_of(own: np.ndarray) -> list[list[forest.Tree]]:
+        return [[trees[i] for i in own[n::parts]] for n in range(parts)]
+
+    groups = (part for own in drawn for part in parts_of(own))
+    sizes = [forest.size(part, row_length) for part in groups]
     needed, most = np.max(sizes, axis=0).tolist()
     rows = forest.bucket(needed, sharding.row_multiple(mesh))
     scored = min(forest.bucket(most, 8), row_length)
-    result = []
-    for batch, own in zip(batches, groups, strict=True):
+
+    def lay_out(step: int) -> Batch:
+        batch, own = batches[step], parts_of(drawn[step])
         packed = [forest.pack(p, row_length, rows=rows, scored=scored) for p in own]
         replay = jax.tree.map(lambda *x: np.stack(x), *packed)
         share = (batch.lengths[:, 0::2] > 0).sum() / replay.weight.sum()
         weight = (replay.weight * share).astype(np.float32)
-        result.append(batch._replace(replay=replay._replace(weight=weight)))
-    return result
+        return batch._replace(replay=replay._replace(weight=weight))
+
+    return Batches(len(batches), lay_out)
 
 
 def reference_logps(model, mesh: Mesh):
@@ -308,8 +348,11 @@ def with_reference(
     batches: Sequence[Batch],
     mesh: Mesh,
     on_batch: Callable[[np.ndarray], None] = lambda values: None,
-) -> list[Batch]:
+    done: Sequence[np.ndarray] = (),
+) -> Batches:
     """Returns the batches with the reference's log-probabilities filled in.
+
+    The next batch is laid out while the devices compute those of the present one.
 
     Args:
       model: the decoder.
@@ -317,10 +360,16 @@ def with_reference(
       batches: from `make_batches`.
       mesh: devices.
       on_batch: called with the log-probabilities of each batch, [M, 2 P].
+      done: the log-probabilities of the first batches, if they are known already.
     """
-    logps, result = reference_logps(model, mesh), []
-    for batch in batches:
-        values = np.asarray(logps(params, train.put_batch(mesh, batch)))
-        result.append(batch._replace(reference=values))
-        on_batch(values)
-    return result
+    logps, values = reference_logps(model, mesh), list(done)
+    steps = range(len(values), len(batches))
+    batch = batches[steps[0]] if steps else None
+    for step in steps:
+        computed = logps(params, train.put_batch(mesh, batch))
+        batch = batches[step + 1] if step + 1 in steps else None
+        values.append(np.asarray(computed))
+        on_batch(values[-1])
+    return Batches(
+        len(batches), lambda step: batches[step]._replace(reference=values[step])
+    )

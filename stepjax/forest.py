@@ -272,10 +272,13 @@ def fill(trees: Sequence[Tree], row_length: int) -> list[list[int]]:
     Raises:
       ValueError: when a tree is longer than `row_length`.
     """
+    return _fill([len(tree.tokens) for tree in trees], row_length)
+
+
+def _fill(sizes: Sequence[int], row_length: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[int] = []
-    for index, tree in enumerate(trees):
-        size = len(tree.tokens)
+    for index, size in enumerate(sizes):
         if size > row_length:
             raise ValueError(
                 f"tree {index} has {size} tokens; expected at most row_length="
@@ -298,12 +301,25 @@ def size(trees: Sequence[Tree], row_length: int) -> tuple[int, int]:
     Raises:
       ValueError: when a tree is longer than `row_length`.
     """
-    filled = fill(trees, row_length)
-    return len(filled), _most_scored(trees, filled)
+    return size_of([(len(t.tokens), len(t.scored)) for t in trees], row_length)
 
 
-def _most_scored(trees: Sequence[Tree], filled: list[list[int]]) -> int:
-    return max((sum(len(trees[i].scored) for i in row) for row in filled), default=0)
+def size_of(trees: Sequence[tuple[int, int]], row_length: int) -> tuple[int, int]:
+    """Returns what `size` does, of trees of which two numbers are known.
+
+    Args:
+      trees: (tokens, scored tokens) of each tree.
+      row_length: most tokens of a row.
+
+    Raises:
+      ValueError: when a tree is longer than `row_length`.
+    """
+    filled = _fill([tokens for tokens, _ in trees], row_length)
+    return len(filled), _most([scored for _, scored in trees], filled)
+
+
+def _most(scored: Sequence[int], filled: list[list[int]]) -> int:
+    return max((sum(scored[i] for i in row) for row in filled), default=0)
 
 
 def pack(
@@ -325,7 +341,7 @@ def pack(
       ValueError: when a tree or the batch does not fit.
     """
     filled = fill(trees, row_length)
-    needed, most = len(filled), _most_scored(trees, filled)
+    needed, most = len(filled), _most([len(tree.scored) for tree in trees], filled)
     rows = needed if rows is None else rows
     scored = max(most, 1) if scored is None else scored
     if needed > rows or most > scored:

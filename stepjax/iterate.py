@@ -19,13 +19,13 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
 from stepjax import dpo as step_dpo
-from stepjax import forest, records, trajectory
+from stepjax import records, trajectory
 from stepjax.evaluation import (
     benchmark_tables,
     benchmarks,
@@ -37,6 +37,7 @@ from stepjax.evaluation import (
 from stepjax.initial_data import stages as initial
 from stepjax.lm import hosts, train
 from stepjax.pairs import Pair, pairs_of, summary
+from stepjax.preferences import PairFiles, Preferences
 from stepjax.run import (
     finetune,
     judge_training,
@@ -281,7 +282,7 @@ def dpo(run: Run, number: int) -> None:
             "first."
         )
     inputs["pairs"] = rundir.file_digest(source / "pairs.jsonl")
-    judgments, digest = judge_training.read(run, number)
+    judgments, digest = judge_training.file(run, number)
     inputs |= digest
     stage = _model_stage(run, "dpo", number + 1, inputs)
     if stage.done:
@@ -291,27 +292,28 @@ def dpo(run: Run, number: int) -> None:
             f"{counts['pairs']:,} pairs"
         )
         return
-    pairs = [*records.read_jsonl(source / "pairs.jsonl", Pair), *judgments]
     row_length = run.settings.train.row_length
-    kept, dropped = step_dpo.fitting_pairs([p.ids() for p in pairs], row_length)
-    if dropped:
+    rows = PairFiles([(source / "pairs.jsonl", Pair), *judgments], row_length)
+    with run.monitor.during(f"M{number + 1} dpo: checking the pairs"):
+        pairs = rows.pairs()
+    if rows.dropped:
         run.monitor.say(
-            f"dpo: {dropped} of {len(pairs)} pairs are longer than train.row_length="
-            f"{row_length} tokens and are left out."
+            f"dpo: {rows.dropped} of {sum(rows.counts)} pairs are longer than "
+            f"train.row_length={row_length} tokens and are left out."
         )
     params, updates = run.params(number), 0
-    if kept:
-        fits = set(kept)
-        names = [pair.id for pair in pairs if pair.ids() in fits]
-        params, updates = _train_on_pairs(run, params, kept, names, number)
+    if pairs:
+        params, updates = _train_on_pairs(
+            run, params, pairs, lambda n: rows.row(n).id, number, inputs
+        )
     else:
         run.monitor.say(
             f"dpo: M{number} made no preference pairs, so M{number + 1} is "
             f"M{number}. {causes.no_pairs(searched['counts'])}"
         )
-    counts = {"pairs": len(kept), "dropped": dropped, "updates": updates}
-    if judgments:
-        counts["judgments"] = len(judgments)
+    counts = {"pairs": len(pairs), "dropped": rows.dropped, "updates": updates}
+    if sum(rows.counts[1:]):
+        counts["judgments"] = sum(rows.counts[1:])
     arrays = run.save(run.dir.model(number + 1), params)
     stage.commit(arrays=arrays, counts=counts)
 
@@ -330,30 +332,44 @@ def _model_stage(
 def _train_on_pairs(
     run: Run,
     params: Any,
-    pairs: Sequence[forest.IdPair],
-    names: Sequence[str],
+    pairs: Preferences,
+    name_of: Callable[[int], str],
     number: int,
+    inputs: Mapping[str, str],
 ) -> tuple[Any, int]:
-    """Trains M`number` on its pairs, which have names; returns (params, updates)."""
+    """Trains M`number` on its pairs, each with a name; returns (params, updates)."""
     settings = run.settings
     passes = {
         "seed": settings.seed + number,
         "epochs": settings.dpo.epochs,
         "updates": settings.dpo.updates_of(number),
     }
-    batches = dpo_batches(settings, pairs, run.mesh, **passes)
+    with run.monitor.during(f"M{number + 1} dpo: planning the updates"):
+        batches = dpo_batches(settings, pairs, run.mesh, **passes)
+    layout = settings.dpo.batch_size, settings.train.row_length
 
     def names_at(step: int) -> list[str]:
-        layout = settings.dpo.batch_size, settings.train.row_length
         pairs_of_it = step_dpo.order(pairs, *layout, **passes)[step]
-        return [names[i] for i in pairs_of_it] + replayed(step)
+        return [*map(name_of, pairs_of_it), *replayed(step)]
 
     reference = None
     if settings.dpo.loss.reference == "live":
         reference = run.frozen(params)
     else:
-        batches = reference_pass.fill(run, params, batches, f"M{number + 1}")
+        origin = {**inputs, "layout": f"{passes} {layout}"}
+        batches = reference_pass.fill(run, params, batches, f"M{number + 1}", origin)
     batches, replayed = judge_training.with_replay(run, batches, passes["seed"])
+    counted: dict[int, tuple[int, int]] = {}  # tokens of the updates since the last log
+
+    def batch_at(step: int) -> Any:
+        batch = batches[step]
+        counted[step] = step_dpo.tokens(batch)
+        return train.put_batch(run.mesh, batch)
+
+    def tokens_at(step: int) -> tuple[int, int]:
+        # Of an update that an earlier command has done, the batch is laid out again.
+        return counted.pop(step, None) or step_dpo.tokens(batches[step])
+
     return run.fit(
         params,
         name="dpo",
@@ -364,9 +380,9 @@ def _train_on_pairs(
             options=settings.dpo.loss,
             keep=settings.judge.keep,
         ),
-        batch_at=lambda step: train.put_batch(run.mesh, batches[step]),
+        batch_at=batch_at,
         rows_at=names_at,
-        tokens_at=lambda step: step_dpo.tokens(batches[step]),
+        tokens_at=tokens_at,
         steps=len(batches),
         optimizer=settings.dpo.optimizer,
         folder=run.dir.model(number + 1) / "train",

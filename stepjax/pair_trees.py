@@ -28,11 +28,7 @@ def trajectory_tree(pairs: Sequence[IdPair], first_segment: int = 0) -> Tree:
       ValueError: when a pair does not lie on the trunk, or a part is empty.
     """
     for pair in pairs:
-        if not (pair.context and pair.chosen and pair.rejected):
-            raise ValueError(
-                f"a pair has {len(pair.context)} context, {len(pair.chosen)} chosen "
-                f"and {len(pair.rejected)} rejected tokens; expected at least 1 each."
-            )
+        check(pair)
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].context))
     trunk = max((pair.context + pair.chosen for pair in pairs), key=len)
     tokens, parent, position, end = [], [], [], []
@@ -86,6 +82,15 @@ def trajectory_tree(pairs: Sequence[IdPair], first_segment: int = 0) -> Tree:
     )
 
 
+def check(pair: IdPair) -> None:
+    """Raises ValueError when a part of a pair has no tokens."""
+    if not (pair.context and pair.chosen and pair.rejected):
+        raise ValueError(
+            f"a pair has {len(pair.context)} context, {len(pair.chosen)} chosen "
+            f"and {len(pair.rejected)} rejected tokens; expected at least 1 each."
+        )
+
+
 def group_by_trunk(pairs: Sequence[IdPair], row_length: int) -> list[list[int]]:
     """Groups pairs that can share one tree of at most `row_length` tokens.
 
@@ -108,11 +113,7 @@ def group_by_trunk(pairs: Sequence[IdPair], row_length: int) -> list[list[int]]:
     for i in sorted(range(len(pairs)), key=lambda i: len(pairs[i].context)):
         pair = pairs[i]
         alone = len(pair.context) + len(pair.chosen) + len(pair.rejected)
-        if alone > row_length:
-            raise ValueError(
-                f"pair {i} has {alone} tokens; expected at most row_length="
-                f"{row_length}. Raise train.row_length or drop the pair."
-            )
+        check_length(i, alone, row_length)
         near = (g for n in lengths for g in by_root.get(pair.context[:n], ()))
         for g in near:
             start = len(trunks[g])
@@ -131,3 +132,12 @@ def group_by_trunk(pairs: Sequence[IdPair], row_length: int) -> list[list[int]]:
             trunks.append(pair.context + pair.chosen)
             sizes.append(alone)
     return groups
+
+
+def check_length(number: int, tokens: int, row_length: int) -> None:
+    """Raises ValueError when a pair alone has more tokens than a row."""
+    if tokens > row_length:
+        raise ValueError(
+            f"pair {number} has {tokens} tokens; expected at most row_length="
+            f"{row_length}. Raise train.row_length or drop the pair."
+        )

@@ -5,6 +5,7 @@ since texts may hold U+2028.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -209,6 +210,13 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
       ValueError: "PATH: reason" when the file cannot be opened, "PATH:LINE: reason"
         for bytes that are not UTF-8, broken JSON, or JSON that is not an object.
     """
+    for number, _, line in _lines(path):
+        place = f"{path}:{number}"
+        yield place, parse(line, place)
+
+
+def _lines(path: str | os.PathLike) -> Iterator[tuple[int, int, bytes]]:
+    """Yields (number from 1, first byte, bytes) of each line that is not blank."""
     ordinary.check(path)
     try:
         file = open(path, "rb")
@@ -217,24 +225,37 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
             f"{path}: cannot be read ({error.strerror}); "
             "expected a file of JSON lines. Check the path."
         ) from error
+    start = 0
     with file:
         for number, line in enumerate(file, 1):
-            place = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{place}: broken JSON ({error}); expected one JSON object, "
-                    "whole and in UTF-8. The file may be cut off or damaged."
-                ) from error
-            if not isinstance(value, dict):
-                raise ValueError(
-                    f"{place}: {reprlib.repr(value)} is no JSON object; "
-                    "expected one JSON object per line."
-                )
-            yield place, value
+            if line.strip():
+                yield number, start, line
+            start += len(line)
+
+
+def parse(line: bytes, place: str) -> dict[str, Any]:
+    """Returns the JSON object of a line.
+
+    Args:
+      line: in UTF-8.
+      place: where it is, for messages.
+
+    Raises:
+      ValueError: "PLACE: reason; expected ..." when it is not one JSON object.
+    """
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{place}: broken JSON ({error}); expected one JSON object, "
+            "whole and in UTF-8. The file may be cut off or damaged."
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{place}: {reprlib.repr(value)} is no JSON object; "
+            "expected one JSON object per line."
+        )
+    return value
 
 
 def from_object(value: dict[str, Any], record_type: type) -> Any:
@@ -247,30 +268,43 @@ def from_object(value: dict[str, Any], record_type: type) -> Any:
     Raises:
       ValueError: "reason; expected ..." for a missing, unknown or mistyped field.
     """
-    fields = {field.name: field for field in dataclasses.fields(record_type)}
-    expected = f"expected the fields {', '.join(fields)} of {record_type.__name__}."
+    fields, required, kinds = _fields(record_type)
+    expected = f"expected the fields {fields} of {record_type.__name__}."
     for name in value:
-        if name not in fields:
+        if name not in kinds:
             raise ValueError(f"unknown field {name!r}; {expected}")
-    hints = typing.get_type_hints(record_type)
     arguments = {}
-    for name, field in fields.items():
+    for name, kind in kinds.items():
         if name not in value:
-            if field.default is dataclasses.MISSING:
+            if name in required:
                 raise ValueError(f"missing field {name!r}; {expected}")
             continue
         item = value[name]
-        stated = f"field {name!r} is {reprlib.repr(item)}"
-        if hints[name] is str and not isinstance(item, str):
-            raise ValueError(f"{stated}; expected a string.")
-        if hints[name] == tuple[str, ...]:
+        if kind is str and not isinstance(item, str):
+            raise ValueError(
+                f"field {name!r} is {reprlib.repr(item)}; expected a string."
+            )
+        if kind == tuple[str, ...]:
             if not isinstance(item, list) or not all(
                 isinstance(text, str) for text in item
             ):
-                raise ValueError(f"{stated}; expected a list of strings.")
+                raise ValueError(
+                    f"field {name!r} is {reprlib.repr(item)}; expected a list of "
+                    "strings."
+                )
             item = tuple(item)
         arguments[name] = item
     return record_type(**arguments)
+
+
+@functools.cache
+def _fields(record_type: type) -> tuple[str, frozenset[str], dict[str, Any]]:
+    """Returns the names of all fields, those without a default, and name → type."""
+    fields = dataclasses.fields(record_type)
+    required = [f.name for f in fields if f.default is dataclasses.MISSING]
+    hints = typing.get_type_hints(record_type)
+    kinds = {field.name: hints[field.name] for field in fields}
+    return ", ".join(kinds), frozenset(required), kinds
 
 
 def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
@@ -290,23 +324,42 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
         missing, unknown or mistyped field, or a verdict other than "A" or "B"; "PATH:
         reason; expected ..." when the file cannot be opened.
     """
-    records = []
-    places: dict[str, str] = {}
-    for place, value in read_objects(path):
+    return [record for _, _, record in read_placed(path, record_type)]
+
+
+def read_placed(
+    path: str | os.PathLike, record_type: type
+) -> Iterator[tuple[int, int, Any]]:
+    """Reads a file of records one by one, checking every row as `read_jsonl` does.
+
+    Yields:
+      (number of its first byte, its bytes with the newline, the record).
+    """
+    seen: set[int] = set()  # hashes, because the ids of a long file take much memory
+    for number, start, line in _lines(path):
+        place = f"{path}:{number}"
+        value = parse(line, place)
         try:
             record = from_object(value, record_type)
         except ValueError as error:
             given = value.get("id")
             named = f" (id {given[:60]})" if isinstance(given, str) and given else ""
             raise ValueError(f"{place}{named}: {error}") from error
-        if record.id in places:
+        if hash(record.id) in seen:
+            _check_new(path, place, record.id)
+        seen.add(hash(record.id))
+        yield start, len(line), record
+
+
+def _check_new(path: str | os.PathLike, place: str, id: str) -> None:
+    """Raises ValueError when a line before `place` has this id."""
+    for earlier, value in read_objects(path):
+        if earlier == place:
+            return
+        if value["id"] == id:
             raise ValueError(
-                f"{place}: id {record.id!r} is at {places[record.id]} already; "
-                "expected every id once."
+                f"{place}: id {id!r} is at {earlier} already; expected every id once."
             )
-        places[record.id] = place
-        records.append(record)
-    return records
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:

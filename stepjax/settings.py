@@ -11,6 +11,7 @@ import stepjax.lm  # noqa: F401, says what to install when something is missing
 # isort: split
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import ml_collections
@@ -460,14 +461,14 @@ def model_config(
 
 def dpo_batches(
     settings: Settings,
-    pairs: list[forest.IdPair],
+    pairs: Sequence[forest.IdPair],
     mesh: Mesh,
     *,
     seed: int,
     epochs: int = 1,
     updates: int = 0,
     batch_size: int | None = None,
-) -> list[dpo.Batch]:
+) -> dpo.Batches:
     """Returns `dpo.make_batches` with the layout of the settings.
 
     Args:

@@ -78,13 +78,14 @@ def loose_pairs():
 
 def batches(pairs, batch_size=5, micro_batches=1, mesh=None, **changes):
     settings = {"row_length": ROW, "epochs": 1, "seed": 3} | changes
-    return dpo.make_batches(
+    found = dpo.make_batches(
         pairs,
         mesh=mesh or one_device_mesh(),
         batch_size=batch_size,
         micro_batches=micro_batches,
         **settings,
     )
+    return list(found)
 
 
 def only(found):

@@ -80,13 +80,16 @@ def test_parts_of_a_batch_add_up_to_the_whole():
 
 
 def test_rows_are_drawn_in_passes_and_every_update_has_its_own():
-    drawn = dpo.replay_order(5, 2, seed=3, updates=6)
+    def order(seed, updates):
+        return dpo.replay_order(5, 2, seed=seed, updates=updates).tolist()
+
+    drawn = order(3, 6)
     flat = [place for own in drawn for place in own]
     assert [len(own) for own in drawn] == [2] * 6
     assert sorted(flat[:5]) == sorted(flat[5:10]) == [0, 1, 2, 3, 4]
-    assert drawn == dpo.replay_order(5, 2, seed=3, updates=6)
-    assert drawn[:3] == dpo.replay_order(5, 2, seed=3, updates=3)
-    assert drawn != dpo.replay_order(5, 2, seed=4, updates=6)
+    assert drawn == order(3, 6)
+    assert drawn[:3] == order(3, 3)
+    assert drawn != order(4, 6)
 
 
 def test_all_updates_have_one_shape_and_weights_of_their_pairs():

@@ -308,7 +308,9 @@ def fit(
       update: from `make_update`.
       state: new or restored; it is donated.
       reference: passed to the loss.
-      batch_at: number → batch on device.
+      batch_at: number → batch on device. It is asked for while the devices compute the
+        update before, because `update` does not wait for them; only after a log period
+        do they wait for the host.
       steps: largest number of updates.
       saver: keeps the state between updates.
       done: updates that the given state has had (from `saver.restore`).

@@ -1,12 +1,14 @@
 """What step-DPO trains the judge on, beside the pairs of steps.
 
 `with_replay` adds EFT rows to every update (`judge.keep`). `pairs_of_judgments` makes
-preferences between explanations of a search (`judge.learn`), and `read` has them back.
+preferences between explanations of a search (`judge.learn`), and `file` says where they
+are.
 """
 
+import pathlib
 from collections.abc import Callable, Sequence
 
-from stepjax import dpo, records
+from stepjax import dpo
 from stepjax.judgment_pairs import JudgmentPair, judgment_pairs
 from stepjax.run.manifest import file_digest
 from stepjax.run.run import Run
@@ -16,8 +18,8 @@ NAME = "judgments"  # of the file, and of the input of a stage
 
 
 def with_replay(
-    run: Run, batches: list[dpo.Batch], seed: int
-) -> tuple[list[dpo.Batch], Callable[[int], list[str]]]:
+    run: Run, batches: dpo.Batches, seed: int
+) -> tuple[dpo.Batches, Callable[[int], list[str]]]:
     """Returns the batches with EFT rows if `judge.keep` asks for them, and their names.
 
     Args:
@@ -77,12 +79,16 @@ def pairs_of_judgments(
     )
 
 
-def read(run: Run, number: int) -> tuple[list[JudgmentPair], dict[str, str]]:
+def file(
+    run: Run, number: int
+) -> tuple[list[tuple[pathlib.Path, type]], dict[str, str]]:
     """Returns the preferences between judgments of M`number`, and their digest.
 
-    Both are empty without `judge.learn`.
+    Returns:
+      (the file and the type of its rows, name → digest of the file); both are empty
+      without `judge.learn`.
     """
     if run.settings.judge.learn == "none":
         return [], {}
     path = run.dir.model(number) / f"{NAME}.jsonl"
-    return records.read_jsonl(path, JudgmentPair), {NAME: file_digest(path)}
+    return [(path, JudgmentPair)], {NAME: file_digest(path)}

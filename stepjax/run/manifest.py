@@ -26,7 +26,8 @@ def file_digest(path: pathlib.Path) -> str:
             f"{path} is missing; expected the result of an earlier stage. `stepjax "
             "run` on the same --workdir makes it."
         )
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_digest(manifest: pathlib.Path) -> str:

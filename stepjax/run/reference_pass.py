@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,8 +14,12 @@ from stepjax.run.run import Run
 
 
 def fill(
-    run: Run, params: Any, batches: Sequence[dpo.Batch], model: str
-) -> list[dpo.Batch]:
+    run: Run,
+    params: Any,
+    batches: Sequence[dpo.Batch],
+    model: str,
+    origin: Mapping[str, str],
+) -> dpo.Batches:
     """Returns the batches with the reference's log-probabilities filled in.
 
     They are kept as they come, so that the same command goes on after a kill.
@@ -25,6 +29,8 @@ def fill(
       params: of the reference, which is the model before this one.
       batches: from `dpo.make_batches`.
       model: name of the model that is made, e.g. "M2".
+      origin: what decides the batches, by name: digests of files, and settings. The
+        first batch is also compared, so that other code for batches is seen.
 
     Raises:
       interrupts.Stopped: a signal asked to stop; what was computed is saved.
@@ -32,16 +38,12 @@ def fill(
     folder = run.dir.path / model / "train"
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(f"{run.model.config}".encode())
-    for leaf in jax.tree.leaves(list(batches)):
+    for leaf in jax.tree.leaves(batches[0]):
         digest.update(np.ascontiguousarray(leaf))
-    inputs = {"batches and model": digest.hexdigest()}
-    inputs |= run.dir.model_digest(int(model[1:]) - 1)
+    inputs = dict(origin) | {"first batch and model": digest.hexdigest()}
     journal = of_rows(folder / "reference.jsonl", inputs, run.monitor.say)
     done = next(n for n in itertools.count() if n not in journal.closed)
-    filled = [
-        batch._replace(reference=np.array(journal.closed[at].found, np.float32))
-        for at, batch in enumerate(batches[:done])
-    ]
+    found = [np.array(journal.closed[n].found, np.float32) for n in range(done)]
     name = f"{model} reference"
     with run.monitor.progress(name, len(batches), "batch", done) as advance:
 
@@ -55,6 +57,4 @@ def fill(
                     f"{done} of {len(batches)} batches of the reference are saved"
                 )
 
-        left = batches[done:]
-        filled += dpo.with_reference(run.model, params, left, run.mesh, on_batch)
-    return filled
+        return dpo.with_reference(run.model, params, batches, run.mesh, on_batch, found)

@@ -320,6 +320,43 @@ def test_updates_are_counted_between_the_logs(tmp_path):
     assert counted == [1, 2, 3, 5, 6, 7]  # `on_log` tells of the fourth and the last
 
 
+def test_the_next_batch_is_made_before_the_host_waits_for_an_update(tmp_path):
+    events = []
+
+    class Metric:
+        """A metric on a device: the host waits for it when it asks for its value."""
+
+        def __init__(self, number):
+            self.number = number
+
+        def __array__(self, *_, **__):
+            events.append(f"wait {self.number}")
+            return np.float32(1)
+
+    def update(state, reference, batch):
+        events.append(f"update {batch}")
+        return state, {"loss": Metric(batch)}
+
+    def batch_at(number):
+        events.append(f"batch {number}")
+        return number
+
+    train.fit(
+        update,
+        "state",
+        None,
+        batch_at,
+        5,
+        saver=checkpoint.TrainSaver(tmp_path, 0),
+        on_log=lambda now, _: events.append("log"),
+        log_every=4,
+    )
+    assert " ".join(events) == (
+        "batch 0 update 0 batch 1 update 1 wait 0 batch 2 update 2 wait 1 "
+        "batch 3 update 3 wait 2 wait 3 log batch 4 update 4 wait 4 log"
+    )
+
+
 def test_a_phase_stops_when_the_mean_loss_of_a_period_is_low(tmp_path):
     losses = [0.1, 0.1, 2.0, 0.5, 0.6, 0.3, 0.0, 0.0, 0.0]
     done, log = fit(tmp_path, counting(losses), 9, stop_loss=0.5, last=True)
