@@ -74,6 +74,7 @@ def get_config():
     c.srlm.max_tokens = 50
     c.judge.context_tokens = 96
     c.judge.rows = 2
+    c.judge.keep = 1.0  # or the judge decays on some seeds while the solver learns
     c.pairs.best_beats_all = True
 
     c.dpo.beta = 1.0

@@ -90,8 +90,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     are written; values.py, real_sets.py: what they are; diagnose.py:
                     why a round gains or fails; calibration.py: what its verdicts
                     say about a judge; causes.py: why a search makes few pairs;
-                    samples.py, tables.py: samples and tables; show.py: stepjax
-                    show; dry_run.py: stepjax run --dry-run
+                    samples.py, tables.py: samples and tables; show.py, show_data.py:
+                    stepjax show; dry_run.py: stepjax run --dry-run
     report/         stepjax report. build.py: the page, from page.html, page.css and
                     page.js; charts.py: its charts and tables; plots.py: how they are
                     drawn; searches.py: searches, packed; published.py: the paper's

@@ -107,8 +107,10 @@ def ablate(
             "settings are those of this arm already, so it would be the arm 'self'."
         )
     arms = [arm for arm in (*ARMS, *FURTHER) if arm in arms or arm == "self"]
-    updates = (1,) * config.iterations
-    for arm in arms:  # before the first of them takes its time
+    # Before the first of them takes its time. How many updates the arm "self" will make
+    # is not known yet: more than those of the warm-up, as far as can be said now.
+    updates = (config.dpo.optimizer.warmup_steps + 1,) * config.iterations
+    for arm in arms:
         ranges.check(arm_config(config, arm, seeds[0], updates))
     folder = pathlib.Path(workdir).expanduser()
     for seed in seeds:

@@ -44,6 +44,8 @@ class Request(NamedTuple):
       steps: ids of the steps so far.
       candidates: ids of each candidate for the next step.
       path: key path of the expansion, see `trajectory.State.key_path`.
+      seeding: places of the candidates, likely winners first, for partial tournaments;
+        () is as they are.
     """
 
     slot: int
@@ -52,6 +54,7 @@ class Request(NamedTuple):
     steps: tuple[tuple[int, ...], ...]
     candidates: tuple[tuple[int, ...], ...]
     path: tuple[int, ...]
+    seeding: tuple[int, ...] = ()
 
 
 Call = tuple[int, int]  # (candidate shown as A, candidate shown as B)

@@ -213,15 +213,27 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
 
 
 def _show(config: "ml_collections.ConfigDict") -> None:
-    """Prints problems of a model."""
+    """Prints problems of a model, or rows of training."""
     from stepjax.cli import arguments, options
-    from stepjax.evaluation import show
+    from stepjax.evaluation import show, show_data
     from stepjax.run import kind
     from stepjax.settings import from_config
 
     workdir = pathlib.Path(options.WORKDIR.value)
-    number = arguments.number_of("show", config)
-    if options.MODEL.value is None:
+    number, is_newest = arguments.number_of("show", config), options.MODEL.value is None
+    if options.DATA.value:
+        text = show_data.show_data(
+            workdir,
+            from_config(config),
+            source=options.DATA.value,
+            number=None if is_newest else number,
+            problem=options.PROBLEM.value,
+            choose_randomly=options.RANDOM.value,
+            count=options.COUNT.value,
+        )
+        print(text, end="")
+        return
+    if is_newest:
         number = show.newest_search(workdir, number)
     named = {"wrong": options.WRONG, "ties": options.TIES, "random": options.RANDOM}
     text = show.show(

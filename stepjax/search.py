@@ -43,15 +43,17 @@ def best_and_worst(
     unless no candidate has one.
     """
 
-    def tie_break(i):
-        return -candidates[i].count, -candidates[i].logp, i
-
-    scored = [i for i, score in enumerate(scores) if score is not None]
+    order = seeding(candidates)
+    scored = [i for i in order if scores[i] is not None]
     if not scored:
-        return (min(range(len(candidates)), key=tie_break),) * 2
-    best = min(scored, key=lambda i: (-scores[i], tie_break(i)))
-    worst = min(scored, key=lambda i: (scores[i], tie_break(i)))
-    return best, worst
+        return order[0], order[0]
+    return max(scored, key=scores.__getitem__), min(scored, key=scores.__getitem__)
+
+
+def seeding(candidates: Sequence[Candidate]) -> tuple[int, ...]:
+    """Returns the places of candidates: most often sampled first, then by logp."""
+    names = [(-c.count, -c.logp, place) for place, c in enumerate(candidates)]
+    return tuple(place for *_, place in sorted(names))
 
 
 def transition(
@@ -213,6 +215,7 @@ def step_search(
                 tuple(step.ids for step in state.steps),
                 tuple(c.ids for c in proposals[slot].candidates),
                 state.key_path(iteration),
+                seeding(proposals[slot].candidates),
             )
             for slot, state in active.items()
         ]

@@ -6,11 +6,16 @@ Two schedules ask fewer, in rounds; a round depends on the results before it:
   ``knockout``: the loser of a match leaves. The losers of the first round play for the
     last place, and there the winner of a match leaves. The best candidate has won all
     its matches, the worst has lost all of its own.
-  ``swiss``: ceil(log2 n) rounds between candidates of equal scores that have not met;
-    with an odd count, one candidate sits each round out.
+  ``swiss``: ceil(log2 n) rounds between candidates of equal points that have not met;
+    with an odd count, one candidate sits each round out. A match gives its winner as
+    many points as the judge's margin.
 
-A schedule is a generator: it yields the matches of a round, pairs of candidates, and
-receives the winner of each match.
+Candidates are seeded as in sports: the ones that were sampled more often, and then the
+more probable ones, come first (`judge.Request.seeding`). In a knockout the first meets
+the last, so that likely winners meet late.
+
+A schedule is a generator: it yields the matches of a round, pairs of seeds, and
+receives (winner, margin) of each match.
 
 `voted` asks every call several times (`judge.votes`).
 """
@@ -23,25 +28,30 @@ import numpy as np
 from stepjax.judge import Call, Judge, Judgments, Request, all_calls, comparisons
 from stepjax.trajectory import Verdict
 
-Schedule = Generator[list[tuple[int, int]], list[int], None]
+Match = tuple[int, int]
+Result = tuple[int, float]  # the winner, and by how much of a win it is better
+Schedule = Generator[list[Match], list[Result], None]
 
 
 def knockout(count: int) -> Schedule:
     """Yields the rounds of two brackets, one for the best and one for the worst."""
     upper, lower, played = list(range(count)), [], set()
     while len(upper) > 1 or len(lower) > 1:
-        above, below = _neighbours(upper), _neighbours(lower)
-        winners = yield above + below
+        above, below = _first_with_last(upper), _first_with_last(lower)
+        results = yield above + below
+        winners = [winner for winner, _ in results]
         lost = [_other(m, w) for m, w in zip(above + below, winners, strict=True)]
-        upper = winners[: len(above)] + upper[2 * len(above) :]
-        lower = lost[len(above) :] + lower[2 * len(below) :]
+        idle = set(upper + lower) - {i for match in above + below for i in match}
+        upper = sorted(winners[: len(above)] + [i for i in upper if i in idle])
+        lower = lost[len(above) :] + [i for i in lower if i in idle]
         lower += [i for i in lost[: len(above)] if i not in played]
+        lower.sort()
         played |= {i for match in above for i in match}
 
 
 def swiss(count: int) -> Schedule:
-    """Yields rounds between candidates of equal scores that have not met."""
-    points, met, sat_out = [0] * count, set(), set()
+    """Yields rounds between candidates of equal points that have not met."""
+    points, met, sat_out = [0.0] * count, set(), set()
     for _ in range(math.ceil(math.log2(count)) if count > 1 else 0):
         order = sorted(range(count), key=lambda i: (-points[i], i))
         if count % 2:
@@ -56,8 +66,8 @@ def swiss(count: int) -> Schedule:
                 order.remove(fresh[0])
                 matches.append((first, fresh[0]))
         met |= {frozenset(match) for match in matches}
-        for winner in (yield matches):
-            points[winner] += 1
+        for winner, margin in (yield matches):
+            points[winner] += margin
 
 
 _ANOTHER_VOTE = 1 << 20  # what each vote adds to the attempt in its key path
@@ -75,10 +85,10 @@ def rounds(schedule: str, count: int, calls: Calls) -> list[int]:
     """
     if schedule == "full":
         return [len(calls(count, ()))]
-    sizes, play, winners = [], SCHEDULES[schedule](count), None
-    while matches := _next(play, winners):
+    sizes, play, results = [], SCHEDULES[schedule](count), None
+    while matches := _next(play, results):
         sizes.append(len(matches) * len(calls(2, ())))
-        winners = [min(match) for match in matches]
+        results = [(min(match), 1.0) for match in matches]
     return sizes
 
 
@@ -130,7 +140,7 @@ def scheduled(
     def by_rounds(requests: Sequence[Request], calls=None) -> list[list[Verdict]]:
         if calls is not None:
             return judge(requests, calls)
-        plays = [SCHEDULES[schedule](len(r.candidates)) for r in requests]
+        plays = [_seeded(SCHEDULES[schedule], request) for request in requests]
         verdicts: list[list[Verdict]] = [[] for _ in requests]
         rounds = [_next(play, None) for play in plays]
         while any(rounds):
@@ -141,8 +151,8 @@ def scheduled(
             for number, answers in enumerate(judge(requests, asked)):
                 verdicts[number] += answers
                 if rounds[number]:
-                    winners = [_winner(m, answers, scores) for m in rounds[number]]
-                    rounds[number] = _next(plays[number], winners)
+                    results = [_result(m, answers, scores) for m in rounds[number]]
+                    rounds[number] = _next(plays[number], results)
         return verdicts
 
     def _orders(match: tuple[int, int], request: Request) -> list[tuple[int, int]]:
@@ -187,31 +197,43 @@ def voted(judge: Judge, judgments: Judgments, votes: int, seed: int) -> Judge:
     return ask
 
 
-def _neighbours(candidates: Sequence[int]) -> list[tuple[int, int]]:
-    """Returns matches of the first with the second, the third with the fourth, …"""
-    return list(zip(candidates[::2], candidates[1::2], strict=False))
+def _seeded(schedule: Callable[[int], Schedule], request: Request) -> Schedule:
+    """Yields the matches of a schedule between candidates instead of seeds."""
+    count = len(request.candidates)
+    seeding = request.seeding or tuple(range(count))
+    seed_of = {candidate: seed for seed, candidate in enumerate(seeding)}
+    play, results = schedule(count), None
+    while matches := _next(play, results):
+        found = yield [(seeding[a], seeding[b]) for a, b in matches]
+        results = [(seed_of[winner], margin) for winner, margin in found]
+
+
+def _first_with_last(seeds: Sequence[int]) -> list[Match]:
+    """Returns matches of the first with the last, and so on inwards."""
+    half = len(seeds) // 2
+    return list(zip(seeds[:half], reversed(seeds[-half:]), strict=True)) if half else []
 
 
 def _other(match: tuple[int, int], one: int) -> int:
     return match[0] if match[1] == one else match[1]
 
 
-def _next(play: Schedule, winners: list[int] | None) -> list[tuple[int, int]]:
+def _next(play: Schedule, results: list[Result] | None) -> list[Match]:
     try:
-        return play.send(winners)
+        return play.send(results)
     except StopIteration:
         return []
 
 
-def _winner(
-    match: tuple[int, int], verdicts: Sequence[Verdict], scores: Callable[..., list]
-) -> int:
-    """Returns the winner; without a preference, the candidate that comes first."""
-    names = {name: place for place, name in enumerate(sorted(match))}
+def _result(
+    match: Match, verdicts: Sequence[Verdict], scores: Callable[..., list]
+) -> Result:
+    """Returns the winner and its margin; without a preference, the first one and 0."""
+    places = {name: place for place, name in enumerate(match)}
     own = [
-        v._replace(a=names[v.a], b=names[v.b])
+        v._replace(a=places[v.a], b=places[v.b])
         for v in verdicts
         if {v.a, v.b} == set(match)
     ]
     first, second = scores(2, own)
-    return sorted(match)[int(second > first)]
+    return match[int(second > first)], abs(first - second)

@@ -1,5 +1,7 @@
 """The control experiments: one M1, the same questions, the same number of updates."""
 
+import pathlib
+import runpy
 import shutil
 
 import numpy as np
@@ -285,6 +287,24 @@ def test_an_arm_that_cannot_work_is_refused_before_the_first_one_runs(tmp_path):
     with pytest.raises(ValueError, match="judge.votes=1; expected 2 or more with"):
         ablate.ablate(settings(), tmp_path / "x", (0,), ("consistency",))
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["quickstart", "backwards", "smollm2_word_problems"])
+def test_every_arm_of_an_example_is_accepted(name, tmp_path, monkeypatch):
+    # How many updates an arm will make is known when the first one has run, not before.
+    class Begun(Exception):
+        pass
+
+    def begin(*arguments):
+        raise Begun
+
+    monkeypatch.setattr(iterate, "run", begin)
+    path = pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py"
+    example = runpy.run_path(str(path))["get_config"]()
+    assert example.dpo.optimizer.warmup_steps > 1
+    arms = ("self", "random", "oracle", "sft", "frozen", "keep", "pointwise")
+    with pytest.raises(Begun):
+        ablate.ablate(example, tmp_path / "x", (0,), arms)
 
 
 def test_the_command_knows_all_arms():

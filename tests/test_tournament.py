@@ -12,6 +12,8 @@ from stepjax.judge import Request, comparisons, ordered_pairs, win_counts
 from stepjax.search import best_and_worst
 from stepjax.trajectory import Candidate, Verdict
 
+PARTIAL = ("knockout", "swiss")
+
 
 def request(count, slot=0):
     return Request(slot, "q", "problem", (), tuple((i,) for i in range(count)), (1, 2))
@@ -53,7 +55,7 @@ def calls_of(schedule, count, score="sum"):
     return [(v.a, v.b) for v in asked[0]]
 
 
-@pytest.mark.parametrize("schedule", ["full", "knockout", "swiss"])
+@pytest.mark.parametrize("schedule", ["full", *PARTIAL])
 @pytest.mark.parametrize("score", ["sum", "consistent", "single"])
 @pytest.mark.parametrize("count", range(1, 7))
 def test_a_sure_judge_gives_the_same_best_and_worst(schedule, score, count):
@@ -73,15 +75,15 @@ def test_a_sure_judge_gives_the_same_best_and_worst(schedule, score, count):
 
 def test_calls_of_six_candidates():
     assert len(calls_of("full", 6)) == 30
-    knockout, swiss = calls_of("knockout", 6), calls_of("swiss", 6)
-    assert (len(knockout), len(swiss)) == (14, 18)
+    asked_by = {schedule: calls_of(schedule, 6) for schedule in PARTIAL}
+    assert [len(asked) for asked in asked_by.values()] == [14, 18]
     assert len(calls_of("knockout", 6, "single")) == 7
-    for asked in (knockout, swiss):
+    for asked in asked_by.values():
         assert len(set(asked)) == len(asked)
         assert {pair[::-1] for pair in asked} == set(asked)
 
 
-@pytest.mark.parametrize("schedule", ["knockout", "swiss"])
+@pytest.mark.parametrize("schedule", PARTIAL)
 @settings(deadline=None)
 @given(count=st.integers(2, 12), data=st.data())
 def test_no_call_is_asked_twice_and_everybody_plays(schedule, count, data):
@@ -102,7 +104,7 @@ def test_no_call_is_asked_twice_and_everybody_plays(schedule, count, data):
     assert len(asked) <= count * (count - 1)
 
 
-@pytest.mark.parametrize("schedule", ["full", "knockout", "swiss"])
+@pytest.mark.parametrize("schedule", ["full", *PARTIAL])
 @pytest.mark.parametrize("score", ["sum", "single"])
 @pytest.mark.parametrize("count", [2, 3, 5, 6, 9])
 def test_a_call_has_rows_for_the_largest_round(schedule, score, count):
@@ -116,7 +118,7 @@ def test_a_call_has_rows_for_the_largest_round(schedule, score, count):
     assert asked == tournament.rounds(schedule, count, calls(score))
     rows, share = tournament.layout(schedule, count, calls(score), 1000)
     assert rows == max(asked)
-    shared = schedule == "full" and score == "sum"
+    shared = max(asked) == count * (count - 1)  # each is shown first with all others
     assert share == (count - 1 if shared else 1)
 
 
@@ -151,10 +153,30 @@ def test_scores_of_unplayed_comparisons_are_filled_in():
 def test_single_draws_one_order_by_key():
     first = calls_of("knockout", 6, "single")
     assert first == calls_of("knockout", 6, "single")
-    rng = np.random.default_rng([0, 1, 2, 0, 1])
-    assert first[0] == ((1, 0) if rng.random() < 0.5 else (0, 1))
+    rng = np.random.default_rng([0, 1, 2, 0, 5])
+    assert first[0] == ((5, 0) if rng.random() < 0.5 else (0, 5))
 
 
 def test_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="judge.schedule='ladder'; expected one of"):
         tournament.scheduled(judge_by_rank({}), "ladder", "sum", 0)
+
+
+@pytest.mark.parametrize("schedule", PARTIAL)
+def test_likely_winners_meet_late(schedule):
+    log = []
+    judge = judge_by_rank({0: [3, 0, 1, 2]}, log)
+    seeded = request(4)._replace(seeding=(0, 3, 2, 1))
+    tournament.scheduled(judge, schedule, "single", 0)([seeded])
+    first = {frozenset(call) for call in log[0][0]}
+    if schedule == "knockout":
+        assert first == {frozenset((0, 1)), frozenset((3, 2))}
+    if schedule == "swiss":
+        assert first == {frozenset((0, 3)), frozenset((2, 1))}
+
+
+def test_points_of_swiss_are_margins():
+    play = tournament.swiss(4)
+    assert next(play) == [(0, 1), (2, 3)]
+    # A clear win is worth more than a narrow one, and an even match nothing.
+    assert play.send([(0, 0.1), (3, 0.9)]) == [(3, 0), (1, 2)]

@@ -50,6 +50,12 @@ def check_options(name: str) -> None:
             f"--{' and --'.join(chosen)} are given together; expected at most one of "
             "them."
         )
+    if options.DATA.value and chosen and chosen[0] in ("wrong", "ties"):
+        raise ValueError(
+            f"--data={options.DATA.value} and --{chosen[0]} are given together; "
+            "expected --data with --problem or --random, because rows of training are "
+            "not searched."
+        )
     if name == "plan":
         _check_hardware()
     if name == "export":

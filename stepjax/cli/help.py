@@ -38,11 +38,16 @@ OPTIONS = {
         "training as tokens and mask, a sampled step and a judgment, and stops; a new "
         "--workdir is deleted again",
     ),
-    "problem": ("ID", "the one problem to show"),
+    "data": (
+        None,
+        "rows of training in place of problems: ift, eft or pairs, as tokens with the "
+        "mask of the loss",
+    ),
+    "problem": ("ID", "the one problem or row to show"),
     "wrong": (None, "problems with a wrong step or a wrong answer"),
     "ties": (None, "problems with a step whose candidates had equal scores"),
-    "random": (None, "problems drawn at random"),
-    "n": ("3", "how many problems, at most"),
+    "random": (None, "problems or rows drawn at random"),
+    "n": ("3", "how many of them, at most"),
     "mode": (
         "all",
         "what to measure: greedy (accuracy), search (accuracy of test-time search), "
@@ -102,6 +107,7 @@ class Command(NamedTuple):
 
 _HOSTS = ("config", "workdir", "hosts", "host-timeout")
 _RUN = (*_HOSTS, "redo")
+_CHOICES = ("problem", "wrong", "ties", "random")
 COMMANDS = {
     "run": Command(
         "the whole loop M0 → M1 → ...; the same command continues after a kill",
@@ -126,13 +132,14 @@ COMMANDS = {
     ),
     "show": Command(
         "shows problems of --model: candidates, scores, verdicts",
-        ("config", "workdir", "model", "problem", "wrong", "ties", "random", "n"),
+        ("config", "workdir", "model", "data", *_CHOICES, "n"),
         text="Shows the search of its questions, by default of the newest model that "
         "has searched. For a model that has searched no questions, such as the last "
         "one, it shows the searches of its evaluation, and without these its answers "
         "to test problems. Candidates are marked right or wrong where a world "
         "(data.world) knows it. The first problems are shown unless --problem, "
-        "--wrong, --ties or --random says otherwise.",
+        "--wrong, --ties or --random says otherwise. With --data it shows rows that "
+        "training takes instead, as tokens with the mask of the loss.",
     ),
     "report": Command(
         "writes DIR/report/index.html: charts, tables, every judged step",

@@ -27,6 +27,7 @@ HOST_TIMEOUT = flags.DEFINE_float(
 )
 REDO = flags.DEFINE_string("redo", "", _text("redo"))
 DRY_RUN = flags.DEFINE_bool("dry-run", False, _text("dry-run"))
+DATA = flags.DEFINE_enum("data", None, ("ift", "eft", "pairs"), _text("data"))
 PROBLEM = flags.DEFINE_string("problem", "", _text("problem"))
 WRONG = flags.DEFINE_bool("wrong", False, _text("wrong"))
 TIES = flags.DEFINE_bool("ties", False, _text("ties"))

@@ -5,22 +5,19 @@ mask of the loss, one sampled step with its judgments, and one held-out judgment
 """
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from stepjax import forest, records, sft
-from stepjax.evaluation import grading, samples, show
+from stepjax.evaluation import grading, samples, show, show_data
 from stepjax.lm import lora
 from stepjax.lm import model as lm
 from stepjax.run import judges, rollout
 from stepjax.run.run import Run
 
-_MOST = 24  # tokens of a part of a row that are shown at its start and at its end
 _TRAINING_BYTES = 16  # per parameter: value, gradient, two moments of AdamW in float32
 
 
@@ -143,24 +140,7 @@ def _training_rows(run: Run) -> Iterator[str]:
     for name, rows in trees.items():
         if rows:
             head = f"the first {name} row, {len(rows[0].tokens)} tokens"
-            yield "\n".join([head, *_tokens(run, rows[0]), ""])
-
-
-def _tokens(run: Run, tree: forest.Tree) -> Iterator[str]:
-    """Yields the tokens of a tree in parts of equal weight, id and text of each."""
-    weights = np.zeros(len(tree.tokens))
-    weights[tree.scored] = tree.weight
-    names = run.codec.tokenizer.token_bytes
-    pairs = zip(weights.tolist(), tree.tokens.tolist(), strict=True)
-    for weight, part in itertools.groupby(pairs, key=lambda pair: pair[0]):
-        ids = [token for _, token in part]
-        loss = f"weight {weight:g} in the loss" if weight else "not in the loss"
-        yield f"  {len(ids)} tokens, {loss}:"
-        texts = [f"{i}:{names[i].decode(errors='backslashreplace')!r}" for i in ids]
-        if len(texts) > 2 * _MOST:
-            left = len(texts) - 2 * _MOST
-            texts = [*texts[:_MOST], f"[{left} more]", *texts[-_MOST:]]
-        yield from show.wrapped(" ".join(texts), "    ")
+            yield "\n".join([head, *show_data.of_tree(run.codec, rows[0]), ""])
 
 
 # A sampled step and a judgment.

@@ -128,8 +128,9 @@ def _sft(settings, model) -> Program:
     length, parts = settings.train.row_length, settings.train.micro_batches
     most = max(phase.batch_size for phase in phases)
     rows = forest.bucket(-(-most // parts), sharding.row_multiple(model.mesh))
-    tree = forest.path_tree(range(length), [0.0] + [1.0] * (length - 1))
-    packed = forest.pack([tree] * rows, length, rows=rows, scored=length)
+    packed = forest.pack(
+        [_longest_tree(settings)] * rows, length, rows=rows, scored=length
+    )
     batch = jax.tree.map(lambda x: np.stack([x] * parts), packed)
     return _training(
         "sft",
@@ -139,6 +140,12 @@ def _sft(settings, model) -> Program:
         optimizer=phases[0].optimizer,
         dtype=settings.train.optimizer_dtype,
     )
+
+
+def _longest_tree(settings) -> forest.Tree:
+    """Returns an example that fills a row."""
+    length = settings.train.row_length
+    return forest.path_tree(range(length), [0.0] + [1.0] * (length - 1))
 
 
 def _dpo(settings, model) -> Iterator[Program]:
@@ -164,18 +171,29 @@ def dpo_program(
 ) -> Program:
     """Returns the program of an update on the given pairs.
 
+    With `judge.keep` as many EFT rows are beside them, each as long as a row can be.
+
     Args:
       settings: of the run, but the size of the batch is that of `pairs`.
       model: the decoder on the mesh of training.
       pairs: preferences of one update.
     """
     batch = _pair_batch(settings, model, pairs)
-    options = settings.dpo.loss
+    options, keep = settings.dpo.loss, settings.judge.keep
+    if keep:
+        (batch,) = dpo.with_replay(
+            [batch],
+            [_longest_tree(settings)],
+            mesh=model.mesh,
+            batch_size=len(pairs),
+            row_length=settings.train.row_length,
+            seed=0,
+        )
     return _training(
         "dpo",
         model,
         batch,
-        loss=functools.partial(dpo.loss, model=model, options=options),
+        loss=functools.partial(dpo.loss, model=model, options=options, keep=keep),
         optimizer=settings.dpo.optimizer,
         dtype=settings.train.optimizer_dtype,
         live=options.reference == "live",
@@ -220,16 +238,18 @@ def _training(
     update = train.make_update(lora.behind(loss), transform, shardings)
     arguments = state, (fixed, reference), _on_mesh(model, batch)
     traced = update.trace(*arguments)
-    rows = batch.rows if isinstance(batch, dpo.Batch) else batch
+    parts = [batch.rows, batch.replay] if isinstance(batch, dpo.Batch) else [batch]
+    parts = [rows for rows in parts if rows is not None]
     # 2 forward, 4 backward (2 with adapters: no gradient of W), 2 of the reference.
     passes = 4 + 2 * (not fixed) + 2 * live
-    ideal = passes * _parameter_tokens(model, rows)
+    ideal = passes * sum(_parameter_tokens(model, rows) for rows in parts)
     # State once in and out; every pass reads whole matrices from HBM.
     item = jnp.dtype(model.config.dtype).itemsize
     weights = item * sum(weights_of(model.config)) / mesh.shape["tensor"]
-    moved = 2 * _bytes(state) + len(rows.tokens) * (passes // 2) * weights
-    seen, taken = _seen(rows.subtree_end[0]), _bytes(arguments)
-    size = _size(rows)
+    reads = sum(len(rows.tokens) for rows in parts) * (passes // 2)
+    moved = 2 * _bytes(state) + reads * weights
+    seen, taken = _seen(parts[0].subtree_end[0]), _bytes(arguments)
+    size = sum(_size(rows)[0] for rows in parts), _size(parts[0])[1]
     return Program(name, traced, chips, ideal, moved, taken, seen=seen, rows=size)
 
 
@@ -292,6 +312,9 @@ def _search(settings, shape: lm.ModelConfig, host: list, hosts: int):
     solving = sampling.contexts(search.context_tokens)
     judging = sampling.contexts(judge.context_tokens)
     solve, judged = _bytes(solving), _bytes(judging)
+    if judge.by == "self" and judge.model:  # a second model, or its adapters
+        frozen = _bytes(lora.split(_params(model, shape.dtype))[1])
+        solve, judged = solve + frozen, judged + frozen
     step, question = search.max_step_tokens, 2 * search.max_step_tokens + _TEMPLATE
     question = forest.bucket(question, 16)
     yield sampling.extend("search: prefill", solving, judged)

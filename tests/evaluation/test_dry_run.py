@@ -1,13 +1,12 @@
 """``stepjax run --dry-run``: what it prints of a small run; it changes nothing."""
 
 import re
-import types
 
 import pytest
 from runs import contents, copy_run
 
 from stepjax import forest
-from stepjax.evaluation import dry_run
+from stepjax.evaluation import dry_run, show_data
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -44,10 +43,9 @@ def test_a_dry_run_shows_sizes_rows_a_step_and_a_judgment(tmp_path):
 
 
 def test_a_long_part_of_a_row_is_cut_in_the_middle(codec):
-    run = types.SimpleNamespace(codec=codec)
     ids = codec.line("Step 1: 5*3+1=6\n") * 20
     tree = forest.path_tree(ids, [0.0] * 3 + [0.5] * (len(ids) - 3))
-    lines = list(dry_run._tokens(run, tree))
+    lines = list(show_data.of_tree(codec, tree))
     assert lines[0] == "  3 tokens, not in the loss:"
     assert f"  {len(ids) - 3} tokens, weight 0.5 in the loss:" in lines
     assert f"[{len(ids) - 3 - 48} more]" in " ".join(lines)

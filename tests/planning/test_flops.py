@@ -105,6 +105,22 @@ def test_little_is_executed_twice(reference, most, expected):
     assert program.seen == pytest.approx(21 / 36)
 
 
+def test_a_judge_that_is_kept_costs_as_many_rows_as_pairs():
+    program, kept = counted("dpo", judge__keep=1.0)
+    plain, one = counted("dpo")
+    assert program.rows == (2 * plain.rows[0], plain.rows[1])
+    # The EFT rows learn from all of their tokens, so that they need more of the head.
+    assert 2 < kept.products / one.products < 2.2
+    assert 1 < kept.products / program.ideal <= 1.25
+
+
+def test_a_frozen_judge_takes_the_memory_of_a_second_model():
+    (plain, _), (frozen, _) = (counted("search", judge__model=m) for m in ("", "M1"))
+    # Of 7.6e9 parameters in two bytes, each chip of a host holds a part.
+    parts = settings().sampling_tensor
+    assert frozen.beside - plain.beside == pytest.approx(2 * 7.6e9 / parts, rel=0.02)
+
+
 def test_micro_batches_cost_nothing():
     _, one = counted("dpo", dpo__reference="live")
     _, two = counted("dpo", dpo__reference="live", train__micro_batches=2)

@@ -1,6 +1,6 @@
 """How often partial tournaments choose the same steps as the full one: a replay.
 
-    python benchmarks/tournaments.py RUN [RUN ...]
+    python benchmarks/schedules.py RUN [RUN ...]
 
 RUN is a finished run directory whose judge was asked all pairs. Every expansion with at
 least MIN distinct candidates is judged again under each schedule with the verdicts of
@@ -12,7 +12,7 @@ import pathlib
 
 from stepjax import records, tournament, trajectory
 from stepjax.judge import Request, win_counts
-from stepjax.search import best_and_worst
+from stepjax.search import best_and_worst, seeding
 
 
 def main() -> None:
@@ -58,7 +58,8 @@ def row_of(schedule: str, expansions, score: str) -> str:
             return [[table[call] for call in named[0]]]
 
         ids = tuple(c.ids for c in e.candidates)
-        request = Request(0, "", "", (), ids, (e.step, e.attempt))
+        path = e.step, e.attempt
+        request = Request(0, "", "", (), ids, path, seeding(e.candidates))
         (verdicts,) = tournament.scheduled(judge, schedule, score, 0)([request])
         full = best_and_worst(e.candidates, win_counts(len(ids), e.verdicts, score))
         part = best_and_worst(e.candidates, win_counts(len(ids), verdicts, score))
