@@ -8,7 +8,8 @@ each. The model is random and tiny, so that its own memory does not hide that of
 data. Each number of pairs has a run directory and a fresh process, in which the stage
 `dpo` runs with a live reference until some updates are done. All threads take memory
 from one arena of malloc: else it depends on chance how much of what they give back
-stays with the process.
+stays with the process. Run it twice: compiling takes memory too, and the second time
+the program comes from the compile cache.
 """
 
 import argparse
