@@ -6,7 +6,10 @@ The pairs are made up and of realistic size: prompts of 180 tokens, five steps o
 that contexts have 300 on average; six candidates with 30 verdicts of 200 characters
 each. The model is random and tiny, so that its own memory does not hide that of the
 data. Each number of pairs has a run directory and a fresh process, in which the stage
-`dpo` runs with a live reference until some updates are done.
+`dpo` runs with a live reference until some updates are done. All threads take memory
+from one arena of malloc: else it depends on chance how much of what they give back
+stays with the process. Run it twice: compiling takes memory too, and the second time
+the program comes from the compile cache.
 """
 
 import argparse
@@ -21,7 +24,7 @@ import tempfile
 import time
 
 STEPS, PROMPT, STEP = 5, 180, 60
-UPDATE = 64  # pairs
+UPDATE = 16  # pairs
 
 
 def get_config():
@@ -105,6 +108,11 @@ def make(folder, count) -> None:
     stage.commit(["pairs.jsonl"], counts={"pairs": count, "questions": count // STEPS})
 
 
+def peak() -> float:
+    """Returns the most memory that this process has had so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 class Enough(BaseException):
     """The updates that were wanted are done."""
 
@@ -118,7 +126,7 @@ def learn(folder, updates) -> dict:
     from stepjax.run.run import Run
 
     run = Run(get_config(), folder)
-    at, cpu, layouts = [], [], []
+    at, cpu, layouts, peaks = [], [], [], [peak()]
     make_update = train.make_update
     read = getattr(dpo, "Batches", None) and dpo.Batches.__getitem__
 
@@ -128,6 +136,7 @@ def learn(folder, updates) -> dict:
         def step(*arguments):
             at.append(time.monotonic())
             cpu.append(time.process_time())
+            peaks.append(peak())
             result = update(*arguments)
             if len(at) == updates:
                 jax.block_until_ready(result)
@@ -157,7 +166,9 @@ def learn(folder, updates) -> dict:
         "of these, CPU s": cpu[0] - cpu_began,
         "further updates, s each": (at[-1] - at[1]) / (updates - 1),
         "laying one out, s": sum(layouts) / max(len(layouts), 1),
-        "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak MB before the stage": peaks[0],
+        "before the first update": peaks[1],
+        "of all": peak(),
     }
 
 
@@ -182,13 +193,13 @@ def main() -> None:
             for part in ("make", "learn"):
                 done = subprocess.run(
                     [sys.executable, __file__, f"--part={part}", *where],
-                    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+                    env=os.environ | {"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "1"},
                     stdout=subprocess.PIPE,
                     check=True,
                 )
             size = pathlib.Path(folder, "run/M1/pairs.jsonl").stat().st_size
             measured = json.loads(done.stdout)
-        found = ", ".join(f"{name} {value:.3g}" for name, value in measured.items())
+        found = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
         print(f"{int(count):,} pairs, {size / 1e6:,.0f} MB: {found}", flush=True)
 
 
