@@ -302,7 +302,7 @@ def test_every_arm_of_an_example_is_accepted(name, tmp_path, monkeypatch):
     path = pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py"
     example = runpy.run_path(str(path))["get_config"]()
     assert example.dpo.optimizer.warmup_steps > 1
-    arms = ("self", "random", "oracle", "sft", "frozen", "keep", "pointwise")
+    arms = ("self", "random", "oracle", "sft", "frozen", "pointwise")
     with pytest.raises(Begun):
         ablate.ablate(example, tmp_path / "x", (0,), arms)
 

@@ -453,7 +453,7 @@ def test_run_and_eval_of_a_finished_run(finished, capsys):
     assert command("run", TINY, f"--workdir={finished}") == 0
     assert command("sft", f"--workdir={finished}") == 0
     said = capsys.readouterr()
-    assert len([line for line in said.out.splitlines() if line[:5] == "│ M2 "]) == 10
+    assert len([line for line in said.out.splitlines() if line[:5] == "│ M2 "]) == 12
     for name in ("M1: done already, updates of SFT: first 40, second 60\n",) * 3:
         assert said.err.count(name) == 3
     counts = files.read_json(finished / "M2/search.json")["counts"]

@@ -296,7 +296,7 @@ def test_each_vote_has_its_own_draws(codec):
 def test_a_match_of_a_tournament_is_decided_by_margins():
     def judge(requests, calls):
         log.append(calls[0])
-        table = {(0, 1): 0.6, (1, 0): 0.9}  # one win each; 1 has the larger margin
+        table = {(0, 2): 0.6, (2, 0): 0.9}  # one win each; 2 has the larger margin
         return [[Verdict(*c, "A", "", table.get(c, 0.5)) for c in calls[0]]]
 
     asked = Request(0, "q", "p", (), ((1,), (2,), (3,)), (1, 2))
@@ -305,8 +305,8 @@ def test_a_match_of_a_tournament_is_decided_by_margins():
         log = []
         tournament.scheduled(judge, "knockout", "sum", 0, value=value)([asked])
         seconds[value] = {frozenset(call) for call in log[1]}
-    # The winner of 0 and 1 plays against 2.
-    assert seconds["hard"] == {frozenset((0, 2))}
+    # The winner of 0 and 2 plays against 1.
+    assert seconds["hard"] == {frozenset((0, 1))}
     assert seconds["probability"] == {frozenset((1, 2))}
 
 

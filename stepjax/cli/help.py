@@ -157,7 +157,7 @@ COMMANDS = {
         "have names of their own.",
     ),
     "solve": Command(
-        "solves problems with --model by methods that spend more tokens; counts them",
+        "solves problems with --model by methods that spend more tokens",
         (*_HOSTS, "model", "method", "samples", "benchmark", "problem"),
         text="Solves the run's own test problems, files of problems, with or without "
         "answers, or the one problem of --problem. Every method is measured with every "

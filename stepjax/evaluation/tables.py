@@ -41,6 +41,8 @@ LEGEND = {
     "no answer": "greedy solutions that end without a final answer",
     "ungraded": "greedy answers that met a limit of the grader; they count as wrong",
     "both orders %": "pairs of labelled steps that are judged right in both orders",
+    "erroneous": "judged solutions that have an error",
+    "right ones": "judged solutions that have none",
     "found %": "solutions with an error whose first error the judge finds",
     "accepted %": "right solutions in which the judge rejects no step",
     "F1 [95 %]": "harmonic mean of these two, as in ProcessBench, with an interval",

@@ -97,6 +97,7 @@ def test_each_stage_has_what_it_compiled(tmp_path):
 def test_every_column_of_figures_has_a_sentence_in_the_legend(tmp_path):
     shown = [tables._model_row("M1", {}), tables._refused_row("M1", {})]
     shown += [tables._iteration_row(1, {}, {}), tables._judge_row("M1", {})]
+    shown.append(tables._judged_row({}))
     known = {"model", "iteration", "questions", "updates"}  # their names say it all
     assert {name for row in shown for name in row} == known | tables.LEGEND.keys()
     assert max(len(f"{k}: {said}") for k, said in tables.LEGEND.items()) <= 80

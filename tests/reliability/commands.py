@@ -25,7 +25,7 @@ CONFIG = HERE / "small_config.py"
 # Not compared: what differs between two runs that nothing has disturbed (times), and
 # a log for people.
 _NOT_COMPARED = ("log.txt", ".lock", "tensorboard")
-_VARYING = ("seconds", "sha256", "config", "inputs")
+_VARYING = ("seconds", "compiled", "sha256", "config", "inputs")
 
 
 class Ended(NamedTuple):

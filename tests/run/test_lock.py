@@ -238,7 +238,7 @@ def test_a_lock_that_was_cut_off_is_not_taken_for_stale(folder):
 def test_a_run_in_the_home_folder_releases_its_lock(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    def opened(config, workdir, redo):
+    def opened(config, workdir, redo, **how):
         lock.take(tmp_path / "run")  # as `Run` does
         assert (tmp_path / "run" / ".lock").exists()
 
