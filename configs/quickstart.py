@@ -7,8 +7,8 @@ parameters. Share of test problems that a model solves alone, in percent, on 2 c
 an AMD EPYC with JAX 0.10.2:
 
                                      M1     M2     M3     M4
-    seed 25 (commit 03e98a7)       52.6   76.4   98.8  100.0
-    seeds 21-25 (commit d4ef783)   53.3   75.2   96.5   99.6   mean
+    seed 25                        52.6   76.4   98.6   99.4
+    seeds 0 and 201-210            54.3   81.3   95.5   98.7   mean
 
 More is in docs/results.md, which also says how these settings differ from the paper's.
 """
