@@ -28,6 +28,7 @@ LEGEND = {
     "search %": "test problems that it solves when it samples and judges its steps",
     "unseen %": "problems solved whose single steps occur in no training data",
     "judge %": "held-out comparisons that it judges right",
+    "judge % [95 %]": "comparisons of labelled steps that it judges right",
     "sampled %": "its judgments of a right and a wrong step of its own that are right",
     "tie %": "searched steps without a preference, often since all samples agree",
     "flip %": "pairs of steps whose winner depends on which one is shown first",
