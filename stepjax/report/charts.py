@@ -142,6 +142,25 @@ def judging(results: Results, verdicts: Sequence[Mapping[str, tuple]]) -> list[C
                 "deserve to, so look at the change. Bands are 95 % intervals.",
             )
         )
+    stated = {
+        f"M{number}": rows
+        for number, result in enumerate(results)
+        if (rows := result.get("search", {}).get("reliability"))
+    }
+    # Verdicts without a probability count as 0 or 1, which says nothing of the judge.
+    if any(
+        0.05 < row["probability"] < 0.95 for rows in stated.values() for row in rows
+    ):
+        charts.append(
+            Chart(
+                "How sure the judge is",
+                plots.reliability(stated, note="Reliability of the judge"),
+                "The judge's probability that the step shown first is the better one, "
+                "and how often it is, for tenths of the probability; larger points are "
+                "more calls. Below the dashed line on its right half, and above it on "
+                "its left half, the judge is too sure.",
+            )
+        )
     return charts
 
 

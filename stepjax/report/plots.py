@@ -6,6 +6,7 @@ variables of the page's style sheet, so plots follow its light and its dark them
 """
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -153,6 +154,34 @@ def bars(
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        return Plot(_svg(figure, note), legend)
+
+
+def reliability(
+    tables: Mapping[str, Sequence[Mapping[str, float]]], *, note: str
+) -> Plot:
+    """Returns how often a stated probability comes true; the diagonal is ideal.
+
+    Args:
+      tables: name → rows with the mean "probability", the share "right" and the
+        "count" of its calls, see `evaluation.calibration.calibration`.
+      note: what the plot shows, for readers who do not see it.
+    """
+    legend = []
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.3, 2.5), layout="constrained")
+        axes = figure.subplots()
+        axes.plot((0, 100), (0, 100), "--", color=_PAPER)
+        for number, (name, rows) in enumerate(tables.items()):
+            colour = _SERIES[number % len(_SERIES)]
+            legend.append((name, _VARIABLES[colour]))
+            stated = [100 * row["probability"] for row in rows]
+            true = [100 * row["right"] for row in rows]
+            axes.plot(stated, true, "-", color=colour)
+            sizes = [4 * (1 + math.log10(row["count"])) for row in rows]
+            axes.scatter(stated, true, sizes, color=colour)
+        axes.set_xlabel("stated, %")
+        axes.set_ylabel("true, %")
         return Plot(_svg(figure, note), legend)
 
 

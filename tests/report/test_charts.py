@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree
 
+import numpy as np
 import pytest
 
 from stepjax.report import charts, plots, published
@@ -114,6 +115,34 @@ def test_charts_of_what_was_not_measured_are_left_out():
     _, bias = charts.judging(RESULTS, counts)
     assert bias.title == "Bias of the judge"
     assert bias.plot.legend == [("first one shown wins", "--c1")]
+
+
+def test_reliability_is_drawn_of_probabilities_and_not_of_hard_verdicts():
+    def row(probability, right, count=10):
+        return {"probability": probability, "right": right, "count": count}
+
+    def judged(*rows):
+        return [{}, {"search": {"metrics": {}, "reliability": list(rows)}}]
+
+    hard = judged(row(0.0, 0.1), row(1.0, 0.9))
+    assert charts.judging(hard, [{}, {}]) == []
+    (chart,) = charts.judging(judged(row(0.2, 0.3), row(0.8, 0.7, 1000)), [{}, {}])
+    assert chart.title == "How sure the judge is"
+    assert chart.plot.legend == [("M1", "--c1")]
+    (path,) = re.findall(
+        r'<path d="([^"]*)"[^>]*stroke: var\(--c1\); stroke-width: 1.8',
+        chart.plot.svg,
+    )
+    places = np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", path), float)
+    across, up = places[1] - places[0]
+    assert across > 0 > up  # to the right and up, less steep than the diagonal
+    (diagonal,) = re.findall(
+        r'<path d="([^"]*)"[^>]*stroke-dasharray[^>]*stroke: var\(--paper\)',
+        chart.plot.svg,
+    )
+    ends = np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", diagonal), float)
+    slope = (ends[1] - ends[0])[1] / (ends[1] - ends[0])[0]
+    assert up / across == pytest.approx(slope * 0.4 / 0.6, rel=1e-3)
 
 
 def test_training_shows_pairs_log_probabilities_and_drift():
