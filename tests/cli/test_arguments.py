@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from runs import CONFIG, command, contents, copy_run
 
 from stepjax import ablate, own_files
@@ -203,3 +205,24 @@ def test_a_dry_run_says_what_would_be_deleted(tmp_path, capsys, monkeypatch):
     after = contents(folder)
     assert after.pop("log.txt") != before.pop("log.txt")
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ("/a/x.jsonl,/a/y.jsonl", ("/a/x.jsonl,/a/y.jsonl",)),
+        ("~/x.jsonl,aime-2024.csv", ("~/x.jsonl,aime-2024.csv",)),
+        ("of mine/ü.jsonl", ("of mine/ü.jsonl",)),
+        ("x.jsonl", ("x.jsonl",)),
+        ('("/a/x.jsonl", "y.jsonl")', ("/a/x.jsonl", "y.jsonl")),
+        ("()", ()),
+    ],
+)
+def test_names_of_benchmarks_are_read_as_they_are_typed(named, found):
+    file = "--config=configs/quickstart.py"
+    option = "--config.eval.benchmarks"
+    for words in ([f"{option}={named}"], [option, named]):
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", None, "", values)
+        values(["stepjax", *config_files.arguments([file, *words])])
+        assert values.config.eval.benchmarks == found
