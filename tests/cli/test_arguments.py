@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 from runs import CONFIG, command, contents, copy_run
 
 from stepjax import ablate, own_files
@@ -219,10 +218,10 @@ def test_a_dry_run_says_what_would_be_deleted(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_names_of_benchmarks_are_read_as_they_are_typed(named, found):
-    file = "--config=configs/quickstart.py"
     option = "--config.eval.benchmarks"
-    for words in ([f"{option}={named}"], [option, named]):
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_file("config", None, "", values)
-        values(["stepjax", *config_files.arguments([file, *words])])
-        assert values.config.eval.benchmarks == found
+    read = tuple_parser.TupleParser().parse
+    one, *two = f"{option}={named}", option, named
+    *_, word = config_files.arguments([TINY, one])
+    assert word.startswith(f"{option}=")
+    assert read(word.partition("=")[2]) == found
+    assert read(config_files.arguments([TINY, *two])[-1]) == found
