@@ -13,6 +13,7 @@ Axis names: R rows, T tokens of a row, S scored tokens of a row.
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -175,15 +176,15 @@ def from_sequences(
       trees.
 
     Raises:
-      ValueError: for an empty sequence, one longer than `row_length`, or scores that do
-        not fit it.
+      ValueError: for an empty sequence, one longer than `row_length`, ids that are no
+        token ids, or scores that do not fit.
     """
     if len(ids) != len(scored):
         raise ValueError(
             f"{len(ids)} sequences and {len(scored)} lists of scores; expected one "
             "list for each sequence."
         )
-    sequences = [tuple(map(int, sequence)) for sequence in ids]
+    sequences = [_ids(number, sequence) for number, sequence in enumerate(ids)]
     masks = [
         _mask(number, sequence, row)
         for number, (sequence, row) in enumerate(zip(sequences, scored, strict=True))
@@ -197,6 +198,25 @@ def from_sequences(
         weight = np.ones(len(places), np.float32)
         trees.append(Tree(*shared[:4], places, segment, weight))
     return trees
+
+
+def _ids(number: int, sequence: Sequence[int]) -> tuple[int, ...]:
+    """Returns the token ids of sequence `number`."""
+    ids = np.asarray(sequence)
+    if ids.shape == (0,):
+        return ()  # `_mask` says what is expected
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"sequence {number} is {reprlib.repr(sequence)}; expected a list of whole "
+            "numbers, its token ids."
+        )
+    wrong = ids[(ids < 0) | (ids > np.iinfo(np.int32).max)]
+    if wrong.size:
+        raise ValueError(
+            f"sequence {number} has the token id {wrong[0]}; expected ids from 0 to "
+            f"{np.iinfo(np.int32).max}. Leave out tokens of padding."
+        )
+    return tuple(ids.tolist())
 
 
 def _mask(number: int, sequence: tuple[int, ...], scored: Sequence[bool]) -> np.ndarray:

@@ -16,8 +16,10 @@ judge gives. It only mentions a mark that
   "otherwise", ", else" or "or else" before it;
 - is one of several choices: only "or", "and", "vs", "versus", a comma, a slash or a bar
   between two marks of different sides ("[[A]] or [[B]]");
-- is asked or refused: "?" comes right behind it, or one of "not", "than", "over" and
-  "instead of" right before it ("[[B]], not [[A]]").
+- is asked or refused: "?" comes right behind it, or one of "not", "n't", "not be",
+  "than", "over", "instead of", "superior to", "preferred to" and "preferable to" right
+  before it ("[[B]], not [[A]]"), or "prefer", a side and "to" ("I prefer [[B]] to
+  [[A]]"), or only ">" stands between it and another mark ("[[B]] > [[A]]").
 
 Emphasis and other text around a mark change nothing: "**[[A]]**", "Verdict: [[A]].",
 "[[A]] because B divides by 0". Everything else is no mark: another letter, "[[a]]",
@@ -46,8 +48,12 @@ _CONDITION_BEHIND = re.compile(
     re.IGNORECASE,
 )
 _REFUSED = re.compile(
-    r"\b(?:not|than|over|instead of)[*_~\"'“‘`: \t]*\Z", re.IGNORECASE
+    r"\b(?:(?:(?:can)?not|(?:is|was|could|would|should|do|does|ca)n['’]t)(?: be)?"
+    r"|(?:than|over|instead of|(?:superior|preferred|preferable) to)"
+    r"|prefer\W{1,8}[ABC]\W{1,8}to)[*_~\"'“‘`: \t]*\Z",
+    re.IGNORECASE,
 )
+_WORSE = re.compile(rf"{_AROUND}>{{1,2}}{_AROUND}")  # between the better and the worse
 _JOINS = re.compile(
     r"[*_~\"'“”‘’`\s]*(?:,?\s*\b(?:or|and|vs\.?|versus)\b|[,/|])[*_~\"'“”‘’`\s]*",
     re.IGNORECASE,
@@ -115,6 +121,8 @@ def find(form: str, prompt: str, text: str, sides: str = "AB") -> Mark | None:
     for number in reversed(range(len(every))):
         mark = every[number]
         if number in listed or hidden[mark.start]:
+            continue
+        if number and _WORSE.fullmatch(text, every[number - 1].end, mark.start):
             continue
         if _is_quoted(mark, quotations, text) or _is_conditional(mark, text):
             continue

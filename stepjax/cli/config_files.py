@@ -25,6 +25,7 @@ _SWITCHES = {
 _LISTS = ("benchmark", "seeds", "arms", "against")  # with commas in values
 # Options that name files → what a path in them begins after.
 _PATHS = {"config": "[,:]", "benchmark": ",", "workdir": "(?!)", "out": "(?!)"}
+_FILES = "config.eval.benchmarks"  # a setting that is a tuple of names of files
 _PHASES = re.compile(r"--config\.(sft\.phases)(?!\[\d+\]\.)")
 
 
@@ -63,7 +64,7 @@ def arguments(words: Sequence[str]) -> list[str]:
     """
     _refuse_phases(words)
     _refuse_repeats(words)
-    words = _expanded(words)
+    words = _quoted(_expanded(words))
     rest, named = _taken(words, "config")
     if named is not None:
         return [f"--config={_path(named)}", *rest]
@@ -91,6 +92,22 @@ def _expanded(words: Sequence[str]) -> list[str]:
             home = re.compile(rf"(?:^|(?<={after}))~[^/,:]*")
             value = home.sub(lambda found: os.path.expanduser(found[0]), value)
             word = f"{name}={value}" if equals else value
+        result.append(word)
+    return result
+
+
+def _quoted(words: Sequence[str]) -> list[str]:
+    """Returns the words with names of files as one text, which later parts at commas.
+
+    A setting that is a tuple is read as Python, and "/a,/b" or "a b" is none.
+    """
+    result: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if result and result[-1].lstrip("-") == _FILES and word[:1] != "-":
+            name, equals, value = result[-1], "", word
+        if name.lstrip("-") == _FILES and value and value[0] not in "([\"'":
+            word = f"{name}={value!r}" if equals else repr(value)
         result.append(word)
     return result
 

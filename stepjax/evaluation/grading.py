@@ -108,25 +108,41 @@ def outcomes(items: Sequence[dict[str, Any]]) -> dict[str, int]:
     return {f"{name}_count": count for name, count in counts.items()}
 
 
-def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str, Any]:
-    try:
-        steps = len(prompts.split_steps(codec.templates, text))
-    except ValueError:
-        steps = 0
+def graded(problem: Problem, text: str) -> dict[str, Any]:
+    """Returns whether a solution is right, as fields of an item.
+
+    Args:
+      problem: with its gold answer, and the tolerance and unit that it states.
+      text: the solution.
+
+    Returns:
+      "answer", "prediction" and "right"; "tolerance", "unit" and "limit", the limit of
+      the grader that was met, where there is one.
+    """
     prediction = answers.extract(text)
     stated = {"tolerance": problem.tolerance, "unit": problem.unit}
     grade = answers.grade(prediction, problem.answer, **stated)
     stated["limit"] = grade.limit
     return {
-        "id": problem.id,
-        "problem": problem.problem,
         "answer": problem.answer,
         "prediction": prediction,
         "right": grade.right,
+        **{name: value for name, value in stated.items() if value},
+    }
+
+
+def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str, Any]:
+    try:
+        steps = len(prompts.split_steps(codec.templates, text))
+    except ValueError:
+        steps = 0
+    return {
+        "id": problem.id,
+        "problem": problem.problem,
+        **graded(problem, text),
         "steps": steps,
         "tokens": tokens,
         "text": text,
-        **{name: value for name, value in stated.items() if value},
     }
 
 

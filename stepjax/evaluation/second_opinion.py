@@ -158,7 +158,7 @@ class _Asked:
         )
         if not self._line(_TO_START):
             self.close()
-            raise RuntimeError(
+            raise ValueError(
                 f"{' '.join(self._program)}: ended, or said nothing in "
                 f"{_TO_START:.0f} seconds; expected math-verify to start. `python -c "
                 "'import math_verify'` says why."

@@ -60,12 +60,13 @@ def show_data(
     judgments = kind.choose(settings, workdir / "data").judgments
     record = {"ift": records.Solution, "eft": judgments.record, "pairs": Pair}[source]
     rows = records.read_jsonl(path, record)
+    if not rows:
+        raise ValueError(f"{path} has no rows; expected at least one. {_EMPTY[source]}")
     chosen = [row for row in rows if problem in ("", row.id, _problem_id(row))]
     if not chosen:
-        first = f", such as {rows[0].id!r}" if rows else ""
         raise ValueError(
             f"--problem={problem}: {path} has no row of this id among {len(rows)}; "
-            f"expected the id of one of its rows{first}."
+            f"expected the id of one of its rows, such as {rows[0].id!r}."
         )
     if choose_randomly:
         random.shuffle(chosen)
@@ -84,6 +85,11 @@ _REMEDIES = {
     "ift": "Run `stepjax run` on the same --workdir first.",
     "eft": "With data.make_eft the rows are made before M1: run `stepjax sft` first.",
     "pairs": "Run `stepjax search --model=M{number}` first, or name another --model.",
+}
+_EMPTY = {
+    "ift": "Phases of SFT that take nothing of IFT need none.",
+    "eft": "A judge that is not the model itself needs none.",
+    "pairs": "No step of this model's search had a preference; name another --model.",
 }
 
 

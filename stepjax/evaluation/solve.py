@@ -321,13 +321,12 @@ def _note(choice: Choice, items: Sequence[dict[str, Any]]) -> str:
 def _item(
     problem: Problem | Question, solution: Candidate, tokens: Tokens
 ) -> dict[str, Any]:
-    prediction = answers.extract(solution.text)
     item = {"id": problem.id, "problem": problem.problem}
     if isinstance(problem, Problem):
-        item["answer"] = problem.answer
-        item["right"] = answers.equivalent(prediction, problem.answer)
-    tokens_of = tokens._asdict()
-    return item | {"prediction": prediction, "text": solution.text, "tokens": tokens_of}
+        item |= grading.graded(problem, solution.text)
+    else:
+        item["prediction"] = answers.extract(solution.text)
+    return item | {"text": solution.text, "tokens": tokens._asdict()}
 
 
 def metrics_of(items: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stepjax import forest, interrupts, records, sft
-from stepjax.evaluation import answers
+from stepjax.evaluation import grading
 from stepjax.initial_data import mcts, prm, rollouts, step_values
 from stepjax.initial_data.eft_stage import make_eft, write_pairs
 from stepjax.initial_data.step_values import StepValues
@@ -115,7 +115,7 @@ def _estimate_values(
     sampler = judges.open_sampler(run, params, run.settings.search.context_tokens)
 
     def is_correct(problem: records.Problem, text: str) -> bool:
-        return answers.equivalent(answers.extract(text), problem.answer)
+        return grading.graded(problem, text)["right"]
 
     mine = hosts.share(problems)
     todo, _ = journal.rest(mine, run.slots)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from ml_collections.config_flags import tuple_parser
 from runs import CONFIG, command, contents, copy_run
 
 from stepjax import ablate, own_files
@@ -203,3 +204,24 @@ def test_a_dry_run_says_what_would_be_deleted(tmp_path, capsys, monkeypatch):
     after = contents(folder)
     assert after.pop("log.txt") != before.pop("log.txt")
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ("/a/x.jsonl,/a/y.jsonl", ("/a/x.jsonl,/a/y.jsonl",)),
+        ("~/x.jsonl,aime-2024.csv", ("~/x.jsonl,aime-2024.csv",)),
+        ("of mine/ü.jsonl", ("of mine/ü.jsonl",)),
+        ("x.jsonl", ("x.jsonl",)),
+        ('("/a/x.jsonl", "y.jsonl")', ("/a/x.jsonl", "y.jsonl")),
+        ("()", ()),
+    ],
+)
+def test_names_of_benchmarks_are_read_as_they_are_typed(named, found):
+    option = "--config.eval.benchmarks"
+    read = tuple_parser.TupleParser().parse
+    one, *two = f"{option}={named}", option, named
+    *_, word = config_files.arguments([TINY, one])
+    assert word.startswith(f"{option}=")
+    assert read(word.partition("=")[2]) == found
+    assert read(config_files.arguments([TINY, *two])[-1]) == found

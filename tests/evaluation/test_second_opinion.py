@@ -45,7 +45,7 @@ def test_a_process_that_hangs_or_ends_is_started_again():
 
 def test_a_process_that_does_not_start_is_an_error():
     broken = (sys.executable, "-c", "raise ImportError")
-    with pytest.raises(RuntimeError, match="ended, or said nothing in .* expected"):
+    with pytest.raises(ValueError, match="ended, or said nothing in .* expected"):
         second_opinion.opinions([item("1", "1")], program=broken)
 
 

@@ -76,6 +76,11 @@ def test_what_is_not_there_is_named(tmp_path):
         shown(tmp_path / "one", "ift", problem="none")
     with pytest.raises(ValueError, match=r"M7/pairs.jsonl is not there; .*--model=M7"):
         shown(tmp_path / "two", "pairs", number=7)
+    folder = tmp_path / "empty"
+    run = copy_run(folder)
+    (folder / "M1/pairs.jsonl").write_text("")
+    with pytest.raises(ValueError, match="M1/pairs.jsonl has no rows; .*preference"):
+        show_data.show_data(folder, run.settings, source="pairs", number=1)
     with pytest.raises(ValueError, match="--data=x; expected one of ift, eft, pairs"):
         shown(tmp_path / "three", "x")
 

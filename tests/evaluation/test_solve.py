@@ -11,7 +11,7 @@ from stepjax import records
 from stepjax.evaluation import answers, solve
 from stepjax.evaluation.methods import METHODS
 from stepjax.evaluation.solve import Choice
-from stepjax.evaluation.solver import Solver
+from stepjax.evaluation.solver import Solver, Tokens
 from stepjax.initial_data.formats import own
 from stepjax.lm import files
 from stepjax.records import Problem, Question
@@ -144,6 +144,17 @@ def test_problems_may_have_no_answers(tmp_path):
     with pytest.raises(ValueError, match="no answer"):
         solve.read(write(path, rows[0] | {"answer": "4"}, rows[1]), texts)
     assert own.parse(rows[0], "", texts, to=Question) == [Question("a", "1*1+3")]
+
+
+def test_an_answer_is_graded_as_its_benchmark_states():
+    problem = Problem("a", "How far?", "3.1", tolerance="0.1", unit="km")
+    solution = types.SimpleNamespace(text=r"\boxed{3.15\text{ km}}")
+    item = solve._item(problem, solution, Tokens(1, 0, 1))
+    assert item["right"] and item["tolerance"] == "0.1" and item["unit"] == "km"
+    solution.text = r"\boxed{3.1\text{ kg}}"
+    assert not solve._item(problem, solution, Tokens(1, 0, 1))["right"]
+    solution.text = rf"\boxed{{{'7' * 500}}}"
+    assert "characters" in solve._item(problem, solution, Tokens(1, 0, 1))["limit"]
 
 
 def test_a_problem_of_the_command_line_is_printed(solved, capsys):
