@@ -63,6 +63,12 @@ def check_options(name: str) -> None:
             "expected --data with --problem or --random, because rows of training are "
             "not searched."
         )
+    if options.DATA.value in ("ift", "eft") and options.MODEL.value is not None:
+        raise ValueError(
+            f"--data={options.DATA.value} and --model={options.MODEL.value} are given "
+            "together; expected --model with --data=pairs only, because all models of "
+            "a run have the same rows of IFT and EFT. Leave --model out."
+        )
     if name == "plan":
         _check_hardware()
     if name == "export":

@@ -54,8 +54,7 @@ def show_data(
     path = folder / f"{source}.jsonl"
     if not path.exists():
         raise ValueError(
-            f"{path} is not there; expected a run that has made it. "
-            f"{_REMEDIES[source].format(number=number)}"
+            f"{path} is not there; expected a run that has made it. {_REMEDIES[source]}"
         )
     judgments = kind.choose(settings, workdir / "data").judgments
     record = {"ift": records.Solution, "eft": judgments.record, "pairs": Pair}[source]
@@ -84,7 +83,7 @@ def show_data(
 _REMEDIES = {
     "ift": "Run `stepjax run` on the same --workdir first.",
     "eft": "With data.make_eft the rows are made before M1: run `stepjax sft` first.",
-    "pairs": "Run `stepjax search --model=M{number}` first, or name another --model.",
+    "pairs": "Name another --model: one that has searched its questions has them.",
 }
 _EMPTY = {
     "ift": "Phases of SFT that take nothing of IFT need none.",

@@ -74,7 +74,9 @@ def test_a_row_that_is_too_long_is_marked(tmp_path):
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="--problem=none: .* has no row of this id"):
         shown(tmp_path / "one", "ift", problem="none")
-    with pytest.raises(ValueError, match=r"M7/pairs.jsonl is not there; .*--model=M7"):
+    with pytest.raises(
+        ValueError, match=r"M7/pairs.jsonl is not there; .*another --model"
+    ):
         shown(tmp_path / "two", "pairs", number=7)
     folder = tmp_path / "empty"
     run = copy_run(folder)
@@ -95,4 +97,6 @@ def test_the_command_changes_nothing(tmp_path, capsys):
         assert capsys.readouterr().out.startswith("2 of ")
     assert command("show", f"--workdir={folder}", "--data=eft", "--wrong") == 2
     assert "--data=eft and --wrong are given together" in capsys.readouterr().err
+    assert command("show", f"--workdir={folder}", "--data=ift", "--model=M1") == 2
+    assert "--data=ift and --model=M1 are given together" in capsys.readouterr().err
     assert contents(folder) == before
