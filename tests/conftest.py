@@ -4,6 +4,7 @@ The losses are also tested where only jax, numpy and pytest are installed: every
 else is imported inside the fixtures.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -25,6 +26,12 @@ def pytest_configure(config):
     """Makes the folder that all workers share; they inherit the environment."""
     if not hasattr(config, "workerinput"):
         os.environ["STEPJAX_TESTS"] = tempfile.mkdtemp(prefix="stepjax-tests-")
+    with contextlib.suppress(ImportError):
+        import hypothesis
+
+        # No test fails because the machine is busy.
+        hypothesis.settings.register_profile("stepjax", deadline=None)
+        hypothesis.settings.load_profile("stepjax")
 
 
 def pytest_unconfigure(config):
