@@ -183,8 +183,14 @@ def test_the_table_holds_what_the_runs_measured(ablation):
     assert (ablation / "ablation.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_the_same_command_again_runs_nothing(ablation, monkeypatch):
-    before = contents(ablation)
+@pytest.fixture
+def own_ablation(ablation, tmp_path):
+    """A copy to write to: another worker may be reading the one that all share."""
+    return pathlib.Path(shutil.copytree(ablation, tmp_path / "ablation"))
+
+
+def test_the_same_command_again_runs_nothing(own_ablation, monkeypatch):
+    before = contents(own_ablation)
 
     def refuse(*args, **kwargs):
         raise AssertionError("must not be called")
@@ -195,15 +201,15 @@ def test_the_same_command_again_runs_nothing(ablation, monkeypatch):
         (Run, "fit"),
     ):
         monkeypatch.setattr(owner, name, refuse)
-    ablate.ablate(settings(), ablation, SEEDS)
-    after = contents(ablation)
+    ablate.ablate(settings(), own_ablation, SEEDS)
+    after = contents(own_ablation)
     for found in (before, after):
         del found["ablation.png"]  # holds a date
     assert after == before
 
 
-def test_one_seed_alone_and_fewer_arms(ablation, capsys):
-    text = ablate.ablate(settings(), ablation, SEEDS[:1], ("random",))
+def test_one_seed_alone_and_fewer_arms(own_ablation, capsys):
+    text = ablate.ablate(settings(), own_ablation, SEEDS[:1], ("random",))
     assert "[-inf, +inf]" in text and "more SFT" not in text
     assert text in capsys.readouterr().out
 
