@@ -47,7 +47,7 @@ def trees(mesh, pairs, row_length: int) -> dpo.Batch:
 
 
 def alone(problems, shared: bool) -> dpo.Batch:
-    """Returns the pairs of trajectories, of which no two share anything.
+    """Returns the pairs of trajectories as a batch in which no two pairs share tokens.
 
     A row takes an early and a late pair of a problem, or one side of each, so that no
     token of a row is padding. A micro-batch has four rows.

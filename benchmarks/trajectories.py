@@ -66,7 +66,10 @@ def main() -> None:
     for name, result in results.items():
         first = {k: round(v, 5) for k, v in result.steps[0].items() if k[0] in "lg"}
         print(f"{name}, first step: {first}")
-    print(f"Trees against the others, with a policy that is not the reference: {same}")
+    print(
+        "Gradients of the other layouts against those of trees, with a policy that "
+        f"is not the reference: {same}"
+    )
 
 
 def _count_flops(script: str) -> None:

@@ -89,20 +89,20 @@ Beside the method; of the files above only main, iterate and ablate import these
                     wandb_curves.py: the same elsewhere; profile.py: traces of a run;
                     text_table.py: tables that fit the terminal; check_device.py:
                     stepjax check
-    evaluation/     stages.py: what is measured; grading.py: accuracy of a model and of
-                    its judge; judge_stage.py: its judge, on files of judged steps
-                    (judge_sets.py), too; intervals.py: how sure that is;
-                    benchmarks.py, benchmark_tables.py: benchmarks in the loop;
-                    answers.py: extraction, equivalence; limits.py: where the grader
-                    stopped; second_opinion.py: another grader; typesetting.py,
-                    formulas.py: how answers are written; values.py, real_sets.py: what
-                    they are; diagnose.py: why a round gains or fails; calibration.py:
-                    what its verdicts say about a judge; causes.py: why a search makes
-                    few pairs; samples.py, tables.py: samples and tables; show.py,
-                    show_data.py: stepjax show; dry_run.py: stepjax run --dry-run;
-                    solve.py: stepjax solve; methods.py: the test-time methods that it
-                    compares; solver.py: what they need of a model; budgets.py: accuracy
-                    against tokens
+    evaluation/     stages.py: what is measured; grading.py: accuracy of a model and
+                    of its judge; judge_stage.py: the stage that measures the judge;
+                    judge_sets.py: public files of judged steps; intervals.py: how
+                    sure that is; benchmarks.py, benchmark_tables.py: benchmarks in
+                    the loop; answers.py: extraction, equivalence; limits.py: where
+                    the grader stopped; second_opinion.py: another grader;
+                    typesetting.py, formulas.py: how answers are written; values.py,
+                    real_sets.py: what they are; diagnose.py: why a round gains or
+                    fails; calibration.py: what its verdicts say about a judge;
+                    causes.py: why a search makes few pairs; samples.py, tables.py:
+                    samples and tables; show.py, show_data.py: stepjax show;
+                    dry_run.py: stepjax run --dry-run; solve.py: stepjax solve;
+                    methods.py: the test-time methods that it compares; solver.py:
+                    what they need of a model; budgets.py: accuracy against tokens
     report/         stepjax report. build.py: the page, from page.html, page.css and
                     page.js; charts.py: its charts and tables; plots.py: how they are
                     drawn; searches.py: searches, packed; published.py: the paper's

@@ -325,7 +325,7 @@ def size(trees: Sequence[Tree], row_length: int) -> tuple[int, int]:
 
 
 def size_of(trees: Sequence[tuple[int, int]], row_length: int) -> tuple[int, int]:
-    """Returns what `size` does, of trees of which two numbers are known.
+    """Returns what `size` does, from two numbers of each tree instead of the trees.
 
     Args:
       trees: (tokens, scored tokens) of each tree.

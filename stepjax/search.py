@@ -56,6 +56,28 @@ def seeding(candidates: Sequence[Candidate]) -> tuple[int, ...]:
     return tuple(place for *_, place in sorted(names))
 
 
+def request(
+    slot: int, state: State, candidates: Sequence[Candidate], path: tuple[int, ...]
+) -> Request:
+    """Returns what the judge is asked about the candidates for a next step.
+
+    Args:
+      slot: place of the problem in flight.
+      state: its steps so far.
+      candidates: for the next one.
+      path: key path of the expansion.
+    """
+    return Request(
+        slot,
+        state.question.id,
+        state.question.problem,
+        tuple(step.ids for step in state.steps),
+        tuple(candidate.ids for candidate in candidates),
+        path,
+        seeding(candidates),
+    )
+
+
 def transition(
     state: State,
     proposal: Proposal,
@@ -208,22 +230,14 @@ def step_search(
         on_turn(len(active))
         proposals = propose(active)
         requests = [
-            Request(
-                slot,
-                state.question.id,
-                state.question.problem,
-                tuple(step.ids for step in state.steps),
-                tuple(c.ids for c in proposals[slot].candidates),
-                state.key_path(iteration),
-                seeding(proposals[slot].candidates),
-            )
+            request(slot, state, proposals[slot].candidates, state.key_path(iteration))
             for slot, state in active.items()
         ]
         verdicts = judge(requests)
-        for request, answers in zip(requests, verdicts, strict=True):
+        for asked, answers in zip(requests, verdicts, strict=True):
             state = transition(
-                active[request.slot],
-                proposals[request.slot],
+                active[asked.slot],
+                proposals[asked.slot],
                 answers,
                 scores=scores,
                 on_tie=on_tie,
@@ -231,8 +245,8 @@ def step_search(
                 max_expansions=max_expansions,
                 iteration=iteration,
             )
-            active[request.slot] = state
+            active[asked.slot] = state
             if state.status != "running":
-                del active[request.slot]
+                del active[asked.slot]
                 closed += 1
                 yield state

@@ -220,6 +220,15 @@ def test_ties_break_by_score_count_probability_and_index(
     assert search.best_and_worst(candidates, scores) == (best, worst)
 
 
+def test_a_request_has_the_steps_so_far_and_the_likely_winners_first():
+    state = search.State(Question("q", "p"), steps=(step("a"),))
+    candidates = step("x", 1, -1.0), step("y", 1, -0.5), step("z", 2, -3.0)
+    asked = search.request(4, state, candidates, (1, 2))
+    assert asked[:4] == (4, "q", "p", (state.steps[0].ids,))
+    assert asked.candidates == tuple(c.ids for c in candidates)
+    assert asked.path == (1, 2) and asked.seeding == (2, 1, 0)
+
+
 def test_every_expansion_counts_towards_the_budget():
     pair, tie = by_rank(2, 1), always_first(2)
     state = State(QUESTION)

@@ -52,6 +52,21 @@ def get_config():
     return c
 
 
+def one_phase(steps):
+    """Returns phases of SFT with one of so many updates, half of IFT, half of EFT."""
+    return (
+        config.phase(
+            "only",
+            ift=0.5,
+            eft=0.5,
+            epochs=0,
+            steps=steps,
+            batch_size=8,
+            optimizer=config.optimizer(1e-2),
+        ),
+    )
+
+
 def changed(**changes):
     """Returns these settings with some changed: setting, dots as "__" → value."""
     c = get_config()

@@ -67,7 +67,7 @@ def of_settings(named: Sequence[str]) -> list[str]:
       ValueError: see `paths`.
     """
     parts: list[str] = []
-    for name in named:  # several may stand in one text, as on the command line
+    for name in named:  # a text from the command line may hold several
         parts += [name] if os.path.exists(name) else name.split(",")
     found = paths(list(map(os.path.expanduser, parts)), "eval.benchmarks")
     return [name for name in found if name != "test"]

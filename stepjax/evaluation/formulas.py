@@ -67,7 +67,7 @@ class NotAFormula(ValueError):
 
 
 class TooDeep(NotAFormula):
-    """Formulas stand in formulas more often than the grader reads."""
+    """The formula is nested more deeply than the grader reads."""
 
 
 def read(text: str) -> Formula:

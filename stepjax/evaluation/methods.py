@@ -6,9 +6,8 @@ r"""Test-time methods: how a model spends more tokens on a better answer.
     weighted     the same, each vote weighted by the judge's score of the solution
     best_of_n    of n solutions the one with the best score (arXiv 2110.14168)
     beam         step by step: of all candidates of all beams the best n go on
-    dvts         n searches, each of which goes on with the best candidate of every
-                 step and knows nothing of the others; then the best of their n
-                 solutions (arXiv 2408.03314)
+    dvts         n independent searches, each of which keeps the best candidate of
+                 every step; then the best of their n solutions (arXiv 2408.03314)
     step_search  the paper's search (`stepjax.search`) with n candidates per step
 
 The judge is that of the run, by default the model itself. It has learned to compare

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stepjax import interrupts, own_import, records
-from stepjax.evaluation import answers, grading
+from stepjax.evaluation import answers, benchmarks, grading
 from stepjax.evaluation.methods import METHODS, STEPWISE
 from stepjax.evaluation.solver import Solver, Tokens
 from stepjax.initial_data.formats import files as row_files
@@ -126,7 +126,8 @@ def tasks(run: Run, named: Sequence[str], text: str = "") -> list[Task]:
 
     Args:
       run: the run.
-      named: "test", the run's own problems, and paths of files of problems.
+      named: "test", the run's own problems, and files of problems; see
+        `benchmarks.file_of`.
       text: the one problem to solve instead; "" for none.
 
     Raises:
@@ -134,8 +135,11 @@ def tasks(run: Run, named: Sequence[str], text: str = "") -> list[Task]:
     """
     if text:
         return [of_text(run, text)]
+    folder, texts = run.dir.path / "eval", run.codec.templates
     return [
-        own_test(run) if name == "test" else of_file(run, pathlib.Path(name))
+        own_test(run)
+        if name == "test"
+        else of_file(run, benchmarks.file_of(name, folder, texts))
         for name in named
     ]
 
@@ -156,7 +160,7 @@ def of_file(run: Run, path: pathlib.Path) -> Task:
     digest = rundir.file_digest(path)
     problems = _first(run, read(path, run.codec.templates))
     _check_lengths(run, path.name, problems)
-    return Task(f"{path.stem[:40]}-{digest[:8]}", digest, problems)
+    return Task(benchmarks.stem(path, digest), digest, problems)
 
 
 def of_text(run: Run, text: str) -> Task:
@@ -175,7 +179,7 @@ def read(path: pathlib.Path, texts: Templates) -> list[Problem] | list[Question]
     """Reads problems; as questions where no row of the file has an answer.
 
     Args:
-      path: see `stages.read_benchmark`.
+      path: see `benchmarks.read`.
       texts: templates of the run.
 
     Raises:

@@ -311,14 +311,7 @@ class Solver:
                 paths[slot] = path
         proposals = self.sample_steps(places) if places else {}
         requests = [
-            Request(
-                slot,
-                states[slot].question.id,
-                states[slot].question.problem,
-                tuple(step.ids for step in states[slot].steps),
-                tuple(candidate.ids for candidate in proposal.candidates),
-                paths[slot],
-            )
+            search.request(slot, states[slot], proposal.candidates, paths[slot])
             for slot, proposal in proposals.items()
         ]
         verdicts = self._judge(requests) if requests else []

@@ -18,6 +18,14 @@ def shown(folder, source, **options):
     return run, text
 
 
+def shown_with(folder, source, part, **changes):
+    """Returns the first row as text, with some settings of a part changed."""
+    settings = copy_run(folder).settings
+    own = dataclasses.replace(getattr(settings, part), **changes)
+    settings = dataclasses.replace(settings, **{part: own})
+    return show_data.show_data(folder, settings, source=source, count=1)
+
+
 def parts(text):
     """Returns (tokens, whether they are in the loss) of each part."""
     found = re.findall(r"  (?:\w+: )?(\d+) tokens, (.*):\n", text)
@@ -41,10 +49,7 @@ def test_a_row_is_a_prompt_that_is_not_in_the_loss_and_a_response_that_is(
 
 
 def test_a_verdict_has_its_weight(tmp_path):
-    run = copy_run(tmp_path / "run")
-    sft = dataclasses.replace(run.settings.sft, verdict_weight=3.0)
-    settings = dataclasses.replace(run.settings, sft=sft)
-    text = show_data.show_data(tmp_path / "run", settings, source="eft", count=1)
+    text = shown_with(tmp_path / "run", "eft", "sft", verdict_weight=3.0)
     assert "weight 1 in the loss:" in text
     assert "[[" in text.split("weight 3 in the loss:")[1]
 
@@ -64,10 +69,7 @@ def test_a_preference_is_its_context_and_two_steps(tmp_path):
 
 
 def test_a_row_that_is_too_long_is_marked(tmp_path):
-    run = copy_run(tmp_path / "run")
-    train = dataclasses.replace(run.settings.train, row_length=20)
-    settings = dataclasses.replace(run.settings, train=train)
-    text = show_data.show_data(tmp_path / "run", settings, source="ift", count=1)
+    text = shown_with(tmp_path / "run", "ift", "train", row_length=20)
     assert "; LEFT OUT, longer than train.row_length=20" in text
 
 

@@ -12,7 +12,7 @@ from stepjax.evaluation import answers, solve
 from stepjax.evaluation.methods import METHODS
 from stepjax.evaluation.solve import Choice
 from stepjax.evaluation.solver import Solver, Tokens
-from stepjax.initial_data.formats import own
+from stepjax.initial_data.formats import own, tfds_builder
 from stepjax.lm import files
 from stepjax.records import Problem, Question
 from stepjax.run.journal import Journal
@@ -51,6 +51,16 @@ def test_each_problem_has_a_solution_and_what_it_took(solved):
             assert choice.method == "best_of_n" or row["tokens"]["judge"] == 0
     judged = [row["tokens"]["judge"] for row in rows_of(solved.folder, ASKED[2])]
     assert sum(judged) > 0
+
+
+def test_a_dataset_of_tfds_is_read_like_a_file(solved, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    problems = solved.run.dir.read("test", Problem)[:2]
+    write = {"record_type": Problem, "data_dir": tmp_path}
+    tfds_builder.write({"test": problems}, "my_set", **write)
+    named = f"tfds:my_set/test?data_dir={tmp_path}"
+    (task,) = solve.tasks(solved.run, [named])
+    assert [p.problem for p in task.problems] == [p.problem for p in problems]
 
 
 def test_metrics_are_means_over_the_problems(solved):

@@ -3,7 +3,7 @@
 import pytest
 import tiny_config
 
-from stepjax import config, iterate, sft
+from stepjax import iterate, sft
 from stepjax.run.monitor import Monitor
 from stepjax.run.run import Run
 
@@ -11,17 +11,7 @@ from stepjax.run.run import Run
 @pytest.mark.usefixtures("quick_runs")
 def test_shared_problems_log_how_many_tokens_they_save(tmp_path):
     c = tiny_config.changed(sft__share_problems=True, train__row_length=128)
-    c.sft.phases = (
-        config.phase(
-            "only",
-            ift=0.5,
-            eft=0.5,
-            epochs=0,
-            steps=7,
-            batch_size=8,
-            optimizer=config.optimizer(1e-2),
-        ),
-    )
+    c.sft.phases = tiny_config.one_phase(7)
     run = Run(c, tmp_path / "run")
     iterate.sft(run)
     rows = [r for r in Monitor(run.dir.path).rows() if r["stage"] == "sft/only"]

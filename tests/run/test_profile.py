@@ -8,7 +8,7 @@ import pytest
 import runs
 import tiny_config
 
-from stepjax import config, iterate
+from stepjax import iterate
 from stepjax.run.profile import Profiler
 from stepjax.run.run import Run
 
@@ -88,17 +88,7 @@ def test_a_trace_is_written(tmp_path):
 @pytest.mark.usefixtures("quick_runs")
 def test_trainings_and_searches_of_a_run_are_traced(calls, tmp_path):
     c = tiny_config.changed(iterations=1)
-    c.sft.phases = (
-        config.phase(
-            "only",
-            ift=0.5,
-            eft=0.5,
-            epochs=0,
-            steps=6,
-            batch_size=8,
-            optimizer=config.optimizer(1e-2),
-        ),
-    )
+    c.sft.phases = tiny_config.one_phase(6)
     run = Run(c, tmp_path / "run", profile=True)
     iterate.sft(run)
     iterate.search(run, 1)
