@@ -18,6 +18,7 @@ def lay_out(
     prompts: Sequence[Sequence[Ids]],
     share: Sequence[int],
     last: int = 0,
+    size: int = 0,
 ) -> tuple[Prefix, Rows]:
     """Lays ragged prompts out as arrays of few shapes.
 
@@ -32,6 +33,7 @@ def lay_out(
       last: most tokens at the end of a row that are scored; 0 when sampling. They
         and the token that predicts the first of them stay out of a lead. The final
         token is never fed, so lengths are bucketed without it.
+      size: with `slots`, G is a bucket of multiples of it; 0 takes the number of slots.
 
     Returns:
       The prefix without its contexts, and the rows without key paths; host arrays.
@@ -44,7 +46,7 @@ def lay_out(
                 "number to divide the one before it, and the first the rows."
             )
     if slots is not None:
-        groups = forest.bucket(groups, len(held))
+        groups = forest.bucket(groups, size or len(held))
     levels = []
     for size in share:
         common, prompts = split_blocks(prompts, size, last + 1)
