@@ -39,8 +39,8 @@ def lay_out(
       The prefix without its contexts, and the rows without key paths; host arrays.
     """
     groups, width, unfed = len(prompts), len(prompts[0]), min(last, 1)
-    for larger, size in zip((width, *share), share, strict=False):
-        if larger % size:
+    for larger, block in zip((width, *share), share, strict=False):
+        if larger % block:
             raise ValueError(
                 f"share={tuple(share)} for groups of {width} rows; expected each "
                 "number to divide the one before it, and the first the rows."
@@ -48,8 +48,8 @@ def lay_out(
     if slots is not None:
         groups = forest.bucket(groups, size or len(held))
     levels = []
-    for size in share:
-        common, prompts = split_blocks(prompts, size, last + 1)
+    for block in share:
+        common, prompts = split_blocks(prompts, block, last + 1)
         levels.append(common)
     longest = max((len(ids) for group in prompts for ids in group), default=1)
     length = max(1, longest - unfed)
@@ -62,8 +62,8 @@ def lay_out(
     if share and length > PROMPT_BUCKET:  # few shapes: one length for both
         length = lead = max(length, lead)
     leads = tuple(
-        padded_leads(common, (groups, width // size, lead))
-        for common, size in zip(levels, share, strict=True)
+        padded_leads(common, (groups, width // block, lead))
+        for common, block in zip(levels, share, strict=True)
     )
     length += unfed
     tokens = np.zeros((groups, width, length), np.int32)

@@ -103,6 +103,16 @@ def test_a_batch_divides_over_the_devices_and_has_at_most_a_group_per_slot(param
     ]
 
 
+@pytest.mark.parametrize("share", [(), (2,), (4, 2)])
+def test_a_batch_is_filled_up_to_its_size_whatever_its_rows_share(share):
+    prompts = [[[7, 8, 9, 1]] * 4] * 5
+    for last in (0, 1):
+        _, rows = layout.lay_out([[]] * 24, range(5), prompts, share, last, 8)
+        assert rows.prompts.shape[0] == 8
+        _, rows = layout.lay_out([[]] * 24, range(5), prompts, share, last)
+        assert rows.prompts.shape[0] == 24
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_small_batch_says_what_one_group_per_slot_says(params, one_device, devices):
     mesh = one_device if devices == 1 else sharding.make_mesh()
