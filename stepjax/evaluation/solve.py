@@ -199,7 +199,8 @@ def _check_lengths(run: Run, name: str, problems: Sequence[Problem | Question]) 
     read = {name: problems}
     checks.check_budgets(run.settings, run.codec, read)
     checks.check_window(run.settings, run.codec, read, run.model.config.sliding_window)
-    for warning in checks.check_characters(run.codec, read):
+    warnings = checks.check_characters(run.codec, read)
+    for warning in warnings + benchmarks.repeated(name, problems):
         run.monitor.say(warning)
 
 

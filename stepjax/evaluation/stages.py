@@ -77,9 +77,10 @@ def evaluate(
             judge_stage.check(run, path)
             sources[benchmark] = {"judge": path}
             continue
-        problems = {path.name: files_of_problems.read(path, texts)}
-        checks.check_budgets(run.settings, run.codec, problems)
-        for warning in checks.check_characters(run.codec, problems):
+        name, problems = path.name, files_of_problems.read(path, texts)
+        checks.check_budgets(run.settings, run.codec, {name: problems})
+        warnings = checks.check_characters(run.codec, {name: problems})
+        for warning in warnings + files_of_problems.repeated(name, problems):
             run.monitor.say(warning)
         sources[benchmark] = {"greedy": path, "search": path}
     sources |= {str(path): {"greedy": path} for path in also}
