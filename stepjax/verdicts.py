@@ -29,10 +29,11 @@ A mark has a condition where
 
 - "means", "stands for", "=", "if", "when", "whenever", "unless" or "in case" comes
   right behind it ("[[A]] if candidate A is better");
-- its sentence begins with one of the last five, and what follows, up to a comma, is
-  about a side ("if A divides by 0, ...", "when the first one ...") or says how one is
-  ("better", "right", "equal", ...). Other conditions count only where a mark of another
-  side beside it has one too ("If x is 5, [[A]]. If x is 6, [[B]].");
+- its sentence begins with one of the last five, or with "so", "now", "then", "well",
+  "and" or "but" before it, and what follows, up to a comma, is about a side ("if A
+  divides by 0, ...", "when the first one ...") or says how one is ("better", "right",
+  "equal", ...). Other conditions count only where a mark of another side beside it has
+  one too ("If x is 5, [[A]]. If x is 6, [[B]].");
 - "otherwise", ", else" or "or else" stands before it in its sentence, and what happens
   otherwise does not end before it, at ")", ", so" or ", hence" ("B must hold, otherwise
   2 = 3, so [[B]]");
@@ -58,7 +59,9 @@ _AROUND = r"[*_~ \t]*"  # emphasis and blanks
 _THOUGHT = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 _SENTENCE = re.compile(r"\n|[.!?][*_\"'”`)]*\s")
 _CONDITION = r"\b(?:if|when|whenever|unless|in case)\b"
-_OPENS_WITH_CONDITION = re.compile(rf"\W*{_CONDITION}", re.IGNORECASE)
+_OPENS_WITH_CONDITION = re.compile(
+    rf"\W*(?:(?:so|now|then|well|and|but)\b\W*)?{_CONDITION}", re.IGNORECASE
+)
 _CONDITION_BEHIND = re.compile(
     rf"[*_~\"'”’`,:( \t]*(?:only )?{_CONDITION}", re.IGNORECASE
 )
@@ -95,7 +98,7 @@ _OTHERWISE_BEHIND = re.compile(
     r"[*_~\"'”’`,;:( \t]*(?:and )?otherwise\b", re.IGNORECASE
 )
 _A_SIDE_AT_MOST = re.compile(r"\W*(?:(?:[Cc]andidate\s+)?[ABC]\W*)?")
-_BETWEEN_CONDITIONS = re.compile(rf"{_CONDITION}|{_ELSE.pattern}", re.IGNORECASE)
+_BETWEEN_CONDITIONS = re.compile(rf"{_CONDITION}|\b(?:otherwise|else)\b", re.IGNORECASE)
 _REFUSED = re.compile(
     r"\b(?:(?:(?:can)?not|(?:is|was|could|would|should|do|does|ca)n['’]t)(?: be)?"
     r"|(?:than|over|instead of|(?:superior|preferred|preferable) to)"

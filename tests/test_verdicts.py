@@ -134,6 +134,14 @@ CONDITIONS = [
     ("If x is 5, [[A]], if it is 6, [[B]].", None, "the same with commas"),
     ("If x is 5, [[A]]. Otherwise [[B]].", None, "a condition and its alternative"),
     ("[[A]] if so, else [[B]]", None, "the same, short"),
+    ("if x == 5: [[A]] else: [[B]]", None, "the same as a program"),
+    ("If correctness is all that matters, [[A]].", "A", "about the judge"),
+    ("When judged on correctness, [[B]] wins.", "B", "about the judge"),
+    ("If we put x = 3 in, A fails; therefore [[B]].", "B", "what follows from it"),
+    ("So if A is right, I write [[A]].", None, "a word before it"),
+    ("Now, when B is better, [[B]].", None, "a word before it"),
+    ("But when both are compared, [[B]].", "B", "the same, and somebody looks"),
+    ("I said if A is right, [[A]]? No. B is right: [[B]]", "B", "asked, then given"),
 ]
 OTHERWISE = [
     ("[[A]] (otherwise we would have a contradiction)", "A", "a reason"),
