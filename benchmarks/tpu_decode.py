@@ -30,16 +30,18 @@ KINDS = {  # (rows per problem, rows that share a lead), tokens fed, new tokens
     "candidates": ((6, 1), 1, 256),
     "judgments": ((30, 5), 576, 512),
 }
-CASES = [  # rows, model, slice, tensor, bar
-    ("candidates", "7b", "v5e:2x4", 4, 1.05),
-    ("candidates", "7b", "v5p:2x2x1", 4, 1.15),
-    ("candidates", "72b", "v5p:2x2x2", 8, None),
-    ("judgments", "7b", "v5e:2x4", 4, None),
-    ("judgments", "7b", "v5p:2x2x1", 4, None),
+CASES = [  # rows, model, slice, tensor, weights, bar
+    ("candidates", "7b", "v5e:2x4", 4, "full", 1.05),
+    ("candidates", "7b", "v5p:2x2x1", 4, "full", 1.15),
+    ("candidates", "72b", "v5p:2x2x2", 8, "full", None),
+    ("judgments", "7b", "v5e:2x4", 4, "full", None),
+    ("judgments", "7b", "v5p:2x2x1", 4, "full", None),
+    ("candidates", "72b", "v5e:2x4", 8, "int8", None),
+    ("judgments", "72b", "v5e:2x4", 8, "int8", None),
 ]
 
 
-def compile_one(kind: str, model: str, name: str, tensor: int) -> None:
+def compile_one(kind: str, model: str, name: str, tensor: int, weights: str) -> None:
     """Compiles a case in a process of its own and prints memory and the ideal."""
     import jax
 
@@ -53,7 +55,7 @@ def compile_one(kind: str, model: str, name: str, tensor: int) -> None:
     shape = programs.model_config(from_config(config))
     devices = slices.devices(slices.topology(name))
     mesh = sharding.make_mesh(-1, 1, tensor, devices=devices)
-    sampling = programs.Sampling(lm.Decoder(shape, mesh), 8)
+    sampling = programs.Sampling(lm.Decoder(shape, mesh), 8, weights)
     contexts = sampling.contexts(1792)
     layout, fed, new = KINDS[kind]
     program = sampling.sample("decode", contexts, layout, fed=fed, new=new, beside=0)
@@ -71,16 +73,18 @@ def compile_one(kind: str, model: str, name: str, tensor: int) -> None:
 def main():
     """Prints a row for each case."""
     print(f"libtpu {importlib.metadata.version('libtpu')}")
-    names = "rows, model, slice, tensor, GiB/chip, GB per step, ideal, ratio, bar"
+    names = (
+        "rows, model, slice, tensor, weights, GiB/chip, GB per step, ideal, ratio, bar"
+    )
     names += ", FLOPs/traced"
     print("|", " | ".join(names.split(", ")), "|")
     print("|---" * len(names.split(", ")) + "|")
-    for kind, model, tpu_slice, tensor, bar in CASES:
-        case = (__file__, kind, model, tpu_slice, str(tensor))
+    for kind, model, tpu_slice, tensor, weights, bar in CASES:
+        case = (__file__, kind, model, tpu_slice, str(tensor), weights)
         printed, module, _ = hlo.dumped("sample", *case)
         ideal, total, traced = map(float, printed.split()[-3:])
         moved, products, parts = decoding_steps(module, KINDS[kind][-1])
-        cells = [kind, model, tpu_slice, tensor, f"{total / 2**30:.2f}"]
+        cells = [kind, model, tpu_slice, tensor, weights, f"{total / 2**30:.2f}"]
         cells += [f"{moved / 1e9:.3f}", f"{ideal / 1e9:.3f}", f"{moved / ideal:.3f}"]
         cells += [bar or "-", f"{products / traced:.4f}"]
         print("|", " | ".join(map(str, cells)), "|", flush=True)
@@ -110,6 +114,7 @@ def decoding_steps(module, new: int) -> tuple[float, float, dict[str, int]]:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        compile_one(*sys.argv[1:4], int(sys.argv[4]))
+        kind, model, tpu_slice, tensor, weights = sys.argv[1:]
+        compile_one(kind, model, tpu_slice, int(tensor), weights)
     else:
         main()
