@@ -10,7 +10,8 @@ judgments shares the candidate that is shown first. The program is
 run. Bytes are those that its schedule moves between HBM and the chip, see `hlo.py`, as
 a mean over all decoding steps, since later ones read longer suffixes. The ideal reads
 every weight except the embedding once, every context and every shared candidate once,
-and half of the rows' new tokens. The last column checks the reader of schedules: the
+and half of the rows' new tokens. With int8 weights (`search.weights`) a number of a
+layer's matrices has one byte. The last column checks the reader of schedules: the
 matrix products that it sees in a decoding step, divided by those of the traced program.
 The largest instructions of a last decoding step go to standard error.
 """
@@ -29,6 +30,7 @@ TRIES = 3  # passes of a draw that are counted; on average it takes two
 KINDS = {  # (rows per problem, rows that share a lead), tokens fed, new tokens
     "candidates": ((6, 1), 1, 256),
     "judgments": ((30, 5), 576, 512),
+    "10 judgments": ((10, 5), 576, 512),  # judge.rows=10
 }
 CASES = [  # rows, model, slice, tensor, weights, bar
     ("candidates", "7b", "v5e:2x4", 4, "full", 1.05),
@@ -37,7 +39,7 @@ CASES = [  # rows, model, slice, tensor, weights, bar
     ("judgments", "7b", "v5e:2x4", 4, "full", None),
     ("judgments", "7b", "v5p:2x2x1", 4, "full", None),
     ("candidates", "72b", "v5e:2x4", 8, "int8", None),
-    ("judgments", "72b", "v5e:2x4", 8, "int8", None),
+    ("10 judgments", "72b", "v5e:2x4", 8, "int8", None),
 ]
 
 
