@@ -1,6 +1,7 @@
 """HBM traffic of decoding steps on TPU slices, from the scheduled program.
 
     python benchmarks/tpu_decode.py
+    python benchmarks/tpu_decode.py --contexts=1024,4096,16384
 
 In a decoding step every row gets one token. There are 8 problems with 1792 context
 tokens. Candidates: 6 per problem, of 256 tokens. Judgments: 30 per problem, of 512
@@ -14,8 +15,13 @@ and half of the rows' new tokens. With int8 weights (`search.weights`) a number 
 layer's matrices has one byte. The last column checks the reader of schedules: the
 matrix products that it sees in a decoding step, divided by those of the traced program.
 The largest instructions of a last decoding step go to standard error.
+
+With --contexts, the candidates of the 7B model are compiled for each of these numbers
+of context tokens. The table then splits the bytes of a step: those of the contexts, as
+they lie on a chip, and the rest, which should not grow with the contexts.
 """
 
+import argparse
 import importlib.metadata
 import pathlib
 import runpy
@@ -38,13 +44,22 @@ CASES = [  # rows, model, slice, tensor, weights, bar
     ("candidates", "72b", "v5p:2x2x2", 8, "full", None),
     ("judgments", "7b", "v5e:2x4", 4, "full", None),
     ("judgments", "7b", "v5p:2x2x1", 4, "full", None),
+    ("candidates", "7b", "v5e:2x4", 4, "int8", None),
     ("candidates", "72b", "v5e:2x4", 8, "int8", None),
     ("10 judgments", "72b", "v5e:2x4", 8, "int8", None),
 ]
 
 
-def compile_one(kind: str, model: str, name: str, tensor: int, weights: str) -> None:
-    """Compiles a case in a process of its own and prints memory and the ideal."""
+def compile_one(
+    kind: str, model: str, name: str, tensor: int, weights: str, length: int
+) -> None:
+    """Compiles a case in a process of its own and prints its figures.
+
+    They are the ideal bytes of a step, bytes of memory, products of the traced program,
+    and bytes of the contexts; the last three of one chip.
+    """
+    import math
+
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -58,7 +73,7 @@ def compile_one(kind: str, model: str, name: str, tensor: int, weights: str) -> 
     devices = slices.devices(slices.topology(name))
     mesh = sharding.make_mesh(-1, 1, tensor, devices=devices)
     sampling = programs.Sampling(lm.Decoder(shape, mesh), 8, weights)
-    contexts = sampling.contexts(1792)
+    contexts = sampling.contexts(length)
     layout, fed, new = KINDS[kind]
     program = sampling.sample("decode", contexts, layout, fed=fed, new=new, beside=0)
     compiled = program.traced.lower().compile()  # at the level that runs use
@@ -69,29 +84,71 @@ def compile_one(kind: str, model: str, name: str, tensor: int, weights: str) -> 
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    print(program.moved, total, plan.counted(program).products)
+    own = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in contexts
+    )
+    print(program.moved, total, plan.counted(program).products, own)
 
 
 def main():
     """Prints a row for each case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--contexts", metavar="TOKENS", help="such as 1024,4096,16384")
+    lengths = parser.parse_args().contexts
     print(f"libtpu {importlib.metadata.version('libtpu')}")
-    names = (
+    if lengths:
+        growth(list(map(int, lengths.split(","))))
+        return
+    table_head(
         "rows, model, slice, tensor, weights, GiB/chip, GB per step, ideal, ratio, bar"
     )
-    names += ", FLOPs/traced"
-    print("|", " | ".join(names.split(", ")), "|")
-    print("|---" * len(names.split(", ")) + "|")
-    for kind, model, tpu_slice, tensor, weights, bar in CASES:
-        case = (__file__, kind, model, tpu_slice, str(tensor), weights)
-        printed, module, _ = hlo.dumped("sample", *case)
-        ideal, total, traced = map(float, printed.split()[-3:])
-        moved, products, parts = decoding_steps(module, KINDS[kind][-1])
-        cells = [kind, model, tpu_slice, tensor, weights, f"{total / 2**30:.2f}"]
+    for *case, bar in CASES:
+        moved, ideal, total, right, _ = measured(*case, 1792)
+        cells = [*case, f"{total / 2**30:.2f}"]
         cells += [f"{moved / 1e9:.3f}", f"{ideal / 1e9:.3f}", f"{moved / ideal:.3f}"]
-        cells += [bar or "-", f"{products / traced:.4f}"]
-        print("|", " | ".join(map(str, cells)), "|", flush=True)
-        for name, size in sorted(parts.items(), key=lambda item: -item[1])[:8]:
-            print(f"    {size / 1e6:9.1f} MB  {name}", file=sys.stderr)
+        print("|", " | ".join(map(str, [*cells, bar or "-", right])), "|", flush=True)
+
+
+def growth(lengths: list[int]) -> None:
+    """Prints how the bytes of a step of candidates grow with the contexts."""
+    table_head(
+        "rows, model, slice, tensor, weights, context tokens, GiB/chip, GB per step, "
+        "of the contexts, rest, rest / first"
+    )
+    for *case, _ in CASES[:2]:
+        first = None
+        for length in lengths:
+            moved, _, total, right, own = measured(*case, length)
+            first = first or moved - own
+            cells = [*case, length, f"{total / 2**30:.2f}"]
+            cells += [f"{x / 1e9:.3f}" for x in (moved, own, moved - own)]
+            cells += [f"{(moved - own) / first:.3f}", right]
+            print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def table_head(names: str) -> None:
+    """Prints the names of the columns, and of the check of the reader of schedules."""
+    names = [*names.split(", "), "FLOPs/traced"]
+    print("|", " | ".join(names), "|")
+    print("|---" * len(names) + "|")
+
+
+def measured(
+    kind: str, model: str, tpu_slice: str, tensor: int, weights: str, length: int
+) -> tuple[float, float, float, str, float]:
+    """Compiles a case.
+
+    Returns:
+      (bytes of a decoding step, ideal bytes, bytes of memory, products that the reader
+      of schedules sees divided by the traced ones, bytes of the contexts), of a chip.
+    """
+    case = (__file__, kind, model, tpu_slice, str(tensor), weights, str(length))
+    printed, module, _ = hlo.dumped("sample", *case)
+    ideal, total, traced, own = map(float, printed.split()[-4:])
+    moved, products, parts = decoding_steps(module, KINDS[kind][-1])
+    for name, size in sorted(parts.items(), key=lambda item: -item[1])[:8]:
+        print(f"    {size / 1e6:9.1f} MB  {name}", file=sys.stderr)
+    return moved, ideal, total, f"{products / traced:.4f}", own
 
 
 def decoding_steps(module, new: int) -> tuple[float, float, dict[str, int]]:
@@ -115,8 +172,8 @@ def decoding_steps(module, new: int) -> tuple[float, float, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        kind, model, tpu_slice, tensor, weights = sys.argv[1:]
-        compile_one(kind, model, tpu_slice, int(tensor), weights)
+    if len(sys.argv) == 7:
+        kind, model, tpu_slice, tensor, weights, length = sys.argv[1:]
+        compile_one(kind, model, tpu_slice, int(tensor), weights, int(length))
     else:
         main()

@@ -37,8 +37,8 @@ The method, one file per stage, in the order in which it runs:
     os_errors.py    a full disk and the like: which file, why, what to do
     main.py         the command line; __main__.py: the same by python -m stepjax.
                     cli/: help.py: commands and options in words; options.py: as
-                    flags; arguments.py: their checks; benchmarks.py: files to
-                    measure on; config_files.py: where settings come from;
+                    flags; arguments.py: their checks; config_files.py: where
+                    settings come from;
                     load_config.py: reads and checks such a file; explain.py: errors
                     of settings that the command line changes; config_table.py:
                     stepjax config; outcome.py: exit status and last sentence;
@@ -92,9 +92,10 @@ Beside the method; of the files above only main, iterate and ablate import these
     evaluation/     stages.py: what is measured; grading.py: accuracy of a model and
                     of its judge; judge_stage.py: the stage that measures the judge;
                     judge_sets.py: public files of judged steps; intervals.py: how
-                    sure that is; benchmarks.py, benchmark_tables.py: benchmarks in
-                    the loop; answers.py: extraction, equivalence; limits.py: where
-                    the grader stopped; second_opinion.py: another grader;
+                    sure that is; benchmark_paths.py, benchmarks.py,
+                    benchmark_tables.py: benchmarks, found, read, in the loop;
+                    answers.py: extraction, equivalence; limits.py: where the
+                    grader stopped; second_opinion.py: another grader;
                     typesetting.py, formulas.py: how answers are written; values.py,
                     real_sets.py: what they are; diagnose.py: why a round gains or
                     fails; calibration.py: what its verdicts say about a judge;

@@ -334,10 +334,10 @@ def _open_run(config: "ml_collections.ConfigDict") -> "Run":
 
 def _eval(run: "Run", number: int) -> None:
     """Measures a model and prints what was found."""
-    from stepjax.cli import benchmarks, options
-    from stepjax.evaluation import second_opinion, stages, tables
+    from stepjax.cli import options
+    from stepjax.evaluation import benchmark_paths, second_opinion, stages, tables
 
-    mode, named = options.MODE.value, benchmarks.paths(options.BENCHMARK.value)
+    mode, named = options.MODE.value, benchmark_paths.paths(options.BENCHMARK.value)
     modes = options.MODES if mode == "all" else (mode,)
     results: list[pathlib.Path] = []
     measured = stages.evaluate(run, number, modes, named, on_result=results.append)
@@ -366,12 +366,12 @@ def _eval(run: "Run", number: int) -> None:
 
 def _solve(run: "Run", number: int) -> None:
     """Solves problems with a model, and prints what was found."""
-    from stepjax.cli import arguments, benchmarks, options
-    from stepjax.evaluation import budgets, solve
+    from stepjax.cli import arguments, options
+    from stepjax.evaluation import benchmark_paths, budgets, solve
 
     width, text = run.settings.search.width, options.PROBLEM.value
     asked = solve.choices(arguments.methods(), arguments.sample_counts(width))
-    named = benchmarks.paths(options.BENCHMARK.value)
+    named = benchmark_paths.paths(options.BENCHMARK.value)
     for task in solve.tasks(run, named, text):
         budgets.report(run, number, task, solve.solve(run, number, task, asked))
 

@@ -9,9 +9,9 @@ import ml_collections
 from absl import flags
 
 from stepjax import own_import
-from stepjax.cli import benchmarks, help, options
+from stepjax.cli import help, options
 from stepjax.config import default
-from stepjax.evaluation import second_opinion
+from stepjax.evaluation import benchmark_paths, second_opinion
 from stepjax.own_files import did_you_mean
 from stepjax.run import missing_files, paths, ranges, redo
 
@@ -83,7 +83,7 @@ def check_options(name: str) -> None:
             f"--mode={mode} does not read --benchmark; expected --mode=greedy, search, "
             "judge or all that apply to a file with it."
         )
-    benchmarks.paths(named)
+    benchmark_paths.paths(named)
     if options.SECOND_OPINION.value:
         second_opinion.check()
         if mode not in ("greedy", "search", "all"):
@@ -136,7 +136,7 @@ def _check_solve() -> None:
         raise ValueError(
             "--problem and --benchmark are given together; expected one of them."
         )
-    benchmarks.paths(options.BENCHMARK.value)
+    benchmark_paths.paths(options.BENCHMARK.value)
 
 
 def _check_hardware() -> None:
@@ -234,7 +234,7 @@ def settings(name: str) -> ml_collections.ConfigDict | None:
     if wrong:
         raise ValueError("\n".join(wrong))
     if name in ("run", "ablate"):
-        benchmarks.of_settings(config.eval.benchmarks)
+        benchmark_paths.of_settings(config.eval.benchmarks)
     return config
 
 

@@ -353,14 +353,16 @@ class _Beat:
 
     def __init__(self, path: pathlib.Path, text: bytes):
         self._path, self._text, self._process = path, text, os.getpid()
-        self._over = threading.Event()
+        self._over, self._turn = threading.Event(), threading.Lock()
         thread = threading.Thread(target=self._run, name="stepjax-lock", daemon=True)
         thread.start()
 
     def _run(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # NFS may be away for a while
-                self._beat()
+            # NFS may be away for a while. What `end` removes is not made again.
+            with contextlib.suppress(OSError), self._turn:
+                if not self._over.is_set():
+                    self._beat()
 
     def _beat(self) -> None:
         """Gives one sign of life; ends the process if another one has the lock."""
@@ -387,6 +389,8 @@ class _Beat:
         A process that was forked from the owner does not remove it.
         """
         self._over.set()
-        with contextlib.suppress(OSError):
-            if os.getpid() == self._process and _bytes(self._path) == self._text:
+        if os.getpid() != self._process:
+            return
+        with contextlib.suppress(OSError), self._turn:
+            if _bytes(self._path) == self._text:
                 self._path.unlink()

@@ -18,9 +18,9 @@ import jax
 import ml_collections
 
 from stepjax import own_import, records, sft
-from stepjax.cli.benchmarks import of_settings
 from stepjax.codec import Codec
 from stepjax.evaluation import benchmarks
+from stepjax.evaluation.benchmark_paths import of_settings
 from stepjax.lm import (
     checkpoint,
     files,

@@ -4,7 +4,7 @@ import pytest
 from runs import command, contents, copy_run
 
 from stepjax import records
-from stepjax.cli import benchmarks
+from stepjax.evaluation.benchmark_paths import of_settings, paths
 from stepjax.lm import files
 from stepjax.run.run import Run
 
@@ -24,16 +24,16 @@ def here(tmp_path, monkeypatch):
 
 
 def test_files_and_folders_of_files_in_their_order(here):
-    assert benchmarks.paths(["a.jsonl", "test"]) == ["a.jsonl", "test"]
-    assert benchmarks.paths(["x,y.csv"]) == ["x,y.csv"]
-    found = benchmarks.paths(["test", "more", "a.jsonl"])
+    assert paths(["a.jsonl", "test"]) == ["a.jsonl", "test"]
+    assert paths(["x,y.csv"]) == ["x,y.csv"]
+    found = paths(["test", "more", "a.jsonl"])
     assert found == ["test", "more/b.json.gz", "more/c.csv", "a.jsonl"]
 
 
 def test_a_folder_called_test_does_not_hide_the_own_test(here):
     (here / "test").mkdir()
     (here / "test" / "z.csv").write_text("z")
-    assert benchmarks.paths(["test", "./test"]) == ["test", "test/z.csv"]
+    assert paths(["test", "./test"]) == ["test", "test/z.csv"]
 
 
 @pytest.mark.parametrize(
@@ -53,22 +53,25 @@ def test_a_folder_called_test_does_not_hide_the_own_test(here):
 )
 def test_what_cannot_be_measured_is_named(here, named, words):
     with pytest.raises(ValueError) as error:
-        benchmarks.paths(named)
+        paths(named)
     assert str(error.value).startswith(words) or words in str(error.value)
 
 
 def test_files_of_a_setting_and_without_any(here, monkeypatch):
     named = ("test", "more", "tfds:my_set/test", "a.jsonl")
     found = ["more/b.json.gz", "more/c.csv", "tfds:my_set/test", "a.jsonl"]
-    assert benchmarks.of_settings(named) == found
-    assert benchmarks.of_settings(()) == benchmarks.of_settings(("test",)) == []
+    assert of_settings(named) == found
+    assert of_settings(()) == of_settings(("test",)) == []
     # As the command line hands over --config.eval.benchmarks=a.jsonl,more: one text.
-    assert benchmarks.of_settings(("a.jsonl,more/c.csv",)) == ["a.jsonl", "more/c.csv"]
-    assert benchmarks.of_settings(("x,y.csv",)) == ["x,y.csv"]  # there is such a file
+    assert of_settings(("a.jsonl,more/c.csv",)) == [
+        "a.jsonl",
+        "more/c.csv",
+    ]
+    assert of_settings(("x,y.csv",)) == ["x,y.csv"]  # there is such a file
     monkeypatch.setenv("HOME", str(here))
-    assert benchmarks.of_settings(("~/a.jsonl",)) == [str(here / "a.jsonl")]
+    assert of_settings(("~/a.jsonl",)) == [str(here / "a.jsonl")]
     with pytest.raises(ValueError, match="^eval.benchmarks=no.csv: no such file; exp"):
-        benchmarks.of_settings(("no.csv",))
+        of_settings(("no.csv",))
 
 
 @pytest.mark.usefixtures("quick_runs")

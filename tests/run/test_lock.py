@@ -201,6 +201,30 @@ def test_a_holder_whose_lock_was_deleted_makes_it_again(folder, monkeypatch):
     assert path.read_bytes() == kept
 
 
+def test_a_sign_of_life_that_is_due_at_the_end_leaves_no_lock(folder, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    made, began, go_on = lock._made, threading.Event(), threading.Event()
+
+    def slow(path, text):
+        began.set()
+        go_on.wait(10)
+        return made(path, text)
+
+    lock.take(folder)
+    monkeypatch.setattr(lock, "_made", slow)
+    (folder / ".lock").unlink()  # so that the next sign of life makes it again
+    assert began.wait(10)
+    release = threading.Thread(target=lock.release, args=(folder,))
+    release.start()
+    release.join(0.2)
+    go_on.set()
+    release.join(10)
+    for thread in threading.enumerate():
+        if thread.name == "stepjax-lock":
+            thread.join(10)
+    assert list(folder.glob(".lock*")) == []
+
+
 def test_a_holder_whose_lock_is_anothers_ends(folder):
     with other(folder) as first:
         assert first.stdout.readline() == "held\n"
