@@ -323,7 +323,7 @@ def _read(module, inside, item: Instruction, whole: int) -> int:
         for at, name in enumerate(user.operands):
             if name != item.name:
                 continue
-            if user.opcode == "bitcast":
+            if user.opcode in ("bitcast", "copy"):  # inside a fusion: another layout
                 total += _read(module, inside, user, whole)
             elif user.opcode in ("dynamic-slice", "slice", "gather"):
                 total += size(user.type, "any") if at == 0 else 0
@@ -347,7 +347,7 @@ def _read(module, inside, item: Instruction, whole: int) -> int:
 
 
 def _same(inside, item: Instruction, other: Instruction) -> bool:
-    while item.opcode == "bitcast":
+    while item.opcode in ("bitcast", "copy"):
         item = inside[item.operands[0]]
     return item.name == other.name
 

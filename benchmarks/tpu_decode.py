@@ -11,7 +11,8 @@ judgments shares the candidate that is shown first. The program is
 run. Bytes are those that its schedule moves between HBM and the chip, see `hlo.py`, as
 a mean over all decoding steps, since later ones read longer suffixes. The ideal reads
 every weight except the embedding once, every context and every shared candidate once,
-and half of the rows' new tokens. The last column checks the reader of schedules: the
+and half of the rows' new tokens. With int8 weights (`search.weights`) a number of a
+layer's matrices has one byte. The last column checks the reader of schedules: the
 matrix products that it sees in a decoding step, divided by those of the traced program.
 The largest instructions of a last decoding step go to standard error.
 
@@ -35,17 +36,23 @@ TRIES = 3  # passes of a draw that are counted; on average it takes two
 KINDS = {  # (rows per problem, rows that share a lead), tokens fed, new tokens
     "candidates": ((6, 1), 1, 256),
     "judgments": ((30, 5), 576, 512),
+    "10 judgments": ((10, 5), 576, 512),  # judge.rows=10
 }
-CASES = [  # rows, model, slice, tensor, bar
-    ("candidates", "7b", "v5e:2x4", 4, 1.05),
-    ("candidates", "7b", "v5p:2x2x1", 4, 1.15),
-    ("candidates", "72b", "v5p:2x2x2", 8, None),
-    ("judgments", "7b", "v5e:2x4", 4, None),
-    ("judgments", "7b", "v5p:2x2x1", 4, None),
+CASES = [  # rows, model, slice, tensor, weights, bar
+    ("candidates", "7b", "v5e:2x4", 4, "full", 1.05),
+    ("candidates", "7b", "v5p:2x2x1", 4, "full", 1.15),
+    ("candidates", "72b", "v5p:2x2x2", 8, "full", None),
+    ("judgments", "7b", "v5e:2x4", 4, "full", None),
+    ("judgments", "7b", "v5p:2x2x1", 4, "full", None),
+    ("candidates", "7b", "v5e:2x4", 4, "int8", None),
+    ("candidates", "72b", "v5e:2x4", 8, "int8", None),
+    ("10 judgments", "72b", "v5e:2x4", 8, "int8", None),
 ]
 
 
-def compile_one(kind: str, model: str, name: str, tensor: int, length: int) -> None:
+def compile_one(
+    kind: str, model: str, name: str, tensor: int, weights: str, length: int
+) -> None:
     """Compiles a case in a process of its own and prints its figures.
 
     They are the ideal bytes of a step, bytes of memory, products of the traced program,
@@ -65,7 +72,7 @@ def compile_one(kind: str, model: str, name: str, tensor: int, length: int) -> N
     shape = programs.model_config(from_config(config))
     devices = slices.devices(slices.topology(name))
     mesh = sharding.make_mesh(-1, 1, tensor, devices=devices)
-    sampling = programs.Sampling(lm.Decoder(shape, mesh), 8)
+    sampling = programs.Sampling(lm.Decoder(shape, mesh), 8, weights)
     contexts = sampling.contexts(length)
     layout, fed, new = KINDS[kind]
     program = sampling.sample("decode", contexts, layout, fed=fed, new=new, beside=0)
@@ -92,10 +99,12 @@ def main():
     if lengths:
         growth(list(map(int, lengths.split(","))))
         return
-    table_head("rows, model, slice, tensor, GiB/chip, GB per step, ideal, ratio, bar")
-    for kind, model, tpu_slice, tensor, bar in CASES:
-        moved, ideal, total, right, _ = measured(kind, model, tpu_slice, tensor, 1792)
-        cells = [kind, model, tpu_slice, tensor, f"{total / 2**30:.2f}"]
+    table_head(
+        "rows, model, slice, tensor, weights, GiB/chip, GB per step, ideal, ratio, bar"
+    )
+    for *case, bar in CASES:
+        moved, ideal, total, right, _ = measured(*case, 1792)
+        cells = [*case, f"{total / 2**30:.2f}"]
         cells += [f"{moved / 1e9:.3f}", f"{ideal / 1e9:.3f}", f"{moved / ideal:.3f}"]
         print("|", " | ".join(map(str, [*cells, bar or "-", right])), "|", flush=True)
 
@@ -103,16 +112,15 @@ def main():
 def growth(lengths: list[int]) -> None:
     """Prints how the bytes of a step of candidates grow with the contexts."""
     table_head(
-        "rows, model, slice, tensor, context tokens, GiB/chip, GB per step, of the "
-        "contexts, rest, rest / first"
+        "rows, model, slice, tensor, weights, context tokens, GiB/chip, GB per step, "
+        "of the contexts, rest, rest / first"
     )
-    for kind, model, tpu_slice, tensor, _ in CASES[:2]:
+    for *case, _ in CASES[:2]:
         first = None
         for length in lengths:
-            found = measured(kind, model, tpu_slice, tensor, length)
-            moved, _, total, right, own = found
+            moved, _, total, right, own = measured(*case, length)
             first = first or moved - own
-            cells = [kind, model, tpu_slice, tensor, length, f"{total / 2**30:.2f}"]
+            cells = [*case, length, f"{total / 2**30:.2f}"]
             cells += [f"{x / 1e9:.3f}" for x in (moved, own, moved - own)]
             cells += [f"{(moved - own) / first:.3f}", right]
             print("|", " | ".join(map(str, cells)), "|", flush=True)
@@ -126,7 +134,7 @@ def table_head(names: str) -> None:
 
 
 def measured(
-    kind: str, model: str, tpu_slice: str, tensor: int, length: int
+    kind: str, model: str, tpu_slice: str, tensor: int, weights: str, length: int
 ) -> tuple[float, float, float, str, float]:
     """Compiles a case.
 
@@ -134,7 +142,7 @@ def measured(
       (bytes of a decoding step, ideal bytes, bytes of memory, products that the reader
       of schedules sees divided by the traced ones, bytes of the contexts), of a chip.
     """
-    case = (__file__, kind, model, tpu_slice, str(tensor), str(length))
+    case = (__file__, kind, model, tpu_slice, str(tensor), weights, str(length))
     printed, module, _ = hlo.dumped("sample", *case)
     ideal, total, traced, own = map(float, printed.split()[-4:])
     moved, products, parts = decoding_steps(module, KINDS[kind][-1])
@@ -164,7 +172,8 @@ def decoding_steps(module, new: int) -> tuple[float, float, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 6:
-        compile_one(*sys.argv[1:4], *map(int, sys.argv[4:]))
+    if len(sys.argv) == 7:
+        kind, model, tpu_slice, tensor, weights, length = sys.argv[1:]
+        compile_one(kind, model, tpu_slice, int(tensor), weights, int(length))
     else:
         main()

@@ -126,6 +126,7 @@ The language model; it imports nothing of the above but forest and losses:
                     embedding.py   token look-up and scoring on a mesh
                     products.py    bfloat16 products that are fast on a CPU
                     lora.py        adapters beside matrices that are not trained
+                    int8.py        matrices of 8 bits, for sampling and judging
                     decode.py      the decoder behind cached contexts
                     generate.py    sample, score: behind shared contexts, on the device
                     sampler.py     Sampler: the same for lists of token ids; start here

@@ -241,6 +241,10 @@ def default() -> ml_collections.ConfigDict:
     # Chips of one host that heads are split over while sampling and judging; 0 takes
     # mesh.tensor. Each group of this many chips holds all weights.
     search.tensor = 0
+    # Weights while a run samples and judges: "full", in model.dtype; or "int8", the
+    # matrices of the layers in 8 bits, which take half of the memory of bfloat16.
+    # Training and the reference's log-probabilities always use "full".
+    search.weights = "full"
 
     c.judge = judge = ml_collections.ConfigDict()
     # "comparisons" of next steps in pairs (paper); or "ratings" of whole solutions, the

@@ -201,6 +201,7 @@ class Search:
     context_tokens: int
     slots: int
     tensor: int
+    weights: str
 
 
 @dataclasses.dataclass(frozen=True)

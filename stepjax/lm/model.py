@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from stepjax.lm import attention, embedding, lora, products, sharding
+from stepjax.lm import attention, embedding, int8, lora, products, sharding
 from stepjax.lm.model_config import ACTIVATIONS, REMAT, ModelConfig
 
 _UNROLLED = 4  # models of at most this many layers are unrolled: faster on a CPU
@@ -149,6 +149,10 @@ class Block(nn.Module):
         kernel = kernel.reshape(x.shape[-1], -1)
         flat = x.reshape(-1, x.shape[-1])
         out = products.matmul(flat, kernel)
+        scale = f"{name}{int8.SUFFIX}"
+        if self.has_variable("params", scale):  # then the parameter holds integers
+            scale = self.get_variable("params", scale).reshape(-1)
+            out = (out * scale).astype(out.dtype)
         options = self.config.adapters
         if options is not None and name in options.layers:
             name = f"{name}{lora.SUFFIX}"

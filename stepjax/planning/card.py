@@ -193,6 +193,9 @@ def _sampling(settings: Settings, name: str) -> Iterator[tuple[str, Settings]]:
         slots = slots // 2
         settings = _with(settings, "search", slots=slots)
         yield f"search.slots={slots}", settings
+    if settings.search.weights == "full":
+        settings = _with(settings, "search", weights="int8")
+        yield "search.weights='int8'", settings
 
 
 def _with(settings: Settings, section: str, **changes) -> Settings:

@@ -16,7 +16,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stepjax import dpo, forest, sft, tournament
-from stepjax.lm import draws, forest_kernel, generate, lora, sharding, train
+from stepjax.lm import draws, forest_kernel, generate, int8, lora, sharding, train
 from stepjax.lm import model as lm
 from stepjax.planning import slices
 from stepjax.run import kind
@@ -280,6 +280,16 @@ def _params(model: lm.Decoder, dtype: str | None = None):
     return lora.join(base, lora.split(every(dtype))[1])
 
 
+def _sampling_params(model: lm.Decoder, weights: str):
+    """Returns shapes of parameters as `search.weights` says; see `Run.for_sampling`."""
+    params = _params(model, model.config.dtype)
+    if weights == "full":
+        return params
+    splits = int8.shardings(jax.tree.map(lambda x: x.sharding, params))
+    made = jax.eval_shape(lambda params: int8.quantised(params, lambda x: x), params)
+    return slices.spread(made, splits)
+
+
 def _on_mesh(model: lm.Decoder, batch):
     """Returns shapes of a batch, split as `train.put_batch` splits it."""
     return slices.spread(batch, train.batch_shardings(model.mesh, batch))
@@ -308,12 +318,15 @@ def _search(settings, shape: lm.ModelConfig, host: list, hosts: int):
             f"data-parallel groups of {tensor} chips."
         )
     slots = search.slots // hosts
-    sampling = Sampling(model, slots)
+    sampling = Sampling(model, slots, search.weights)
     solving = sampling.contexts(search.context_tokens)
     judging = sampling.contexts(judge.context_tokens)
     solve, judged = _bytes(solving), _bytes(judging)
     if judge.by == "self" and judge.model:  # a second model, or its adapters
-        frozen = _bytes(lora.split(_params(model, shape.dtype))[1])
+        own = _sampling_params(model, search.weights)
+        if search.weights == "full":  # then both share the base of adapters
+            own = lora.split(own)[1]
+        frozen = _bytes(own)
         solve, judged = solve + frozen, judged + frozen
     step, question = search.max_step_tokens, 2 * search.max_step_tokens + _TEMPLATE
     question = forest.bucket(question, 16)
@@ -341,6 +354,7 @@ class Sampling(NamedTuple):
 
     model: lm.Decoder
     slots: int
+    weights: str = "full"
 
     def contexts(self, capacity: int) -> lm.KeyValues:
         """Returns the shapes of context caches."""
@@ -367,7 +381,7 @@ class Sampling(NamedTuple):
     def extend(self, name, contexts, beside) -> Program:
         """Returns the program that computes contexts, of full length."""
         slots, capacity = self.slots, contexts.key.shape[3]
-        params = _params(self.model, self.model.config.dtype)
+        params = _sampling_params(self.model, self.weights)
         lengths, tokens = self._shape(slots), self._shape(slots, capacity)
         addition = generate.Addition(lengths, lengths, tokens, lengths)
         arguments = params, contexts, addition
@@ -396,7 +410,7 @@ class Sampling(NamedTuple):
             fed = forest.bucket(fed // 2, 16)
             tokens = self._shape(slots, width // share, fed)
             leads = (generate.Leads(tokens, self._shape(slots, width // share)),)
-        params = _params(self.model, self.model.config.dtype)
+        params = _sampling_params(self.model, self.weights)
         scalar = functools.partial(self._shape, split=False)
         lengths = self._shape(slots)
         behind = None if fed == 1 else lengths
@@ -422,6 +436,7 @@ class Sampling(NamedTuple):
         layers, head = self._weights()
         sequences = self._groups() * width
         item = jnp.dtype(self.model.config.dtype).itemsize
+        read = layers * (1 if self.weights == "int8" else item) + head * item
         led = fed / share if leads else 0
         own = sequences * (led + fed + new / 2) / (self._groups() * capacity)
         cached = _bytes(contexts) * (1 + own)
@@ -430,7 +445,7 @@ class Sampling(NamedTuple):
             traced,
             self.model.mesh.size,
             2 * (layers + head) * sequences,
-            item * (layers + head) + cached,
+            read + cached,
             _bytes(arguments),
             beside,
             sequences=sequences,

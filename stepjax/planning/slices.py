@@ -128,6 +128,8 @@ def devices(tpu_slice: Topology) -> list:
     }.items():
         os.environ.setdefault(name, value)
     options = {"chip_config_name": "megacore"} if tpu_slice.family == "v4" else {}
+    if tpu_slice.grid == "2x4":  # Google Cloud gives these 8 chips as one host
+        options["chips_per_host_bounds"] = (2, 4, 1)
     try:
         description = topologies.get_topology_desc(
             platform="tpu", topology_name=str(tpu_slice), **options

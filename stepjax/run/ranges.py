@@ -110,6 +110,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "search.context_tokens": _LENGTH,
     "search.slots": Range(1, 1_000_000),
     "search.tensor": Range(0, 4096),
+    "search.weights": ("full", "int8"),
     "judge.kind": KINDS,
     "judge.mode": ("generate", "logprob"),
     "judge.by": ("self", "random", "oracle", "prm", "http"),  # or see `OWN`

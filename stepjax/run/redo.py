@@ -28,9 +28,12 @@ DEPENDS: dict[str, tuple[str, ...]] = {
         *("mcts.questions", "mcts.question_file", "mcts.question_format"),
     ),
     "policy": ("model", "lora", "prompts", "mcts.phase", *_TRAIN),
-    "rollouts": ("rollouts", "search.context_tokens"),
+    "rollouts": ("rollouts", "search.context_tokens", "search.weights"),
     "prm": ("model", "lora", "prompts", "prm", *_TRAIN),
-    "mcts": ("mcts", "search.max_step_tokens", "search.context_tokens"),
+    "mcts": (
+        *("mcts", "search.max_step_tokens", "search.context_tokens"),
+        "search.weights",
+    ),
     "eft": ("teacher",),
     "sft": ("model", "lora", "prompts", "judge.tie", "sft", "srlm", *_TRAIN),
     "search": ("search", "judge", "srlm", "pairs"),
@@ -39,12 +42,15 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 # Mode of evaluation → settings that decide its result.
 _MODEL, _GRADED = ("model.dtype", "prompts"), ("eval.grading",)
 MEASURED = {
-    "greedy": (*_MODEL, *_GRADED, "eval.max_tokens", "search.context_tokens"),
+    "greedy": (
+        *(*_MODEL, *_GRADED, "eval.max_tokens", "search.context_tokens"),
+        "search.weights",
+    ),
     "judge": (
         *(*_MODEL, "seed", "judge.kind", "judge.mode", "judge.score", "srlm"),
         *("judge.value", "judge.votes", "judge.tie"),
         *("judge.temperature", "judge.top_p"),
-        *("judge.max_tokens", "judge.context_tokens"),
+        *("judge.max_tokens", "judge.context_tokens", "search.weights"),
     ),
     "search": (
         *(*_MODEL, *_GRADED, "seed", "search", "judge", "srlm"),

@@ -25,6 +25,7 @@ from stepjax.lm import (
     checkpoint,
     files,
     hosts,
+    int8,
     lora,
     sharding,
     tokenizer,
@@ -339,11 +340,13 @@ class Run:
         return lora.join(fixed, lm.frozen(trained, self.model.config.dtype))
 
     def sampling_params(self, number: int) -> Any:
-        """Returns M`number` in the compute type, on this host's devices."""
+        """Returns M`number` as `for_sampling` does."""
         return self.for_sampling(self.params(number))
 
     def for_sampling(self, params: Any) -> Any:
-        """Returns parameters in the compute type, on this host's devices.
+        """Returns parameters as `search.weights` says, on this host's devices.
+
+        They are in the compute type, or their matrices are int8, see `lm.int8`.
 
         Raises:
           ValueError: when they are not finite.
@@ -351,7 +354,11 @@ class Run:
         model = self.local_model
         _check_finite(params, model.config, "the model")
         shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
-        return sharding.on_this_host(self.frozen(params), shardings)
+        if self.settings.search.weights == "full":
+            return sharding.on_this_host(self.frozen(params), shardings)
+        with self.monitor.during("rounding the weights to int8"):
+            params = int8.quantised(params, self.frozen)
+            return sharding.on_this_host(params, int8.shardings(shardings))
 
     def save(self, folder: pathlib.Path, params: Any) -> dict[str, str]:
         """Writes the parameters of a model; returns their digests, for its manifest.

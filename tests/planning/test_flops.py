@@ -121,6 +121,24 @@ def test_a_frozen_judge_takes_the_memory_of_a_second_model():
     assert frozen.beside - plain.beside == pytest.approx(2 * 7.6e9 / parts, rel=0.02)
 
 
+def test_int8_weights_take_a_byte_each_in_memory_and_in_traffic():
+    made = {}
+    for weights in ("full", "int8"):
+        chips = jax.devices()
+        own = settings(search__weights=weights)
+        found = programs.programs(own, chips, ("search",), chips[:4])
+        made[weights] = {program.name: program for program in found}
+    parts = settings().sampling_tensor
+    assert len(made["int8"]) == 5
+    for name, full in made["full"].items():
+        small = made["int8"][name]
+        # One byte less for each of 6.5e9 parameters of layers; few scales are added.
+        saved = pytest.approx(6.5255e9 / parts, rel=2e-3)
+        assert full.arguments - small.arguments == saved
+        if full.sequences:
+            assert full.moved - small.moved == saved
+
+
 def test_micro_batches_cost_nothing():
     _, one = counted("dpo", dpo__reference="live")
     _, two = counted("dpo", dpo__reference="live", train__micro_batches=2)
