@@ -1,6 +1,7 @@
 """HBM traffic of decoding steps on TPU slices, from the scheduled program.
 
     python benchmarks/tpu_decode.py
+    python benchmarks/tpu_decode.py --contexts=1024,4096,16384
 
 In a decoding step every row gets one token. There are 8 problems with 1792 context
 tokens. Candidates: 6 per problem, of 256 tokens. Judgments: 30 per problem, of 512
@@ -13,8 +14,13 @@ every weight except the embedding once, every context and every shared candidate
 and half of the rows' new tokens. The last column checks the reader of schedules: the
 matrix products that it sees in a decoding step, divided by those of the traced program.
 The largest instructions of a last decoding step go to standard error.
+
+With --contexts, the candidates of the 7B model are compiled for each of these numbers
+of context tokens. The table then splits the bytes of a step: those of the contexts, as
+they lie on a chip, and the rest, which should not grow with the contexts.
 """
 
+import argparse
 import importlib.metadata
 import pathlib
 import runpy
@@ -39,8 +45,14 @@ CASES = [  # rows, model, slice, tensor, bar
 ]
 
 
-def compile_one(kind: str, model: str, name: str, tensor: int) -> None:
-    """Compiles a case in a process of its own and prints memory and the ideal."""
+def compile_one(kind: str, model: str, name: str, tensor: int, length: int) -> None:
+    """Compiles a case in a process of its own and prints its figures.
+
+    They are the ideal bytes of a step, bytes of memory, products of the traced program,
+    and bytes of the contexts; the last three of one chip.
+    """
+    import math
+
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -54,7 +66,7 @@ def compile_one(kind: str, model: str, name: str, tensor: int) -> None:
     devices = slices.devices(slices.topology(name))
     mesh = sharding.make_mesh(-1, 1, tensor, devices=devices)
     sampling = programs.Sampling(lm.Decoder(shape, mesh), 8)
-    contexts = sampling.contexts(1792)
+    contexts = sampling.contexts(length)
     layout, fed, new = KINDS[kind]
     program = sampling.sample("decode", contexts, layout, fed=fed, new=new, beside=0)
     compiled = program.traced.lower().compile()  # at the level that runs use
@@ -65,27 +77,70 @@ def compile_one(kind: str, model: str, name: str, tensor: int) -> None:
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    print(program.moved, total, plan.counted(program).products)
+    own = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in contexts
+    )
+    print(program.moved, total, plan.counted(program).products, own)
 
 
 def main():
     """Prints a row for each case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--contexts", metavar="TOKENS", help="such as 1024,4096,16384")
+    lengths = parser.parse_args().contexts
     print(f"libtpu {importlib.metadata.version('libtpu')}")
-    names = "rows, model, slice, tensor, GiB/chip, GB per step, ideal, ratio, bar"
-    names += ", FLOPs/traced"
-    print("|", " | ".join(names.split(", ")), "|")
-    print("|---" * len(names.split(", ")) + "|")
+    if lengths:
+        growth(list(map(int, lengths.split(","))))
+        return
+    table_head("rows, model, slice, tensor, GiB/chip, GB per step, ideal, ratio, bar")
     for kind, model, tpu_slice, tensor, bar in CASES:
-        case = (__file__, kind, model, tpu_slice, str(tensor))
-        printed, module, _ = hlo.dumped("sample", *case)
-        ideal, total, traced = map(float, printed.split()[-3:])
-        moved, products, parts = decoding_steps(module, KINDS[kind][-1])
+        moved, ideal, total, right, _ = measured(kind, model, tpu_slice, tensor, 1792)
         cells = [kind, model, tpu_slice, tensor, f"{total / 2**30:.2f}"]
         cells += [f"{moved / 1e9:.3f}", f"{ideal / 1e9:.3f}", f"{moved / ideal:.3f}"]
-        cells += [bar or "-", f"{products / traced:.4f}"]
-        print("|", " | ".join(map(str, cells)), "|", flush=True)
-        for name, size in sorted(parts.items(), key=lambda item: -item[1])[:8]:
-            print(f"    {size / 1e6:9.1f} MB  {name}", file=sys.stderr)
+        print("|", " | ".join(map(str, [*cells, bar or "-", right])), "|", flush=True)
+
+
+def growth(lengths: list[int]) -> None:
+    """Prints how the bytes of a step of candidates grow with the contexts."""
+    table_head(
+        "rows, model, slice, tensor, context tokens, GiB/chip, GB per step, of the "
+        "contexts, rest, rest / first"
+    )
+    for kind, model, tpu_slice, tensor, _ in CASES[:2]:
+        first = None
+        for length in lengths:
+            found = measured(kind, model, tpu_slice, tensor, length)
+            moved, _, total, right, own = found
+            first = first or moved - own
+            cells = [kind, model, tpu_slice, tensor, length, f"{total / 2**30:.2f}"]
+            cells += [f"{x / 1e9:.3f}" for x in (moved, own, moved - own)]
+            cells += [f"{(moved - own) / first:.3f}", right]
+            print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def table_head(names: str) -> None:
+    """Prints the names of the columns, and of the check of the reader of schedules."""
+    names = [*names.split(", "), "FLOPs/traced"]
+    print("|", " | ".join(names), "|")
+    print("|---" * len(names) + "|")
+
+
+def measured(
+    kind: str, model: str, tpu_slice: str, tensor: int, length: int
+) -> tuple[float, float, float, str, float]:
+    """Compiles a case.
+
+    Returns:
+      (bytes of a decoding step, ideal bytes, bytes of memory, products that the reader
+      of schedules sees divided by the traced ones, bytes of the contexts), of a chip.
+    """
+    case = (__file__, kind, model, tpu_slice, str(tensor), str(length))
+    printed, module, _ = hlo.dumped("sample", *case)
+    ideal, total, traced, own = map(float, printed.split()[-4:])
+    moved, products, parts = decoding_steps(module, KINDS[kind][-1])
+    for name, size in sorted(parts.items(), key=lambda item: -item[1])[:8]:
+        print(f"    {size / 1e6:9.1f} MB  {name}", file=sys.stderr)
+    return moved, ideal, total, f"{products / traced:.4f}", own
 
 
 def decoding_steps(module, new: int) -> tuple[float, float, dict[str, int]]:
@@ -109,7 +164,7 @@ def decoding_steps(module, new: int) -> tuple[float, float, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        compile_one(*sys.argv[1:4], int(sys.argv[4]))
+    if len(sys.argv) == 6:
+        compile_one(*sys.argv[1:4], *map(int, sys.argv[4:]))
     else:
         main()

@@ -72,7 +72,8 @@ def make_judge(
     """
     if mode not in MODES:
         raise ValueError(f"judge.mode={mode!r}; expected one of {MODES}.")
-    how = {"share": share, "soft": value == "probability"}
+    size = sampler.batch_size(rows)
+    how = {"share": share, "size": size, "soft": value == "probability"}
     ask = logprob_judge(sampler, codec, judgments, **how)
     if mode == "generate":
         ends = judgments.ends(codec.templates)
@@ -88,7 +89,6 @@ def make_judge(
         sampler.hold(
             {r.slot: judgments.context(codec, r.problem, r.steps) for r in asked}
         )
-        size = len(sampler.held)
         return in_batches(ask, requests, calls, rows=rows, share=share, size=size)
 
     return judge
@@ -101,6 +101,7 @@ def writing_judge(
     decoding: Decoding,
     *,
     share: int,
+    size: int = 0,
     soft: bool = False,
     keep_ids: bool = False,
 ) -> Ask:
@@ -114,6 +115,7 @@ def writing_judge(
       judgments: what is asked.
       decoding: how the judgments are written, and where they end.
       share: see `make_judge`.
+      size: groups of a full batch, see `Sampler.start`.
       soft: whether verdicts have the probability of A at the place where they stand.
       keep_ids: whether verdicts have the ids of what was written.
     """
@@ -127,6 +129,7 @@ def writing_judge(
             decoding,
             slots=slots,
             share=(share,) if share > 1 else (),
+            size=size,
         )
 
         def collect():
@@ -153,7 +156,13 @@ def writing_judge(
             if not soft:
                 return answers
             logps = _side_logps(
-                sampler, codec, judgments.sides, places, slots=slots, share=share
+                sampler,
+                codec,
+                judgments.sides,
+                places,
+                slots=slots,
+                share=share,
+                size=size,
             )
             for g, (_, calls) in enumerate(batch):
                 asked = [w for w, call in enumerate(calls) if call]
@@ -175,6 +184,7 @@ def logprob_judge(
     judgments: Judgments,
     *,
     share: int,
+    size: int = 0,
     soft: bool = False,
 ) -> Ask:
     """Returns a judge that writes nothing (mode ``logprob``).
@@ -187,6 +197,7 @@ def logprob_judge(
       codec: see `make_judge`.
       judgments: from `comparisons`.
       share: see `make_judge`.
+      size: groups of a full batch, see `Sampler.start`.
       soft: whether verdicts have the probability of A.
     """
 
@@ -199,6 +210,7 @@ def logprob_judge(
             [[(q, "") if q else None for q in group] for group in questions],
             slots=[request.slot for request, _ in batch],
             share=share,
+            size=size,
         )
         answers = []
         for g, (_, calls) in enumerate(batch):
@@ -226,6 +238,7 @@ def _side_logps(
     *,
     slots: Sequence[int],
     share: int,
+    size: int,
 ) -> np.ndarray:
     """Returns the log-probability of each verdict at each place.
 
@@ -236,6 +249,7 @@ def _side_logps(
       places: of each group, one per call; None is not read.
       slots: of each group.
       share: see `make_judge`.
+      size: groups of a full batch.
 
     Returns:
       [groups, calls, sides] float32.
@@ -260,6 +274,7 @@ def _side_logps(
         vocab=codec.tokenizer.vocab_size,
         slots=slots,
         share=(count * share, count) if share > 1 else (count,),
+        size=size,
     )
     return logps.reshape(shape)
 

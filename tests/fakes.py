@@ -78,6 +78,9 @@ class FakeSampler:
         """The rows of all batches, in order."""
         return [row for batch in self.batches for row in batch.rows]
 
+    def batch_size(self, rows: int) -> int:
+        return len(self.held)
+
     def hold(self, wanted: dict[int, Sequence[int]]) -> None:
         for slot, ids in wanted.items():
             self.held[slot] = tuple(ids)

@@ -101,8 +101,20 @@ def test_generated_verdicts_come_back_in_order(codec, rows, share, groups):
             "budget": 40,
             "vocab": codec.tokenizer.vocab_size,
             "share": (share,) if share > 1 else (),
+            "size": 4,
             **{name: OPTIONS[name] for name in ("seed", "temperature", "top_p")},
         }
+
+
+@pytest.mark.parametrize("mode", ["generate", "logprob"])
+def test_a_batch_is_as_large_as_the_sampler_likes(codec, monkeypatch, mode):
+    respond = prefer_right if mode == "generate" else lambda *asked: 1.0
+    slots = FakeSampler(codec, 4, respond)
+    monkeypatch.setattr(slots, "batch_size", {2: 3}.get)
+    judge = make_judge(slots, codec, comparisons(), mode=mode, rows=2, **OPTIONS)
+    judge(requests_of_three_slots(codec))
+    assert [batch.groups for batch in slots.batches] == [[2, 2, 2], [3]]
+    assert [batch.options["size"] for batch in slots.batches] == [3, 3]
 
 
 def test_each_call_has_its_own_key_path(codec):

@@ -18,6 +18,7 @@ def lay_out(
     prompts: Sequence[Sequence[Ids]],
     share: Sequence[int],
     last: int = 0,
+    size: int = 0,
 ) -> tuple[Prefix, Rows]:
     """Lays ragged prompts out as arrays of few shapes.
 
@@ -32,22 +33,23 @@ def lay_out(
       last: most tokens at the end of a row that are scored; 0 when sampling. They
         and the token that predicts the first of them stay out of a lead. The final
         token is never fed, so lengths are bucketed without it.
+      size: with `slots`, G is a bucket of multiples of it; 0 takes the number of slots.
 
     Returns:
       The prefix without its contexts, and the rows without key paths; host arrays.
     """
     groups, width, unfed = len(prompts), len(prompts[0]), min(last, 1)
-    for larger, size in zip((width, *share), share, strict=False):
-        if larger % size:
+    for larger, block in zip((width, *share), share, strict=False):
+        if larger % block:
             raise ValueError(
                 f"share={tuple(share)} for groups of {width} rows; expected each "
                 "number to divide the one before it, and the first the rows."
             )
     if slots is not None:
-        groups = forest.bucket(groups, len(held))
+        groups = forest.bucket(groups, size or len(held))
     levels = []
-    for size in share:
-        common, prompts = split_blocks(prompts, size, last + 1)
+    for block in share:
+        common, prompts = split_blocks(prompts, block, last + 1)
         levels.append(common)
     longest = max((len(ids) for group in prompts for ids in group), default=1)
     length = max(1, longest - unfed)
@@ -60,8 +62,8 @@ def lay_out(
     if share and length > PROMPT_BUCKET:  # few shapes: one length for both
         length = lead = max(length, lead)
     leads = tuple(
-        padded_leads(common, (groups, width // size, lead))
-        for common, size in zip(levels, share, strict=True)
+        padded_leads(common, (groups, width // block, lead))
+        for common, block in zip(levels, share, strict=True)
     )
     length += unfed
     tokens = np.zeros((groups, width, length), np.int32)

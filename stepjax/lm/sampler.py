@@ -25,6 +25,7 @@ from stepjax.lm.memory import Memory
 from stepjax.lm.tokenizer import Tokenizer
 
 _CONTEXT_BUCKET = 64  # lengths of contexts are compiled in multiples of it
+_CPU_ROWS = 64  # more rows in a batch do not make a CPU faster
 
 
 def make_decoding(
@@ -104,7 +105,7 @@ class Sampler:
         """
         self.model, self.capacity = model, capacity
         self._window = model.config.sliding_window
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self._on_cpu = on_cpu = mesh.devices.flat[0].platform == "cpu"
         scanned = lm.unroll(model.config) < model.config.num_layers
         self.params = lm.by_layer(params) if on_cpu and scanned else params
         # XLA for CPU converts keys and values to float32 before it multiplies them.
@@ -136,6 +137,19 @@ class Sampler:
         if remember:
             self._memory = Memory(self.contexts, mesh, remember)
         self._last: _LastSamples | None = None
+
+    def batch_size(self, rows: int) -> int:
+        """Returns how many groups of `rows` rows to compute together, at most P.
+
+        On a CPU as many groups as make 64 rows: more rows are not faster there, and a
+        small batch is filled up with less padding. Elsewhere P groups, because each
+        decoding step reads all weights once for all rows of its batch.
+        """
+        slots = len(self.held)
+        if not self._on_cpu:
+            return slots
+        share = -(-_CPU_ROWS // (rows * self._multiple))  # of each device
+        return min(share * self._multiple, slots)
 
     def hold(self, wanted: dict[int, Ids]) -> None:
         """Makes each given slot hold exactly the given ids.
@@ -250,6 +264,7 @@ class Sampler:
         *,
         slots: Sequence[int] | None = None,
         share: Sequence[int] = (),
+        size: int = 0,
         capacity: int | None = None,
         begun: Begun | None = None,
     ) -> Callable[[], Samples]:
@@ -267,6 +282,8 @@ class Sampler:
           share: block sizes, largest first, each a divisor of the one before and of W:
             the common prefix of each block of that many consecutive rows is computed
             once. (30, 5): one per 30 rows, then one per 5.
+          size: with `slots`, a batch with fewer groups is filled up to this many, so
+            that one program is compiled; see `batch_size`. 0: the number of slots.
           capacity: room for new tokens, which shapes the program; None: the budget.
           begun: of samples whose first tokens end the prompts, as numpy arrays of the
             given groups.
@@ -276,7 +293,7 @@ class Sampler:
           groups. Without `slots`, call it before `hold`.
         """
         count = len(prompts)
-        prefix, rows = layout.lay_out(self.held, slots, prompts, share)
+        prefix, rows = layout.lay_out(self.held, slots, prompts, share, size=size)
         layout.check_window(self._window, prefix, rows, int(decoding.budget))
         padded = np.zeros((len(rows.prompts), *paths.shape[1:]), np.uint32)
         padded[:count] = paths
@@ -322,6 +339,7 @@ class Sampler:
         vocab: int,
         slots: Sequence[int],
         share: Sequence[int] = (),
+        size: int = 0,
     ) -> np.ndarray:
         """Returns log-probabilities of the rows' last tokens, [G, W] float32.
 
@@ -332,9 +350,10 @@ class Sampler:
           vocab: ids from here on (padding of the embedding) have no probability.
           slots: slot of each group.
           share: see `start`.
+          size: see `start`.
         """
         count, last = len(sequences), int(scored.max(initial=1))
-        prefix, rows = layout.lay_out(self.held, slots, sequences, share, last=last)
+        prefix, rows = layout.lay_out(self.held, slots, sequences, share, last, size)
         layout.check_window(self._window, prefix, rows)
         padded = np.zeros(rows.start.shape, np.int32)
         padded[:count] = scored

@@ -81,6 +81,63 @@ def test_room_for_new_tokens_is_the_budget(three_slots):
     np.testing.assert_array_equal(wider.tokens[..., :5], samples.tokens)
 
 
+@pytest.mark.parametrize(
+    ("rows", "size"), [(1, 64), (2, 32), (3, 22), (30, 3), (64, 1), (65, 1)]
+)
+def test_a_batch_has_64_rows_on_a_cpu(params, one_device, monkeypatch, rows, size):
+    sampler = Sampler(MODEL, params, one_device, 80, 16)
+    assert sampler.batch_size(rows) == size
+    monkeypatch.setattr(sampler, "_on_cpu", False)
+    assert sampler.batch_size(rows) == 80
+
+
+def test_a_batch_divides_over_the_devices_and_has_at_most_a_group_per_slot(params):
+    sampler = Sampler(MODEL, params, sharding.make_mesh(), 24, 16)
+    assert [sampler.batch_size(rows) for rows in (1, 4, 5, 8, 9, 99)] == [
+        24,  # 64 groups of one row would be more than the slots
+        16,
+        16,  # 13 groups are not a multiple of 8
+        8,
+        8,
+        8,
+    ]
+
+
+@pytest.mark.parametrize("share", [(), (2,), (4, 2)])
+def test_a_batch_is_filled_up_to_its_size_whatever_its_rows_share(share):
+    prompts = [[[7, 8, 9, 1]] * 4] * 5
+    for last in (0, 1):
+        _, rows = layout.lay_out([[]] * 24, range(5), prompts, share, last, 8)
+        assert rows.prompts.shape[0] == 8
+        _, rows = layout.lay_out([[]] * 24, range(5), prompts, share, last)
+        assert rows.prompts.shape[0] == 24
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_small_batch_says_what_one_group_per_slot_says(params, one_device, devices):
+    mesh = one_device if devices == 1 else sharding.make_mesh()
+    slots, found = 3 * 8, []
+    prompts = [[[7, 8, 9], [7, 4]], [[5, 1], []], [[6], [3, 3]]]
+    paths = np.arange(3 * 2 * 7).reshape(3, 2, 7).astype(np.uint32)
+    scored = np.array([[1, 1], [1, 0], [0, 2]])
+    decoding = SIX_TOKENS._replace(temperature=1.0)
+    for size in (0, 8):
+        sampler = Sampler(MODEL, params, mesh, slots, 60)
+        sampler.hold({slot: some_ids(slot, 3 + slot) for slot in (1, 4, 23)})
+        named = {"slots": [23, 1, 4], "size": size}
+        samples = sampler.sample(prompts, paths, decoding, **named)
+        logps = sampler.score(prompts, scored, vocab=48, **named)
+        found.append((samples, logps))
+        # Two rows per group, and as many steps as the longest row has tokens.
+        assert sampler.row_steps == (size or slots) * 2 * samples.count.max()
+    (samples, logps), (small, small_logps) = found
+    assert samples.count.sum(1).min() > 0
+    np.testing.assert_array_equal(small.tokens, samples.tokens)
+    np.testing.assert_array_equal(small.count, samples.count)
+    np.testing.assert_allclose(small.logps, samples.logps, atol=1e-6)
+    np.testing.assert_allclose(small_logps, logps, atol=1e-6)
+
+
 class Letters:
     """A tokenizer of seven letters."""
 
