@@ -108,8 +108,8 @@ Beside the method; of the files above only main, iterate and ablate import these
     report/         stepjax report. build.py: the page, from page.html, page.css and
                     page.js; charts.py: its charts and tables; plots.py: how they are
                     drawn; searches.py: searches, packed; published.py: the paper's
-                    figures; paper_tables.py: its tables; data_map.py, embeddings.py:
-                    a map of the data
+                    figures; paper_tables.py: its tables; solved.py: test-time
+                    methods; data_map.py, embeddings.py: a map of the data
     planning/       plan.py: the memory and time that a run needs on a TPU slice,
                     computed without a TPU; programs.py, slices.py, flops.py: its
                     programs, how they are compiled, and how FLOPs are counted;

@@ -317,6 +317,9 @@ def default() -> ml_collections.ConfigDict:
     c.eval = ml_collections.ConfigDict()
     c.eval.max_tokens = 2048  # of a greedy solution
     c.eval.search_count = 0  # test problems for the search evaluation; 0 all
+    # "lenient": an answer that means the same as the gold one is right; "strict": only
+    # the same text or number in a closed \boxed{}; see docs/evaluation.md.
+    c.eval.grading = "lenient"
     # Further problems that `stepjax run` measures every model on, M0 too, with greedy
     # decoding: files or folders of such files, as --benchmark takes them, or rows of
     # tensorflow-datasets, as ("gsm8k.jsonl", "tfds:my_set/test"); see

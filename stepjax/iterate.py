@@ -76,7 +76,7 @@ def run(
 
 
 def _run(this: Run) -> str:
-    this.dir.accept()
+    this.accept()
     lost: set[pathlib.Path] = set()
     while True:
         try:

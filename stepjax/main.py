@@ -200,7 +200,7 @@ def _run(name: str, config: "ml_collections.ConfigDict") -> None:
     looks, reads = name in ("eval", "solve", "export"), name == "export"
     traced = options.PROFILE.value
     run = Run(config, workdir, redo, keep=looks, locks=not reads, profile=traced)
-    run.dir.accept()
+    run.accept()
     if name == "sft":
         iterate.sft(run)
     elif name == "search":
@@ -282,7 +282,7 @@ def _map(config: "ml_collections.ConfigDict") -> None:
 
     number = arguments.number_of("report", config)
     run = Run(config, options.WORKDIR.value, keep=True, locks=False)
-    run.dir.accept()
+    run.accept()
     data_map.make(run, number)
 
 
@@ -328,7 +328,7 @@ def _open_run(config: "ml_collections.ConfigDict") -> "Run":
     from stepjax.run.run import Run
 
     run = Run(config, options.WORKDIR.value)
-    run.dir.accept()
+    run.accept()
     return run
 
 

@@ -272,7 +272,13 @@ class Evaluation:
 
     max_tokens: int
     search_count: int
+    grading: str
     benchmarks: tuple[str, ...]
+
+    @property
+    def strict(self) -> bool:
+        """Whether answers are graded strictly."""
+        return self.grading == "strict"
 
 
 @dataclasses.dataclass(frozen=True)

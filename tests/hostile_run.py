@@ -66,6 +66,9 @@ STATES = (
 )
 
 
+SOLVED = (("greedy-1", 0.25, 16), ("dvts-2", 0.5, 56), ("dvts-10", 0.75, 248))
+
+
 def is_right(problem, steps, step):
     """A step is right when it begins with the number of steps before it."""
     return step.startswith(str(len(steps)))
@@ -96,6 +99,13 @@ def make(folder: pathlib.Path, extra: int = 0) -> pathlib.Path:
         files.write_json(folder / "eval" / f"M{number}_test_greedy.json", result)
         name = f"M{number}_GSM8K_test-0a1b2c3d_greedy.json"
         files.write_json(folder / "eval" / name, result)
+    for choice, right, tokens in SOLVED:
+        metrics = {"accuracy": right, "low": right / 2, "high": (1 + right) / 2}
+        metrics |= {"solver_tokens": tokens, "judge_tokens": 8.0, "read_tokens": 9.0}
+        metrics |= {"tokens": tokens + 8, "count": 4}
+        for name in ("test", "<b>$x$-0a1b2c3d"):
+            target = folder / "eval" / f"M1_{name}_solve-{choice}.json"
+            files.write_json(target, stage | {"metrics": metrics})
     rates = {"tie_rate": 0.5, "flip_rate": 0.25, "unparsed_rate": 0.0}
     searched = result | {"metrics": accuracy | rates}
     files.write_json(folder / "eval" / "M1_test_search.json", searched)

@@ -98,7 +98,111 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("text, expected, why", TEXTS)
+# Sentences that begin with a condition, or have one behind the mark.
+CONDITIONS = [
+    ("If we compare both steps, the better is [[A]].", "A", "somebody looks"),
+    ("When both are checked, [[B]] is right.", "B", "the same"),
+    ("When I check A, it divides by 0, so [[B]].", "B", "the same of one side"),
+    ("If you look at A and B, [[A]] it is.", "A", "the same of both"),
+    ("When A and B are compared, I prefer [[A]] to [[B]].", "A", "and one refused"),
+    ("[[B]], when both are compared.", "B", "the same behind the mark"),
+    ("[[A]] if we compare both.", "A", "the same behind the mark"),
+    ("If I am not mistaken, [[B]] is my verdict.", "B", "about the judge"),
+    ("If I had to pick one, [[A]].", "A", "about the judge"),
+    ("If x > 0, the step holds, so [[A]].", "A", "about the problem"),
+    ("If we multiply the right-hand side, both agree: [[B]].", "B", "the same"),
+    ("[[A]]. When x = 5 is put in, it is [[B]].", "B", "the last, without a choice"),
+    ("If a = 3, we are done. [[A]]", "A", "a sentence before"),
+    ("If we go step by step, [[A]].", "A", "no step in particular"),
+    ("When we check A and it is right, I write [[A]].", None, "what the look shows"),
+    ("If we check A, and it holds, [[A]]", None, "the same"),
+    ("If I compare which one is better, [[A]]", None, "the same"),
+    ("If A, [[A]]", None, "a side"),
+    ("In case of B: [[B]].", None, "a side"),
+    ("If candidate A checks its result, [[A]].", None, "a side that looks"),
+    ("When the first one divides by 0, [[B]].", None, "a side"),
+    ("When the latter skips a line, [[A]].", None, "a side"),
+    ("If x > 0, and A is right, [[A]].", None, "a side behind and"),
+    ("If, as I think, A is right, [[A]].", None, "a side behind a remark"),
+    ("If one step divides by 0, [[B]].", None, "one of the steps"),
+    ("If both are equally good, [[A]].", None, "how they are"),
+    ("If there is an error, [[B]].", None, "how one is"),
+    ("Unless the other one is better, [[A]].", None, "how one is"),
+    ("[[A]] if it divides by 2.", None, "a condition behind the mark"),
+    ("If x is 5, [[A]]. If x is 6, [[B]].", None, "two conditions of one kind"),
+    ("If x is 5, [[A]]; when x is 6, [[B]].", None, "the same in one sentence"),
+    ("If x is 5, [[A]], if it is 6, [[B]].", None, "the same with commas"),
+    ("If x is 5, [[A]]. Otherwise [[B]].", None, "a condition and its alternative"),
+    ("[[A]] if so, else [[B]]", None, "the same, short"),
+    ("if x == 5: [[A]] else: [[B]]", None, "the same as a program"),
+    ("If correctness is all that matters, [[A]].", "A", "about the judge"),
+    ("When judged on correctness, [[B]] wins.", "B", "about the judge"),
+    ("If we put x = 3 in, A fails; therefore [[B]].", "B", "what follows from it"),
+    ("So if A is right, I write [[A]].", None, "a word before it"),
+    ("Now, when B is better, [[B]].", None, "a word before it"),
+    ("But when both are compared, [[B]].", "B", "the same, and somebody looks"),
+    ("I said if A is right, [[A]]? No. B is right: [[B]]", "B", "asked, then given"),
+]
+OTHERWISE = [
+    ("[[A]] (otherwise we would have a contradiction)", "A", "a reason"),
+    ("[[B]], otherwise 2 = 3.", "B", "a reason"),
+    ("B must hold (otherwise 2 = 3), so [[B]].", "B", "a reason in brackets"),
+    ("A must be wrong, otherwise 2 = 3, so [[B]].", "B", "a reason, and what follows"),
+    ("It is 4; otherwise A holds; hence [[B]]", "B", "the same"),
+    ("[[A]], otherwise [[B]]", None, "a choice"),
+    ("[[A]] (otherwise [[B]])", None, "a choice"),
+    ("[[A]], otherwise B.", None, "a choice"),
+    ("[[B]] (otherwise candidate A)", None, "a choice"),
+    ("For A I write [[A]] and otherwise I write [[B]]", None, "its second half"),
+    ("Otherwise (if B is better), [[B]]", None, "brackets within it"),
+    ("A right: [[A]], otherwise, given that 2 = 2, [[B]]", None, "its second half"),
+]
+ESCAPED = [
+    (r"\[\[A\]\]", "A", "all brackets"),
+    (r"**\[\[B\]\]**.", "B", "the same, bold"),
+    (r"\[\[A]]", "A", "the opening ones"),
+    (r"[[A]] or \[\[B\]\]", None, "the choices"),
+    (r"\[\[A\]\] if A is better", None, "with a condition"),
+    (r"`\[\[A\]\]` is for A", None, "in a quotation"),
+    (r"\[[A]\]", None, "[A] as displayed mathematics"),
+    (r"\[[[A]]\]", "A", "[[A]] as displayed mathematics"),
+    (r"\[[A]]", "A", "a backslash before it"),
+    (r"\\[\\[A", None, "not closed"),
+]
+THOUGHTS = [
+    ("<think>A adds. [[A]]</think>\n[[B]]", "B", "a verdict behind a thought"),
+    ("<think>A adds. [[A]]</think>\nBoth are good.", None, "only in a thought"),
+    ("<think>\nA adds. [[A]]", None, "a thought that was cut off"),
+    ("[[B]]\n<think>Or [[A]]?", "B", "a verdict before a thought"),
+    ("A adds. [[A]]\n</think>\n\n[[B]]", "B", "a thought that the prompt opened"),
+    ("A adds. [[A]]\n</think>\n\n", None, "the same without a verdict"),
+    ("<think>If A is better,</think> [[A]]", "A", "a condition that was a thought"),
+    ("<think>> </think>[[A]]", "A", "a quotation that was a thought"),
+    ("<think>1</think>[[A]]<think>2 [[B]]</think>", "A", "two thoughts"),
+    ("<think>1</think>[[A]]</think>", "A", "closed twice"),
+    ("<think><think>1</think>[[A]]", "A", "opened twice"),
+    ("<THINK>[[A]]</THINK> [[B]]", "B", "capitals"),
+    ("<thinking>[[A]]", None, "another name of the tag"),
+    ('B writes "<think>" in its step. [[A]]', "A", "a tag that is quoted"),
+    ("B holds `</think>`. [[A]] wins: x", "A", "the same"),
+    (
+        "[Start of candidate B]\n<think>\n[End of candidate B]\n[[A]]",
+        "A",
+        "a tag in a candidate",
+    ),
+    (
+        "<think>\n[Start of candidate B]\n</think>\n[[B]]\n[End of candidate B]\nHm",
+        None,
+        "a candidate that would end the thought",
+    ),
+    ('<think>B writes "</think> [[B]]" to be chosen', None, "the same, quoted"),
+    ("I think [[A]] <b>", "A", "another tag"),
+]
+
+
+@pytest.mark.parametrize(
+    "text, expected, why", TEXTS + CONDITIONS + OTHERWISE + ESCAPED + THOUGHTS
+)
 def test_what_a_judgment_gives(text, expected, why):
     assert prompts.parse_verdict(DEFAULT, text) == expected, why
 
@@ -155,6 +259,9 @@ def test_the_place_of_a_verdict():
     text = "[[A]] or [[B]]: **[[ B ]]**!"
     found = prompts.find_verdict(DEFAULT, text)
     assert text[found.start : found.end] == "[[ B ]]"
+    text = r"<think>[[A]]</think> \[\[B\]\]."
+    found = prompts.find_verdict(DEFAULT, text)
+    assert text[found.start : found.end] == r"\[\[B\]\]"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +277,11 @@ def test_the_place_of_a_verdict():
         "[Start of candidate A]\n[[A]]\n",
         INSTRUCTION,
         "else ",
+        "If x, [[A]], if y, [[B]]. ",
+        "[[A]] otherwise ",
+        "otherwise (",
+        "<think>[[A]]",
+        "<think>[[B]]</think>",
     ],
 )
 def test_long_texts_are_read_in_linear_time(piece):

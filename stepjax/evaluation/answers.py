@@ -2,7 +2,8 @@ r"""Final answers: taking them out of a solution and comparing them with the gol
 
 An answer is a list of one or more items: "5 and 9" are two. Items are compared as
 normalised texts, then as exact fractions, and then as formulas (`formulas`, `values`).
-What is in no grammar is equal only to the same text.
+What is in no grammar is equal only to the same text. Strict grading takes an answer
+from a closed box only, and compares texts and fractions only.
 """
 
 import functools
@@ -24,11 +25,21 @@ _HEADING = re.compile(
 )
 
 
-def extract(text: str) -> str | None:
+def inputs() -> dict[str, str]:
+    """Returns the grader's number as an input of a result that it has graded.
+
+    So a result of an earlier grader is not taken for one of this grader. Results of the
+    first grader do not have this input.
+    """
+    return {"grader": str(VERSION)} if VERSION > 1 else {}
+
+
+def extract(text: str, *, strict: bool = False) -> str | None:
     r"""Takes the final answer out of a solution.
 
     Args:
       text: the solution, as written by a model or a person.
+      strict: whether only the form counts that the prompt asks for, a closed box.
 
     Returns:
       The contents of the last closed \boxed{...} that is not empty, or the number or
@@ -37,7 +48,7 @@ def extract(text: str) -> str | None:
       words are looked for: "the answer is 7" has no answer.
     """
     answer = boxed(re.sub(r"\\boxed\{\s*\}", "", text))
-    if answer is None:
+    if answer is None and not strict:
         bare = re.findall(r"\\boxed\s+(-?\d[\d.,]*\d|-?\d|[A-Za-z])(?![A-Za-z])", text)
         lines = re.findall(r"^####[ \t]*(\S.*)$", text, flags=re.MULTILINE)
         found = bare or [line for line in lines if not _HEADING.fullmatch(line.strip())]
@@ -60,7 +71,12 @@ class Grade(NamedTuple):
 
 
 def grade(
-    prediction: str | None, gold: str, *, tolerance: str = "", unit: str = ""
+    prediction: str | None,
+    gold: str,
+    *,
+    tolerance: str = "",
+    unit: str = "",
+    strict: bool = False,
 ) -> Grade:
     """Grades a predicted answer by what its benchmark states.
 
@@ -72,8 +88,14 @@ def grade(
         none. It is for numbers only.
       unit: the unit of the gold answer; a prediction with another unit is wrong, and
         one without a unit is not. "" for none.
+      strict: whether only the gold answer itself is right, as the same text in any
+        notation or as an equal number, with the same unit, and with the items of a list
+        in the same order. Tolerance and unit of the benchmark are not used then.
     """
     with limits.noted() as met:
+        if strict:
+            right = prediction is not None and _alike(prediction, gold)
+            return Grade(right, "" if right else next(iter(met), ""))
         right = _equivalent(prediction, gold, unit)
         if not right and tolerance and prediction is not None:
             right = _within(prediction, gold, tolerance.split(","), unit)
@@ -107,9 +129,8 @@ def equivalent(prediction: str | None, gold: str) -> bool:
 def _equivalent(prediction: str | None, gold: str, unit: str) -> bool:
     if prediction is None:
         return False
-    if len(prediction) > max(LONGEST, 2 * len(gold)):
-        limits.met(f"an answer of more than {LONGEST} characters")
-        return False  # a text of this length is no final answer
+    if _is_too_long(prediction, gold):
+        return False
     unit = typesetting.unit(unit) if unit else ""
     return any(
         _same_list(ours, golds, unit)
@@ -118,9 +139,38 @@ def _equivalent(prediction: str | None, gold: str, unit: str) -> bool:
     )
 
 
+def _is_too_long(prediction: str, gold: str) -> bool:
+    """Whether a text is too long for a final answer, which is noted then."""
+    if len(prediction) <= max(LONGEST, 2 * len(gold)):
+        return False
+    limits.met(f"an answer of more than {LONGEST} characters")
+    return True
+
+
+def _alike(prediction: str, gold: str) -> bool:
+    """Whether two answers are the same texts or equal numbers, item by item."""
+    if _is_too_long(prediction, gold):
+        return False
+    ours, golds = (
+        [typesetting.parse(x) for x in _split(_without_commas(typesetting.notation(t)))]
+        for t in (prediction, gold)
+    )
+    return len(ours) == len(golds) and all(map(_is_alike, ours, golds))
+
+
+def _is_alike(ours: Item, gold: Item) -> bool:
+    if not gold.body or (ours.name, ours.unit) != (gold.name, gold.unit):
+        return False
+    # The notation writes ", " as ";".
+    if ours.body.replace(";", ",") == gold.body.replace(";", ","):
+        return True
+    value = typesetting.number(gold.body)
+    return value is not None and typesetting.number(ours.body) == value
+
+
 def _within(prediction: str, gold: str, allowed: list[str], unit: str) -> bool:
     """Whether all numbers are as near to the gold ones as is allowed, in any order."""
-    if len(prediction) > max(LONGEST, 2 * len(gold)):
+    if _is_too_long(prediction, gold):
         return False
     golds, ours = (
         [typesetting.parse(item) for item in _readings(text)[0]]

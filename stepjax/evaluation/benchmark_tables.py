@@ -107,7 +107,7 @@ def _changes(results: Results, short: Mapping[str, str]) -> list[dict[str, str]]
         counts = []
         for name, shown in short.items():
             one, other = (results[n].get(name) for n in (before, after))
-            if not one or not other or one.get("grader") != other.get("grader"):
+            if not one or not other or _grader(one) != _grader(other):
                 continue  # two graders may say different things of one answer
             gained, lost, total = intervals.changes(one["items"], other["items"])
             counts.append((gained, lost, total))
@@ -124,6 +124,11 @@ def _changes(results: Results, short: Mapping[str, str]) -> list[dict[str, str]]
 def _change(before: int, after: int, name: str, gain: str, p: str) -> dict[str, str]:
     models = f"M{before} → M{after}"
     return {"models": models, "benchmark": name, "gain [95 %]": gain, "p": p}
+
+
+def _grader(result: dict) -> tuple[int | None, str]:
+    """Returns the grader of a result, and whether it was strict."""
+    return result.get("grader"), result.get("grading", "lenient")
 
 
 def _percent(rate: float, low: float, high: float) -> str:

@@ -38,6 +38,30 @@ def read(source: str | pathlib.Path, texts: Templates) -> list[records.Problem]:
     return sources.read(source, "benchmark", "problem", texts)
 
 
+def repeated(name: str, problems: Sequence[records.Problem]) -> list[str]:
+    """Returns a warning if a benchmark has a problem more than once, else [].
+
+    All rows count, so that the result is that of the file as it was published.
+
+    Args:
+      name: of the benchmark, for people.
+      problems: its rows; with or without answers.
+    """
+    first: dict[str, str] = {}
+    repeats = []
+    for row in problems:
+        text = " ".join(row.problem.split())
+        if text in first:
+            repeats.append(f"{row.id} repeats {first[text]}")
+        first.setdefault(text, row.id)
+    if not repeats:
+        return []
+    return [
+        f"{name}: {len(repeats)} of {len(problems)} rows have the problem of an "
+        f"earlier row, {repeats[0]} first; each row counts, as it does in the file."
+    ]
+
+
 def file_of(source: str, folder: pathlib.Path, texts: Templates) -> pathlib.Path:
     """Returns the file of a benchmark; rows of TFDS are copied into a file first.
 

@@ -37,6 +37,7 @@ def greedy(
     problems: Sequence[Problem],
     *,
     max_tokens: int,
+    strict: bool = False,
     on_done: Callable[[list[dict[str, Any]]], None] = lambda items: None,
 ) -> list[dict[str, Any]]:
     """Solves every problem with greedy decoding.
@@ -46,6 +47,7 @@ def greedy(
       codec: tokenizer and templates.
       problems: with gold answers.
       max_tokens: most tokens of a solution.
+      strict: how answers are graded, see `answers.grade`.
       on_done: called with the items of each batch of problems.
 
     Returns:
@@ -64,7 +66,8 @@ def greedy(
         )
         for slot, problem in enumerate(batch):
             (row,) = rows[slot]
-            items.append(_graded(problem, codec.text(row.ids), len(row.ids), codec))
+            text, tokens = codec.text(row.ids), len(row.ids)
+            items.append(_graded(problem, text, tokens, codec, strict))
             items[-1]["finished"] = row.stopped
         on_done(items[-len(batch) :])
     return items
@@ -108,20 +111,21 @@ def outcomes(items: Sequence[dict[str, Any]]) -> dict[str, int]:
     return {f"{name}_count": count for name, count in counts.items()}
 
 
-def graded(problem: Problem, text: str) -> dict[str, Any]:
+def graded(problem: Problem, text: str, *, strict: bool = False) -> dict[str, Any]:
     """Returns whether a solution is right, as fields of an item.
 
     Args:
       problem: with its gold answer, and the tolerance and unit that it states.
       text: the solution.
+      strict: see `answers.extract` and `answers.grade`.
 
     Returns:
       "answer", "prediction" and "right"; "tolerance", "unit" and "limit", the limit of
       the grader that was met, where there is one.
     """
-    prediction = answers.extract(text)
+    prediction = answers.extract(text, strict=strict)
     stated = {"tolerance": problem.tolerance, "unit": problem.unit}
-    grade = answers.grade(prediction, problem.answer, **stated)
+    grade = answers.grade(prediction, problem.answer, **stated, strict=strict)
     stated["limit"] = grade.limit
     return {
         "answer": problem.answer,
@@ -131,7 +135,9 @@ def graded(problem: Problem, text: str) -> dict[str, Any]:
     }
 
 
-def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str, Any]:
+def _graded(
+    problem: Problem, text: str, tokens: int, codec: Codec, strict: bool
+) -> dict[str, Any]:
     try:
         steps = len(prompts.split_steps(codec.templates, text))
     except ValueError:
@@ -139,7 +145,7 @@ def _graded(problem: Problem, text: str, tokens: int, codec: Codec) -> dict[str,
     return {
         "id": problem.id,
         "problem": problem.problem,
-        **graded(problem, text),
+        **graded(problem, text, strict=strict),
         "steps": steps,
         "tokens": tokens,
         "text": text,
@@ -207,7 +213,11 @@ def judge_metrics(items: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def searched(
-    states: Iterable[State], problems: Sequence[Problem], codec: Codec
+    states: Iterable[State],
+    problems: Sequence[Problem],
+    codec: Codec,
+    *,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Grades closed searches as answers (test-time search).
 
@@ -215,6 +225,7 @@ def searched(
       states: one closed search for each problem, in any order.
       problems: with gold answers.
       codec: tokenizer and templates.
+      strict: how answers are graded, see `answers.grade`.
 
     Returns:
       {"metrics": accuracy and outcomes, "items": one for each problem}.
@@ -225,6 +236,6 @@ def searched(
         state = by_id[problem.id]
         text = "\n".join(step.text for step in state.steps)
         tokens = sum(len(step.ids) for step in state.steps)
-        items.append(_graded(problem, text, tokens, codec))
+        items.append(_graded(problem, text, tokens, codec, strict))
         items[-1]["status"] = state.status
     return {"metrics": accuracy(items) | outcomes(items), "items": items}

@@ -199,7 +199,8 @@ def _check_lengths(run: Run, name: str, problems: Sequence[Problem | Question]) 
     read = {name: problems}
     checks.check_budgets(run.settings, run.codec, read)
     checks.check_window(run.settings, run.codec, read, run.model.config.sliding_window)
-    for warning in checks.check_characters(run.codec, read):
+    warnings = checks.check_characters(run.codec, read)
+    for warning in warnings + benchmarks.repeated(name, problems):
         run.monitor.say(warning)
 
 
@@ -219,7 +220,7 @@ def solve(run: Run, number: int, task: Task, asked: Sequence[Choice]) -> list[So
     check(run, asked)
     inputs = {"benchmark": task.digest}
     inputs |= run.dir.model_digest(number) if number else {}
-    inputs |= judges.inputs(run)
+    inputs |= answers.inputs() | judges.inputs(run)
     folder = run.dir.path / "eval"
     stem = stem_of(run, number, task)
     stages = {
@@ -241,8 +242,13 @@ def solve(run: Run, number: int, task: Task, asked: Sequence[Choice]) -> list[So
             name = f"{stem}-{choice}.jsonl"
             if hosts.first():
                 records.write_jsonl(folder / name, items)
-            texts = dataclasses.asdict(run.codec.templates)
-            stages[choice].commit([name], prompts=texts, metrics=metrics_of(items))
+            stages[choice].commit(
+                [name],
+                prompts=dataclasses.asdict(run.codec.templates),
+                grader=answers.VERSION,
+                grading=run.settings.eval.grading,
+                metrics=metrics_of(items),
+            )
     elif asked:
         run.tell(f"M{number} solve {task.name}: done already")
     return [
@@ -290,7 +296,12 @@ def _work(
                     begun = True
                 part = METHODS[choice.method](solver(), choice.n)
                 items = [
-                    _item(task.problems[p], part.found[slot], part.tokens[slot])
+                    _item(
+                        task.problems[p],
+                        part.found[slot],
+                        part.tokens[slot],
+                        strict=run.settings.eval.strict,
+                    )
                     for slot, p in enumerate(batch)
                 ]
                 journal.add(list(map(Row, batch, items)), {})
@@ -323,13 +334,17 @@ def _note(choice: Choice, items: Sequence[dict[str, Any]]) -> str:
 
 
 def _item(
-    problem: Problem | Question, solution: Candidate, tokens: Tokens
+    problem: Problem | Question,
+    solution: Candidate,
+    tokens: Tokens,
+    *,
+    strict: bool = False,
 ) -> dict[str, Any]:
     item = {"id": problem.id, "problem": problem.problem}
     if isinstance(problem, Problem):
-        item |= grading.graded(problem, solution.text)
+        item |= grading.graded(problem, solution.text, strict=strict)
     else:
-        item["prediction"] = answers.extract(solution.text)
+        item["prediction"] = answers.extract(solution.text, strict=strict)
     return item | {"text": solution.text, "tokens": tokens._asdict()}
 
 

@@ -77,9 +77,10 @@ def evaluate(
             judge_stage.check(run, path)
             sources[benchmark] = {"judge": path}
             continue
-        problems = {path.name: files_of_problems.read(path, texts)}
-        checks.check_budgets(run.settings, run.codec, problems)
-        for warning in checks.check_characters(run.codec, problems):
+        name, problems = path.name, files_of_problems.read(path, texts)
+        checks.check_budgets(run.settings, run.codec, {name: problems})
+        warnings = checks.check_characters(run.codec, {name: problems})
+        for warning in warnings + files_of_problems.repeated(name, problems):
             run.monitor.say(warning)
         sources[benchmark] = {"greedy": path, "search": path}
     sources |= {str(path): {"greedy": path} for path in also}
@@ -133,7 +134,7 @@ def _measure(
     inputs = {"benchmark": digest}
     if number:
         inputs |= run.dir.model_digest(number)
-    inputs |= judges.inputs(run) if kind == "search" else {}
+    inputs |= _further_inputs(run, kind)
     is_own = file.parent == run.dir.path / "data" or kind == "training"
     stem = file.stem if is_own else files_of_problems.stem(file, digest)
     stem += run.dir.variant(kind, number)
@@ -166,6 +167,12 @@ def _measure(
     return stage.done["metrics"], target, True
 
 
+def _further_inputs(run: Run, kind: str) -> dict[str, str]:
+    """Returns what a result depends on besides the problems and the model."""
+    graded = answers.inputs() if kind in ("greedy", "search") else {}
+    return graded | (judges.inputs(run) if kind == "search" else {})
+
+
 def _how(run: Run, kind: str) -> dict[str, Any]:
     """Returns what an accuracy was measured with, besides prompts and settings."""
     if kind not in ("greedy", "search"):
@@ -181,7 +188,8 @@ def _how(run: Run, kind: str) -> dict[str, Any]:
         "dtype": str(run.local_model.config.dtype),
         "mesh": dict(run.local_model.mesh.shape),
     }
-    return {"grader": answers.VERSION, "sampling": sampling}
+    graded = {"grader": answers.VERSION, "grading": run.settings.eval.grading}
+    return graded | {"sampling": sampling}
 
 
 def _say(run: Run, number: int, curve: str, measured: dict) -> None:
@@ -214,7 +222,7 @@ def _of_an_equal_model(run: Run, number: int, name: str, digest: str) -> dict | 
         arrays = [files.read_json(f / "manifest.json")["arrays"] for f in folders]
         kind = name.rpartition("_")[2]
         inputs = {"benchmark": digest} | run.dir.model_digest(number - 1)
-        inputs |= judges.inputs(run) if kind == "search" else {}
+        inputs |= _further_inputs(run, kind)
         return arrays[0] == arrays[1] and run.dir.is_result(kind, before, inputs)
 
     if not hosts.agreed(f"M{number} {name} is known", is_known):
@@ -236,7 +244,11 @@ def _greedy(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
     problems = files_of_problems.read(file, run.codec.templates)
     sampler = judges.open_sampler(run, params(), run.settings.search.context_tokens)
     solve = functools.partial(
-        grading.greedy, sampler, run.codec, max_tokens=run.settings.eval.max_tokens
+        grading.greedy,
+        sampler,
+        run.codec,
+        max_tokens=run.settings.eval.max_tokens,
+        strict=run.settings.eval.strict,
     )
     name = f"M{number} eval {file.stem}"
     journal = of_rows(*partial, run.monitor.say)
@@ -322,7 +334,9 @@ def _search(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
         note=note,
     )
     rows = list(map(trajectory.to_row, states))
-    graded = grading.searched(states, problems, run.codec)
+    graded = grading.searched(
+        states, problems, run.codec, strict=run.settings.eval.strict
+    )
     graded["metrics"] |= summary(states) | calibration.of_verdicts(states)
     warnings = causes.of_search(states, run.settings)
     if run.kind.is_right:

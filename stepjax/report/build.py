@@ -16,9 +16,16 @@ from typing import Any, NamedTuple
 import jinja2
 
 from stepjax.controls import IsRight
-from stepjax.evaluation import benchmark_tables, benchmarks, calibration, show, tables
+from stepjax.evaluation import (
+    benchmark_tables,
+    benchmarks,
+    budgets,
+    calibration,
+    show,
+    tables,
+)
 from stepjax.lm import files
-from stepjax.report import charts, data_map, paper_tables, searches
+from stepjax.report import charts, data_map, paper_tables, searches, solved
 
 MOST = 25_000_000  # bytes of the page
 _BESIDE = 3_000_000  # bytes of it that are not searches, at most
@@ -88,6 +95,8 @@ def write(
     ]
     keys, rows = [part[1] for part in sections], tables.tables(workdir, models)
     drawn = dict(zip(keys, rows, strict=True))
+    found_by = solved.groups(_solved(workdir))
+    sections.insert(1, ("Test-time methods", "solved", solved.charts(found_by)))
     sections.append(("Data", "map", data_map.charts(workdir)))
     text = _template().render(
         name=workdir.resolve().name,
@@ -98,9 +107,10 @@ def write(
         tables=drawn,
         sampled=charts.sampled_table(sampled),
         benchmarks=benchmark_tables.tables(workdir, models),
+        solved=solved.tables(found_by),
         published=charts.published_tables(results, measured)
         + paper_tables.tables(results, measured, settings or {}, _counts(workdir)),
-        legend=benchmark_tables.LEGEND | tables.LEGEND,
+        legend=budgets.LEGEND | benchmark_tables.LEGEND | tables.LEGEND,
         warnings=_warnings(results),
         settings=_flat(settings or {}),
         packed=packed,
@@ -203,6 +213,15 @@ def _judged(workdir: pathlib.Path) -> list[dict[str, str]]:
             head = {"model": path.stem.partition("_")[0], "file": name}
             measured.append((head, result["metrics"]))
     return tables.judged_files(measured)
+
+
+def _solved(workdir: pathlib.Path) -> dict[str, dict]:
+    """Returns name → result of each method, as `stepjax solve` has written them."""
+    found = {}
+    for path in sorted((workdir / "eval").glob(solved.PATTERN)):
+        found[path.stem] = files.read_json(path)
+        _check(found[path.stem], ("metrics",), str(path))
+    return found
 
 
 def _counts(workdir: pathlib.Path) -> dict[str, int]:

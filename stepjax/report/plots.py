@@ -185,6 +185,34 @@ def reliability(
         return Plot(_svg(figure, note), legend)
 
 
+def against_tokens(
+    curves: Mapping[str, Sequence[tuple[float, ...]]], *, note: str
+) -> Plot:
+    """Returns percentages over tokens, on a logarithmic axis.
+
+    Args:
+      curves: name → (tokens, percentage, low, high) of each point, by tokens; at most
+        seven. One without points is left out; the other ones keep their colours.
+      note: what the plot shows, for readers who do not see it.
+    """
+    legend = []
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.3, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for (name, places), colour in zip(curves.items(), _SERIES, strict=False):
+            if not places:
+                continue
+            legend.append((name, _VARIABLES[colour]))
+            tokens, rates, lows, highs = zip(*places, strict=True)
+            axes.plot(tokens, rates, "o-", color=colour)
+            axes.vlines(tokens, lows, highs, color=colour, lw=0.8, alpha=0.6)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("tokens per problem, generated and judged")
+        axes.set_ylabel("right, %")
+        return Plot(_svg(figure, note), legend)
+
+
 def points(groups: Mapping[str, Sequence[Sequence[float]]], *, note: str) -> Plot:
     """Returns points in the plane, without axes, since their places have no unit.
 

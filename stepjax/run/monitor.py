@@ -130,15 +130,14 @@ class Monitor:
             if path not in self._failed:
                 self._failed.add(path)
                 reason = getattr(error, "strerror", None) or error
-                self._show(f"{path} cannot be written ({reason}); the run goes on")
+                self.show(f"{path} cannot be written ({reason}); the run goes on")
 
     # Lines and bars.
 
     def say(self, text: str) -> None:
         """Prints a line, in a terminal above the bar, and appends it to log.txt."""
-        if not self.quiet:
-            self._keep(text)
-            self._show(text)
+        self.keep(text)
+        self.show(text)
 
     def announce(self, text: str) -> None:
         """Prints a line now, and appends it to log.txt before the next line there.
@@ -148,18 +147,22 @@ class Monitor:
         if not self.quiet:
             with self._lock:
                 self._announced.append(self._dated(text, "log.txt"))
-            self._show(text)
+            self.show(text)
 
-    def _keep(self, text: str) -> None:
+    def keep(self, text: str) -> None:
         """Appends a line to log.txt, after what was announced before it."""
+        if self.quiet:
+            return
         with self._harmless(self.log_path), self._lock:
             ordinary.check(self.log_path)  # a pipe waits for somebody who reads it
             with open(self.log_path, "a", encoding="utf-8") as file:
                 file.writelines([*self._announced, self._dated(text, "log.txt")])
             self._announced.clear()
 
-    def _show(self, text: str) -> None:
+    def show(self, text: str) -> None:
         """Prints a line, with the time where it may be read later."""
+        if self.quiet:
+            return
         if self._draws:
             self.console.print(text, markup=False)
             return
@@ -193,7 +196,7 @@ class Monitor:
 
         def tick() -> None:
             passed = self._clock.seconds() - began
-            self._show(f"{text}, {duration(passed)} so far")
+            self.show(f"{text}, {duration(passed)} so far")
 
         with self._ticks(tick):
             yield
@@ -228,9 +231,9 @@ class Monitor:
             return
 
         def tick() -> None:
-            self._keep(stage.line())
+            self.keep(stage.line())
             if not self._draws:
-                self._show(stage.line())
+                self.show(stage.line())
 
         try:
             with self._ticks(tick), self._bar(stage):

@@ -136,6 +136,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "dpo.epochs": Range(1, 10_000),
     "eval.max_tokens": _LENGTH,
     "eval.search_count": _COUNT,
+    "eval.grading": ("lenient", "strict"),
 }
 OWN = ("judge.by", "search.propose_by")  # may also name a "module:function"
 _OPTIMIZER: dict[str, Range | tuple[str, ...]] = {

@@ -37,19 +37,22 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "dpo": ("dpo", "improve_by", "judge.keep", *_TRAIN),
 }
 # Mode of evaluation → settings that decide its result.
-_MODEL = ("model.dtype", "prompts")
+_MODEL, _GRADED = ("model.dtype", "prompts"), ("eval.grading",)
 MEASURED = {
-    "greedy": (*_MODEL, "eval.max_tokens", "search.context_tokens"),
+    "greedy": (*_MODEL, *_GRADED, "eval.max_tokens", "search.context_tokens"),
     "judge": (
         *(*_MODEL, "seed", "judge.kind", "judge.mode", "judge.score", "srlm"),
         *("judge.value", "judge.votes", "judge.tie"),
         *("judge.temperature", "judge.top_p"),
         *("judge.max_tokens", "judge.context_tokens"),
     ),
-    "search": (*_MODEL, "seed", "search", "judge", "srlm", "eval.search_count"),
+    "search": (
+        *(*_MODEL, *_GRADED, "seed", "search", "judge", "srlm"),
+        "eval.search_count",
+    ),
     "training": ("model.dtype", "seed", "train.row_length"),
     "solve": (
-        *(*_MODEL, "seed", "search", "judge", "srlm"),
+        *(*_MODEL, *_GRADED, "seed", "search", "judge", "srlm"),
         *("eval.search_count", "eval.max_tokens"),
     ),
 }

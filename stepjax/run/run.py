@@ -142,8 +142,8 @@ class Run:
         self.profiler = profiling.Profiler(traces, self.monitor.say)
         compiles.use_cache(settings.compile_cache, self.monitor.say)
         self.dir.say = self.monitor.say
-        for line in self.dir.news:
-            self.monitor.say(line)
+        for line in self.dir.news:  # log.txt has them when they are accepted
+            self.monitor.show(line)
         self.mesh = sharding.make_mesh(**settings.mesh._asdict())
         self.kind = kind.choose(settings, self.dir.path / "data")
         texts = world_rows.templates(settings.data.world)
@@ -165,6 +165,12 @@ class Run:
         for line in banner.lines(self.dir.path, place, self.model, settings.init):
             self.monitor.announce(line)
 
+    def accept(self) -> None:
+        """Says that the command goes on with these settings: nothing refused them."""
+        self.dir.accept()
+        for line in self.dir.news:
+            self.monitor.keep(line)
+
     def _check(self) -> None:
         """Refuses, before anything is compiled, what could not work later."""
         settings = self.settings
@@ -180,6 +186,8 @@ class Run:
         for source in self._sources:
             path = benchmarks.file_of(source, folder, texts)
             asked[str(path)] = benchmarks.read(path, texts)
+            for warning in benchmarks.repeated(path.name, asked[str(path)]):
+                self.monitor.say(warning)
             self.benchmarks.append(path)
         made = manifest.is_whole(self.dir.path / "init" / "eft.json")
         makes_eft = settings.data.make_eft and not made

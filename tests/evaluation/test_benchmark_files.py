@@ -1,5 +1,6 @@
 """`eval.benchmarks`: files that a run measures all of its models on."""
 
+import json
 import pathlib
 
 import pytest
@@ -7,10 +8,12 @@ import tiny_config
 from runs import command, copy_files, copy_run
 
 from stepjax import iterate, records
-from stepjax.evaluation import answers, benchmarks, stages
+from stepjax.evaluation import answers, benchmarks, solve, stages
 from stepjax.initial_data.formats import tfds_builder
 from stepjax.lm import files
+from stepjax.records import Problem
 from stepjax.report import build
+from stepjax.run.run import Run
 from stepjax.run.rundir import file_digest
 from stepjax.worlds import arithmetic
 
@@ -42,6 +45,8 @@ def test_all_models_of_a_finished_run_are_measured_and_none_is_made(here, capsys
     whole = {n: files.read_json(run / f"eval/M{n}_test_greedy.json") for n in range(4)}
     names = ("first.jsonl", "second.jsonl")
     said = iterate.run(tiny_config.changed(eval__benchmarks=names), run)
+    log = (run / "log.txt").read_text("utf-8")
+    assert log.count(f"settings: eval.benchmarks was [], now {list(names)}") == 1
     assert models(run) == before and len(before) == 5
     stems = [name_of(path) for path in names]
     assert files.read_json(run / "eval/benchmarks.json") == {"names": stems}
@@ -70,12 +75,16 @@ def test_files_are_read_before_anything_is_trained(here, capsys):
     """In a new run and in one that goes on, which stays as it is."""
     pathlib.Path("bad.jsonl").write_text('{"problem": "1*2+3"}\n')
     before = (here / "run/config.json").read_bytes()
+    log = (here / "run/log.txt").read_bytes()
     for folder in ("run", "new"):
         named = "--config.eval.benchmarks=first.jsonl,bad.jsonl"
         config = f"--config={tiny_config.__file__}"
         assert command("run", config, f"--workdir={folder}", named) == 1
-        assert "bad.jsonl:1: no answer" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "bad.jsonl:1: no answer" in said
+        assert (said.count("settings: eval.benchmarks was ") == 1) == (folder == "run")
     assert (here / "run/config.json").read_bytes() == before
+    assert (here / "run/log.txt").read_bytes() == log  # the change was refused
     assert not (here / "new").exists()
     pathlib.Path("bad.jsonl").write_text('{"problem": "1 \u00d7 2", "answer": 2}\n')
     with pytest.raises(ValueError, match="bad.jsonl: 1 of 1 problems hold characters"):
@@ -123,3 +132,28 @@ def test_a_result_says_what_it_was_measured_with(finished, mode):
 def test_names_of_result_files_lose_their_digest_unless_two_become_one():
     names = ["gsm8k-0a1b2c3d", "math-0a1b2c3d", "math-ffffffff"]
     assert list(benchmarks.short_names(names).values()) == ["gsm8k", *names[1:]]
+
+
+def test_a_problem_that_is_there_twice_counts_twice_and_is_named(here, capsys):
+    rows = records.read_jsonl("first.jsonl", records.Problem)[:3]
+    kept = [{"problem": row.problem, "answer": row.answer} for row in rows]
+    kept.append({"question": f" {rows[1].problem}  ", "answer": "0"})
+    pathlib.Path("twice.jsonl").write_text("\n".join(map(json.dumps, kept)))
+    run = copy_run(here / "copy")
+    measured = stages.evaluate(run, 2, ("greedy",), ("twice.jsonl",))
+    assert measured["twice.jsonl"]["greedy"]["count"] == 4
+    words = (
+        "twice.jsonl: 1 of 4 rows have the problem of an earlier row, twice-3 repeats "
+        "twice-1 first; each row counts, as it does in the file."
+    )
+    assert words in (here / "copy/log.txt").read_text("utf-8")
+    assert words in capsys.readouterr().err
+    config = tiny_config.changed(eval__benchmarks=("twice.jsonl",))
+    assert (
+        Run(config, here / "copy", measures=True) and words in capsys.readouterr().err
+    )
+    task = solve.of_file(run, pathlib.Path("twice.jsonl"))
+    assert len(task.problems) == 4 and words in capsys.readouterr().err
+    assert (
+        benchmarks.repeated("first", records.read_jsonl("first.jsonl", Problem)) == []
+    )

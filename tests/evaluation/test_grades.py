@@ -1,11 +1,15 @@
 """What a benchmark states beside an answer, and limits of the grader that are named."""
 
+import pathlib
+import re
 import threading
 
 import pytest
 
 from stepjax.evaluation import answers, limits
-from stepjax.evaluation.answers import grade
+from stepjax.evaluation.answers import extract, grade
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs/evaluation.md"
 
 
 @pytest.mark.parametrize(
@@ -122,3 +126,76 @@ def test_each_thread_has_limits_of_its_own():
         assert inner == ["inside"]
     limits.met("nobody asks")
     assert mine == ["here"]
+
+
+def outcome(solution, gold, strict):
+    prediction = extract(solution, strict=strict)
+    if prediction is None:
+        return "no answer"
+    return "right" if grade(prediction, gold, strict=strict).right else "wrong"
+
+
+def test_both_ways_of_grading_are_those_of_the_docs():
+    rows = re.findall(
+        r"^\| `(.+)` \| `(.+)` \| ([\w ]+) \| ([\w ]+) \|$",
+        PAGE.read_text("utf-8").split("## Lenient and strict")[1],
+        re.MULTILINE,
+    )
+    assert len(rows) == 12
+    for gold, solution, lenient, strict in rows:
+        assert outcome(solution, gold, False) == lenient, solution
+        assert outcome(solution, gold, True) == strict, solution
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "right"),
+    [
+        ("3", "3", True),
+        ("3.0", "3", True),
+        ("1 234", "1,234", True),
+        ("x+1", "x + 1", True),
+        (r"\left(1, 2\right)", "(1,2)", True),
+        ("5 cm", "5 centimeters", True),
+        ("even", "even", True),
+        ("1, 2.0", "1 and 2", True),
+        ("(1, 2.0)", "(1,2)", False),
+        ("1+x", "x+1", False),
+        ("5 cm", "5 m", False),
+        ("50", r"50\%", False),
+        ("1", "1, 2", False),
+        ("1, 2, 2", "1, 2", False),
+        ("11", "1011_2", False),
+        ("", "", False),
+        ("", "5", False),
+        (None, "5", False),
+        ("5" * 401, "5", False),
+    ],
+)
+def test_strict_is_the_same_text_or_number(prediction, gold, right):
+    assert grade(prediction, gold, strict=True).right == right
+
+
+def test_strict_uses_no_tolerance_and_no_unit_of_the_benchmark():
+    for strict in (False, True):
+        stated = {"tolerance": "0.1", "unit": "minutes", "strict": strict}
+        assert grade("4.2", "4.2", **stated).right
+        assert grade("4.3", "4.2", **stated).right != strict
+        assert grade("4.2 minutes", "4.2", **stated).right != strict
+
+
+def test_strict_takes_the_last_closed_box():
+    text = r"\boxed{1} then \boxed{} and \boxed{\frac{1}{2}} #### 7"
+    assert extract(text, strict=True) == r"\frac{1}{2}"
+    assert extract(r"\boxed{12", strict=True) is None
+
+
+def test_a_long_answer_meets_a_limit_in_both_ways():
+    for strict in (False, True):
+        assert "400 characters" in grade("5" * 401, "5", strict=strict).limit
+
+
+def test_the_number_of_the_grader_is_an_input_from_the_second_on(monkeypatch):
+    monkeypatch.setattr(answers, "VERSION", 1)
+    assert answers.inputs() == {}
+    monkeypatch.setattr(answers, "VERSION", 2)
+    assert answers.inputs() == {"grader": "2"}

@@ -91,6 +91,47 @@ def test_what_is_there_is_not_solved_again(solved, capsys, monkeypatch):
     assert "M2 solve test: done already" in capsys.readouterr().err
 
 
+def test_results_of_another_grader_are_solved_again(solved, tmp_path, monkeypatch):
+    folder, asked = tmp_path / "run", ASKED[:1]
+    run = copy_run(folder, eval__search_count=12)
+    shutil.copytree(solved.folder / "eval", folder / "eval", dirs_exist_ok=True)
+    path = folder / f"eval/M2_test_solve-{ASKED[0]}.json"
+    assert files.read_json(path)["grader"] == answers.VERSION
+    monkeypatch.setattr(answers, "VERSION", answers.VERSION + 1)
+    with kill(Journal, "add", None) as calls:
+        assert solve.solve(run, 2, solve.own_test(run), asked) == solved.found[:1]
+        solve.solve(run, 2, solve.own_test(run), asked)
+    assert len(calls) == 2  # batches, once
+    assert files.read_json(path)["grader"] == answers.VERSION
+
+
+def test_strict_results_are_results_of_their_own(solved, tmp_path):
+    run = copy_run(tmp_path / "run", eval__search_count=12, eval__grading="strict")
+    name = f"eval/M2_test_solve-{ASKED[0]}.json"
+    shutil.copy(solved.folder / name, tmp_path / "run" / name)
+    with kill(Journal, "add", None) as calls:
+        (found,) = solve.solve(run, 2, solve.own_test(run), ASKED[:1])
+    assert len(calls) == 2 and found.items == solved.found[0].items  # all have a box
+    kept = [files.read_json(f / name) for f in (solved.folder, tmp_path / "run")]
+    assert [one["grading"] for one in kept] == ["lenient", "strict"]
+    texts = ["#### 7", r"\boxed 7", r"\boxed{x = 7}", r"\boxed{7.0}"]
+    problem = Problem("a", "3+4?", "7")
+    for text, right in zip(texts, (False, False, False, True), strict=True):
+        solution = types.SimpleNamespace(text=text)
+        assert solve._item(problem, solution, Tokens())["right"]
+        item = solve._item(problem, solution, Tokens(), strict=True)
+        assert item["right"] == right
+
+
+def test_a_file_with_another_tolerance_is_another_task(solved, tmp_path):
+    tasks = []
+    for error in ("0.1", "0.2"):
+        row = {"problem": "1*2+3", "answer": "5", "tolerance": error}
+        (tmp_path / "p.jsonl").write_text(json.dumps(row))
+        tasks.append(solve.of_file(solved.run, tmp_path / "p.jsonl"))
+    assert tasks[0].digest != tasks[1].digest and tasks[0].name != tasks[1].name
+
+
 @pytest.mark.parametrize("unit", [2, 4, 5])
 def test_killed_and_resumed_equals_unbroken(solved, tmp_path, unit):
     run = copy_run(tmp_path / "run", eval__search_count=12)

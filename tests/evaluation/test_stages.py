@@ -9,7 +9,7 @@ from tiny_config import get_config
 
 from stepjax import records, trajectory
 from stepjax.codec import Codec
-from stepjax.evaluation import causes, diagnose, samples, stages
+from stepjax.evaluation import answers, causes, diagnose, samples, stages
 from stepjax.lm import files, tokenizer
 from stepjax.pairs import Pair
 from stepjax.run import rundir
@@ -122,3 +122,25 @@ def test_what_a_search_warned_of_is_kept_and_said(finished):
         assert sum(counts[part] for part in parts) == pytest.approx(
             counts["malformed_rate"]
         )
+
+
+@pytest.mark.parametrize("change", ["grader", "strict"])
+def test_results_of_another_grader_are_measured_again(tmp_path, monkeypatch, change):
+    strict = {"eval__grading": "strict"} if change == "strict" else {}
+    run = copy_run(tmp_path / "run", **strict)
+    paths = [
+        tmp_path / f"run/eval/M2_test_{mode}.json" for mode in ("greedy", "search")
+    ]
+    before = list(map(files.read_json, paths))
+    if change == "grader":
+        monkeypatch.setattr(answers, "VERSION", answers.VERSION + 1)
+    stages.evaluate(run, 2, ("greedy", "search", "judge"))
+    for path, old in zip(paths, before, strict=True):
+        new = files.read_json(path)
+        assert new["items"] == old["items"] and new["metrics"] == old["metrics"]
+        assert new["grader"] == answers.VERSION
+        assert new["grading"] == ("strict" if change == "strict" else "lenient")
+        assert new != old  # the time that it took, at least
+    made = {path: path.stat().st_mtime_ns for path in paths}
+    stages.evaluate(run, 2, ("greedy", "search"))
+    assert {path: path.stat().st_mtime_ns for path in paths} == made

@@ -114,6 +114,51 @@ def test_figures_of_the_run_and_of_the_paper_are_in_tables(written):
     assert "Accuracy: GSM8K_test" in words and "paper, 7B, GSM8K" in words
 
 
+def test_test_time_methods_have_tables_and_a_plot_for_each_file(written):
+    _, page = written
+    words = " ".join(" ".join(page.words).split())
+    for name in ("<b>$x$-0a1b2c3d", "test"):
+        title = f"M1, 4 problems of {name}"
+        assert (
+            f"{title} method n right % [95 %] solver judge budget read greedy 1 25.0 "
+            "[12.5, 62.5] 16 8 24 9 dvts 2 50.0 [25.0, 75.0] 56 8 64 9 dvts 10 75.0 "
+            "[37.5, 87.5] 248 8 256 9 "
+        ) in words
+        assert (
+            f"{title}: right % (n) within a budget of tokens method 27 tokens 54 "
+            "tokens 108 tokens 216 tokens 432 tokens greedy 25.0 (1) 25.0 (1) 25.0 (1) "
+            "25.0 (1) 25.0 (1) dvts - - 50.0 (2) 50.0 (2) 75.0 (10) "
+        ) in words
+        label = f"Accuracy against tokens: {title}"
+        drawn = [a for tag, a in page.elements if a.get("aria-label") == label]
+        assert len(drawn) == 1
+    ids = [attrs.get("id") for tag, attrs in page.elements if tag == "section"]
+    assert ids.index("accuracy") + 1 == ids.index("solved")
+
+
+def test_results_of_other_graders_stand_apart(tmp_path):
+    folder = hostile_run.make(tmp_path / "run")
+    path = folder / "eval" / "M1_test_solve-dvts-2.json"
+    result = files.read_json(path)
+    for changes, title in (
+        ({"grading": "strict"}, "M1, 4 problems of test, strict grading"),
+        ({"grader": 0}, "M1, 4 problems of test, grader 0"),
+    ):
+        files.write_json(path, result | changes)
+        words = " ".join(" ".join(page_of(folder)[1].words).split())
+        assert f"{title} method n right % [95 %]" in words
+
+
+def test_solutions_without_known_answers_are_left_out(tmp_path):
+    folder = hostile_run.make(tmp_path / "run")
+    for path in folder.glob("eval/*_solve-*.json"):
+        result = files.read_json(path)
+        result["metrics"].pop("accuracy")
+        files.write_json(path, result)
+    _, page = page_of(folder)
+    assert "solved" not in [attrs.get("id") for _, attrs in page.elements]
+
+
 def test_the_same_run_gives_the_same_page(tmp_path):
     folder = hostile_run.make(tmp_path / "run")
     first = page_of(folder)[0].path.read_bytes()
@@ -183,6 +228,7 @@ def test_the_command_writes_the_page_of_a_finished_run(quick_runs, tmp_path, cap
     ("name", "words"),
     [
         ("M1_test_greedy.json", "M1, eval greedy: the result has no metrics and no"),
+        ("M1_test_solve-dvts-2.json", "solve-dvts-2.json: the result has no metrics"),
         (
             "M1_GSM8K_test-0a1b2c3d_greedy.json",
             "greedy.json: the result has no metrics",

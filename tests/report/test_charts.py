@@ -53,6 +53,25 @@ def test_a_plot_has_only_colours_of_the_page():
     assert not re.search(r"#[0-9a-f]{6}\b", bars.svg)
 
 
+def test_points_over_tokens_are_on_a_logarithmic_axis():
+    curve = [(32.0, 40.0, 30.0, 50.0), (64.0, 60.0, 50.0, 70.0), (256.0, 80.0, 70, 90)]
+    curves = {"a": curve, "none": [], "$b$": curve[:1]}
+    drawn = plots.against_tokens(curves, note="n")
+    assert drawn.legend == [("a", "--c1"), ("$b$", "--c3")]
+    (path,) = re.findall(
+        r'<path d="([^"]*)"[^>]*stroke: var\(--c1\); stroke-width: 1.8', drawn.svg
+    )
+    (x0, y0), (x1, y1), (x2, y2) = (
+        tuple(map(float, p)) for p in re.findall(r"[ML] (\S+) (\S+)", path)
+    )
+    assert (x2 - x1) / (x1 - x0) == pytest.approx(2, rel=1e-4)
+    assert y0 - y1 == pytest.approx(y1 - y2, rel=1e-4)
+    assert not re.search(r"#[0-9a-f]{6}\b", drawn.svg)
+    whiskers = re.findall(r'<path d="M (\S+) (\S+) \nL (\S+) (\S+) ', drawn.svg)
+    heights = [abs(float(y) - float(z)) for x, y, w, z in whiskers if x == w]
+    assert sum(h == pytest.approx(y0 - y1, rel=1e-3) for h in heights) >= 3
+
+
 def test_names_that_mean_something_elsewhere_are_text():
     drawn = plots.lines([Series("a", [(0, 1.0)])], '<b>$x_1$ & "', note='<"&>')
     assert '<b>$x_1$ & "' in texts(drawn.svg)

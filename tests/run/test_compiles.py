@@ -123,7 +123,7 @@ def test_another_cache_outdates_nothing(tmp_path):
     runs.copy_run(tmp_path / "run")
     changed = tiny_config.changed(compile_cache=str(tmp_path / "cache"))
     run = Run(changed, tmp_path / "run")
-    run.dir.accept()
+    run.accept()
     assert files.read_json(tmp_path / "run" / "config.json")["compile_cache"]
     assert (tmp_path / "run" / "M3" / "manifest.json").exists()
 

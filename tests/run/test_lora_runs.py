@@ -188,7 +188,7 @@ def test_another_rank_makes_other_models(finished_lora):
     # M0 is what it was, and so is what was measured of it.
     kept = {p.name for p in (finished_lora / "eval").glob("M0_*")}
     run = Run(settings(lora__rank=8), finished_lora, "sft")
-    run.dir.accept()
+    run.accept()
     assert kept == {p.name for p in (finished_lora / "eval").glob("M*")}
 
 

@@ -55,6 +55,7 @@ def kept(folder):
         {"iterations": 1},
         {"search__slots": 16, "mesh__fsdp": 4, "mesh__data": 2},
         {"eval__max_tokens": 64, "eval__search_count": 3},
+        {"eval__grading": "strict"},
         {"eval__benchmarks": ("gsm8k.jsonl", "tfds:my_set/test")},
         {"train__log_every": 7, "train__checkpoint_every": 3},
         {"train__micro_batches": 2, "model__remat": "full", "judge__rows": 3},
