@@ -2,8 +2,8 @@
 
     stepjax run --config=configs/backwards.py --workdir=DIR
 
-The model and the loop are those of the quickstart. What the world is, and how little
-the loop gains in it so far: docs/backwards.md.
+The model and the loop are those of the quickstart. What the world is, and what the loop
+gains in it so far: docs/backwards.md.
 """
 
 import pathlib
@@ -31,5 +31,9 @@ def get_config():
 
     c.search.width = 8
     c.search.temperature = 1.3
+    c.search.redraw = 0.01  # other digits, where M1 is nearly sure of a wrong one
     c.judge.max_tokens = 30
+
+    c.dpo.epochs = 2
+    c.dpo.optimizer.learning_rate = 3e-4
     return c

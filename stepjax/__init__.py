@@ -10,6 +10,7 @@ The method, one file per stage, in the order in which it runs:
     codec.py        texts to token ids and back
     sft.py          M0 to M1
     propose.py      the model writes candidate steps
+    redraw.py       samples that repeat another one, drawn again: without replacement
     judge.py        what the judge is asked, and how verdicts become scores
     self_judge.py   the model compares the candidates in pairs
     tournament.py   which pairs are compared, when not all are; several votes

@@ -230,6 +230,9 @@ def default() -> ml_collections.ConfigDict:
     search.width = 6  # candidates per step, w (paper)
     search.temperature = 0.5  # of the candidates (paper)
     search.top_p = 0.95  # of the candidates (paper)
+    # Samples that repeat another one are drawn again, with another token where the
+    # model left at least this probability to others; 0 keeps them (paper).
+    search.redraw = 0.0
     search.max_expansions = 20  # per problem, with going back (paper: 20 iterations)
     search.on_tie = "back"  # "back" (paper), or "append" the most frequent, no pair
     # With judge.score = "pointwise", a best step that the judge calls wrong: "append"

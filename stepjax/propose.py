@@ -15,6 +15,7 @@ from stepjax.codec import Codec
 from stepjax.lm import draws, stops
 from stepjax.lm.sampler import Sampler, make_decoding, sample_behind
 from stepjax.prompts import Templates
+from stepjax.redraw import redraw_repeated
 from stepjax.trajectory import (
     CUT_OFF,
     FAULTS,
@@ -26,6 +27,8 @@ from stepjax.trajectory import (
     State,
     context_ids,
 )
+
+_REDRAWS = 2  # turns in which repeated samples are drawn again
 
 
 class Unit(NamedTuple):
@@ -64,6 +67,7 @@ def make_proposer(
     max_tokens: int,
     iteration: int,
     seed: int,
+    redraw: float = 0.0,
 ) -> Callable[[Mapping[int, State]], dict[int, Proposal]]:
     """Returns the model as the proposer of next steps.
 
@@ -78,6 +82,8 @@ def make_proposer(
         at which sampling stops, counts too.
       iteration: first integer of every key path.
       seed: base seed.
+      redraw: samples that repeat an earlier one are drawn again where at least this
+        probability is left, see `stepjax.redraw`; 0 keeps them.
     """
     sample = make_sampling(
         sampler,
@@ -87,6 +93,7 @@ def make_proposer(
         top_p=top_p,
         max_tokens=max_tokens,
         seed=seed,
+        redraw=redraw,
     )
 
     def place(state: State) -> Place:
@@ -124,6 +131,7 @@ def make_sampling(
     top_p: float,
     max_tokens: int,
     seed: int,
+    redraw: float = 0.0,
 ) -> Callable[[Mapping[int, Place]], dict[int, Proposal]]:
     """Returns a function that samples candidates for the next step of several problems.
 
@@ -144,6 +152,12 @@ def make_sampling(
         contexts = {slot: place.context for slot, place in places.items()}
         paths = {slot: place.paths for slot, place in places.items()}
         rows = sample_behind(sampler, contexts, paths, decoding)
+        for turn in range(1, _REDRAWS + 1) if redraw else ():
+            again = redraw_repeated(
+                sampler, contexts, paths, rows, decoding, least=redraw, turn=turn
+            )
+            for slot, more in again.items():
+                rows[slot] = rows[slot] + more
         return {
             slot: parser.proposal(place.number, *zip(*rows[slot], strict=True))
             for slot, place in places.items()

@@ -194,6 +194,7 @@ class Search:
     width: int
     temperature: float
     top_p: float
+    redraw: float
     max_expansions: int
     on_tie: str
     on_reject: str

@@ -347,6 +347,7 @@ class Solver:
                 max_tokens=settings.search.max_step_tokens,
                 iteration=number,
                 seed=settings.seed,
+                redraw=settings.search.redraw,
             ),
             self._judge,
             slots=self.run.slots,

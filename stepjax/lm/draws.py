@@ -96,6 +96,19 @@ def solution_path(problem: int, number: int) -> tuple[int, ...]:
     return _checked((problem, number, 0, 0, 0, 0, 3))
 
 
+def redrawn_path(path: Sequence[int], turn: int) -> tuple[int, ...]:
+    """Returns the key path of a sample that is drawn again.
+
+    Args:
+      path: of the sample, from `candidate_path` or `node_path`.
+      turn: how often it was drawn before, from 1.
+
+    Raises:
+      ValueError: when `turn` is not an integer from 0 to 2**32 - 1.
+    """
+    return _checked((*path[:5], turn, path[6]))
+
+
 def _checked(path: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the path; an integer of more than 32 bits would be cut in silence."""
     for number in path:
@@ -187,6 +200,18 @@ def draw(
         return jax.lax.while_loop(goes_on, attempt, start).token
 
     return jax.lax.cond(temperature == 0, lambda: _highest(logits), sampled)
+
+
+def without(logits: jax.Array, excluded: jax.Array) -> jax.Array:
+    """Returns logits with -inf for some tokens of each row.
+
+    Args:
+      logits: [G, W, V].
+      excluded: ids, [G, W, B] int32; V or more stands for no token.
+    """
+    group = jnp.arange(logits.shape[0])[:, None, None]
+    row = jnp.arange(logits.shape[1])[:, None]
+    return logits.at[group, row, excluded].set(-jnp.inf, mode="drop")
 
 
 class _Attempts(NamedTuple):

@@ -65,6 +65,19 @@ class Prefix(NamedTuple):
     leads: tuple[Leads, ...] = ()
 
 
+class Begun(NamedTuple):
+    """What is known of samples whose first tokens are given, at the end of prompts.
+
+    Attributes:
+      excluded: ids that the next token of a row is not, [G, W, B] int32; V or more
+        excludes nothing. At least one allowed id must be left.
+      stop: state of each row in the stop table behind the given tokens, [G, W] int32.
+    """
+
+    excluded: jax.Array
+    stop: jax.Array
+
+
 class Rows(NamedTuple):
     """What is decoded.
 
@@ -75,12 +88,15 @@ class Rows(NamedTuple):
         nothing, and decoding does not go on for it.
       paths: integers that make each row's random key, [G, W, n] uint32, see
         `draws.candidate_path`; None where nothing is sampled.
+      begun: of samples that begin with tokens of the prompt; None where all samples
+        begin behind it.
     """
 
     prompts: jax.Array
     start: jax.Array
     active: jax.Array
     paths: jax.Array | None = None
+    begun: Begun | None = None
 
 
 class Decoding(NamedTuple):
@@ -298,14 +314,17 @@ def sample(
         decode.forward, config, params, shared=shared, start=rows.start
     )
 
-    def pick(state: _State, hidden) -> _State:
+    def pick(state: _State, hidden, excluded=None) -> _State:
         """Draws each row's next token, which its last hidden state predicts."""
         index, _, suffix, stop, done, samples = state
         logits = lm.logits(params, hidden[:, :, -1])
         logits = jnp.where(allowed, logits, -jnp.inf)
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
         token = draws.draw(
-            logits, fold(keys, index), decoding.temperature, decoding.top_p
+            logits if excluded is None else draws.without(logits, excluded),
+            fold(keys, index),
+            decoding.temperature,
+            decoding.top_p,
         )
         logp = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
         logp = logp - jax.nn.logsumexp(logits, -1)
@@ -339,7 +358,9 @@ def sample(
     hidden, new = feed(rows.prompts)
     suffix = decode.empty_suffix(new, length + capacity)
     suffix = decode.write(suffix, new)
-    state = pick(_State(0, blank, suffix, blank, ~rows.active, nothing), hidden)
+    excluded, stop = rows.begun or (None, blank)
+    state = _State(0, blank, suffix, stop, ~rows.active, nothing)
+    state = pick(state, hidden, excluded)
     for reach in reaches(capacity):
         end = jnp.minimum(decoding.budget, reach)
         state = jax.lax.while_loop(

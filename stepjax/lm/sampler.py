@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from stepjax import forest
 from stepjax.lm import draws, generate, layout, sharding, stops
 from stepjax.lm import model as lm
-from stepjax.lm.generate import Decoding, Prefix, Rows, Samples
+from stepjax.lm.generate import Begun, Decoding, Prefix, Rows, Samples
 from stepjax.lm.layout import Ids
 from stepjax.lm.memory import Memory
 from stepjax.lm.tokenizer import Tokenizer
@@ -266,6 +266,7 @@ class Sampler:
         share: Sequence[int] = (),
         size: int = 0,
         capacity: int | None = None,
+        begun: Begun | None = None,
     ) -> Callable[[], Samples]:
         """Begins to sample behind the held contexts; see `generate.sample`.
 
@@ -284,6 +285,8 @@ class Sampler:
           size: with `slots`, a batch with fewer groups is filled up to this many, so
             that one program is compiled; see `batch_size`. 0: the number of slots.
           capacity: room for new tokens, which shapes the program; None: the budget.
+          begun: of samples whose first tokens end the prompts, as numpy arrays of the
+            given groups.
 
         Returns:
           A function that waits, and returns `Samples` as numpy arrays of the given
@@ -294,13 +297,18 @@ class Sampler:
         layout.check_window(self._window, prefix, rows, int(decoding.budget))
         padded = np.zeros((len(rows.prompts), *paths.shape[1:]), np.uint32)
         padded[:count] = paths
+        if begun is not None:
+            short = len(padded) - count
+            begun = Begun(
+                *(np.pad(x, ((0, short),) + ((0, 0),) * (x.ndim - 1)) for x in begun)
+            )
         order = list(range(count) if slots is None else slots)
         self._feed(order, layout.real_tokens(prefix, rows))
         keep = slots is None and rows.prompts.shape[-1] == 1  # `hold` may append it
         samples, suffix = generate.sample(
             self.model,
             self.params,
-            *self._placed(prefix, rows._replace(paths=padded)),
+            *self._placed(prefix, rows._replace(paths=padded, begun=begun)),
             _typed(decoding),
             bucket=self._bucket(prefix.lengths),
             capacity=decoding.budget if capacity is None else capacity,
@@ -423,16 +431,14 @@ def sample_behind(
     groups = None if append else range(count)
     out = sampler.sample(fed, keys, decoding, slots=groups)
     return {
-        slot: [
-            SampledRow(
-                tuple(out.tokens[slot, row, : out.count[slot, row]].tolist()),
-                bool(out.stopped[slot, row]),
-                out.logps[slot, row],
-            )
-            for row in range(width)
-        ]
-        for slot in contexts
+        slot: [sampled_row(out, slot, row) for row in range(width)] for slot in contexts
     }
+
+
+def sampled_row(samples: Samples, group: int, row: int) -> SampledRow:
+    """Returns one row of samples that are numpy arrays."""
+    ids = tuple(samples.tokens[group, row, : samples.count[group, row]].tolist())
+    return SampledRow(ids, bool(samples.stopped[group, row]), samples.logps[group, row])
 
 
 class _LastSamples(NamedTuple):

@@ -335,6 +335,11 @@ def _search(settings, shape: lm.ModelConfig, host: list, hosts: int):
     yield sampling.sample(
         "search: candidates", solving, layout, fed=1, new=step, beside=judged
     )
+    if search.redraw:
+        fed = forest.bucket(step, 16)
+        yield sampling.sample(
+            "search: redraw", solving, layout, fed=fed, new=step, beside=judged
+        )
     yield sampling.extend("judge: prefill", judging, solve)
     if judge.mode == "generate":
         calls = kind.choose(settings).judgments.calls

@@ -102,6 +102,7 @@ SETTINGS: dict[str, Range | tuple[str, ...]] = {
     "search.width": Range(2, 1000),
     "search.temperature": _WARMTH,
     "search.top_p": _NUCLEUS,
+    "search.redraw": Range(0, 0.5),
     "search.max_expansions": Range(1, 1_000_000),
     "search.on_tie": ("back", "append"),
     "search.on_reject": ("append", "resample"),

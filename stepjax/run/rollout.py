@@ -249,6 +249,7 @@ def _proposer(run: Run, solver: Sampler, iteration: int) -> Callable:
         max_tokens=run.kind.candidate_tokens,
         iteration=iteration,
         seed=seed,
+        redraw=options.redraw,
     )
 
 

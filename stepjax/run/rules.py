@@ -170,6 +170,12 @@ def _search(config: Any) -> Iterator[Rule]:
         search.temperature != 0 or is_own(search.propose_by),
     )
     yield (
+        "search.redraw",
+        search.redraw,
+        f"0 with search.propose_by={search.propose_by!r}, whose samples are its own",
+        not (search.redraw and is_own(search.propose_by)),
+    )
+    yield (
         "search.max_step_tokens",
         search.max_step_tokens,
         f"less than search.context_tokens={search.context_tokens}, which also has to "

@@ -15,6 +15,11 @@ from stepjax.run import ranges
             "search.temperature=0.0; expected above 0, or all candidates of a step",
         ),
         ({"search.temperature": 0.0, "search.propose_by": "module:function"}, ""),
+        ({"search.redraw": 0.01}, ""),
+        (
+            {"search.redraw": 0.01, "search.propose_by": "module:function"},
+            "search.redraw=0.01; expected 0 with search.propose_by='module:function'",
+        ),
         (
             {"search.context_tokens": 64, "search.max_step_tokens": 64},
             "search.max_step_tokens=64; expected less than search.context_tokens=64",

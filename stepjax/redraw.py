@@ -1,0 +1,136 @@
+"""Samples that repeat an earlier one, drawn again where the model was not sure.
+
+A model that is sure of a step writes it nearly every time, also where it is wrong: a
+search that should compare w steps then has one or two. Here repeated samples are
+replaced by others. What was drawn is kept as a tree of tokens, in which each node knows
+how much probability its tokens leave to others. A new sample leaves the tree where this
+is most, with a token that no earlier sample has there, and the model goes on from it.
+Where less than a given probability is left at every node, nothing is drawn again.
+
+The token is drawn without replacement as in arXiv 2002.09067 ("Incremental Sampling
+Without Replacement for Sequence Models"). There the node is drawn too; taking the one
+with the most probability gives fewer steps that are only spelt in an unusual way.
+"""
+
+import dataclasses
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stepjax.lm import draws
+from stepjax.lm.generate import Begun
+from stepjax.lm.layout import Ids
+from stepjax.lm.sampler import Decoding, SampledRow, Sampler, sampled_row
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaving:
+    """Where a new sample leaves the tree.
+
+    Attributes:
+      ids: its first tokens, which it shares with others; often none.
+      logps: their log-probabilities.
+      excluded: ids that the token behind them is not.
+    """
+
+    ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    excluded: tuple[int, ...]
+
+
+def leavings(samples: Sequence[SampledRow], count: int, least: float) -> list[Leaving]:
+    """Returns where new samples leave the tree of those that were drawn.
+
+    Two of them may leave at the same node: each that does halves what counts as left
+    there.
+
+    Args:
+      samples: what was drawn behind one context, at least one.
+      count: of new samples.
+      least: probability that must be left at a node.
+
+    Returns:
+      At most `count`, those with the most probability first.
+    """
+    after: dict[tuple[int, ...], dict[int, float]] = {}
+    for row in samples:
+        for place, (token, logp) in enumerate(zip(row.ids, row.logps, strict=False)):
+            after.setdefault(row.ids[:place], {})[token] = float(logp)
+    reached, heap = {(): 0.0}, []
+    for ids, tokens in after.items():  # what is behind a node was put in after it
+        reached |= {(*ids, token): reached[ids] + p for token, p in tokens.items()}
+        others = 1 - sum(map(math.exp, tokens.values()))
+        heapq.heappush(heap, (-math.exp(reached[ids]) * others, ids))
+    found: list[Leaving] = []
+    while len(found) < count and heap and -heap[0][0] >= least:
+        left, ids = heap[0]
+        heapq.heapreplace(heap, (left / 2, ids))
+        logps = [after[ids[:place]][token] for place, token in enumerate(ids)]
+        found.append(Leaving(ids, tuple(logps), tuple(after[ids])))
+    return found
+
+
+def redraw_repeated(
+    sampler: Sampler,
+    contexts: Mapping[int, Ids],
+    paths: Mapping[int, Sequence[Sequence[int]]],
+    rows: Mapping[int, Sequence[SampledRow]],
+    decoding: Decoding,
+    *,
+    least: float,
+    turn: int,
+) -> dict[int, list[SampledRow]]:
+    """Draws as many new samples at each slot as there repeat an earlier one.
+
+    Two of the new ones may be the same, since they are drawn together.
+
+    Args:
+      sampler: it holds the contexts without their last ids.
+      contexts: slot → all ids that its rows continue.
+      paths: slot → key path of each row.
+      rows: slot → what was sampled so far.
+      decoding: how it was sampled.
+      least: probability, at temperature 1, that must be left where a new one begins.
+      turn: how often this was done before, from 1.
+
+    Returns:
+      Slot → new samples; without the slots that have none.
+    """
+    count, width = len(sampler.held), len(next(iter(paths.values())))
+    places: dict[int, list[Leaving]] = {}
+    for slot, sampled in rows.items():
+        missing = width - len({row.ids for row in sampled})
+        if found := leavings(sampled, missing, least):
+            places[slot] = found
+    if not places:
+        return {}
+    table = np.asarray(decoding.stops)
+    fed: list[list[Ids]] = [[()] * width for _ in range(count)]
+    keys = np.zeros((count, width, draws.PATH_LENGTH), np.uint32)
+    excluded = np.full((count, width, width), table.shape[1], np.int32)
+    stop = np.zeros((count, width), np.int32)
+    for slot, found in places.items():
+        for number, place in enumerate(found):
+            fed[slot][number] = (contexts[slot][-1], *place.ids)
+            keys[slot, number] = draws.redrawn_path(paths[slot][number], turn)
+            excluded[slot, number, : len(place.excluded)] = place.excluded
+            for token in place.ids:
+                stop[slot, number] = table[stop[slot, number], token]
+    begun = Begun(excluded, stop)
+    out = sampler.sample(fed, keys, decoding, slots=range(count), begun=begun)
+    drawn = {}
+    for slot, found in places.items():
+        drawn[slot] = [
+            _joined(place, sampled_row(out, slot, number), decoding.budget)
+            for number, place in enumerate(found)
+        ]
+    return drawn
+
+
+def _joined(place: Leaving, row: SampledRow, budget: int) -> SampledRow:
+    """Returns a whole sample; one that is longer than the budget is cut off."""
+    ids, logps = place.ids + row.ids, np.array(place.logps + tuple(row.logps))
+    fits = len(ids) <= budget
+    return SampledRow(ids[:budget], row.stopped and fits, logps[:budget])
