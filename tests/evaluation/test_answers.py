@@ -153,6 +153,28 @@ def _items(text):
     return all(typesetting.parse(item).body for item in answers._readings(text)[0])
 
 
+# Of these rows of MATH "answer" is the last box of the solution only, and the form that
+# people wrote is the whole answer of several boxes.
+OF_SEVERAL_BOXES = {2549, 2656, 2703, 2716, 2912, 2936, 4559, 4562, 4860}
+
+
+@pytest.mark.skipif(
+    "STEPJAX_DATA" not in os.environ,
+    reason="STEPJAX_DATA is unset: no folder with eval/math.jsonl to read",
+)
+def test_forms_of_people_mean_the_answer():
+    path = pathlib.Path(os.environ["STEPJAX_DATA"], "eval", "math.jsonl")
+    forms, differing = 0, set()
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        row = json.loads(line) if line else {}
+        for form in row.get("human_answers", ()):
+            forms += 1
+            if not answers.equivalent(form, row["answer"]):
+                differing.add(int(row["id"].rpartition("/")[2]))
+    assert forms > 3900
+    assert differing == OF_SEVERAL_BOXES
+
+
 @pytest.mark.skipif(
     "STEPJAX_DATA" not in os.environ,
     reason="STEPJAX_DATA is unset: no folder with eval/*.jsonl to read",
