@@ -1,10 +1,10 @@
 """Samples that repeat an earlier one, drawn again where the model was not sure.
 
 A model that is sure of a step writes it nearly every time, also where it is wrong: a
-search that should compare w steps then has one or two. Here repeated samples are
-replaced by others. What was drawn is kept as a tree of tokens, in which each node knows
-how much probability its tokens leave to others. A new sample leaves the tree where this
-is most, with a token that no earlier sample has there, and the model goes on from it.
+search that should compare w steps then has one or two. Here another sample is drawn for
+each repeated one, which still counts. What was drawn is seen as a tree of tokens: at
+each node, some probability is left for tokens that no sample has there. A new sample
+leaves the tree where most is left, with such a token, and the model goes on from it.
 Where less than a given probability is left at every node, nothing is drawn again.
 
 The token is drawn without replacement as in arXiv 2002.09067 ("Incremental Sampling
@@ -102,7 +102,7 @@ def redraw_repeated(
     places: dict[int, list[Leaving]] = {}
     for slot, sampled in rows.items():
         missing = width - len({row.ids for row in sampled})
-        if found := leavings(sampled, missing, least):
+        if missing and (found := leavings(sampled, missing, least)):
             places[slot] = found
     if not places:
         return {}

@@ -5,8 +5,8 @@ around its letter at most: "[[ A ]]", "[[**A**]]". Its square brackets may be es
 as in Markdown: "\[\[A\]\]". `find` takes the last mark that the judge gives. It only
 mentions a mark that
 
-- stands in a thought: between <think> and </think>, behind a <think> that is never
-  closed, or before a </think> that the prompt has opened;
+- stands in a thought: between <think> and </think>, or up to the end of the text if
+  </think> is missing; or before a </think> whose <think> was the end of the prompt;
 - stands in an echo of the prompt: in a line of it that names two sides, or between the
   lines that frame the question, the steps or a candidate there; behind a first line in
   [ ] or < >, also where the second line lacks;
@@ -27,10 +27,11 @@ Emphasis and other text around a mark change nothing: "**[[A]]**", "Verdict: [[A
 
 A mark has a condition where
 
-- "means", "stands for", "=", "if", "when", "whenever", "unless" or "in case" comes
-  right behind it ("[[A]] if candidate A is better");
-- its sentence begins with one of the last five, or with "so", "now", "then", "well",
-  "and" or "but" before it, and what follows, up to a comma, is about a side ("if A
+- it is explained: "means", "stands for" or "=" comes right behind it;
+- a word of a condition comes right behind it: "if", "when", "whenever", "unless" or "in
+  case" ("[[A]] if candidate A is better");
+- its sentence begins with a word of a condition, perhaps behind "so", "now", "then",
+  "well", "and" or "but", and the text up to the next comma is about a side ("if A
   divides by 0, ...", "when the first one ...") or says how one is ("better", "right",
   "equal", ...). Other conditions count only where a mark of another side beside it has
   one too ("If x is 5, [[A]]. If x is 6, [[B]].");

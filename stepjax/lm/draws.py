@@ -207,7 +207,8 @@ def without(logits: jax.Array, excluded: jax.Array) -> jax.Array:
 
     Args:
       logits: [G, W, V].
-      excluded: ids, [G, W, B] int32; V or more stands for no token.
+      excluded: ids of these tokens, [G, W, B] int32. An id of V or more is not in the
+        vocabulary, so that it fills up short rows.
     """
     group = jnp.arange(logits.shape[0])[:, None, None]
     row = jnp.arange(logits.shape[1])[:, None]

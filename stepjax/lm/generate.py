@@ -69,8 +69,8 @@ class Begun(NamedTuple):
     """What is known of samples whose first tokens are given, at the end of prompts.
 
     Attributes:
-      excluded: ids that the next token of a row is not, [G, W, B] int32; V or more
-        excludes nothing. At least one allowed id must be left.
+      excluded: ids that the next token of a row must not be, [G, W, B] int32; see
+        `draws.without`. At least one allowed id must be left.
       stop: state of each row in the stop table behind the given tokens, [G, W] int32.
     """
 
