@@ -43,15 +43,15 @@ _STEP = re.compile(
     r"Step ([1-9]): ([0-9])\*([0-9])\+([0-9])=([0-9])(?:; \\boxed\{([0-9])\})?"
 )
 
-_PIECE = re.compile(r"Step [0-9]: |[*+][0-9]|; \\boxed\{| \([AB+-]\) |\[\[[AB]]]|.")
+_PIECE = re.compile(r"Step [0-9]: |[*+][0-9]|; \\boxed\{| \([AB+-]\) |Check: |.")
 _WORDS = [f"*{factor}" for factor in _FACTORS] + [f"+{addend}" for addend in _ADDENDS]
 _WORDS += [" (A) ", " (B) ", ", ", "; \\boxed{", " [[A]]", " [[B]]"]
 _WRONG_BOX = 0.3  # share of the garbled steps in which only the box is wrong
 _CUT = 0.3  # share of those whose end is replaced by other pieces
 _SPAN = 2  # most pieces that are left out and put in at one place
 _LONGEST = 10  # pieces of a garbled step, without its marker
-_JUDGED = (" (+) ", " (-) ", "? ", "?", "[[A]]", "[[B]]")  # words of judgments
-_JUNK = (*_WORDS, *_JUDGED, *"0123456789=}")  # pieces that garbling puts in
+_JUDGED = (" (+) ", " (-) ", "? ", "?", "Check: ")  # words of judgments
+_JUNK = (*_WORDS[:-2], *_JUDGED, *"0123456789=}")  # what garbling puts in: no verdict
 
 
 class Solved(NamedTuple):

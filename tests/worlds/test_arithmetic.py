@@ -173,7 +173,6 @@ def test_comparisons_after_a_wrong_step_and_of_a_last_step():
         (0, "Step 1: 8*3+4=8", "8*3"),
         (0, "Step 1: 8*7+4=0; \\boxed{0}", "8*7+4=0; \\boxed{"),
         (0, "Step 1: ? (-) [[A]]", "?"),
-        (0, "Step 1: [[A]]", "[[A]]"),
         (0, "Step 1:  (-) 8", " (-) "),
         (0, "Step 1: Step 1: 8", "Step 1: "),
         (0, "Step 2: 8*7+4=0", "Step 2: "),
