@@ -44,14 +44,16 @@ _STEP = re.compile(
 )
 
 _PIECE = re.compile(r"Step [0-9]: |[*+][0-9]|; \\boxed\{| \([AB+-]\) |Check: |.")
+_MARKERS = [f"Step {number}: " for number in range(1, _MOST_OPERATIONS + 1)]
 _WORDS = [f"*{factor}" for factor in _FACTORS] + [f"+{addend}" for addend in _ADDENDS]
 _WORDS += [" (A) ", " (B) ", ", ", "; \\boxed{", " [[A]]", " [[B]]"]
 _WRONG_BOX = 0.3  # share of the garbled steps in which only the box is wrong
-_CUT = 0.3  # share of those whose end is replaced by other pieces
+_DOUBLED = 0.3  # share of the others in which one piece is written twice
+_CUT = 0.3  # share of the rest in which other pieces take the place of the end
 _SPAN = 2  # most pieces that are left out and put in at one place
 _LONGEST = 10  # pieces of a garbled step, without its marker
 _JUDGED = (" (+) ", " (-) ", "? ", "?", "Check: ")  # words of judgments
-_JUNK = (*_WORDS[:-2], *_JUDGED, *"0123456789=}")  # what garbling puts in: no verdict
+_JUNK = (*_WORDS[:-2], *_MARKERS, *_JUDGED, *"0123456789=}")  # no verdict is put in
 
 
 class Solved(NamedTuple):
@@ -299,11 +301,11 @@ def garble(step: str, rng: random.Random) -> str:
     r"""Spoils the form of a step, as a model does that is unsure.
 
     The marker stays. In 30 % of the draws only the \boxed{} is wrong: that of a last
-    step is missing or holds another digit, or another step has one. Otherwise other
-    pieces come in, so that `read_step` cannot read the text: in 30 % at the end, where
-    they replace all that follows some place, else at one place or at two. Half of these
-    pieces are copied from the step itself, half are any words of this world, also of
-    its judgments.
+    step is missing or holds another digit, or another step has one. Otherwise
+    `read_step` cannot read the text: in 30 % a piece is written twice, else other
+    pieces come in, at the end, where they replace all that follows some place, or at
+    one place or two. Half of these pieces are copied from the step itself, half are any
+    words of this world, also of its judgments.
 
     Args:
       step: a step of this world.
@@ -314,7 +316,10 @@ def garble(step: str, rng: random.Random) -> str:
         return _wrongly_boxed(step, rng)
     while True:
         pieces = _PIECE.findall(step.removeprefix(marker))
-        if rng.random() < _CUT:
+        if rng.random() < _DOUBLED:
+            place = rng.randrange(len(pieces))
+            pieces.insert(place, pieces[place])
+        elif rng.random() < _CUT:
             place = rng.randrange(len(pieces))
             pieces[place:] = _other_pieces(pieces, 2 * _SPAN, rng)
         else:
@@ -361,8 +366,7 @@ def train_tokenizer(directory: str | Path) -> None:
       directory: folder for ``tokenizer.model`` (sentencepiece) and, with the same ids,
         ``tokenizer.json`` and ``tokenizer_config.json`` (transformers); made if absent.
     """
-    words = [f"Step {number}: " for number in range(1, _MOST_OPERATIONS + 1)]
-    words += [*_WORDS, "Check: ", "(A)\n", "(B)\n", "[[A]]", "[[B]]", "\n"]
+    words = [*_MARKERS, *_WORDS, "Check: ", "(A)\n", "(B)\n", "[[A]]", "[[B]]", "\n"]
     words += ["(?)\n", " (+) ", " (-) "]
     tokens.train_tokenizer(directory, words, solve("8*7+4*4+2*3+1").steps)
 

@@ -10,7 +10,7 @@ from stepjax.records import Comparison, Problem, Question, Solution, StepLabels
 from stepjax.worlds import arithmetic as world
 
 _AFTER_MISTAKE = 0.2  # share of the comparisons after step 1 that follow a wrong step
-_GARBLED = 0.2  # share of the wrong steps that do not even have the form of a step
+_GARBLED = 0.25  # share of the wrong steps that do not even have the form of a step
 _LABELLED_WRONG = 0.4  # share of the labelled steps that are wrong
 
 
@@ -151,7 +151,7 @@ def solution(
 def step_labels(id: str, problem: str, rng: random.Random) -> StepLabels:
     """Writes a solution with wrong steps, and labels each step 1 (right) or 0.
 
-    40 % of the steps are wrong, most of them by `arithmetic.corrupt`, 20 % of them by
+    40 % of the steps are wrong, most of them by `arithmetic.corrupt`, 25 % of them by
     `arithmetic.garble`. A step is right if it goes on rightly from the steps before it,
     even if those are wrong. After a garbled step nothing can go on, so the solution
     ends there.
@@ -176,7 +176,7 @@ def comparisons(
     """Compares two steps at a random place of a problem.
 
     In 20 % of the comparisons after step 1 an earlier step is wrong, and the steps
-    after it go on from its wrong result. 20 % of the wrong candidates are made by
+    after it go on from its wrong result. 25 % of the wrong candidates are made by
     `arithmetic.garble`, the rest by `arithmetic.corrupt`.
 
     Args:

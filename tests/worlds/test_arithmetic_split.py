@@ -153,6 +153,6 @@ def test_garbled_candidates_are_marked_and_lose(data):
                 ends = marked.endswith if side == "B" else marked.startswith
                 assert ends(f"{copied} (-) ")
                 assert row.verdict != side or due not in (row.a, row.b)
-    # A fifth of the wrong candidates, 0.7 + 2 * 0.3 of them per problem, shown twice.
-    expected = 1500 * 1.3 * 0.2
+    # A quarter of the wrong candidates, 0.7 + 2 * 0.3 of them per problem, shown twice.
+    expected = 1500 * 1.3 * 0.25
     assert abs(garbled / 2 - expected) < 5 * expected**0.5
