@@ -95,6 +95,22 @@ class Judgments(NamedTuple):
     sides: str = "AB"
 
 
+def check_verdict(row: Comparison, sides: str, source: str = "the rows") -> None:
+    """Raises ValueError for a verdict that the judge may not give.
+
+    Args:
+      row: from which the judge is to learn.
+      sides: what it can say, see `Judgments`.
+      source: where the row is from, for the message.
+    """
+    if row.verdict not in sides:
+        raise ValueError(
+            f"{source}: EFT row {row.id!r} has the verdict {row.verdict!r}; expected "
+            "'A' or 'B'. Set judge.tie=True for a judge that may say that neither step "
+            "is better."
+        )
+
+
 def comparisons(
     score: str = "sum", value: str = "hard", *, tie: bool = False
 ) -> Judgments:
@@ -121,12 +137,7 @@ def comparisons(
         return counted(count, verdicts, score)
 
     def example(codec: Codec, row: Comparison):
-        if row.verdict not in sides:
-            raise ValueError(
-                f"EFT row {row.id!r} has the verdict {row.verdict!r}; expected 'A' or "
-                "'B'. Set judge.tie=True for a judge that may say that neither step "
-                "is better."
-            )
+        check_verdict(row, sides)
         return *codec.comparison(row), prompts.verdict(codec.templates, row.verdict)
 
     def ends(templates: Templates) -> tuple[str, ...]:

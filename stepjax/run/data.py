@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from stepjax import prompts, records
+from stepjax import judge, prompts, records
 from stepjax.initial_data.formats import sources
 from stepjax.lm import files, gguf_files, gguf_tokenizer, hf_config, tokenizer
 from stepjax.prompts import Templates
@@ -236,6 +236,9 @@ def _eft(data: Data, kind: Kind, texts: Templates) -> dict[str, list]:
     """Reads the EFT rows; the last problems are kept to measure the judge."""
     how = {"texts": texts, "strict": data.strict}
     eft = _read("data.eft", data.eft, data.eft_format, kind.readers, **how)
+    for row in eft:
+        if isinstance(row, records.Comparison):
+            judge.check_verdict(row, kind.judgments.sides, data.eft)
     eft, heldout = hold_out(
         eft, "data.heldout_count", data.heldout_count, source=data.eft, left=0
     )

@@ -88,6 +88,15 @@ def test_malformed_rows_are_named_by_line(settings, tmp_path, name):
     refused(settings, tmp_path, place, "missing field 'problem'", "expected")
 
 
+def test_a_tie_in_the_eft_rows_is_refused_by_name(settings, tmp_path):
+    rows = [row | {"verdict": "C"} for row in ROWS["eft"]]
+    write(tmp_path, "eft", rows)
+    place = f"eft.jsonl: EFT row {rows[0]['id']!r} has the verdict 'C'"
+    refused(settings, tmp_path, place, "expected 'A' or 'B'", "judge.tie=True")
+    settings.judge.tie = True
+    Run(settings, tmp_path / "run")
+
+
 @pytest.mark.parametrize("key", ["ift", "eft", "question_file", "test"])
 def test_missing_files(settings, tmp_path, key):
     settings.data[key] = str(tmp_path / "nowhere.jsonl")
