@@ -47,6 +47,7 @@ _PIECE = re.compile(r"Step [0-9]: |[*+][0-9]|; \\boxed\{| \([AB+-]\) |Check: |."
 _MARKERS = [f"Step {number}: " for number in range(1, _MOST_OPERATIONS + 1)]
 _WORDS = [f"*{factor}" for factor in _FACTORS] + [f"+{addend}" for addend in _ADDENDS]
 _WORDS += [" (A) ", " (B) ", ", ", "; \\boxed{", " [[A]]", " [[B]]"]
+_WRONG_RESULT = 0.5  # share of the corrupted steps in which the digit alone is wrong
 _WRONG_BOX = 0.3  # share of the garbled steps in which only the box is wrong
 _DOUBLED = 0.3  # share of the others in which one piece is written twice
 _CUT = 0.3  # share of the rest in which other pieces take the place of the end
@@ -261,10 +262,11 @@ def until_wrong(step: str, right: str) -> str:
 def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
     r"""Makes a plausible wrong next step.
 
-    One of four things is wrong, each equally likely: the result digit alone, or the
-    running value, the factor or the addend, which is miscopied, with the result that
-    belongs to the miscopy. That result may be the right one, as in ``5*7+1=6`` where
-    ``5*3+1=6`` is due. The \boxed{} of a last step agrees with the result.
+    In half of the draws the result digit alone is wrong, as it mostly is in the steps
+    that a model samples. Otherwise the running value, the factor or the addend is
+    miscopied, each equally likely, with the result that belongs to the miscopy. That
+    result may be the right one, as in ``5*7+1=6`` where ``5*3+1=6`` is due. The
+    \boxed{} of a last step agrees with the result.
 
     Args:
       problem: problem text.
@@ -285,15 +287,15 @@ def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
         )
     step = read_step(right)
     value, factor, addend = step.operands
-    kinds = [
-        [(step.operands, digit) for digit in range(10)],
+    miscopied = [
         [_worked(other, factor, addend) for other in range(10)],
         [_worked(value, other, addend) for other in _FACTORS],
         [_worked(value, factor, other) for other in _ADDENDS],
     ]
     due = step.operands, step.result
-    wrong = [[other for other in kind if other != due] for kind in kinds]
-    operands, result = rng.choice(rng.choice(wrong))
+    digits = [(step.operands, digit) for digit in range(10)]
+    kind = digits if rng.random() < _WRONG_RESULT else rng.choice(miscopied)
+    operands, result = rng.choice([other for other in kind if other != due])
     return _step_text(step.number, operands, result, step.boxed is not None)
 
 

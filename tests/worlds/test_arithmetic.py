@@ -124,7 +124,8 @@ def test_corruptions_have_the_documented_kinds_and_shares():
             assert now[2] in "3479" and now[3] in "123456"
         kinds[changed[0] if changed else 0] += 1
     assert set(kinds) == {0, 1, 2, 3}
-    assert all(abs(count / 3000 - 0.25) < 0.04 for count in kinds.values())
+    assert abs(kinds[0] / 3000 - 1 / 2) < 0.04
+    assert all(abs(kinds[place] / 3000 - 1 / 6) < 0.03 for place in (1, 2, 3))
 
 
 def test_a_miscopy_may_have_the_right_result():
