@@ -70,7 +70,7 @@ def get_config():
     c.search.context_tokens = 96
     c.search.slots = 128
     c.judge.score = "consistent"
-    c.judge.max_tokens = 32
+    c.judge.max_tokens = 36
     c.srlm.max_tokens = 50
     c.judge.context_tokens = 96
     c.judge.rows = 2

@@ -10,7 +10,7 @@ the last digit kept. One step is one block, its product not written down:
 
 Judging is easier than solving, as the judge may write the product: for the candidates
 ``Step 1: 8*7+4=0`` and ``Step 1: 5*7+4=9`` it writes
-``Check: 8*7=6, 6+4=0, 0 (+) 9 (-) [[A]]``.
+``Check: 8*7=6, 8*7+4=0, 8*7+4=0 (+) 5 (-) [[A]]``.
 
 There are 24 blocks, so 240 different steps (a digit and a block), and two things make
 the world a test (`Split`). First, the author of the solutions cannot work out some of
@@ -233,11 +233,10 @@ def with_result(step: str, digit: int) -> str:
 
 
 def working(right: str) -> str:
-    """The two look-ups of a right step, written out: "8*7=6, 6+4=0"."""
+    """Works a right step out: "8*7=6, 8*7+4=0", the product, then what is due."""
     step = read_step(right)
     product = step.value * step.factor % 10
-    first = f"{step.value}*{step.factor}={product}"
-    return f"{first}, {product}+{step.addend}={step.result}"
+    return f"{step.value}*{step.factor}={product}, {right.split(': ', 1)[1]}"
 
 
 def until_wrong(step: str, right: str) -> str:
