@@ -285,6 +285,8 @@ def _moved(module, items, item: Instruction) -> int:
     if item.opcode == "fusion":
         inside = module[_called(item, "calls")]
         return _fusion(module, inside, kinds, item)
+    if stated := re.search(r'"bytes_accessed":"?(\d+)', item.rest):  # a Pallas kernel
+        return int(stated[1])
     if item.opcode in ("dynamic-slice", "slice", "gather"):
         return _hbm(kinds[0], size(item.type, "any")) + size(item.type)
     if item.opcode == "dynamic-update-slice":
