@@ -89,25 +89,23 @@ def forward(
     real = index >= start[..., None]  # [G, W, T]
     causal = real[:, :, None, :] & (index[:, None] >= index)
     dtype = _layer(shared[0].cache, 0).key.dtype
-    valid = [
-        _keys(_layer(level.cache, 0)) < level.length[..., None] for level in shared
-    ]
-
     kernel = kernel if tokens.shape[-1] == 1 else None
-    cached = _for_kernel(shared, suffix, reach, start) if kernel else []
+    plain = [] if kernel else shared
+    valid = [_keys(_layer(level.cache, 0)) < level.length[..., None] for level in plain]
+    for_kernel = _for_kernel(shared, suffix, reach, start) if kernel else []
 
     def attend(number, caches, query, key, value):
         """Attends to caches of a layer and to the new tokens; keeps the latter."""
-        new = lm.KeyValues(*(x.transpose(0, 3, 1, 2, 4) for x in (key, value)))
-        new = jax.tree.map(lambda x: x.astype(dtype), new)
-        own = [attention.Level(*new, causal)]
-        if kernel:
-            levels = [(x._replace(layer=number), read) for x, read in cached]
-            return kernel(query, levels, own[0]), new
         levels = [
             attention.Level(*cache, mask[:, :, None])
             for cache, mask in zip(caches, valid, strict=True)
         ]
+        new = lm.KeyValues(*(x.transpose(0, 3, 1, 2, 4) for x in (key, value)))
+        new = jax.tree.map(lambda x: x.astype(dtype), new)
+        own = [attention.Level(*new, causal)]
+        if kernel:
+            cached = [(x._replace(layer=number), read) for x, read in for_kernel]
+            return kernel(query, cached, *own), new
         if suffix is not None:
             cache = _of_layer(suffix.cache, number, reach)
             at = _keys(cache)
@@ -128,13 +126,13 @@ def forward(
     if one_by_one:
         every = []
         for number, of_layer in enumerate(params["layers"]):
-            own = [_layer(level.cache, number) for level in shared]
+            own = [_layer(level.cache, number) for level in plain]
             here = None if local is None else int(config.local_layers[number])
             hidden, new = layer(hidden, (of_layer, number, here, own))
             every.append(new)
         new = tuple(every)
     else:
-        caches = [] if kernel else [level.cache for level in shared]
+        caches = [level.cache for level in plain]
         inputs = params["layers"], jnp.arange(config.num_layers), local, caches
         hidden, new = jax.lax.scan(layer, hidden, inputs, unroll=lm.unroll(config))
     norm = lm.norm(config)
