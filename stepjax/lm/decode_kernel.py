@@ -30,7 +30,7 @@ from stepjax.lm import attention, sharding
 
 # Chips with two cores that JAX shows as one device, by the names that it has for them.
 _TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")
-_LANES = 128  # blocks are multiples of it
+_LANES, _SUBLANES = 128, 8  # a tile; blocks of keys are multiples of 128
 _LARGEST = 1024  # keys of one cache in a block
 _TOGETHER = 2048  # keys of several caches in a block
 _SCORES = 1 << 18  # most scores of a block; float32, so 1 MiB
@@ -96,6 +96,10 @@ def attend(
     levels, reaches = zip(*cached, strict=True)
     groups, width, _, heads, size = query.shape
     query = query.reshape(groups, width, new.key.shape[1], -1, size).swapaxes(1, 2)
+    heads_of_a_key = query.shape[3]
+    # With whole tiles XLA takes the queries of several rows together without a copy.
+    padding = -heads_of_a_key % _SUBLANES
+    query = jnp.pad(query, ((0, 0),) * 3 + ((0, padding), (0, 0)))
 
     def on_a_device(query, levels, new):
         rows = query.shape[:4]  # [G, K, W, J]
@@ -130,7 +134,7 @@ def attend(
             out_specs=by_head,
             check_vma=False,
         )
-    out = on_a_device(query, list(levels), new)
+    out = on_a_device(query, list(levels), new)[:, :, :, :heads_of_a_key]
     return out.swapaxes(1, 2).reshape(groups, width, 1, heads, size)
 
 
