@@ -1,10 +1,10 @@
 """Attention of a decoding step over cached keys, as a TPU kernel (Pallas).
 
-In a decoding step every row has one new token. On a chip with two cores (v4, v5p) XLA
-writes the result of every matrix product to HBM, and so also the scores of all rows on
-a context, which are then read twice. Here scores never leave the chip: keys and values
-pass through it once, block by block, and a running softmax keeps a maximum, a sum and
-the mixed values of each query (FlashAttention, arXiv 2205.14135).
+In a decoding step every row has one new token. On v5p XLA writes the result of every
+matrix product to HBM, and so also the scores of all rows on a context, which are then
+read twice. Here scores never leave the chip: keys and values pass through it once,
+block by block, and a running softmax keeps a maximum, a sum and the mixed values of
+each query (FlashAttention, arXiv 2205.14135).
 
 Keys and values are those of all layers, and the kernel fetches the blocks of one layer:
 a layer that is cut out before would be a copy in HBM.
@@ -28,8 +28,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from stepjax.lm import attention, sharding
 
-# Chips with two cores that JAX shows as one device, by the names that it has for them.
-_TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")
+_V5P = ("TPU v5", "TPU v5p")  # names that JAX has for it
 _LANES, _SUBLANES = 128, 8  # a tile; blocks of keys are multiples of 128
 _LARGEST = 1024  # keys of one cache in a block
 _TOGETHER = 2048  # keys of several caches in a block
@@ -59,16 +58,16 @@ class Cached(NamedTuple):
 def choose(kind: str, mesh: Mesh | None) -> Callable[..., jax.Array] | None:
     """Returns `attend` for a mesh, or None where plain JAX is to be used.
 
-    "auto" is the kernel on chips with two cores, and plain JAX elsewhere: on other TPUs
-    XLA keeps scores on the chip by itself. "kernel" runs interpreted on other
-    platforms, for tests.
+    "auto" is the kernel on v5p, and plain JAX elsewhere: for v4 and v5e XLA keeps
+    scores on the chip by itself, seen in their compiled programs. "kernel" runs
+    interpreted on other platforms, for tests.
 
     Args:
       kind: ``model.attention``, one of `attention.KINDS`.
       mesh: whose devices run it; None for the default backend.
     """
     device = mesh.devices.flat[0] if mesh else jax.devices()[0]
-    if kind != "kernel" and (kind != "auto" or device.device_kind not in _TWO_CORES):
+    if kind != "kernel" and (kind != "auto" or device.device_kind not in _V5P):
         return None
     return functools.partial(attend, mesh=mesh, interpret=device.platform != "tpu")
 

@@ -167,7 +167,7 @@ def test_sampling_with_the_kernel_gives_the_numbers_of_plain_jax(layers, shape):
         assert len(np.unique(a.tokens)) > 10
 
 
-def test_auto_takes_the_kernel_on_chips_with_two_cores():
+def test_auto_takes_the_kernel_on_v5p():
     def chosen(kind, device_kind, platform="tpu"):
         device = types.SimpleNamespace(device_kind=device_kind, platform=platform)
         mesh = types.SimpleNamespace(devices=np.array([device]))
@@ -175,11 +175,11 @@ def test_auto_takes_the_kernel_on_chips_with_two_cores():
         return found and found.keywords["interpret"]
 
     assert decode_kernel.choose("auto", None) is None
-    for two_cores in ("TPU v4", "TPU v5"):  # v5 is v5p
-        assert chosen("auto", two_cores) is False
-        assert chosen("chunks", two_cores) is None
-    for one_core in ("TPU v5 lite", "TPU v6 lite"):
-        assert chosen("auto", one_core) is None
-        assert chosen("kernel", one_core) is False
+    for v5p in ("TPU v5", "TPU v5p"):
+        assert chosen("auto", v5p) is False
+        assert chosen("chunks", v5p) is None
+    for other in ("TPU v4", "TPU v5 lite", "TPU v6 lite"):
+        assert chosen("auto", other) is None
+        assert chosen("kernel", other) is False
     assert chosen("kernel", "cpu", "cpu") is True
     assert chosen("auto", "NVIDIA H100", "gpu") is None

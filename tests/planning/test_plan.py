@@ -191,7 +191,7 @@ def test_a_training_step_and_a_decoding_loop_compile_for_tpu(capfd):
 
 @needs_libtpu
 @pytest.mark.parametrize(("name", "kernel"), [("v5p:2x2x1", True), ("v5e:2x2", False)])
-def test_decoding_runs_the_kernel_where_a_chip_has_two_cores(name, kernel):
+def test_decoding_runs_the_kernel_on_v5p_only(name, kernel):
     tpu_slice = slices.topology(name)
     devices = slices.devices(tpu_slice)
     _, decode, *_ = programs.programs(from_config(tiny()), devices, ("search",))
