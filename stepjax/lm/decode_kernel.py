@@ -29,7 +29,8 @@ from jax.sharding import Mesh, PartitionSpec
 from stepjax.lm import attention, sharding
 
 _V5P = ("TPU v5", "TPU v5p")  # names that JAX has for it
-_LANES, _SUBLANES = 128, 8  # a tile; blocks of keys are multiples of 128
+_SUBLANES = 8  # rows of a tile of float32
+_ROWS = 16  # rows of a tile of bfloat16; blocks of keys are multiples of it
 _LARGEST = 1024  # keys of one cache in a block
 _TOGETHER = 2048  # keys of several caches in a block
 _SCORES = 1 << 18  # most scores of a block; float32, so 1 MiB
@@ -145,12 +146,12 @@ def block_shape(caches: int, queries: int, keys: int) -> tuple[int, int]:
     Args:
       caches: N; the result's number of caches divides it.
       queries: Q.
-      keys: S, or as many of them as are read; the result's is a multiple of 128.
+      keys: S, or as many of them as are read; the result's is a multiple of 16.
     """
-    most = max(1, min(_LARGEST, _SCORES // queries) // _LANES)
-    lanes = -(-keys // _LANES)
-    blocks = -(-lanes // most)
-    block = _LANES * -(-lanes // blocks)  # as few blocks, of one size
+    most = max(1, min(_LARGEST, _SCORES // queries) // _ROWS)
+    tiles = -(-keys // _ROWS)
+    count = -(-tiles // most)
+    block = _ROWS * -(-tiles // count)  # as few blocks, of one size
     together = [n for n in range(1, caches + 1) if caches % n == 0]
     return max(n for n in together if n == 1 or n * block <= _TOGETHER), block
 
@@ -158,18 +159,21 @@ def block_shape(caches: int, queries: int, keys: int) -> tuple[int, int]:
 def bytes_moved(query: jax.Array, key: jax.Array, reach: int) -> int:
     """Returns the bytes that the kernel reads from HBM and writes to it, at most.
 
-    Queries, and the keys and values of one layer up to `reach`, are read once; the
-    output and its log-sums, both float32, are written once. Blocks behind the end of a
-    cache are not read in fact.
+    Queries, and all blocks of keys and values of one layer up to `reach`, are read
+    once; the output and its log-sums, both float32, are written once. Blocks behind the
+    end of a cache are not read in fact.
 
     Args:
       query: [G, K, N, Q, D].
       key: [L, G, K, N, S, D].
       reach: how many keys of each cache are read.
     """
+    *_, caches, queries, size = query.shape
+    _, block = block_shape(caches, queries, reach)
     layers, keys = key.shape[0], key.shape[4]
-    read = query.nbytes + 2 * key.nbytes // layers // keys * min(reach, keys)
-    return read + 4 * (query.size + query.size // query.shape[-1])
+    read = min(block * pl.cdiv(reach, block), keys)  # the last block is read whole
+    read = query.nbytes + 2 * key.nbytes // layers // keys * read
+    return read + 4 * (query.size + query.size // size)
 
 
 def blocks(query: jax.Array, key: jax.Array, reach: int):

@@ -87,10 +87,11 @@ def test_bfloat16_products_are_summed_in_float32():
         (1, 42, 1792, (1, 896)),
         (1, 210, 16384, (1, 1024)),
         (1, 1000, 1792, (1, 256)),
-        (6, 7, 257, (3, 384)),
-        (30, 7, 896, (2, 896)),
-        (7, 7, 300, (1, 384)),
-        (1, 10**6, 500, (1, 128)),
+        (6, 8, 129, (6, 144)),
+        (6, 8, 257, (6, 272)),
+        (30, 8, 896, (2, 896)),
+        (7, 8, 300, (1, 304)),
+        (1, 10**6, 500, (1, 16)),
     ],
 )
 def test_shapes_of_blocks(caches, queries, keys, shape):
@@ -123,12 +124,11 @@ def test_the_stated_bytes_are_those_of_the_blocks_that_are_moved():
         return total
 
     stated = decode_kernel.bytes_moved(query, level.key, reach)
-    block = decode_kernel.block_shape(CACHES, QUERIES, reach)[1]
-    whole = min(-(-reach // block) * block, keys)  # the last block is read whole
-    of_a_key = GROUPS * HEADS * CACHES * SIZE * 2
-    assert moved(begin + reach) == stated + 2 * (whole - reach) * of_a_key
-    shorter = moved(begin + 100)
-    assert stated - shorter == 2 * (reach - block) * of_a_key
+    assert moved(begin + reach) == stated
+    of_a_key = 2 * GROUPS * HEADS * CACHES * SIZE * 2  # and of its value
+    whole = min(grid[-1] * 736, keys)  # the last block is read whole
+    assert reads[1].block_shape[-2] == 736 and reach < whole == 2208
+    assert stated - moved(begin + 100) == (whole - 736) * of_a_key
 
 
 def candidates(sampler):
