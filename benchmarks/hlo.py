@@ -5,6 +5,11 @@ loop counts as often as it runs, a slice counts as the slice and not as the arra
 it is cut from, and arrays in a chip's vector memory (layouts with ``S(1)``) count for
 nothing, since they are not in HBM. Padding of tiles is not counted. How often a loop
 runs, its *trips*, is the constant in its condition.
+
+The text does not say which parts of its operands a Pallas kernel reads. It counts with
+the bytes that it states itself, and without a statement with all of its operands. What
+`stepjax.lm.decode_kernel` states is compared with the blocks that it moves in
+`tests/lm/test_decode_kernel.py`.
 """
 
 import dataclasses
@@ -285,6 +290,9 @@ def _moved(module, items, item: Instruction) -> int:
     if item.opcode == "fusion":
         inside = module[_called(item, "calls")]
         return _fusion(module, inside, kinds, item)
+    stated = re.search(r'"bytes_accessed":"?(\d+)', item.rest)
+    if stated and item.opcode == "custom-call":
+        return int(stated[1])
     if item.opcode in ("dynamic-slice", "slice", "gather"):
         return _hbm(kinds[0], size(item.type, "any")) + size(item.type)
     if item.opcode == "dynamic-update-slice":

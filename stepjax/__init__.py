@@ -129,6 +129,7 @@ The language model; it imports nothing of the above but forest and losses:
                     lora.py        adapters beside matrices that are not trained
                     int8.py        matrices of 8 bits, for sampling and judging
                     decode.py      the decoder behind cached contexts
+                    decode_kernel.py  its attention as a kernel for TPU v5p
                     generate.py    sample, score: behind shared contexts, on the device
                     sampler.py     Sampler: the same for lists of token ids; start here
                     layout.py      ragged prompts as arrays of few shapes

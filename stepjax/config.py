@@ -29,7 +29,8 @@ def default() -> ml_collections.ConfigDict:
     # the output of attention), "dots" (everything but matrix products).
     model.remat = "none"
     # How forest rows attend: "chunks", "kernel" (TPU), "cudnn" (GPU); "auto" takes the
-    # kernel on TPU and chunks elsewhere.
+    # kernel on TPU and chunks elsewhere. Decoding steps have a kernel too, which "auto"
+    # takes on v5p, and "kernel" everywhere.
     model.attention = "auto"
     # Shape of a random model; an hf: directory and a gguf: file bring their own.
     model.vocab_size = 0  # 0: the tokenizer's, rounded up to a multiple of 8

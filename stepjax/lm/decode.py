@@ -10,13 +10,13 @@ S keys of a cache, D head size, E hidden states.
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from stepjax.lm import attention
+from stepjax.lm import attention, decode_kernel
 from stepjax.lm import model as lm
 
 # Keys and values of all layers: arrays with an axis of layers, or a tuple of layers.
@@ -56,6 +56,7 @@ def forward(
     *,
     suffix: Suffix | None = None,
     reach: int | None = None,
+    kernel: Callable[..., jax.Array] | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Runs the decoder on tokens behind cached ones.
 
@@ -70,6 +71,8 @@ def forward(
         none.
       reach: how many keys of the suffix to read, at least `suffix.length`; None reads
         all.
+      kernel: what rows of one token attend with, from `decode_kernel.choose`; None
+        for plain JAX.
 
     Returns:
       Hidden states after the last norm, [G, W, T, E], and the keys and values of these
@@ -86,9 +89,10 @@ def forward(
     real = index >= start[..., None]  # [G, W, T]
     causal = real[:, :, None, :] & (index[:, None] >= index)
     dtype = _layer(shared[0].cache, 0).key.dtype
-    valid = [
-        _keys(_layer(level.cache, 0)) < level.length[..., None] for level in shared
-    ]
+    kernel = kernel if tokens.shape[-1] == 1 else None
+    plain = [] if kernel else shared
+    valid = [_keys(_layer(level.cache, 0)) < level.length[..., None] for level in plain]
+    for_kernel = _for_kernel(shared, suffix, reach, start) if kernel else []
 
     def attend(number, caches, query, key, value):
         """Attends to caches of a layer and to the new tokens; keeps the latter."""
@@ -99,6 +103,9 @@ def forward(
         new = lm.KeyValues(*(x.transpose(0, 3, 1, 2, 4) for x in (key, value)))
         new = jax.tree.map(lambda x: x.astype(dtype), new)
         own = [attention.Level(*new, causal)]
+        if kernel:
+            cached = [(x._replace(layer=number), read) for x, read in for_kernel]
+            return kernel(query, cached, *own), new
         if suffix is not None:
             cache = _of_layer(suffix.cache, number, reach)
             at = _keys(cache)
@@ -119,17 +126,32 @@ def forward(
     if one_by_one:
         every = []
         for number, of_layer in enumerate(params["layers"]):
-            own = [_layer(level.cache, number) for level in shared]
+            own = [_layer(level.cache, number) for level in plain]
             here = None if local is None else int(config.local_layers[number])
             hidden, new = layer(hidden, (of_layer, number, here, own))
             every.append(new)
         new = tuple(every)
     else:
-        caches = [level.cache for level in shared]
+        caches = [level.cache for level in plain]
         inputs = params["layers"], jnp.arange(config.num_layers), local, caches
         hidden, new = jax.lax.scan(layer, hidden, inputs, unroll=lm.unroll(config))
     norm = lm.norm(config)
     return norm.apply({"params": params["final_norm"]}, hidden), new
+
+
+def _for_kernel(shared, suffix, reach, start):
+    """Returns the cached keys as `decode_kernel.attend` takes them, without a layer."""
+    cached = [(x.cache, jnp.zeros_like(x.length), x.length, None) for x in shared]
+    if suffix is not None:
+        end = jnp.broadcast_to(suffix.length, start.shape)
+        cached.append((suffix.cache, start, end, reach))
+
+    def level(cache, begin, end, reach):
+        key, value = stack(cache)
+        read = reach or key.shape[-2]
+        return decode_kernel.Cached(key, value, None, begin, end), read
+
+    return [level(*x) for x in cached]
 
 
 def unstack(cache: Cache) -> Cache:

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from stepjax import losses
-from stepjax.lm import decode, draws
+from stepjax.lm import decode, decode_kernel, draws
 from stepjax.lm import model as lm
 
 _SHORTEST = 128  # new tokens that the first loop of `sample` may read
@@ -303,6 +303,10 @@ def sample(
     """
     groups, width, length = rows.prompts.shape
     config, stops = model.config, decoding.stops
+    kernel = decode_kernel.choose(config.attention, model.mesh)
+    if kernel and prefix.slots is None and length == 1:
+        # It reads each context up to its end only, and a cut would be a copy.
+        bucket = prefix.contexts.key.shape[3]
     shared = _shared(config, params, prefix, bucket)
     if isinstance(params["layers"], tuple):
         shared = [level._replace(cache=decode.unstack(level.cache)) for level in shared]
@@ -311,7 +315,7 @@ def sample(
     last_stop = stops.shape[0] - 1
 
     feed = functools.partial(
-        decode.forward, config, params, shared=shared, start=rows.start
+        decode.forward, config, params, shared=shared, start=rows.start, kernel=kernel
     )
 
     def pick(state: _State, hidden, excluded=None) -> _State:

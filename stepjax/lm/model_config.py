@@ -63,7 +63,8 @@ class ModelConfig:
       remat: what the backward pass computes again, one of `REMAT`. "none": nothing.
         "full": each block from its input. "attention": like "full", but the output of
         attention is kept (for TPU). "dots": all but the products with parameters.
-      attention: how forest rows attend, one of `attention.KINDS`.
+      attention: how forest rows attend, one of `attention.KINDS`; decoding steps, see
+        `decode_kernel.choose`.
       embedding_std: standard deviation of a random embedding.
       init_std: standard deviation of every other random matrix.
       adapters: trained beside the matrices of the layers (LoRA); None: there are none.

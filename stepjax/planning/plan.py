@@ -155,7 +155,7 @@ def counted(program: Program) -> flops.Flops:
     if not program.sequences:
         return whole
     before = flops.count(program.traced, program.devices, trips=0)
-    return flops.Flops(whole.products - before.products)
+    return flops.Flops(*(a - b for a, b in zip(whole, before, strict=True)))
 
 
 def smallest(

@@ -190,6 +190,19 @@ def test_a_training_step_and_a_decoding_loop_compile_for_tpu(capfd):
 
 
 @needs_libtpu
+@pytest.mark.parametrize(("name", "kernel"), [("v5p:2x2x1", True), ("v5e:2x2", False)])
+def test_decoding_runs_the_kernel_on_v5p_only(name, kernel):
+    tpu_slice = slices.topology(name)
+    devices = slices.devices(tpu_slice)
+    _, decode, *_ = programs.programs(from_config(tiny()), devices, ("search",))
+    assert decode.name == "search: candidates"
+    assert (plan.counted(decode).kernels > 0) == kernel
+    assert ("tpu_custom_call" in decode.traced.lower().as_text()) == kernel
+    if kernel:
+        assert plan.compiled(decode, slices.CHIPS["v5p"]).fits
+
+
+@needs_libtpu
 def test_what_does_not_fit_is_a_result():
     devices = slices.devices(slices.topology("v5e:2x2"))
     one_device = jax.sharding.SingleDeviceSharding(devices[0])
