@@ -8,7 +8,7 @@ an AMD EPYC with JAX 0.10.2:
 
                                      M1     M2     M3     M4
     seed 25                        52.6   76.4   98.6   99.4
-    seeds 0 and 201-210            54.3   81.3   95.5   98.7   mean
+    seeds 0 and 201-210            54.3   81.3   95.5   98.7   mean, an earlier form
 
 More is in docs/results.md, which also says how these settings differ from the paper's.
 """
