@@ -25,6 +25,13 @@ def test_wilson_interval_of_the_literature(right, total, low, high):
     np.testing.assert_allclose(intervals.wilson(right, total), (low, high), atol=5e-5)
 
 
+def test_no_rounding_puts_a_rate_outside_of_its_interval():
+    for total in range(1, 300):
+        for right in (0, 1, total - 1, total):
+            low, high = intervals.wilson(right, total)
+            assert 0 <= low <= right / total <= high <= 1
+
+
 def test_wilson_interval_solves_its_equation():
     for right, total in [(1, 3), (7, 9), (250, 500), (499, 500)]:
         rate = right / total

@@ -223,8 +223,11 @@ def test_trees_do_not_depend_on_what_is_searched_beside_them(made, tmp_path):
         tmp_path / "run", *AFTER_PRM, search__slots=4, mcts__remember_tokens=0
     )
     stages.make_pairs(run)
-    pairs = [(f / MADE[1]).read_bytes() for f in (tmp_path / "run", made)]
-    assert pairs[0] == pairs[1]
+    pairs = [records.read_objects(f / MADE[1]) for f in (tmp_path / "run", made)]
+    for (_, one), (_, other) in zip(*pairs, strict=True):
+        # Their last bits depend on the shape of a batch, and so may the fourth digit.
+        close = pytest.approx(other.pop("probabilities"), abs=1.01e-4)
+        assert one.pop("probabilities") == close and one == other
     trees = [records.read_objects(f / MADE[0]) for f in (tmp_path / "run", made)]
     for (_, one), (_, other) in zip(*trees, strict=True):
         for node, same in zip(one["nodes"][1:], other["nodes"][1:], strict=True):
@@ -488,7 +491,10 @@ def test_init_data_says_what_it_made(made, tmp_path, capsys):
     numbers = (
         f"accuracy {metrics['accuracy']:.4f}, auc {metrics['auc']:.4f}, left_out 0"
     )
-    assert first.startswith(f"prm: {numbers}, right ") and first.endswith(", steps 24")
+    held_out = records.read_objects(folder / "data/labels_heldout.jsonl")
+    count = sum(len(row["steps"]) for _, row in held_out)
+    assert first.startswith(f"prm: {numbers}, right ")
+    assert first.endswith(f", steps {count}") and 12 < count <= 24
     assert second.startswith("processbench: wrong 1, right 1, wrong_accuracy ")
     assert ", f1 " in second and second.endswith("left_out 1")
     labels = [
