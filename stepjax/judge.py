@@ -95,19 +95,19 @@ class Judgments(NamedTuple):
     sides: str = "AB"
 
 
-def check_verdict(row: Comparison, sides: str, source: str = "the rows") -> None:
+def check_verdict(row: Comparison, sides: str, source: str = "data.eft") -> None:
     """Raises ValueError for a verdict that the judge may not give.
 
     Args:
       row: from which the judge is to learn.
       sides: what it can say, see `Judgments`.
-      source: where the row is from, for the message.
+      source: file or setting that the row is from, for the message.
     """
     if row.verdict not in sides:
         raise ValueError(
             f"{source}: EFT row {row.id!r} has the verdict {row.verdict!r}; expected "
-            "'A' or 'B'. Set judge.tie=True for a judge that may say that neither step "
-            "is better."
+            "'A' or 'B'. Leave out such rows, or set judge.tie=True for a judge that "
+            "compares two steps and may say that neither is better."
         )
 
 

@@ -27,7 +27,8 @@ def wilson(right: float, total: int) -> tuple[float, float]:
     middle = rate + _Z * _Z / (2 * total)
     spread = _Z * math.sqrt(rate * (1 - rate) / total + _Z * _Z / (4 * total**2))
     scale = 1 + _Z * _Z / total
-    # The rate lies inside; at 0 and 1, where it is an end, rounding may say otherwise.
+    # The rate lies inside. A rate of 0 or 1 is an end of its interval, and rounding
+    # could put it outside.
     return (
         max(0.0, min(rate, (middle - spread) / scale)),
         min(1.0, max(rate, (middle + spread) / scale)),

@@ -27,6 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
 from stepjax.lm import attention, sharding
+from stepjax.lm.forest_kernel import MASKED, product
 
 _V5P = ("TPU v5", "TPU v5p")  # names that JAX has for it
 _SUBLANES = 8  # rows of a tile of float32
@@ -34,7 +35,6 @@ _ROWS = 16  # rows of a tile of bfloat16; blocks of keys are multiples of it
 _LARGEST = 1024  # keys of one cache in a block
 _TOGETHER = 2048  # keys of several caches in a block
 _SCORES = 1 << 18  # most scores of a block; float32, so 1 MiB
-_MASKED = -1e30
 
 
 class Cached(NamedTuple):
@@ -107,7 +107,7 @@ def attend(
             "gkwjd,gkwsd->gkwj", query, new.key, preferred_element_type=jnp.float32
         )
         seen = new.mask[:, None, :, :, 0]  # [G, 1, W, 1]
-        parts = [(new.value, jnp.where(seen, scores / math.sqrt(size), _MASKED))]
+        parts = [(new.value, jnp.where(seen, scores / math.sqrt(size), MASKED))]
         for level, reach in zip(levels, reaches, strict=True):
             shape = (*rows[:2], level.key.shape[3], -1, size)
             mixed, logsum = cached_attention(
@@ -268,14 +268,14 @@ def _kernel(begin, end, _, q, k, v, out, logsum, top, total, mixed, *, caches: i
 
     @pl.when(visit == 0)
     def _():
-        top[...] = jnp.full_like(top, _MASKED)
+        top[...] = jnp.full_like(top, MASKED)
         total[...] = jnp.zeros_like(total)
         mixed[...] = jnp.zeros_like(mixed)
 
     def read(n, first, last):
-        scores = _product(q[n], k[n], 1) / math.sqrt(size)
+        scores = product(q[n], k[n], 1, 1) / math.sqrt(size)
         at = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-        scores = jnp.where((first <= at) & (at < last), scores, _MASKED)
+        scores = jnp.where((first <= at) & (at < last), scores, MASKED)
         # A query that has seen no key yet has weights of 1; at its first key, `kept`
         # is 0 and undoes them.
         highest = jnp.maximum(top[n], scores.max(1, keepdims=True))
@@ -285,7 +285,7 @@ def _kernel(begin, end, _, q, k, v, out, logsum, top, total, mixed, *, caches: i
         # Behind the end of the array may lie anything, also NaN.
         at = jax.lax.broadcasted_iota(jnp.int32, (block, size), 0)
         values = jnp.where(at < last, v[n], jnp.zeros_like(v[n]))
-        mixed[n] = mixed[n] * kept + _product(weights.astype(v.dtype), values, 0)
+        mixed[n] = mixed[n] * kept + product(weights.astype(v.dtype), values, 1, 0)
 
     for n in range(together):
         first, last = (x[start + n] - visit * block for x in (begin, end))
@@ -296,9 +296,3 @@ def _kernel(begin, end, _, q, k, v, out, logsum, top, total, mixed, *, caches: i
         sums = jnp.maximum(total[...], 1.0)  # below 1 only where no block was seen
         out[...] = mixed[...] / sums
         logsum[...] = (top[...] + jnp.log(sums)).swapaxes(1, 2)
-
-
-def _product(a, b, over_b):
-    """Returns the matrix product over axis 1 of a and one axis of b, float32."""
-    axes = (((1,), (over_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)

@@ -24,7 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 _LANES = 128  # blocks are multiples of it
 _LARGEST = 512  # tokens of a block
-_MASKED = -1e30
+MASKED = -1e30  # score of what is not seen; finite, so that there is no NaN
 
 SAVED = "attention"  # name of what a remat policy may keep (see `stepjax.lm.model`)
 
@@ -168,8 +168,8 @@ def _seen(query_block, key_block, ends, shape, key_axis):
     return (key <= query) & (query < ends)
 
 
-def _product(a, b, over_a, over_b):
-    """Returns the matrix product over one axis of each, float32."""
+def product(a, b, over_a, over_b):
+    """Returns the matrix product over axis `over_a` of a and `over_b` of b, float32."""
     axes = (((over_a,), (over_b,)), ((), ()))
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
 
@@ -181,16 +181,16 @@ def _forward_kernel(keys, count, q, k, v, ends, out, logsum, top, total, mixed):
 
     @pl.when(visit == 0)
     def _():
-        top[...] = jnp.full_like(top, _MASKED)
+        top[...] = jnp.full_like(top, MASKED)
         total[...] = jnp.zeros_like(total)
         mixed[...] = jnp.zeros_like(mixed)
 
     @pl.when(visit < count[at])
     def _():
-        scores = _product(q[0, 0], k[0, 0], 1, 1) / math.sqrt(q.shape[-1])
+        scores = product(q[0, 0], k[0, 0], 1, 1) / math.sqrt(q.shape[-1])
         other = keys[at * blocks + visit]
         seen = _seen(mine, other, ends[0], scores.shape, 1)
-        scores = jnp.where(seen, scores, _MASKED)
+        scores = jnp.where(seen, scores, MASKED)
         highest = jnp.maximum(top[...], scores.max(1, keepdims=True))
         # A query that has seen no key yet has weights of 1; at its first key, `kept`
         # is 0 and undoes them.
@@ -198,9 +198,7 @@ def _forward_kernel(keys, count, q, k, v, ends, out, logsum, top, total, mixed):
         kept = jnp.exp(top[...] - highest)
         top[...] = highest
         total[...] = total[...] * kept + weights.sum(1, keepdims=True)
-        mixed[...] = mixed[...] * kept + _product(
-            weights.astype(v.dtype), v[0, 0], 1, 0
-        )
+        mixed[...] = mixed[...] * kept + product(weights.astype(v.dtype), v[0, 0], 1, 0)
 
     @pl.when(visit == count[at] - 1)
     def _():
@@ -220,13 +218,13 @@ def _query_kernel(keys, count, q, k, v, ends, do, logsum, inner, out, total):
 
     @pl.when(visit < count[at])
     def _():
-        scores = _product(q[0, 0], k[0, 0], 1, 1) * scale
+        scores = product(q[0, 0], k[0, 0], 1, 1) * scale
         other = keys[at * blocks + visit]
         seen = _seen(mine, other, ends[0], scores.shape, 1)
-        weights = jnp.exp(jnp.where(seen, scores, _MASKED) - logsum[0, 0].T)
-        slope = _product(do[0, 0], v[0, 0], 1, 1) - inner[0, 0].T
+        weights = jnp.exp(jnp.where(seen, scores, MASKED) - logsum[0, 0].T)
+        slope = product(do[0, 0], v[0, 0], 1, 1) - inner[0, 0].T
         slope = (weights * slope).astype(k.dtype)
-        total[...] += _product(slope, k[0, 0], 1, 0)
+        total[...] += product(slope, k[0, 0], 1, 0)
 
     @pl.when(visit == count[at] - 1)
     def _():
@@ -249,14 +247,14 @@ def _key_kernel(
 
     @pl.when(visit < count[at])
     def _():
-        scores = _product(k[0, 0], q[0, 0], 1, 1) * scale  # keys down, queries across
+        scores = product(k[0, 0], q[0, 0], 1, 1) * scale  # keys down, queries across
         other = queries[at * blocks + visit]
         seen = _seen(other, mine, ends[0].T, scores.shape, 0)
-        weights = jnp.exp(jnp.where(seen, scores, _MASKED) - logsum[0, 0])
-        value_sum[...] += _product(weights.astype(do.dtype), do[0, 0], 1, 0)
-        slope = _product(v[0, 0], do[0, 0], 1, 1) - inner[0, 0]
+        weights = jnp.exp(jnp.where(seen, scores, MASKED) - logsum[0, 0])
+        value_sum[...] += product(weights.astype(do.dtype), do[0, 0], 1, 0)
+        slope = product(v[0, 0], do[0, 0], 1, 1) - inner[0, 0]
         slope = (weights * slope).astype(q.dtype)
-        key_sum[...] += _product(slope, q[0, 0], 1, 0)
+        key_sum[...] += product(slope, q[0, 0], 1, 0)
 
     @pl.when((head == pl.num_programs(3) - 1) & (visit == count[at] - 1))
     def _():

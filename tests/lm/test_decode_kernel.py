@@ -138,7 +138,10 @@ def candidates(sampler):
 
 
 def judgments(sampler):
-    """Rows of which some begin alike, and one is unused."""
+    """Four rows behind each context; rows 0 and 1 begin alike, and so do 2 and 3.
+
+    In group 0 the last row is empty.
+    """
     rows = [[some_ids(60 + g, n) for n in (2, 9)] for g in range(8)]
     rows = [[a, [*a, g], b, [*b, g, 5] if g else ()] for g, (a, b) in enumerate(rows)]
     paths = np.stack(np.indices((8, 4)), -1).astype(np.uint32)
