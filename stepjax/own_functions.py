@@ -163,10 +163,11 @@ def proposer(
 ) -> Callable[[Mapping[int, State]], dict[int, Proposal]]:
     """Returns the proposer that asks a function for texts of next steps.
 
-    A text that is empty, too long or holds several steps counts as malformed. Equal
-    texts are one candidate. The token ids are those that training on the text would
-    use; a step with a boxed answer is final and gets EOS. The model that searches gives
-    the log-probability of each candidate, which breaks ties and is kept in the pair.
+    A text that is empty, too long, or holds several steps or a verdict counts as
+    malformed. Equal texts are one candidate. The token ids are those that training on
+    the text would use; a step with a boxed answer is final and gets EOS. The model that
+    searches gives the log-probability of each candidate, which breaks ties and is kept
+    in the pair.
 
     Args:
       function: see the head of this file.
@@ -192,7 +193,8 @@ def proposer(
             kept[slot], malformed[slot] = {}, 0
             for text in _texts(name, texts, place):
                 ids, shown = _as_step(codec, len(place.steps) + 1, text)
-                if not 0 < len(ids) <= max_tokens:
+                verdict = prompts.holds_verdict(codec.templates, shown)
+                if verdict or not 0 < len(ids) <= max_tokens:
                     malformed[slot] += 1
                     continue
                 kept[slot][ids] = shown, kept[slot].get(ids, ("", 0))[1] + 1

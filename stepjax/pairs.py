@@ -18,6 +18,7 @@ from stepjax.trajectory import (
     CUT_OFF,
     NO_MARKER,
     OTHER,
+    VERDICT,
     Expansion,
     State,
     context_ids,
@@ -206,7 +207,7 @@ def summary(states: Sequence[State]) -> dict[str, float]:
         "malformed_rate": ratio(sum(e.malformed for e in expansions), samples),
         "cut_off_rate": ratio(faults[CUT_OFF], samples),
         "unmarked_rate": ratio(faults[NO_MARKER], samples),
-        "misshapen_rate": ratio(faults[OTHER], samples),
+        "misshapen_rate": ratio(faults[VERDICT] + faults[OTHER], samples),
         "steps_per_solution": ratio(len(steps), len(states)),
         "tokens_per_step": ratio(sum(len(s.ids) for s in steps), len(steps)),
     }

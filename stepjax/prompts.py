@@ -266,6 +266,18 @@ def verdict(t: Templates, side: Literal["A", "B", "C"]) -> str:
     return t.verdict.replace("{side}", side)
 
 
+def holds_verdict(t: Templates, text: str) -> bool:
+    """Whether a text holds a verdict in the exact form of the templates.
+
+    A step with one is no step: the model has slipped into judging, and a judgment that
+    quotes the step would seem to decide for it. Nothing is looked for where the form is
+    the letter alone, as a step may say "A" for other reasons.
+    """
+    if t.verdict.strip() == "{side}":
+        return False
+    return any(verdict(t, side) in text for side in SIDES)
+
+
 def step_stops(t: Templates) -> tuple[str, ...]:
     r"""Gives the strings that end a step: the beginnings of the next one.
 

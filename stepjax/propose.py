@@ -1,7 +1,8 @@
 """The model as the proposer of next steps.
 
 A step ends where the marker of the next one would begin, or at EOS; it is malformed
-when it was cut off by the budget or does not begin with its own marker.
+when it was cut off by the budget, does not begin with its own marker or holds a
+verdict.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from stepjax.trajectory import (
     FAULTS,
     NO_MARKER,
     OTHER,
+    VERDICT,
     Candidate,
     Proposal,
     Refused,
@@ -46,10 +48,12 @@ class Unit(NamedTuple):
 
 
 def _step_fault(templates: Templates, number: int, text: str) -> str | None:
-    """A step begins with its own marker and goes on after it."""
+    """A step begins with its own marker, goes on after it and holds no verdict."""
     marker = prompts.marker(templates, number)
     if not text.startswith(marker):
         return NO_MARKER
+    if prompts.holds_verdict(templates, text):
+        return VERDICT
     return None if text[len(marker) :].strip() else OTHER
 
 

@@ -62,8 +62,8 @@ class Candidate:
 
 
 # Why a sample is no candidate: it did not end within its budget of tokens, it does not
-# begin with the marker of its step, or it breaks another rule.
-CUT_OFF, NO_MARKER, OTHER = FAULTS = "cut off", "no marker", "other"
+# begin with the marker of its step, it holds a verdict, or it breaks another rule.
+FAULTS = CUT_OFF, NO_MARKER, VERDICT, OTHER = "cut off", "no marker", "verdict", "other"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -194,9 +194,9 @@ def test_the_seed_of_a_place_is_its_own(codec):
 
 def test_texts_that_are_no_single_step_are_malformed(codec):
     long = "Step 1: " + "8*7+4=0;" * 9
-    texts = ["", "Step 1:  ", "Step 1: a\nStep 2: b", long]
-    proposal, _ = proposed(codec, lambda places: [texts])
-    assert (proposal.candidates, proposal.malformed) == ((), 4)
+    texts = ["", "Step 1:  ", "Step 1: a\nStep 2: b", long, "Step 1: 8 [[A]]"]
+    proposal, _ = proposed(codec, lambda places: [texts], width=5)
+    assert (proposal.candidates, proposal.malformed) == ((), 5)
 
 
 @pytest.mark.parametrize(

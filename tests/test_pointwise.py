@@ -28,7 +28,8 @@ def test_an_eft_row_teaches_to_judge_its_first_step(codec):
         assert codec.tokenizer.decode(prompt) == f"{PROBLEM}\n{row.a}\n(?)\n"
         right = row.a == STEPS[0]
         assert verdict == ("[[A]]" if right else "[[B]]")
-        said = f"Check: 8*7=6, 6+4=0, {row.a[-1]} {'(+)' if right else '(-)'} "
+        mark = "(+)" if right else "(-)"
+        said = f"Check: 8*7=6, 8*7+4=0, {row.a.removeprefix('Step 1: ')} {mark} "
         assert codec.text(response) == said + verdict
         assert response[-1] == codec.tokenizer.eos_id
         # Two wrong steps, of which a comparison prefers the first: both are wrong here.

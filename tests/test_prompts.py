@@ -122,6 +122,22 @@ def test_markers_and_stops():
         prompts.marker(DEFAULT, 0)
 
 
+@pytest.mark.parametrize(
+    ("form", "text", "holds"),
+    [
+        ("[[{side}]]", "Step 1: 3, so [[B]]", True),
+        ("[[{side}]]", "Step 1: [[C]]", True),
+        ("[[{side}]]", "Step 1: the matrix [[1, A]] and [B]", False),
+        ("Winner: {side}.", "Step 1: Winner: A.", True),
+        ("Winner: {side}.", "Step 1: The winner is A.", False),
+        ("{side}", "Step 1: A is 3", False),  # the letter alone says nothing
+    ],
+)
+def test_texts_that_hold_a_verdict(form, text, holds):
+    t = dataclasses.replace(DEFAULT, verdict=form)
+    assert prompts.holds_verdict(t, text) is holds
+
+
 @ALL
 def test_every_marker_starts_with_a_stop(t):
     stops = prompts.step_stops(t)

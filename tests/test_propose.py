@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stepjax.propose import CandidateParser
-from stepjax.trajectory import CUT_OFF, NO_MARKER, OTHER, Proposal, Refused
+from stepjax.trajectory import CUT_OFF, NO_MARKER, OTHER, VERDICT, Proposal, Refused
 
 
 def line(codec, text):
@@ -59,15 +59,21 @@ def test_the_parser_leaves_malformed_rows_out_and_counts_them(codec):
         (line(codec, "Step 1: \nStep 2: "), True),  # nothing in it
         ([*line(codec, "Step 1:  "), eos], True),
         ([eos], True),
+        ([*line(codec, "Step 1: 8*7+4= (-) [[A]]"), eos], True),  # a judgment
+        ([*line(codec, "Step 1: [[C]]\nStep 2: ")], True),
         (good, True),
     ]
     proposal = parser.proposal(
-        1, [r for r, _ in rows], [s for _, s in rows], np.zeros((8, 20), np.float32)
+        1,
+        [r for r, _ in rows],
+        [s for _, s in rows],
+        np.zeros((len(rows), 20), np.float32),
     )
-    assert proposal.malformed == 7
+    assert proposal.malformed == 9
     assert proposal.refused == (
         Refused(CUT_OFF, 2, "Step 1: 8*7+4=0"),
         Refused(NO_MARKER, 3, "Step 2: 8*7+4=0\nStep 3: "),
+        Refused(VERDICT, 2, "Step 1: 8*7+4= (-) [[A]]"),
         Refused(OTHER, 2, "Step 1: \nStep 2: "),
     )
     assert [(c.text, c.count) for c in proposal.candidates] == [("Step 1: 8*7+4=0", 1)]

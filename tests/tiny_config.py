@@ -25,7 +25,7 @@ def get_config():
     c.model.embedding_std = 0.5
     c.model.init_std = 0.1
 
-    c.train.row_length = 64
+    c.train.row_length = 88
     c.train.checkpoint_every = 10
     c.train.log_every = 5
     half = {"ift": 0.5, "eft": 0.5, "epochs": 0, "batch_size": 16}
@@ -41,7 +41,7 @@ def get_config():
     c.search.context_tokens = 64
     c.search.slots = 8
     c.judge.temperature = 1.0
-    c.judge.max_tokens = 16
+    c.judge.max_tokens = 32
     c.judge.context_tokens = 64
     c.judge.rows = 1
     c.dpo.batch_size = 8

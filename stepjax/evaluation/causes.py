@@ -11,7 +11,15 @@ from typing import Any
 from stepjax import prompts
 from stepjax.pairs import summary
 from stepjax.settings import Settings
-from stepjax.trajectory import CUT_OFF, NO_MARKER, OTHER, Refused, State, Verdict
+from stepjax.trajectory import (
+    CUT_OFF,
+    FAULTS,
+    NO_MARKER,
+    VERDICT,
+    Refused,
+    State,
+    Verdict,
+)
 
 OFTEN = 0.2  # share above which something that goes wrong is worth a warning
 _JUDGMENTS = 100  # least, before a judge is called useless
@@ -95,8 +103,7 @@ def _by_fault(states: Sequence[State]) -> dict[str, list[Refused]]:
     """Returns reason → the samples that are no candidates because of it."""
     expansions = [e for state in states for e in state.expansions]
     every = list(itertools.chain.from_iterable(e.refused for e in expansions))
-    faults = (CUT_OFF, NO_MARKER, OTHER)
-    return {fault: [x for x in every if x.fault == fault] for fault in faults}
+    return {fault: [x for x in every if x.fault == fault] for fault in FAULTS}
 
 
 def _refused(
@@ -118,6 +125,12 @@ def _refused(
             f"{share} do not begin with the marker of their step (for step 1: "
             f"{marker!r}). Train M1 longer on IFT rows (sft.phases), or set "
             f"prompts.step to the marker that the model writes. {first}"
+        )
+    if fault == VERDICT:
+        return (
+            f"{share} hold a verdict, as only judgments may. Train M1 longer on IFT "
+            "rows (sft.phases), or set prompts.verdict to a form that no step holds. "
+            f"{first}"
         )
     missing = "hold no boxed answer" if solutions else "hold nothing after their marker"
     return (

@@ -10,7 +10,7 @@ the last digit kept. One step is one block, its product not written down:
 
 Judging is easier than solving, as the judge may write the product: for the candidates
 ``Step 1: 8*7+4=0`` and ``Step 1: 5*7+4=9`` it writes
-``Check: 8*7=6, 6+4=0, 0 (+) 9 (-) [[A]]``.
+``Check: 8*7=6, 8*7+4=0, 8*7+4=0 (+) 5 (-) [[A]]``.
 
 There are 24 blocks, so 240 different steps (a digit and a block), and two things make
 the world a test (`Split`). First, the author of the solutions cannot work out some of
@@ -43,11 +43,18 @@ _STEP = re.compile(
     r"Step ([1-9]): ([0-9])\*([0-9])\+([0-9])=([0-9])(?:; \\boxed\{([0-9])\})?"
 )
 
-_PIECE = re.compile(r"[*+][0-9]|; \\boxed\{|.")
+_PIECE = re.compile(r"Step [0-9]: |[*+][0-9]|; \\boxed\{| \([AB+-]\) |Check: |.")
+_MARKERS = [f"Step {number}: " for number in range(1, _MOST_OPERATIONS + 1)]
 _WORDS = [f"*{factor}" for factor in _FACTORS] + [f"+{addend}" for addend in _ADDENDS]
 _WORDS += [" (A) ", " (B) ", ", ", "; \\boxed{", " [[A]]", " [[B]]"]
-_WRONG_BOX = 0.3  # share of the garbled steps that lack a box or have one too many
-_JUNK = (*_WORDS, *"0123456789=}")  # pieces that garbling puts in
+_WRONG_RESULT = 0.5  # share of the corrupted steps in which the digit alone is wrong
+_WRONG_BOX = 0.3  # share of the garbled steps in which only the box is wrong
+_DOUBLED = 0.3  # share of the others in which one piece is written twice
+_CUT = 0.3  # share of the rest in which other pieces take the place of the end
+_SPAN = 2  # most pieces that are left out and put in at one place
+_LONGEST = 10  # pieces of a garbled step, without its marker
+_JUDGED = (" (+) ", " (-) ", "? ", "?", "Check: ")  # words of judgments
+_JUNK = (*_WORDS[:-2], *_MARKERS, *_JUDGED, *"0123456789=}")  # no verdict is put in
 
 
 class Solved(NamedTuple):
@@ -226,20 +233,39 @@ def with_result(step: str, digit: int) -> str:
 
 
 def working(right: str) -> str:
-    """The two look-ups of a right step, written out: "8*7=6, 6+4=0"."""
+    """Works a right step out: "8*7=6, 8*7+4=0", the product, then what is due."""
     step = read_step(right)
     product = step.value * step.factor % 10
-    first = f"{step.value}*{step.factor}={product}"
-    return f"{first}, {product}+{step.addend}={step.result}"
+    return f"{step.value}*{step.factor}={product}, {right.split(': ', 1)[1]}"
+
+
+def until_wrong(step: str, right: str) -> str:
+    """Copies a step as far as it agrees with the right one, and the first other piece.
+
+    Without the marker: "8*7+4=0" of a right step, "8*7+4=9" of one with another result,
+    "5" of "Step 1: 5*7+4=9" where ``8*7+4=0`` is due.
+
+    Args:
+      step: a next step of any form.
+      right: the right one.
+    """
+    marker = right[: right.index(": ") + 2]
+    pieces = _PIECE.findall(step.removeprefix(marker))
+    due = _PIECE.findall(right.removeprefix(marker))
+    agree = 0
+    while agree < min(len(pieces), len(due)) and pieces[agree] == due[agree]:
+        agree += 1
+    return "".join(pieces[: agree + 1])
 
 
 def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
     r"""Makes a plausible wrong next step.
 
-    One of four things is wrong, each equally likely: the result digit alone, or the
-    running value, the factor or the addend, which is miscopied, with the result that
-    belongs to the miscopy. The result always differs from the right one (a miscopy that
-    cannot change it is not made), and the \boxed{} of a last step agrees with it.
+    In half of the draws the result digit alone is wrong, as it mostly is in the steps
+    that a model samples. Otherwise the running value, the factor or the addend is
+    miscopied, each equally likely, with the result that belongs to the miscopy. That
+    result may be the right one, as in ``5*7+1=6`` where ``5*3+1=6`` is due. The
+    \boxed{} of a last step agrees with the result.
 
     Args:
       problem: problem text.
@@ -260,41 +286,69 @@ def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
         )
     step = read_step(right)
     value, factor, addend = step.operands
-    kinds = [
-        [(step.operands, digit) for digit in range(10)],
+    miscopied = [
         [_worked(other, factor, addend) for other in range(10)],
         [_worked(value, other, addend) for other in _FACTORS],
         [_worked(value, factor, other) for other in _ADDENDS],
     ]
-    wrong = [[other for other in kind if other[1] != step.result] for kind in kinds]
-    operands, result = rng.choice(rng.choice([kind for kind in wrong if kind]))
+    due = step.operands, step.result
+    digits = [(step.operands, digit) for digit in range(10)]
+    kind = digits if rng.random() < _WRONG_RESULT else rng.choice(miscopied)
+    operands, result = rng.choice([other for other in kind if other != due])
     return _step_text(step.number, operands, result, step.boxed is not None)
 
 
 def garble(step: str, rng: random.Random) -> str:
     r"""Spoils the form of a step, as a model does that is unsure.
 
-    In 30 % of the draws the \boxed{} of a last step is missing, or another step has
-    one; otherwise a piece is left out, replaced or put in, so that `read_step` cannot
-    read the text. The marker stays.
+    The marker stays. In 30 % of the draws only the \boxed{} is wrong: that of a last
+    step is missing or holds another digit, or another step has one. Otherwise
+    `read_step` cannot read the text: in 30 % a piece is written twice, else other
+    pieces come in, at the end, where they replace all that follows some place, or at
+    one place or two. Half of these pieces are copied from the step itself, half are any
+    words of this world, also of its judgments.
 
     Args:
       step: a step of this world.
       rng: source of the choices; it is advanced.
     """
-    if rng.random() < _WRONG_BOX:
-        parts = read_step(step)
-        boxed = parts.boxed is None
-        return _step_text(parts.number, parts.operands, parts.result, boxed)
     marker = step[: step.index(": ") + 2]
-    pieces = _PIECE.findall(step.removeprefix(marker))
+    if rng.random() < _WRONG_BOX:
+        return _wrongly_boxed(step, rng)
     while True:
-        place, left_out = rng.randrange(len(pieces) + 1), rng.randrange(2)
-        put_in = [rng.choice(_JUNK) for _ in range(rng.randrange(3))]
-        changed = [*pieces[:place], *put_in, *pieces[place + left_out :]]
-        text = marker + "".join(changed)
+        pieces = _PIECE.findall(step.removeprefix(marker))
+        if rng.random() < _DOUBLED:
+            place = rng.randrange(len(pieces))
+            pieces.insert(place, pieces[place])
+        elif rng.random() < _CUT:
+            place = rng.randrange(len(pieces))
+            pieces[place:] = _other_pieces(pieces, 2 * _SPAN, rng)
+        else:
+            for _ in range(rng.choice((1, 1, 2))):
+                place = rng.randrange(len(pieces) + 1)
+                end = place + rng.randrange(_SPAN + 1)
+                pieces[place:end] = _other_pieces(pieces, _SPAN, rng)
+        text = marker + "".join(pieces[:_LONGEST])
         if read_step(text) is None and text.removeprefix(marker).strip():
             return text
+
+
+def _wrongly_boxed(step: str, rng: random.Random) -> str:
+    """The step with a box too few or too many, or with another digit in its box."""
+    parts = read_step(step)
+    plain = _step_text(parts.number, parts.operands, parts.result, last=False)
+    if parts.boxed is None:
+        return f"{plain}; \\boxed{{{parts.result}}}"
+    if rng.random() < 0.5:
+        return plain
+    digit = (parts.result + rng.randrange(1, 10)) % 10
+    return f"{plain}; \\boxed{{{digit}}}"
+
+
+def _other_pieces(pieces: Sequence[str], most: int, rng: random.Random) -> list[str]:
+    """Up to `most` pieces, each one of these or any word."""
+    count = rng.randrange(most + 1)
+    return [rng.choice(rng.choice((pieces or _JUNK, _JUNK))) for _ in range(count)]
 
 
 def _worked(*operands: int) -> tuple[tuple[int, ...], int]:
@@ -313,8 +367,7 @@ def train_tokenizer(directory: str | Path) -> None:
       directory: folder for ``tokenizer.model`` (sentencepiece) and, with the same ids,
         ``tokenizer.json`` and ``tokenizer_config.json`` (transformers); made if absent.
     """
-    words = [f"Step {number}: " for number in range(1, _MOST_OPERATIONS + 1)]
-    words += [*_WORDS, "Check: ", "(A)\n", "(B)\n", "[[A]]", "[[B]]", "\n"]
+    words = [*_MARKERS, *_WORDS, "Check: ", "(A)\n", "(B)\n", "[[A]]", "[[B]]", "\n"]
     words += ["(?)\n", " (+) ", " (-) "]
     tokens.train_tokenizer(directory, words, solve("8*7+4*4+2*3+1").steps)
 

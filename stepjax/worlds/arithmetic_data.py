@@ -10,7 +10,7 @@ from stepjax.records import Comparison, Problem, Question, Solution, StepLabels
 from stepjax.worlds import arithmetic as world
 
 _AFTER_MISTAKE = 0.2  # share of the comparisons after step 1 that follow a wrong step
-_GARBLED = 0.1  # share of the wrong steps that do not even have the form of a step
+_GARBLED = 0.25  # share of the wrong steps that do not even have the form of a step
 _LABELLED_WRONG = 0.4  # share of the labelled steps that are wrong
 
 
@@ -151,7 +151,7 @@ def solution(
 def step_labels(id: str, problem: str, rng: random.Random) -> StepLabels:
     """Writes a solution with wrong steps, and labels each step 1 (right) or 0.
 
-    40 % of the steps are wrong, most of them by `arithmetic.corrupt`, 10 % of them by
+    40 % of the steps are wrong, most of them by `arithmetic.corrupt`, 25 % of them by
     `arithmetic.garble`. A step is right if it goes on rightly from the steps before it,
     even if those are wrong. After a garbled step nothing can go on, so the solution
     ends there.
@@ -176,7 +176,7 @@ def comparisons(
     """Compares two steps at a random place of a problem.
 
     In 20 % of the comparisons after step 1 an earlier step is wrong, and the steps
-    after it go on from its wrong result. 10 % of the wrong candidates are made by
+    after it go on from its wrong result. 25 % of the wrong candidates are made by
     `arithmetic.garble`, the rest by `arithmetic.corrupt`.
 
     Args:
@@ -225,9 +225,9 @@ def comparison_from(
 ) -> list[Comparison]:
     """Makes the two rows, one per order, that compare two steps.
 
-    The explanation works the right result out, then copies the result digit of each
-    candidate ("?" for one without the form of the step that is due) and marks it right
-    or wrong. It ends with a space, after which the verdict follows at once.
+    The explanation works the right result out, then copies each candidate. It marks a
+    right one at its end, and a wrong one at the first piece that is not the right
+    step's. It ends with a space, after which the verdict follows at once.
 
     Where neither step is right there is no preference, and the verdict is the candidate
     that is shown first. A judge that learns this contradicts itself when it is asked in
@@ -303,19 +303,10 @@ def appraise(row: Comparison) -> tuple[str, str]:
 
 
 def _marked(step: str, right: str) -> str:
-    """The result digit that a step states, marked "(+)" if the step is right."""
-    return f"{copied_result(step, right)} {mark(step, right)} "
+    """A step as far as it is right, marked "(+)", or "(-)" where it goes wrong."""
+    return f"{world.until_wrong(step, right)} {mark(step, right)} "
 
 
 def mark(step: str, right: str) -> str:
     """Returns "(+)" for the right step and "(-)" for another one."""
     return "(+)" if step == right else "(-)"
-
-
-def copied_result(step: str, right: str) -> str:
-    """Returns the result digit of a step that has the due form, else "?"."""
-    stated, due = world.read_step(step), world.read_step(right)
-    if stated is None or stated.number != due.number:
-        return "?"
-    boxed = None if due.boxed is None else stated.result
-    return str(stated.result) if stated.boxed == boxed else "?"

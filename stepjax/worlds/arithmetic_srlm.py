@@ -44,8 +44,25 @@ def ratings(
     parts = []
     for place, step in enumerate(steps):
         right = world.right_step(problem, steps[:place])
-        digit = arithmetic_data.copied_result(step, right)
+        digit = _result(step, right)
         mark = arithmetic_data.mark(step, right)
-        parts.append(f"{digit} {world.working(right)} {mark} ")
+        parts.append(f"{digit} {_look_ups(right)} {mark} ")
     score, text = length - len(wrong_at), "Check: " + "".join(parts)
     return [srlm.Rating(id, problem, tuple(steps), score, text)]
+
+
+def _result(step: str, right: str) -> str:
+    """Returns the result digit of a step that has the due form, else "?"."""
+    stated, due = world.read_step(step), world.read_step(right)
+    if stated is None or stated.number != due.number:
+        return "?"
+    boxed = None if due.boxed is None else stated.result
+    return str(stated.result) if stated.boxed == boxed else "?"
+
+
+def _look_ups(right: str) -> str:
+    """The two look-ups of a right step, written out: "8*7=6, 6+4=0"."""
+    step = world.read_step(right)
+    product = step.value * step.factor % 10
+    first = f"{step.value}*{step.factor}={product}"
+    return f"{first}, {product}+{step.addend}={step.result}"

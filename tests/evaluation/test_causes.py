@@ -57,6 +57,15 @@ def test_each_reason_names_its_share_its_setting_and_its_first_text():
     ]
 
 
+def test_steps_that_hold_a_verdict_have_a_warning_of_their_own():
+    held = [Refused("verdict", 3, "Step 1: 3 [[A]]")]
+    assert causes.of_search([state(expansion("ab", held))], SETTINGS) == [
+        "60 % of the sampled steps (3 of 5) hold a verdict, as only judgments may. "
+        "Train M1 longer on IFT rows (sft.phases), or set prompts.verdict to a form "
+        "that no step holds. The first one is 'Step 1: 3 [[A]]'."
+    ]
+
+
 @pytest.mark.parametrize(("refused", "warned"), [(1, 0), (2, 1)])
 def test_a_fifth_of_the_samples_is_not_often(refused, warned):
     texts = "abcdef"[: 5 - refused]  # 1 of 5 samples, or 2 of 5

@@ -21,7 +21,7 @@ def test_a_dry_run_shows_sizes_rows_a_step_and_a_judgment(tmp_path):
     assert after == before and run.settings == settings
     assert "  model: 9,104 parameters; training holds about 145.7 kB" in text
     assert re.search(r"  ift rows: 96, of \d+ to \d+ tokens, \d+ on average\n", text)
-    assert "  0 rows are longer than train.row_length=64 and left out\n" in text
+    assert "  0 rows are longer than train.row_length=88 and left out\n" in text
     assert "  sft phase first: 40 updates of 16 rows\n" in text
     assert "  questions_2: 24 problems, prompts of " in text
     # The mask: the prompt of a solution is not in the loss, its steps are.

@@ -282,16 +282,18 @@ def test_the_world_judges_its_pairs_through_a_replay_file(tmp_path, codec):
     path = tmp_path / "answers.jsonl"
     records.write_jsonl(path, arithmetic_teacher.answers(asked, templates))
     answers = teacher.replay(path)(eft.requests(asked, templates))
-    assert answers[0].text == "Check: 0*4=0, 0+2=2, 2 (+) 3 (-) [[A]]"
+    good, bad, worse = "0*4+2=2; \\boxed{2}", "0*4+2=3", "0*4+2=9"
+    said = f"Check: 0*4=0, {good}, "
+    assert answers[0].text == f"{said}{good} (+) {bad} (-) [[A]]"
     margins = [0.9, 0.9, 0.001, 0.9, 0.0]
     rows, reasons, dropped = eft.keep(
         asked, answers, templates, undecided_margin=0.01, margins=margins
     )
     assert [(row.id, row.verdict, row.explanation) for row in rows] == [
-        ("agrees-ab", "A", "Check: 0*4=0, 0+2=2, 2 (+) 3 (-) "),
-        ("agrees-ba", "B", "Check: 0*4=0, 0+2=2, 3 (-) 2 (+) "),
-        ("undecided-ab", "A", "Check: 0*4=0, 0+2=2, 3 (-) 9 (-) "),
-        ("undecided-ba", "A", "Check: 0*4=0, 0+2=2, 9 (-) 3 (-) "),
+        ("agrees-ab", "A", f"{said}{good} (+) {bad} (-) "),
+        ("agrees-ba", "B", f"{said}{bad} (-) {good} (+) "),
+        ("undecided-ab", "A", f"{said}{bad} (-) {worse} (-) "),
+        ("undecided-ba", "A", f"{said}{worse} (-) {bad} (-) "),
     ]
     assert [(row["id"], row["reason"]) for row in dropped] == [
         ("disagrees", "teacher disagrees with the PRM"),

@@ -99,7 +99,7 @@ def test_a_map_is_kept_and_drawn(run, monkeypatch, capsys):
 
 def test_too_few_texts_are_refused(run, monkeypatch):
     monkeypatch.setattr(embeddings, "MOST", 1)
-    with pytest.raises(ValueError, match="4 rows of data fit into train.row_length=64"):
+    with pytest.raises(ValueError, match="4 rows of data fit into train.row_length=88"):
         data_map.make(run, 2)
 
 
