@@ -98,7 +98,11 @@ def test_rows_that_are_too_long_are_counted(tmp_path, capsys):
 
 def test_a_judge_of_single_steps_finds_first_errors_also_after_a_kill(tmp_path):
     file = write(tmp_path / "bench.jsonl", processbench())
-    single = {"judge__score": "pointwise", "search__slots": 2}
+    single = {
+        "judge__score": "pointwise",
+        "judge__temperature": 2.0,  # verdicts that differ
+        "search__slots": 2,
+    }
     run = copy_run(tmp_path / "one", "eval/*", **single)
     whole = stages.evaluate(run, 1, ("judge",), [file])[file]["judge"]
     assert whole["first_error_count"] == 2 and whole["no_error_count"] == 3
