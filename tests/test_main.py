@@ -578,7 +578,7 @@ def test_an_export_loads_back(finished, exported, capsys):
     assert digests == files.read_json(finished / "M2/manifest.json")["arrays"]
     # A random model has no context length of its own: the longest one of the run.
     data = files.read_json(exported / "config.json")
-    assert data["max_position_embeddings"] == 64
+    assert data["max_position_embeddings"] == 88
     before = contents(exported)
     arguments = ["export", f"--workdir={finished}", "--model=M1", f"--out={exported}"]
     refused(capsys, 2, arguments, "exists and is not empty; expected a new or an empty")

@@ -119,20 +119,20 @@ def test_a_tokenizer_that_cannot_tell_the_labels_apart(codec, monkeypatch):
 
 
 def test_a_sliding_window_that_could_bind_is_refused(codec):
-    c = changed()
+    c = changed(train__row_length=64)
     files = {"test": [Problem("a", PROBLEM, "74")]}
     prompt = len(codec.solve_prompt(PROBLEM))
     c.eval.max_tokens = 200
-    # Two candidates of 12 tokens and a judgment of 16 come after 64 tokens of context.
+    # Two candidates of 12 tokens and a judgment of 32 come after 64 tokens of context.
     checks.check_window(from_config(c), codec, files, 0)
     checks.check_window(from_config(c), codec, files, prompt + 200)
     words = f"the longest prompt and eval.max_tokens: {prompt + 200} tokens; expected a"
     with pytest.raises(ValueError, match=words):
         checks.check_window(from_config(c), codec, files, prompt + 199)
     c.eval.max_tokens = 1
-    checks.check_window(from_config(c), codec, files, 104)
-    with pytest.raises(ValueError, match="and the judgment: 104 tokens; expected at m"):
-        checks.check_window(from_config(c), codec, files, 103)
+    checks.check_window(from_config(c), codec, files, 120)
+    with pytest.raises(ValueError, match="and the judgment: 120 tokens; expected at m"):
+        checks.check_window(from_config(c), codec, files, 119)
     c.judge.by = "own_judge.py:judge"
     checks.check_window(from_config(c), codec, files, 64)
     words = (

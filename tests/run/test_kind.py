@@ -19,7 +19,7 @@ def chosen(**changes):
 def test_comparisons_are_of_steps():
     found = chosen()
     assert found.name == "comparisons" and found.unit is propose.STEP
-    assert found.candidate_tokens == 12 and found.judgment_tokens == 16
+    assert found.candidate_tokens == 12 and found.judgment_tokens == 32
     assert found.judgments.record is records.Comparison
     assert found.is_right is arithmetic.is_right
     rated = {"trl", "step_dpo", "values"}  # pairs of steps, read as two rows each
