@@ -1,0 +1,220 @@
+"""How well each way to judge chooses the next step, beside what it costs: a replay.
+
+    python benchmarks/judging.py --workdir=RUN --model=M1 [--expansions=400]
+        [--votes=5] [--temperature=1.0] [--pointwise=RUN2]
+
+RUN is a run directory whose search by the model is finished (M1/search.jsonl);
+give the script a copy, because opening a run may write to its log. The candidates of
+the search's first expansions are judged again by the same model, those that hold a
+right and a wrong one, as far as the run's data can tell. A way to judge is how often
+it is asked (one order of each pair or both), whether it explains, how many explanations
+it writes, and what a verdict counts. With `--pointwise`, the model of the same name in
+RUN2, which learned with judge.score="pointwise", judges the same candidates alone.
+
+"chosen" is the share of expansions whose best step is right. With a coin as the judge
+it would be "by chance". "+/-" counts the expansions that this way gets right and the
+paper's (hard verdicts of both orders, one explanation, greedy) does not, and the other
+way round. "verdicts" is the share of right ones among calls that hold a right and a
+wrong step. Calls and written tokens are means per expansion.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from stepjax import config, judge, pointwise, records, trajectory
+from stepjax.evaluation import diagnose, intervals
+from stepjax.run import config_json, judges, kind
+from stepjax.run.run import Run
+from stepjax.search import best_and_worst, request
+from stepjax.trajectory import Expansion, State, Verdict
+
+_ALONE = pointwise.appraisals()
+
+
+class Case(NamedTuple):
+    """An expansion with a right and a wrong candidate.
+
+    Attributes:
+      before: the search's question and steps before it.
+      made: the expansion.
+      right: whether each candidate is right.
+    """
+
+    before: State
+    made: Expansion
+    right: list[bool]
+
+
+def main() -> None:
+    """Judges the candidates in all ways and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--model", default="M1")
+    parser.add_argument("--expansions", type=int, default=400)
+    parser.add_argument("--votes", type=int, default=5)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--pointwise", type=pathlib.Path)
+    options = parser.parse_args()
+    number = int(options.model.removeprefix("M"))
+    run = _open(options.workdir)
+    found = list(itertools.islice(_cases(run, number), options.expansions))
+    if not found:
+        parser.error(f"no expansion of {options.workdir} by M{number} has both kinds.")
+    greedy = {"temperature": 0.0, "votes": 1}
+    drawn = {"temperature": options.temperature, "votes": options.votes}
+    explained = _judged(run, number, found, mode="generate", **greedy)
+    tokens = run.codec.tokenizer.encode_line
+    print(
+        f"{options.workdir.name} M{number}: {len(found)} expansions, "
+        f"{sum(len(c.right) for c in found) / len(found):.2f} distinct candidates in "
+        f"the mean, chosen by chance "
+        f"{sum(sum(c.right) / len(c.right) for c in found) / len(found):.1%}\n\n"
+        "| judge | chosen [95 %] | +/- | verdicts | calls | tokens |\n"
+        "|---|---|---|---|---|---|"
+    )
+    paper = _chosen(found, explained, "hard", "sum")
+
+    def show(name, verdicts, value, score):
+        own = _one_order(found, verdicts, run) if score == "single" else verdicts
+        chosen = _chosen(found, own, value, score)
+        print(_row(name, found, own, chosen, paper, score, tokens), flush=True)
+
+    show("hard, both orders (the paper)", explained, "hard", "sum")
+    show("hard, both orders have to agree", explained, "hard", "consistent")
+    show("hard, one order", explained, "hard", "single")
+    show("probability, both orders", explained, "probability", "sum")
+    show("probability, one order", explained, "probability", "single")
+    sampled = _judged(run, number, found, mode="generate", **drawn)
+    for votes in sorted({1, 3, options.votes}):
+        own = [_first(verdicts, votes) for verdicts in sampled]
+        at = f"T = {options.temperature:g}, votes {votes}"
+        show(f"hard, both orders, {at}", own, "hard", "sum")
+        show(f"probability, both orders, {at}", own, "probability", "sum")
+    short = _judged(run, number, found, mode="logprob", **greedy)
+    short = [[v._replace(response="") for v in own] for own in short]  # not text
+    show("hard, both orders, no explanation", short, "hard", "sum")
+    show("probability, both orders, no explanation", short, "probability", "sum")
+    if options.pointwise:
+        single = _open(options.pointwise)
+        alone = _judged(single, number, found, mode="generate", **greedy)
+        show("hard, each step alone", alone, "hard", pointwise.SCORE)
+        show("probability, each step alone", alone, "probability", pointwise.SCORE)
+
+
+def _open(workdir: pathlib.Path) -> Run:
+    settings = config.from_dict(config_json.read(workdir))
+    return Run(settings, workdir, keep=True, locks=False)
+
+
+def _cases(run: Run, number: int) -> Iterator[Case]:
+    """Yields the expansions of a model's search that have something to choose."""
+    file = run.dir.path / f"M{number}" / "search.jsonl"
+    states = [trajectory.from_row(row) for _, row in records.read_objects(file)]
+    steps: list = []
+    last = None
+    for state, made, _, right in diagnose.graded_expansions(states, run.kind.is_right):
+        if state is not last:
+            steps, last = [], state
+        if 0 < sum(right) < len(right):
+            yield Case(State(state.question, tuple(steps)), made, right)
+        if made.action in ("pair", "append"):
+            steps.append(made.candidates[made.best])
+        elif made.action == "back":
+            steps.pop()
+
+
+def _judged(run: Run, number: int, found: Sequence[Case], **how) -> list[list[Verdict]]:
+    """Returns the verdicts of the model about each expansion's candidates."""
+    own = run.settings.judge
+    score = pointwise.SCORE if own.score == pointwise.SCORE else "sum"
+    how |= {"value": "probability", "score": score, "schedule": "full"}
+    own = dataclasses.replace(own, by="self", model="", learn="none", **how)
+    run.settings = dataclasses.replace(run.settings, judge=own)
+    run.kind = kind.choose(run.settings, run.dir.path / "data")
+    verdicts = []
+    with contextlib.ExitStack() as stack:
+        params = run.sampling_params(number)
+        ask, _ = judges.open_judge(run, params, "self", None, stack)
+        for at in range(0, len(found), run.slots):
+            batch = found[at : at + run.slots]
+            verdicts += ask(
+                [
+                    request(slot, c.before, c.made.candidates, c.made.path)
+                    for slot, c in enumerate(batch)
+                ]
+            )
+    return verdicts
+
+
+def _first(verdicts: Sequence[Verdict], votes: int) -> list[Verdict]:
+    """Returns the first verdicts of each call."""
+    counts: dict[tuple[int, int], int] = {}
+    kept = []
+    for v in verdicts:
+        counts[v.a, v.b] = counts.get((v.a, v.b), 0) + 1
+        if counts[v.a, v.b] <= votes:
+            kept.append(v)
+    return kept
+
+
+def _one_order(
+    found: Sequence[Case], verdicts: Sequence[Sequence[Verdict]], run: Run
+) -> list[list[Verdict]]:
+    """Returns the verdicts that would have been asked for, had it been one order."""
+    kept = []
+    for case, own in zip(found, verdicts, strict=True):
+        seed = (run.settings.seed, *case.made.path)
+        asked = set(judge.ordered_pairs(len(case.right), "single", seed))
+        kept.append([v for v in own if (v.a, v.b) in asked])
+    return kept
+
+
+def _chosen(
+    found: Sequence[Case], verdicts: Sequence[Sequence[Verdict]], value: str, score: str
+) -> list[bool]:
+    """Returns whether the best step of each expansion is right."""
+    chosen = []
+    for case, own in zip(found, verdicts, strict=True):
+        scores = _scores(len(case.right), own, value, score)
+        best, _ = best_and_worst(case.made.candidates, scores)
+        chosen.append(case.right[best])
+    return chosen
+
+
+def _scores(count: int, verdicts: Sequence[Verdict], value: str, score: str) -> list:
+    if score == pointwise.SCORE:
+        if value == "hard":
+            verdicts = [v._replace(probability=None) for v in verdicts]
+        return _ALONE.scores(count, verdicts)
+    counted = judge.win_counts if value == "hard" else judge.win_rates
+    return counted(count, verdicts, score)
+
+
+def _row(name, found, verdicts, chosen, paper, score, tokens) -> str:
+    low, high = intervals.wilson(sum(chosen), len(chosen))
+    gained = sum(a and not b for a, b in zip(chosen, paper, strict=True))
+    lost = sum(b and not a for a, b in zip(chosen, paper, strict=True))
+    graded = _ALONE.graded if score == pointwise.SCORE else judge.graded
+    said = [
+        right
+        for case, own in zip(found, verdicts, strict=True)
+        for right in graded(own, case.right)
+    ]
+    calls = sum(map(len, verdicts)) / len(found)
+    texts = [v.response for own in verdicts for v in own if v.response]
+    written = sum(len(tokens(text)) for text in texts)
+    return (
+        f"| {name} | {100 * sum(chosen) / len(chosen):.1f} "
+        f"[{100 * low:.1f}, {100 * high:.1f}] | +{gained} -{lost} | "
+        f"{100 * sum(said) / len(said):.1f} | {calls:.1f} | "
+        f"{written / len(found):.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
