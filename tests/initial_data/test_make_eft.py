@@ -241,14 +241,16 @@ def test_trees_do_not_depend_on_what_is_searched_beside_them(made, tmp_path):
     trees = [records.read_objects(f / MADE[0]) for f in (tmp_path / "run", made)]
     for (_, one), (_, other) in (*zip(*pairs, strict=True), *zip(*trees, strict=True)):
         # The last bits of log-probabilities depend on the shape of a batch, and so may
-        # the fourth digit of probabilities that are written with four.
+        # the fourth digit of probabilities that are written with four. So may a token,
+        # if its random number falls on the border of two; here none of them does.
         alike(one, other)
     alone, together = (
         manifest(folder, "mcts")["counts"] for folder in (tmp_path / "run", made)
     )
     for name in ("tokens_by_node", "tokens_by_expansion", "nodes", "pairs"):
         assert alone[name] == together[name]
-    assert together["tokens"] < alone["tokens"] <= alone["tokens_by_expansion"]
+    for counts in (alone, together):  # what the memory saves: see test_mcts
+        assert counts["tokens"] < counts["tokens_by_expansion"]
 
 
 @pytest.mark.parametrize(
