@@ -32,7 +32,8 @@ def get_config():
     c.search.width = 8
     c.search.temperature = 1.3
     c.search.redraw = 0.01  # other digits, where M1 is nearly sure of a wrong one
-    c.judge.max_tokens = 30
+    c.judge.max_tokens = 48
+    c.srlm.max_tokens = 80
 
     c.dpo.epochs = 2
     c.dpo.optimizer.learning_rate = 3e-4

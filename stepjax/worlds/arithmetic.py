@@ -341,7 +341,7 @@ def _wrongly_boxed(step: str, rng: random.Random) -> str:
         return f"{plain}; \\boxed{{{parts.result}}}"
     if rng.random() < 0.5:
         return plain
-    digit = (parts.result + rng.randrange(1, 10)) % 10
+    digit = (parts.boxed + rng.randrange(1, 10)) % 10
     return f"{plain}; \\boxed{{{digit}}}"
 
 

@@ -14,7 +14,7 @@ Whether it is right takes one product and one sum, of tables so small that a few
 examples teach them: 2*7=4, 4+4=8. So judging is easier than solving for a reason in the
 mathematics, as with factoring and other problems whose solutions are hard to find and
 easy to check. For the candidates ``Step 1: 2*7+4=8`` and ``Step 1: 5*7+4=8`` the judge
-writes ``Check: 8, 2*7=4, 4+4=8 (+) 5*7=5, 5+4=9 (-) [[A]]``.
+writes ``Check: ?*7+4=8, 2*7+4=8, 2*7=4, 4+4=8 (+) 5*7+4=8, 5*7=5, 5+4=9 (-) [[A]]``.
 
 There are 18 blocks, so 180 different steps (a block and its result). `split` deals them
 out. Some are taught: solutions and comparisons hold them. The rest are in no row that
@@ -225,36 +225,36 @@ def is_right(problem: str, steps: Sequence[str], step: str) -> bool:
     return step == right_step(problem, steps)
 
 
-def working(task: Task, digits: Sequence[int | None]) -> str:
-    """Checks digits: "8, 2*7=4, 4+4=8 (+) 5*7=5, 5+4=9 (-) ".
+def working(problem: str, steps: Sequence[str], candidates: Sequence[str]) -> str:
+    r"""Checks next steps: "?*7+4=8, 2*7+4=8, 2*7=4, 4+4=8 (+) 2*9 (-) ".
 
-    The result that is due, then what each digit leads to, and whether that is the same.
+    First comes the task that is due. Each candidate is then copied, up to the first
+    piece in which it has not the form of this task. If there is none, its digit is
+    tried: a product and a sum, which have to lead to the result.
 
     Args:
-      task: that they are to solve.
-      digits: what each candidate names. None: the candidate does not have the form of
-        the step that is due, so it is wrong and shown as "?".
+      problem: problem text; ValueError if it is not of this world.
+      steps: the steps so far; ValueError if no next step is due.
+      candidates: next steps of any form.
     """
+    task = due(problem, steps)
+    if task is None:
+        raise ValueError(f"problem {problem!r} has no next step after {list(steps)}.")
     factor, addend, result = task
-    text = f"{result}, "
-    for digit in digits:
-        if digit is None:
-            text += "? (-) "
-            continue
-        product = digit * factor % 10
-        reached = (product + addend) % 10
-        mark = "(+)" if reached == result else "(-)"
-        text += f"{digit}*{factor}={product}, {product}+{addend}={reached} {mark} "
+    number, last = len(steps) + 1, len(steps) + 1 == len(_parse(problem)[0])
+    text = f"?*{factor}+{addend}={result}, "
+    for step in candidates:
+        named = re.match(rf"Step {number}: ([0-9])", step)
+        digit = int(named[1]) if named else digit_before(task)
+        form = _step_text(number, digit, task, last)
+        text += arithmetic.until_wrong(step, form)
+        reached = None
+        if step == form:
+            product = digit * factor % 10
+            reached = (product + addend) % 10
+            text += f", {digit}*{factor}={product}, {product}+{addend}={reached}"
+        text += " (+) " if reached == result else " (-) "
     return text
-
-
-def stated_digit(step: str, right: str) -> int | None:
-    """The digit that a step names, None if it has not the form of the right one."""
-    stated, wanted = read_step(step), read_step(right)
-    if stated is None or stated.number != wanted.number:
-        return None
-    boxed = None if wanted.boxed is None else stated.value
-    return stated.value if stated.boxed == boxed else None
 
 
 def corrupt(
@@ -266,8 +266,8 @@ def corrupt(
     r"""Makes a plausible wrong next step.
 
     Half of the draws name another digit. The other half miscopy one of the task's three
-    numbers and solve the task that this makes, whose digit differs from the right one.
-    The \boxed{} of a last step agrees with the digit.
+    numbers. Half of these keep the right digit all the same, the others name the digit
+    of the task that this makes. The \boxed{} of a last step agrees with the digit.
 
     Args:
       problem: problem text.
@@ -293,15 +293,12 @@ def corrupt(
         *((factor, wrong, result) for wrong in ADDENDS),
         *((factor, addend, wrong) for wrong in range(10)),
     ]
-    wrong = [
-        task
-        for task in miscopied
-        if digit_before(task) != step.value and task in taught
-    ]
+    wrong = [task for task in miscopied if task != task_of(step) and task in taught]
     if not wrong or rng.random() < 0.5:
         return _step_text(step.number, other, task_of(step), last)
     task = rng.choice(wrong)
-    return _step_text(step.number, digit_before(task), task, last)
+    digit = step.value if rng.random() < 0.5 else digit_before(task)
+    return _step_text(step.number, digit, task, last)
 
 
 def _parse(problem: str) -> tuple[list[tuple[int, int]], int]:

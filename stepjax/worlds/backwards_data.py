@@ -11,7 +11,7 @@ from stepjax.worlds import arithmetic, arithmetic_data
 from stepjax.worlds import backwards as world
 
 _AFTER_MISTAKE = 0.2  # share of the comparisons after step 1 that follow a wrong step
-_GARBLED = 0.1  # share of the wrong steps that do not even have the form of a step
+_GARBLED = 0.25  # share of the wrong steps that do not even have the form of a step
 
 
 class Dataset(NamedTuple):
@@ -164,7 +164,7 @@ def comparisons(
     """Compares two steps at a random place of a problem.
 
     In 20 % of the comparisons after step 1 the step before is wrong, unless this leads
-    to a task that is not taught. 10 % of the wrong candidates are made by
+    to a task that is not taught. 25 % of the wrong candidates are made by
     `arithmetic.garble`, the rest by `backwards.corrupt`.
 
     Args:
@@ -209,7 +209,7 @@ def comparison_from(
 ) -> list[Comparison]:
     """Makes the two rows, one per order, that compare two steps.
 
-    The explanation works each candidate out and marks it right or wrong, see
+    The explanation checks each candidate and marks it right or wrong, see
     `backwards.working`. It ends with a space, after which the verdict follows at once.
     Where neither step is right there is no preference, and the verdict is the candidate
     that is shown first, as in the arithmetic world.
@@ -227,7 +227,7 @@ def comparison_from(
     right = world.right_step(problem, steps)
 
     def explain(*candidates: str) -> str:
-        return _check(problem, steps, candidates)
+        return f"Check: {world.working(problem, steps, candidates)}"
 
     row = Comparison(id, problem, tuple(steps), one, other, "A")
     return arithmetic_data.in_both_orders(row, right, explain)
@@ -242,12 +242,5 @@ def appraise(row: Comparison) -> tuple[str, str]:
     Returns:
       ("A" if the step is right, else "B", explanation).
     """
-    text = _check(row.problem, row.steps, [row.a])
+    text = f"Check: {world.working(row.problem, row.steps, [row.a])}"
     return "A" if world.is_right(row.problem, row.steps, row.a) else "B", text
-
-
-def _check(problem: str, steps: Sequence[str], candidates: Sequence[str]) -> str:
-    """Works each candidate out and marks it; see `backwards.working`."""
-    right = world.right_step(problem, steps)
-    stated = [world.stated_digit(step, right) for step in candidates]
-    return f"Check: {world.working(world.due(problem, steps), stated)}"

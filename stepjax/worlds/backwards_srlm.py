@@ -49,8 +49,7 @@ def ratings(
             wrong = world.corrupt(problem, steps, rng, taught)
             if leads_to_taught(problem, [*steps, wrong], taught):
                 step = wrong
-        stated = world.stated_digit(step, right)
-        text += world.working(world.due(problem, steps), [stated])
+        text += world.working(problem, steps, [step])
         score += step == right
         steps.append(step)
     return [srlm.Rating(id, problem, tuple(steps), score, text)]
