@@ -35,6 +35,7 @@ def get_config():
     c.judge.max_tokens = 48
     c.srlm.max_tokens = 80
 
+    c.eval.search_count = 100
     c.dpo.epochs = 2
     c.dpo.optimizer.learning_rate = 3e-4
     return c
