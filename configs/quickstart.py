@@ -49,8 +49,8 @@ def get_config():
             ift=0.0,
             eft=1.0,
             epochs=0,
-            steps=2400,
-            stop_loss=0.01,
+            steps=4000,
+            stop_loss=0.025,  # until it compares digits without a mistake
             optimizer=config.optimizer(2e-3, warmup_steps=50, **rate),
         ),
         config.phase(
