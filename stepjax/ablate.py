@@ -27,6 +27,7 @@ and, where --arms names them, the judge of the method in other ways:
 import stepjax.lm  # noqa: F401, says what to install when something is missing
 
 # isort: split
+import math
 import os
 import pathlib
 import shutil
@@ -272,16 +273,19 @@ def table(measured: dict[str, list[dict[str, Any]]]) -> str:
     last = names[-1]
     header = ["arm", *(f"greedy {name}" for name in names)]
     header += [f"gain M1 → {last} [95 %]", "gain of each seed"]
+    oracle = _gains(measured["oracle"]) if "oracle" in measured else None
+    header += [] if oracle is None else ["of the oracle's gain [95 %]"]
     header += [f"search {last}", f"unseen M1 → {last}", f"judge M1 → {last}"]
     header += [f"sampled M1 → {last}", "pairs right"]
     lines = [header, ["---"] * len(header)]
     for arm, runs in measured.items():
         greedy = np.array([run["greedy"] for run in runs])  # [seeds, models]
-        gains = 100 * (greedy[:, -1] - greedy[:, 0])
+        gains = _gains(runs)
         mean, low, high = intervals.mean_and_interval(gains)
         line = [_TITLES[arm], *(f"{100 * x:.1f}" for x in greedy.mean(0))]
         line += [f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"]
         line += [" ".join(f"{gain:+.1f}" for gain in gains)]
+        line += [] if oracle is None else [_share(gains, oracle)]
         line += [_mean(runs, "search", -1)]
         line += [
             f"{_mean(runs, name, 0)} → {_mean(runs, name, -1)}"
@@ -290,6 +294,19 @@ def table(measured: dict[str, list[dict[str, Any]]]) -> str:
         line += [_mean(runs, "pairs_right", slice(1, None))]
         lines.append(line)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _gains(runs: Sequence[dict]) -> np.ndarray:
+    """Returns how much greedy accuracy grew in each seed, in points."""
+    greedy = np.array([run["greedy"] for run in runs])  # [seeds, models]
+    return 100 * (greedy[:, -1] - greedy[:, 0])
+
+
+def _share(gains: Sequence[float], oracle: Sequence[float]) -> str:
+    """Returns which part of the oracle's gain an arm reaches; "-" for no such gain."""
+    share, low, high = intervals.ratio_of_means(gains, oracle)
+    bounds = f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else ""
+    return f"{share:.2f}{bounds}" if math.isfinite(share) else "-"
 
 
 def _mean(runs: Sequence[dict], name: str, at: int | slice) -> str:

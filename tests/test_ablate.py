@@ -180,6 +180,9 @@ def test_the_table_holds_what_the_runs_measured(ablation):
     assert column["gain of each seed"] == " ".join(
         f"{gain:+.1f}" for gain in greedy[:, 1] - greedy[:, 0]
     )
+    oracle = np.array([run["greedy"] for run in found["arms"]["oracle"]]) * 100
+    share = np.mean(greedy[:, 1] - greedy[:, 0]) / np.mean(oracle[:, 1] - oracle[:, 0])
+    assert column["of the oracle's gain [95 %]"].split()[0] == f"{share:.2f}"
     assert (ablation / "ablation.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -211,6 +214,7 @@ def test_the_same_command_again_runs_nothing(own_ablation, monkeypatch):
 def test_one_seed_alone_and_fewer_arms(own_ablation, capsys):
     text = ablate.ablate(settings(), own_ablation, SEEDS[:1], ("random",))
     assert "[-inf, +inf]" in text and "more SFT" not in text
+    assert "oracle" not in text
     assert text in capsys.readouterr().out
 
 

@@ -1,6 +1,7 @@
 """How sure a measurement is: 95 % intervals, and a test of two models.
 
-Intervals are of a rate, of a paired gain, of means over benchmarks and over seeds.
+Intervals are of a rate, of a paired gain, of means over benchmarks and over seeds, and
+of the ratio of two means.
 """
 
 import math
@@ -178,3 +179,41 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
         np.std(values, ddof=1) / math.sqrt(count) * special.stdtrit(count - 1, 0.975)
     )
     return mean, mean - float(spread), mean + float(spread)
+
+
+def ratio_of_means(
+    ones: Sequence[float], others: Sequence[float]
+) -> tuple[float, float, float]:
+    """Returns mean(ones) / mean(others) over the same seeds with its 95 % interval.
+
+    The interval holds all ratios r for which the mean of ``ones - r others`` is not
+    significantly different from 0 in a t-test (E. C. Fieller, 1954).
+
+    Args:
+      ones: one value for each seed.
+      others: the values of the same seeds that they are compared with.
+
+    Returns:
+      (ratio, low, high). Without a bound where the mean of `others` is not
+      significantly different from 0, and with a single seed.
+
+    Raises:
+      ValueError: when the counts differ or there are none.
+    """
+    count = len(ones)
+    if not count or count != len(others):
+        raise ValueError(
+            f"{count} and {len(others)} values; expected as many, one for each seed."
+        )
+    one, other = float(np.mean(ones)), float(np.mean(others))
+    ratio = one / other if other else math.nan
+    if count < 2:
+        return ratio, -math.inf, math.inf
+    spread = np.cov(ones, others) / count * special.stdtrit(count - 1, 0.975) ** 2
+    # r solves a r^2 - 2 b r + c <= 0.
+    a, b = other**2 - spread[1, 1], one * other - spread[0, 1]
+    c = one**2 - spread[0, 0]
+    if a <= 0:
+        return ratio, -math.inf, math.inf
+    root = math.sqrt(max(b * b - a * c, 0.0))
+    return ratio, float(b - root) / float(a), float(b + root) / float(a)

@@ -107,3 +107,36 @@ def test_every_benchmark_counts_the_same_in_the_mean():
     for counts in ([], [(0, 0, 0)]):
         with pytest.raises(ValueError, match="expected at least one benchmark"):
             intervals.mean_of_benchmarks(counts)
+
+
+def test_the_ratio_of_two_means_by_hand():
+    exact = intervals.ratio_of_means([20, 22], [40, 44])
+    assert exact == pytest.approx((0.5, 0.5, 0.5))
+    ratio, low, high = intervals.ratio_of_means([1.0], [2.0])
+    assert (ratio, low, high) == (0.5, -math.inf, math.inf)
+    # The others may well be 0: no bound.
+    assert intervals.ratio_of_means([1, 2, 3], [-1, 0, 2])[1:] == (-math.inf, math.inf)
+    with pytest.raises(ValueError, match="2 and 3 values; expected as many"):
+        intervals.ratio_of_means([1, 2], [1, 2, 3])
+
+
+def test_the_bounds_of_a_ratio_are_where_a_t_test_says_so():
+    ones, others = (
+        np.array([13.0, 10.5, 15.0, 12.1, 14.2]),
+        np.array([20, 21, 24, 19, 22]),
+    )
+    ratio, low, high = intervals.ratio_of_means(ones, others)
+    assert low < ratio < high
+    for bound in (low, high):
+        _, below, above = intervals.mean_and_interval(ones - bound * others)
+        assert min(abs(below), abs(above)) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_interval_of_a_ratio_holds_the_true_one_as_often_as_it_says():
+    rng, held, cases = np.random.default_rng(0), 0, 2000
+    for _ in range(cases):
+        common = rng.normal(0, 2, 5)
+        ones, others = 12 + common + rng.normal(0, 1, 5), 20 + common
+        _, low, high = intervals.ratio_of_means(ones, others)
+        held += low <= 0.6 <= high
+    assert 0.94 < held / cases < 0.96
