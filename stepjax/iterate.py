@@ -307,9 +307,10 @@ def dpo(run: Run, number: int) -> None:
             run, params, pairs, lambda n: rows.row(n).id, number, inputs
         )
     else:
+        why = causes.no_pairs(searched["counts"], run.settings.judge.by)
         run.monitor.say(
             f"dpo: M{number} made no preference pairs, so M{number + 1} is "
-            f"M{number}. {causes.no_pairs(searched['counts'])}"
+            f"M{number}. {why}"
         )
     counts = {"pairs": len(pairs), "dropped": rows.dropped, "updates": updates}
     if sum(rows.counts[1:]):

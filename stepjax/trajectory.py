@@ -81,6 +81,18 @@ class Refused:
     text: str
 
 
+def refused(samples: Iterable[tuple[str, str]]) -> tuple[Refused, ...]:
+    """Counts samples that are no candidates by the reason, in the order of `FAULTS`.
+
+    Args:
+      samples: (reason, text) of each.
+    """
+    texts: dict[str, list[str]] = {fault: [] for fault in FAULTS}
+    for fault, text in samples:
+        texts[fault].append(text)
+    return tuple(Refused(f, len(own), own[0]) for f, own in texts.items() if own)
+
+
 @dataclasses.dataclass(frozen=True)
 class Proposal:
     """Distinct well-formed candidates, and the samples that are none.
