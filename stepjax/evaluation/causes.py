@@ -237,6 +237,27 @@ def no_pairs(counts: Mapping[str, float], by: str = "self") -> str:
     )
 
 
+def left_out(states: Sequence[State], pairs: int, settings: Settings) -> str:
+    """Returns how many preferences of searches make no pair, and by which settings.
+
+    Args:
+      states: closed searches.
+      pairs: that they made.
+      settings: of the run.
+
+    Returns:
+      A remark in brackets with a blank in front, "" where all of them make a pair.
+    """
+    found = sum(index is not None for state in states for index in state.pair_from)
+    if pairs == found:
+        return ""
+    options = settings.pairs
+    return (
+        f" ({found - pairs} of {found} preferences are left out by pairs.min_margin="
+        f"{options.min_margin:g} and pairs.best_beats_all={options.best_beats_all})"
+    )
+
+
 def shown(text: str) -> str:
     """Returns a text between quotation marks on one line, shortened in the middle."""
     if len(text) > _TEXT:

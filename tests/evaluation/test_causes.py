@@ -162,6 +162,16 @@ def test_an_oracle_without_preferences_is_not_called_unread():
     assert "the same score" in causes.no_pairs(searched, "oracle")
 
 
+def test_preferences_that_make_no_pair_are_counted():
+    steps = (candidate("a"), candidate("b"), candidate("c"))
+    searched = dataclasses.replace(state(), steps=steps, pair_from=(0, None, 2))
+    assert causes.left_out([searched, searched], 4, SETTINGS) == ""
+    assert causes.left_out([searched, searched], 1, SETTINGS) == (
+        " (3 of 4 preferences are left out by pairs.min_margin=1 and "
+        "pairs.best_beats_all=False)"
+    )
+
+
 def test_counts_of_an_older_search_without_reasons_give_no_reasons():
     old = dataclasses.replace(expansion("a"), malformed=9)
     assert causes.of_search([state(old)], SETTINGS) == []
