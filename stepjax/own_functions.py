@@ -230,7 +230,7 @@ def _fault(
     codec: Codec, ids: tuple[int, ...], text: str, max_tokens: int
 ) -> str | None:
     """Returns why a text is no candidate, one of `trajectory.FAULTS`, or None."""
-    if prompts.holds_verdict(codec.templates, text):
+    if prompts.held_verdict(codec.templates, text):
         return VERDICT
     if not ids:
         return OTHER

@@ -51,7 +51,7 @@ def _step_fault(templates: Templates, number: int, text: str) -> str | None:
     marker = prompts.marker(templates, number)
     if not text.startswith(marker):
         return NO_MARKER
-    if prompts.holds_verdict(templates, text):
+    if prompts.held_verdict(templates, text):
         return VERDICT
     return None if text[len(marker) :].strip() else OTHER
 
