@@ -256,6 +256,10 @@ def check_window(
         "search.context_tokens": settings.search.context_tokens,
         "the longest prompt and eval.max_tokens": prompt + settings.eval.max_tokens,
     }
+    if settings.search.redraw:  # from anywhere in a candidate, as many tokens again
+        named = "search.context_tokens and, for search.redraw, a candidate"
+        context = settings.search.context_tokens
+        longest[named] = context + chosen.candidate_tokens - 1
     if not is_foreign(judge.by):
         shown = 2 if judge.kind == "comparisons" else 1
         written = chosen.judgment_tokens if judge.mode == "generate" else 0

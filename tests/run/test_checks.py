@@ -135,7 +135,12 @@ def test_a_sliding_window_that_could_bind_is_refused(codec):
     checks.check_window(from_config(c), codec, files, 120)
     with pytest.raises(ValueError, match="and the judgment: 120 tokens; expected at m"):
         checks.check_window(from_config(c), codec, files, 119)
+    c.search.max_step_tokens, c.search.redraw = 30, 0.01
     c.judge.by = "own_judge.py:judge"
+    checks.check_window(from_config(c), codec, files, 93)
+    with pytest.raises(ValueError, match="search.redraw, a candidate: 93 tokens; exp"):
+        checks.check_window(from_config(c), codec, files, 92)
+    c.search.redraw = 0.0
     checks.check_window(from_config(c), codec, files, 64)
     words = (
         "row_length: 64 tokens; search.context_tokens: 64 tokens; expected at most 63"
