@@ -49,7 +49,8 @@ class Candidate:
     Attributes:
       ids: the sampled token ids, cut where the next step would begin.
       text: for people.
-      count: how many of the w samples are this candidate.
+      count: how many of the samples are this candidate; `search.redraw` draws more
+        than w.
       logp: sum of its tokens' log-probabilities under the model.
       finished: whether it ends the solution (EOS, or a boxed answer).
     """
