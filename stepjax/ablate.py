@@ -221,14 +221,15 @@ def arm_config(
         # What ratings do not have.
         c.search.on_reject, c.judge.score = "append", "sum"
         c.judge.value, c.judge.votes, c.judge.tie = "hard", 1, False
-        c.judge.learn = "none"
+        c.judge.mode, c.judge.schedule, c.judge.learn = "generate", "full", "none"
     elif arm == "frozen":
         c.judge.model = "M1"
     elif arm == "keep":
         c.judge.keep = 1.0
     elif arm == "pointwise":
         c.judge.score, c.judge.schedule, c.judge.tie = "pointwise", "full", False
-        c.pairs.min_margin = min(c.pairs.min_margin, 1.0)
+        shares = c.judge.value == "hard" and c.judge.votes > 1  # of votes, 0 to 1
+        c.pairs.min_margin = 0.0 if shares else min(c.pairs.min_margin, 1.0)
     elif arm in ("consistency", "outcome"):
         c.judge.learn = arm
     return c

@@ -303,8 +303,9 @@ def default() -> ml_collections.ConfigDict:
 
     c.pairs = pairs = ml_collections.ConfigDict()
     pairs.best_beats_all = False  # keep a pair only if the best won all its calls
-    # Least difference between the scores of best and worst; with judge.value=
-    # "probability" of win rates, less than 1, where 0 keeps all.
+    # Least difference between the scores of best and worst. Where scores are from 0 to
+    # 1 it is less than 1, and 0 keeps all: win rates (judge.value="probability") and
+    # shares of votes (judge.score="pointwise" with judge.votes above 1).
     pairs.min_margin = 1.0
 
     c.dpo = dpo = ml_collections.ConfigDict()

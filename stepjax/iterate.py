@@ -255,7 +255,8 @@ def search(run: Run, number: int) -> None:
     run.monitor.log("search", f"M{number}", number, counts)
     complete, ties = (100 * counts[k] for k in ("complete_rate", "tie_rate"))
     run.monitor.say(
-        f"M{number} search: {len(pairs)} pairs from {len(states)} questions; "
+        f"M{number} search: {len(pairs)} pairs from {len(states)} questions"
+        f"{causes.left_out(states, len(pairs), run.settings)}; "
         f"{complete:.0f} % of the searches are complete, with "
         f"{counts['steps_per_solution']:.1f} steps each; {ties:.0f} % of the steps "
         "gave no preference"
@@ -307,9 +308,10 @@ def dpo(run: Run, number: int) -> None:
             run, params, pairs, lambda n: rows.row(n).id, number, inputs
         )
     else:
+        why = causes.no_pairs(searched["counts"], run.settings.judge.by)
         run.monitor.say(
             f"dpo: M{number} made no preference pairs, so M{number + 1} is "
-            f"M{number}. {causes.no_pairs(searched['counts'])}"
+            f"M{number}. {why}"
         )
     counts = {"pairs": len(pairs), "dropped": rows.dropped, "updates": updates}
     if sum(rows.counts[1:]):

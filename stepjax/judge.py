@@ -95,12 +95,15 @@ class Judgments(NamedTuple):
     sides: str = "AB"
 
 
-def check_verdict(row: Comparison, sides: str, source: str = "data.eft") -> None:
-    """Raises ValueError for a verdict that the judge may not give.
+def check_verdict(
+    row: Comparison, sides: str, templates: Templates, source: str = "data.eft"
+) -> None:
+    """Raises ValueError for a verdict that the judge may not give, or gives too early.
 
     Args:
       row: from which the judge is to learn.
       sides: what it can say, see `Judgments`.
+      templates: with the form of a verdict.
       source: file or setting that the row is from, for the message.
     """
     if row.verdict not in sides:
@@ -109,6 +112,13 @@ def check_verdict(row: Comparison, sides: str, source: str = "data.eft") -> None
             "'A' or 'B'. Leave out such rows, or set judge.tie=True for a judge that "
             "compares two steps and may say that neither is better."
         )
+    for verdict in (prompts.verdict(templates, side) for side in sides):
+        if verdict in row.explanation:
+            raise ValueError(
+                f"{source}: the explanation of EFT row {row.id!r} holds {verdict!r}, "
+                "at which a judgment ends; expected a verdict at its end only. Leave "
+                "out such rows, or set prompts.verdict to a form that they do not hold."
+            )
 
 
 def comparisons(
@@ -137,7 +147,7 @@ def comparisons(
         return counted(count, verdicts, score)
 
     def example(codec: Codec, row: Comparison):
-        check_verdict(row, sides)
+        check_verdict(row, sides, codec.templates)
         return *codec.comparison(row), prompts.verdict(codec.templates, row.verdict)
 
     def ends(templates: Templates) -> tuple[str, ...]:

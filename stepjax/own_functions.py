@@ -29,7 +29,17 @@ import numpy as np
 from stepjax import prompts
 from stepjax.codec import Codec
 from stepjax.judge import Judge, Request, all_calls, comparisons
-from stepjax.trajectory import Candidate, Proposal, State, Verdict, context_ids
+from stepjax.trajectory import (
+    CUT_OFF,
+    OTHER,
+    VERDICT,
+    Candidate,
+    Proposal,
+    State,
+    Verdict,
+    context_ids,
+    refused,
+)
 
 
 class Choice(NamedTuple):
@@ -163,11 +173,11 @@ def proposer(
 ) -> Callable[[Mapping[int, State]], dict[int, Proposal]]:
     """Returns the proposer that asks a function for texts of next steps.
 
-    A text that is empty, too long, or holds several steps or a verdict counts as
-    malformed. Equal texts are one candidate. The token ids are those that training on
-    the text would use; a step with a boxed answer is final and gets EOS. The model that
-    searches gives the log-probability of each candidate, which breaks ties and is kept
-    in the pair.
+    A text that is too long, holds a verdict, or is not a single step counts as
+    malformed, each for its reason (`trajectory.FAULTS`). Equal texts are one candidate.
+    The token ids are those that training on the text would use; a step with a boxed
+    answer is final and gets EOS. The model that searches gives the log-probability of
+    each candidate, which breaks ties and is kept in the pair.
 
     Args:
       function: see the head of this file.
@@ -188,14 +198,13 @@ def proposer(
         places = [_place(state, width, iteration, seed) for state in active.values()]
         made = _lists(name, function(places), places)
         kept: dict[int, dict[tuple[int, ...], tuple[str, int]]] = {}
-        malformed = {}
+        faulty: dict[int, list[tuple[str, str]]] = {}
         for slot, place, texts in zip(active, places, made, strict=True):
-            kept[slot], malformed[slot] = {}, 0
+            kept[slot], faulty[slot] = {}, []
             for text in _texts(name, texts, place):
                 ids, shown = _as_step(codec, len(place.steps) + 1, text)
-                verdict = prompts.holds_verdict(codec.templates, shown)
-                if verdict or not 0 < len(ids) <= max_tokens:
-                    malformed[slot] += 1
+                if fault := _fault(codec, ids, shown, max_tokens):
+                    faulty[slot].append((fault, shown))
                     continue
                 kept[slot][ids] = shown, kept[slot].get(ids, ("", 0))[1] + 1
         contexts = {slot: context_ids(codec, active[slot]) for slot in active}
@@ -208,12 +217,24 @@ def proposer(
                         kept[slot].items(), logps[slot], strict=True
                     )
                 ),
-                malformed[slot],
+                len(faulty[slot]),
+                refused(faulty[slot]),
             )
             for slot in active
         }
 
     return propose
+
+
+def _fault(
+    codec: Codec, ids: tuple[int, ...], text: str, max_tokens: int
+) -> str | None:
+    """Returns why a text is no candidate, one of `trajectory.FAULTS`, or None."""
+    if prompts.held_verdict(codec.templates, text):
+        return VERDICT
+    if not ids:
+        return OTHER
+    return CUT_OFF if len(ids) > max_tokens else None
 
 
 def _place(state: State, width: int, iteration: int, seed: int) -> Place:

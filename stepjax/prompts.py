@@ -266,16 +266,20 @@ def verdict(t: Templates, side: Literal["A", "B", "C"]) -> str:
     return t.verdict.replace("{side}", side)
 
 
-def holds_verdict(t: Templates, text: str) -> bool:
-    """Whether a text holds a verdict in the exact form of the templates.
+def held_verdict(t: Templates, text: str) -> str:
+    """Finds a verdict in the exact form of the templates, in a text that is judged.
 
     A step with one is no step: the model has slipped into judging, and a judgment that
     quotes the step would seem to decide for it. Nothing is looked for where the form is
-    the letter alone, as a step may say "A" for other reasons.
+    the letter alone or with one more character ("{side}."), as a step may say "A." for
+    other reasons.
+
+    Returns:
+      The verdict, or "" for none.
     """
-    if t.verdict.strip() == "{side}":
-        return False
-    return any(verdict(t, side) in text for side in SIDES)
+    if len(t.verdict.replace("{side}", "").strip()) < 2:
+        return ""
+    return next((v for v in (verdict(t, side) for side in SIDES) if v in text), "")
 
 
 def step_stops(t: Templates) -> tuple[str, ...]:

@@ -19,15 +19,14 @@ from stepjax.prompts import Templates
 from stepjax.redraw import redraw_repeated
 from stepjax.trajectory import (
     CUT_OFF,
-    FAULTS,
     NO_MARKER,
     OTHER,
     VERDICT,
     Candidate,
     Proposal,
-    Refused,
     State,
     context_ids,
+    refused,
 )
 
 _REDRAWS = 2  # turns in which repeated samples are drawn again
@@ -52,7 +51,7 @@ def _step_fault(templates: Templates, number: int, text: str) -> str | None:
     marker = prompts.marker(templates, number)
     if not text.startswith(marker):
         return NO_MARKER
-    if prompts.holds_verdict(templates, text):
+    if prompts.held_verdict(templates, text):
         return VERDICT
     return None if text[len(marker) :].strip() else OTHER
 
@@ -212,11 +211,11 @@ class CandidateParser:
                 read[ids] = (index, *self._read(number, ids, bool(ended)))
             counts[ids] = counts.get(ids, 0) + 1
         merged: dict[tuple[int, ...], Candidate] = {}
-        faulty: dict[str, list[tuple[int, ...]]] = {fault: [] for fault in FAULTS}
+        faulty: list[tuple[str, str]] = []
         for ids, count in counts.items():
             index, size, fault = read[ids]
             if fault is not None:
-                faulty[fault].append(ids)
+                faulty += [(fault, self.codec.text(ids))] * count
                 continue
             step = ids[:size]
             if step in merged:
@@ -227,13 +226,7 @@ class CandidateParser:
             final = step[-1] in self.codec.stop_ids or prompts.boxed(text) is not None
             logp = float(np.asarray(logps[index][:size], np.float64).sum())
             merged[step] = Candidate(step, text, count, logp, final)
-        refused = tuple(
-            Refused(fault, sum(counts[x] for x in found), self.codec.text(found[0]))
-            for fault, found in faulty.items()
-            if found
-        )
-        malformed = sum(part.count for part in refused)
-        return Proposal(tuple(merged.values()), malformed, refused)
+        return Proposal(tuple(merged.values()), len(faulty), refused(faulty))
 
     def _read(
         self, number: int, ids: tuple[int, ...], ended: bool

@@ -49,7 +49,8 @@ class Candidate:
     Attributes:
       ids: the sampled token ids, cut where the next step would begin.
       text: for people.
-      count: how many of the w samples are this candidate.
+      count: how many of the samples are this candidate; `search.redraw` draws more
+        than w.
       logp: sum of its tokens' log-probabilities under the model.
       finished: whether it ends the solution (EOS, or a boxed answer).
     """
@@ -79,6 +80,18 @@ class Refused:
     fault: str
     count: int
     text: str
+
+
+def refused(samples: Iterable[tuple[str, str]]) -> tuple[Refused, ...]:
+    """Counts samples that are no candidates by the reason, in the order of `FAULTS`.
+
+    Args:
+      samples: (reason, text) of each.
+    """
+    texts: dict[str, list[str]] = {fault: [] for fault in FAULTS}
+    for fault, text in samples:
+        texts[fault].append(text)
+    return tuple(Refused(f, len(own), own[0]) for f, own in texts.items() if own)
 
 
 @dataclasses.dataclass(frozen=True)

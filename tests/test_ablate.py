@@ -271,6 +271,16 @@ def test_arms_of_other_judges_change_the_judge_alone():
         ranges.check(c)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("schedule", "swiss"), ("mode", "logprob")]
+)
+def test_ratings_can_stand_beside_any_way_to_compare(name, value):
+    base = settings()
+    base.judge[name] = value
+    for arm in ablate.ARMS:
+        ranges.check(ablate.arm_config(base, arm, 7, (5,)))
+
+
 def test_ratings_take_over_nothing_that_they_do_not_have():
     base = settings()
     base.judge.value, base.judge.votes, base.pairs.min_margin = "probability", 2, 0.2

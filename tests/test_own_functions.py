@@ -9,7 +9,7 @@ from stepjax import config, judge, own_functions
 from stepjax.judge import Request
 from stepjax.records import Question
 from stepjax.run import ranges
-from stepjax.trajectory import State
+from stepjax.trajectory import Refused, State
 
 PROBLEM = "8*7+4*4+2*3+1"
 TEXTS = ("Step 1: 8*7+4=0", "Step 1: 8*7+4=1", "Step 1: 8*7+4=2")
@@ -197,6 +197,11 @@ def test_texts_that_are_no_single_step_are_malformed(codec):
     texts = ["", "Step 1:  ", "Step 1: a\nStep 2: b", long, "Step 1: 8 [[A]]"]
     proposal, _ = proposed(codec, lambda places: [texts], width=5)
     assert (proposal.candidates, proposal.malformed) == ((), 5)
+    assert proposal.refused == (
+        Refused("cut off", 1, long),
+        Refused("verdict", 1, "Step 1: 8 [[A]]"),
+        Refused("other", 3, "Step 1: "),
+    )
 
 
 @pytest.mark.parametrize(

@@ -123,19 +123,20 @@ def test_markers_and_stops():
 
 
 @pytest.mark.parametrize(
-    ("form", "text", "holds"),
+    ("form", "text", "held"),
     [
-        ("[[{side}]]", "Step 1: 3, so [[B]]", True),
-        ("[[{side}]]", "Step 1: [[C]]", True),
-        ("[[{side}]]", "Step 1: the matrix [[1, A]] and [B]", False),
-        ("Winner: {side}.", "Step 1: Winner: A.", True),
-        ("Winner: {side}.", "Step 1: The winner is A.", False),
-        ("{side}", "Step 1: A is 3", False),  # the letter alone says nothing
+        ("[[{side}]]", "Step 1: 3, so [[B]]", "[[B]]"),
+        ("[[{side}]]", "Step 1: [[C]]", "[[C]]"),
+        ("[[{side}]]", "Step 1: the matrix [[1, A]] and [B]", ""),
+        ("Winner: {side}.", "Step 1: Winner: A.", "Winner: A."),
+        ("Winner: {side}.", "Step 1: The winner is A.", ""),
+        ("{side}", "Step 1: A is 3", ""),  # the letter alone says nothing
+        ("{side}.", "Step 1: It passes through A.", ""),
     ],
 )
-def test_texts_that_hold_a_verdict(form, text, holds):
+def test_texts_that_hold_a_verdict(form, text, held):
     t = dataclasses.replace(DEFAULT, verdict=form)
-    assert prompts.holds_verdict(t, text) is holds
+    assert prompts.held_verdict(t, text) == held
 
 
 @ALL

@@ -322,6 +322,16 @@ def test_a_tie_in_an_eft_row_needs_a_judge_that_may_say_so(codec):
     assert comparisons(tie=True).ends(codec.templates) == ("[[A]]", "[[B]]", "[[C]]")
 
 
+def test_a_tie_within_an_explanation_ends_the_judgment_of_a_judge_that_has_ties(codec):
+    said = "I thought of [[C]]; "
+    row = Comparison("r", SUM, (), "Step 1: 8*7+4=5", "Step 1: 8*7+4=9", "A", said)
+    assert comparisons().example(codec, row)[2] == "[[A]]"
+    with pytest.raises(
+        ValueError, match=r"explanation of EFT row 'r' holds '\[\[C\]\]'"
+    ):
+        comparisons(tie=True).example(codec, row)
+
+
 # A run.
 
 

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepjax import prompts
+from stepjax import own_import, prompts
 from stepjax.pairs import summary
 from stepjax.settings import Settings
 from stepjax.trajectory import (
@@ -23,15 +23,19 @@ from stepjax.trajectory import (
 
 OFTEN = 0.2  # share above which something that goes wrong is worth a warning
 _JUDGMENTS = 100  # least, before a judge is called useless
+_WRITE = ("self", "http")  # judges that write; of others, None is no preference
 _TEXT = 200  # most characters of a text in a warning
 
 
-def of_search(states: Sequence[State], settings: Settings) -> list[str]:
+def of_search(
+    states: Sequence[State], settings: Settings, *, by: str = ""
+) -> list[str]:
     """Returns what kept searches from going on, as far as it happened often.
 
     Args:
       states: closed searches of one model.
       settings: of the run.
+      by: who judged, a value of `judge.by`; "" is that of the settings.
     """
     counts = summary(states)
     messages = [
@@ -39,7 +43,7 @@ def of_search(states: Sequence[State], settings: Settings) -> list[str]:
         for fault, parts in _by_fault(states).items()
         if sum(part.count for part in parts) > OFTEN * counts["samples"]
     ]
-    if counts["unparsed_rate"] > OFTEN:
+    if counts["unparsed_rate"] > OFTEN and (by or settings.judge.by) in _WRITE:
         messages.append(_unparsed(_verdicts(states), settings))
     if states and counts["complete_rate"] < 1 - OFTEN:
         messages.append(_incomplete(states, settings))
@@ -68,7 +72,7 @@ def of_useless_search(states: Sequence[State], settings: Settings) -> str:
             f"judged. {reason}"
         )
     verdicts = _verdicts(states)
-    if settings.judge.by not in ("self", "http") or len(verdicts) < _JUDGMENTS:
+    if settings.judge.by not in _WRITE or len(verdicts) < _JUDGMENTS:
         return ""
     if any(verdict.winner is not None for verdict in verdicts):
         return ""
@@ -114,6 +118,8 @@ def _refused(
     unit = "sampled solutions" if solutions else "sampled steps"
     share = _share(sum(part.count for part in parts), samples, unit)
     first = f"The first one is {shown(parts[0].text)}."
+    if own_import.named(settings.search.propose_by):
+        return f"{share} {_refused_text(fault, settings)} {first}"
     if fault == CUT_OFF:
         setting, limit = "search.max_step_tokens", settings.search.max_step_tokens
         if solutions:
@@ -137,6 +143,22 @@ def _refused(
         f"{share} {missing}. Train M1 longer on IFT rows (sft.phases), or lower "
         f"search.temperature={settings.search.temperature}. {first}"
     )
+
+
+def _refused_text(fault: str, settings: Settings) -> str:
+    """Returns why texts of a proposer of one's own are no steps, and what to change."""
+    name, most = settings.search.propose_by, settings.search.max_step_tokens
+    if fault == CUT_OFF:
+        return (
+            f"are longer than search.max_step_tokens={most}. Raise it, or let {name} "
+            "return shorter texts."
+        )
+    if fault == VERDICT:
+        return (
+            f"hold a verdict, as only judgments may. Let {name} leave it out, or set "
+            "prompts.verdict to a form that no step holds."
+        )
+    return f"are not one step each. Let {name} return the text of one step per item."
 
 
 def _incomplete(states: Sequence[State], settings: Settings) -> str:
@@ -181,11 +203,12 @@ def of_greedy(items: Sequence[Mapping[str, Any]], settings: Settings) -> list[st
     ]
 
 
-def no_pairs(counts: Mapping[str, float]) -> str:
+def no_pairs(counts: Mapping[str, float], by: str = "self") -> str:
     """Returns why a search made no preference pairs, and what to change.
 
     Args:
       counts: of the search, from `pairs.summary`.
+      by: who judged, a value of `judge.by`.
     """
     if not counts["expansions"]:
         return (
@@ -199,10 +222,10 @@ def no_pairs(counts: Mapping[str, float]) -> str:
         )
     if not counts["judgments"]:
         return (
-            "The samples of each step were all the same. Raise search.temperature or "
-            "search.width."
+            "The samples of each step were all the same. Raise search.temperature, "
+            "search.width or search.redraw."
         )
-    if counts["unparsed_rate"] > 0.5:
+    if counts["unparsed_rate"] > 0.5 and by in _WRITE:
         return (
             f"{counts['unparsed_rate']:.0%} of its judgments hold no verdict; the "
             "warnings after its search say why."
@@ -211,6 +234,27 @@ def no_pairs(counts: Mapping[str, float]) -> str:
         "The judge gave all candidates of each step the same score, or the settings "
         "pairs.min_margin and pairs.best_beats_all kept none of the pairs. Ask more "
         "questions, raise search.temperature, or relax these settings."
+    )
+
+
+def left_out(states: Sequence[State], pairs: int, settings: Settings) -> str:
+    """Returns how many preferences of searches make no pair, and by which settings.
+
+    Args:
+      states: closed searches.
+      pairs: that they made.
+      settings: of the run.
+
+    Returns:
+      A remark in brackets with a blank in front, "" where all of them make a pair.
+    """
+    found = sum(index is not None for state in states for index in state.pair_from)
+    if pairs == found:
+        return ""
+    options = settings.pairs
+    return (
+        f" ({found - pairs} of {found} preferences are left out by pairs.min_margin="
+        f"{options.min_margin:g} and pairs.best_beats_all={options.best_beats_all})"
     )
 
 

@@ -338,7 +338,9 @@ def _search(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
         states, problems, run.codec, strict=run.settings.eval.strict
     )
     graded["metrics"] |= summary(states) | calibration.of_verdicts(states)
-    warnings = causes.of_search(states, run.settings)
+    by = run.settings.judge.by
+    by = by if judge_rules.is_foreign(by) else "self"
+    warnings = causes.of_search(states, run.settings, by=by)
     if run.kind.is_right:
         graded["metrics"] |= _sampled_judgments(run, states)
         measured, table = calibration.calibration(states, run.kind.is_right)

@@ -80,6 +80,43 @@ def check_server(settings: Settings) -> None:
         teacher.make_teacher(options, "answers.jsonl")
 
 
+def check_verdicts(settings: Settings, codec: Codec) -> None:
+    """Raises ValueError when no judgment could hold a verdict that is read.
+
+    Args:
+      settings: of the run.
+      codec: tokenizer and templates.
+    """
+    kind, judge = choose(settings), settings.judge
+    name = "srlm.rating" if kind.name == "ratings" else "prompts.verdict"
+    ends = kind.judgments.ends(codec.templates)
+    for end in ends:
+        # Another kind of judge writes no token ids of ours.
+        said = end if is_foreign(judge.by) else codec.text(codec.line(end))
+        if end not in said or kind.judgments.parse(codec.templates, said) is None:
+            raise ValueError(
+                f"{name}: a judgment that ends with {end!r} is read as {said!r}, in "
+                "which no verdict is found; expected a form on one line that does not "
+                "begin like a quotation or a thought, of characters that the tokenizer "
+                "keeps as they are, such as '[[{side}]]'."
+            )
+    if settings.data.world:  # its prompts are not in words
+        return
+    asked = {}  # prompts of models that did not learn the form
+    if judge.by == "http":
+        asked["prompts.single" if kind.single else "prompts.judge"] = kind.single
+    if settings.data.make_eft and settings.teacher.backend in ("http", "local"):
+        asked["prompts.judge"] = ""
+    for prompt, text in asked.items():
+        missing = [end for end in ends if end not in (text or codec.templates.judge)]
+        if missing:
+            raise ValueError(
+                f"{prompt} does not hold {missing[0]!r}, so a model that has not "
+                f"learned the form of {name} cannot know how to end; expected all of "
+                f"{', '.join(map(repr, ends))} in it. Change one of the two settings."
+            )
+
+
 def check_mesh(slots: int, *models: lm.Decoder) -> None:
     """Raises ValueError when slots or parameters do not divide over the devices.
 
@@ -219,6 +256,10 @@ def check_window(
         "search.context_tokens": settings.search.context_tokens,
         "the longest prompt and eval.max_tokens": prompt + settings.eval.max_tokens,
     }
+    if settings.search.redraw:  # from anywhere in a candidate, as many tokens again
+        named = "search.context_tokens and, for search.redraw, a candidate"
+        context = settings.search.context_tokens
+        longest[named] = context + chosen.candidate_tokens - 1
     if not is_foreign(judge.by):
         shown = 2 if judge.kind == "comparisons" else 1
         written = chosen.judgment_tokens if judge.mode == "generate" else 0

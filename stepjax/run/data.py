@@ -238,7 +238,7 @@ def _eft(data: Data, kind: Kind, texts: Templates) -> dict[str, list]:
     eft = _read("data.eft", data.eft, data.eft_format, kind.readers, **how)
     for row in eft:
         if isinstance(row, records.Comparison):
-            judge.check_verdict(row, kind.judgments.sides, data.eft)
+            judge.check_verdict(row, kind.judgments.sides, texts, data.eft)
     eft, heldout = hold_out(
         eft, "data.heldout_count", data.heldout_count, source=data.eft, left=0
     )

@@ -126,12 +126,19 @@ def _how(config: Any) -> Iterator[Rule]:
 def _margin(config: Any) -> Iterator[Rule]:
     """Yields the rules of the least difference of two scores that make a pair."""
     width, judge, least = config.search.width, config.judge, config.pairs.min_margin
+    shares = ""
     if judge.value == "probability":
+        shares = "judge.value='probability', whose scores are win rates"
+    elif judge.score == "pointwise" and judge.votes > 1:
+        shares = (
+            f"judge.score='pointwise' and judge.votes={judge.votes}, whose scores are "
+            "shares of votes"
+        )
+    if shares:
         yield (
             "pairs.min_margin",
             least,
-            "below 1 with judge.value='probability', whose scores are win rates from 0 "
-            "to 1; 0 keeps all pairs",
+            f"below 1 with {shares} from 0 to 1; 0 keeps all pairs",
             least < 1,
         )
         return

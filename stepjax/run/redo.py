@@ -249,6 +249,8 @@ def measured_with(
     every = _flat(config)
     depends = (*MEASURED[mode], *(() if number else ("model", "seed")))
     by = config["judge"]["by"]
+    if mode == "search" and config["judge"]["kind"] == "ratings":
+        depends = (*depends, "eval.max_tokens")  # tokens of a candidate
     if mode in ("search", "solve") and by == "http":
         depends = (*depends, "teacher.model", "teacher.temperature")
         depends = (*depends, "teacher.max_tokens")

@@ -195,6 +195,7 @@ class Run:
         if makes_eft:
             asked["tree_questions"] = self.dir.read("tree_questions", records.Question)
         checks.check_server(settings)
+        checks.check_verdicts(settings, self.codec)
         checks.check_budgets(settings, self.codec, asked)
         window = self.model.config.sliding_window
         checks.check_window(settings, self.codec, asked, window)

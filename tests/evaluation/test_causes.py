@@ -66,6 +66,31 @@ def test_steps_that_hold_a_verdict_have_a_warning_of_their_own():
     ]
 
 
+def test_refused_texts_of_a_proposer_of_ones_own_are_no_matter_of_training():
+    c = config.default()
+    c.search.propose_by = "m:steps"
+    faults = ("cut off", "verdict", "other")
+    refused = [Refused(fault, 3, "x") for fault in faults]
+    found = causes.of_search([state(expansion("a", refused))], settings.from_config(c))
+    words = ("search.max_step_tokens=256", "prompts.verdict", "one step per item")
+    assert all(word in text for word, text in zip(words, found, strict=True))
+    assert all("m:steps" in text and "M1" not in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("by", "warned"), [("self", 1), ("oracle", 0), ("random", 0), ("m:score", 0)]
+)
+def test_no_preference_of_a_judge_that_writes_nothing_is_no_unread_verdict(by, warned):
+    c = config.default()
+    c.judge.by = by
+    searched = state(expansion(verdicts=[Verdict(0, 1, None)] * 3))
+    found = causes.of_search([searched], settings.from_config(c))
+    assert len(found) == warned
+    # Test-time search: there the model judges, whoever judged while pairs were made.
+    asked = causes.of_search([searched], settings.from_config(c), by="self")
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize(("refused", "warned"), [(1, 0), (2, 1)])
 def test_a_fifth_of_the_samples_is_not_often(refused, warned):
     texts = "abcdef"[: 5 - refused]  # 1 of 5 samples, or 2 of 5
@@ -119,7 +144,7 @@ def test_greedy_solutions_that_do_not_end():
     [
         ([state(status="length")], "search.context_tokens"),
         ([state(expansion("a", [Refused("other", 3, "x")]))], "75% of its samples"),
-        ([state(expansion("a"))], "search.temperature or search.width"),
+        ([state(expansion("a"))], "search.width or search.redraw"),
         (
             [state(expansion(verdicts=[Verdict(0, 1, None, "hm")]))],
             "100% of its judgments hold no verdict",
@@ -129,6 +154,22 @@ def test_greedy_solutions_that_do_not_end():
 )
 def test_a_search_without_pairs_says_why(states, word):
     assert word in causes.no_pairs(summary(states))
+
+
+def test_an_oracle_without_preferences_is_not_called_unread():
+    searched = summary([state(expansion(verdicts=[Verdict(0, 1, None)]))])
+    assert "hold no verdict" in causes.no_pairs(searched)
+    assert "the same score" in causes.no_pairs(searched, "oracle")
+
+
+def test_preferences_that_make_no_pair_are_counted():
+    steps = (candidate("a"), candidate("b"), candidate("c"))
+    searched = dataclasses.replace(state(), steps=steps, pair_from=(0, None, 2))
+    assert causes.left_out([searched, searched], 4, SETTINGS) == ""
+    assert causes.left_out([searched, searched], 1, SETTINGS) == (
+        " (3 of 4 preferences are left out by pairs.min_margin=1 and "
+        "pairs.best_beats_all=False)"
+    )
 
 
 def test_counts_of_an_older_search_without_reasons_give_no_reasons():

@@ -7,9 +7,11 @@ import tiny_eft_config
 from runs import make_mesh
 from tiny_config import changed
 
+from stepjax.codec import Codec
 from stepjax.initial_data import prm
 from stepjax.lm import model as lm
 from stepjax.lm import sharding
+from stepjax.prompts import Templates
 from stepjax.records import Problem, Question, Solution, StepLabels
 from stepjax.run import checks
 from stepjax.settings import from_config, model_config
@@ -133,7 +135,12 @@ def test_a_sliding_window_that_could_bind_is_refused(codec):
     checks.check_window(from_config(c), codec, files, 120)
     with pytest.raises(ValueError, match="and the judgment: 120 tokens; expected at m"):
         checks.check_window(from_config(c), codec, files, 119)
+    c.search.max_step_tokens, c.search.redraw = 30, 0.01
     c.judge.by = "own_judge.py:judge"
+    checks.check_window(from_config(c), codec, files, 93)
+    with pytest.raises(ValueError, match="search.redraw, a candidate: 93 tokens; exp"):
+        checks.check_window(from_config(c), codec, files, 92)
+    c.search.redraw = 0.0
     checks.check_window(from_config(c), codec, files, 64)
     words = (
         "row_length: 64 tokens; search.context_tokens: 64 tokens; expected at most 63"
@@ -212,3 +219,57 @@ def test_budgets_to_the_token(codec):
         checks.check_budgets(from_config(c), codec, files)
     c.judge.mode = "logprob"  # writes nothing
     checks.check_budgets(from_config(c), codec, files)
+
+
+# Verdicts.
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("[[{side}]]", ""),
+        ("{side}", ""),
+        (" [[{side}]] ", ""),
+        ("[[{side}]]\n", "ends with '[[A]]\\n' is read as '[[A]]'"),
+        ("Verdict:\n{side}", "ends with 'Verdict:\\nA' is read as 'Verdict:\\nA'"),
+        ("> {side}", "ends with '> A' is read as '> A'"),
+        ("<think>{side}", "ends with '<think>A'"),
+        ("\u3010{side}\u3011", "is read as 'A', in which no verdict is found"),
+    ],
+)
+def test_a_form_of_verdicts_that_cannot_be_read_back_is_refused(form, said, codec):
+    made = Codec(codec.tokenizer, dataclasses.replace(Templates(), verdict=form))
+    if not said:
+        checks.check_verdicts(from_config(changed()), made)
+        return
+    with pytest.raises(ValueError) as caught:
+        checks.check_verdicts(from_config(changed()), made)
+    assert said in str(caught.value)
+
+
+def test_all_kinds_of_judgments_can_be_read_back(codec):
+    for changes in ({"judge__kind": "ratings"}, {"judge__score": "pointwise"}):
+        checks.check_verdicts(from_config(changed(**changes)), codec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompt"),
+    [
+        ({"judge__by": "http"}, "prompts.judge"),
+        ({"judge__by": "http", "judge__score": "pointwise"}, "prompts.single"),
+        ({"data__make_eft": True, "teacher__backend": "local"}, "prompts.judge"),
+        ({}, ""),  # the model learns the form from its EFT rows
+    ],
+)
+def test_a_prompt_tells_a_model_that_did_not_learn_it_the_form(changes, prompt, codec):
+    settings = from_config(changed(data__world="", **changes))
+    checks.check_verdicts(settings, Codec(codec.tokenizer, Templates()))
+    other = dataclasses.replace(Templates(), verdict="({side})")
+    if not prompt:
+        checks.check_verdicts(settings, Codec(codec.tokenizer, other))
+        return
+    with pytest.raises(
+        ValueError, match="does not hold '\\(A\\)', so a model"
+    ) as caught:
+        checks.check_verdicts(settings, Codec(codec.tokenizer, other))
+    assert str(caught.value).startswith(prompt)

@@ -317,3 +317,11 @@ def test_a_run_that_could_not_begin_keeps_the_settings_as_they_were_written(fold
     files.write_json(folder / "config.json", theirs)
     RunDirectory(changed(iterations=3), folder).give_back()
     assert kept(folder) == theirs
+
+
+@pytest.mark.parametrize(("kind", "depends"), [("comparisons", 0), ("ratings", 1)])
+def test_the_longest_solution_decides_a_search_for_whole_solutions(kind, depends):
+    c = changed(judge__kind=kind)
+    longer = changed(judge__kind=kind, eval__max_tokens=40)
+    one, other = (redo.measured_with(config.to_dict(x), "search") for x in (c, longer))
+    assert (one != other) == depends

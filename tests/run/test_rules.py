@@ -29,6 +29,12 @@ from stepjax.run import ranges
             "pairs.min_margin=5.0; expected at most 4, the largest difference of two",
         ),
         ({"search.width": 3, "pairs.min_margin": 4}, ""),
+        (  # two of three votes for one step and one for the other would make no pair
+            {"judge.score": "pointwise", "judge.votes": 3, "judge.temperature": 1.0},
+            "pairs.min_margin=1.0; expected below 1 with judge.score='pointwise' and "
+            "judge.votes=3, whose scores are shares of votes from 0 to 1; 0 keeps all",
+        ),
+        ({"judge.score": "pointwise"}, ""),
         (
             {"search.width": 3, "judge.score": "single", "pairs.min_margin": 3},
             "pairs.min_margin=3.0; expected at most 2, the largest difference of two",

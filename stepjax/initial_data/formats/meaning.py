@@ -26,7 +26,8 @@ def check(record: Any, templates: Templates) -> None:
     Raises:
       ValueError: for a blank id or problem; a text that holds the character NUL or is
         longer than `LONGEST`; steps without their markers; two candidates that are the
-        same; and a verdict within the texts that are judged, or in the explanation.
+        same; and a verdict within a solution, the texts that are judged, or the
+        explanation.
     """
     for name, text in _texts(record):
         if "\0" in text:
@@ -49,6 +50,8 @@ def check(record: Any, templates: Templates) -> None:
     for pair in (("a", "b"), ("chosen", "rejected")):
         if hasattr(record, pair[0]):
             _check_pair(record, pair, templates)
+    if isinstance(record, records.Solution):
+        _check_solution(record.steps, templates)
     if hasattr(record, "verdict"):
         _check_explanation(record, templates)
     if hasattr(record, "score") and not record.steps:
@@ -124,29 +127,30 @@ def _check_pair(record: Any, names: tuple[str, str], templates: Templates) -> No
             f"{names[0]!r} and {names[1]!r} are the same step, {first[:40]!r}; "
             "expected two steps."
         )
-    # "{side}" alone: a judgment is one letter, which steps hold, too.
-    if len(templates.verdict.replace("{side}", "").strip()) < 2:
-        return
     judged = [("problem", record.problem)]
     judged += [("steps", step) for step in record.steps]
     judged += [(name, getattr(record, name)) for name in names]
     for name, text in judged:
-        if verdict := _written(templates, text):
+        if verdict := prompts.held_verdict(templates, text):
             raise ValueError(
                 f"field {name!r} holds the verdict {verdict!r}; expected it nowhere "
                 "in what is judged, because the judge would learn to read it there."
             )
 
 
-def _written(templates: Templates, text: str) -> str:
-    """Returns a verdict that a text holds anywhere, at which a judgment ends; or ""."""
-    both = (prompts.verdict(templates, side) for side in "AB")
-    return next((verdict for verdict in both if verdict in text), "")
+def _check_solution(steps: tuple[str, ...], templates: Templates) -> None:
+    for step in steps:
+        if verdict := prompts.held_verdict(templates, step):
+            raise ValueError(
+                f"field 'steps' holds the verdict {verdict!r} in {step[:60]!r}; "
+                "expected no step with one, because searches refuse such steps. Leave "
+                "out the row, or set prompts.verdict to a form that no step holds."
+            )
 
 
 def _check_explanation(record: Any, templates: Templates) -> None:
     text = record.explanation
-    if _written(templates, text):
+    if any(prompts.verdict(templates, side) in text for side in "AB"):
         raise ValueError(
             f"field 'explanation' is {text[-40:]!r} and holds a verdict; expected it "
             "in the field 'verdict' only, because a judgment ends at the first one."

@@ -49,6 +49,11 @@ def parsed(folder, to, changes, **options):
             {"steps": ["Step 1: \\boxed{ }"]},
             "the last step is 'Step 1: \\\\boxed{ }', without an answer in \\boxed{};",
         ),
+        (
+            "solution",
+            {"steps": ["Step 1: [[B]]", "Step 2: \\boxed{4}"]},
+            "field 'steps' holds the verdict '[[B]]' in 'Step 1: [[B]]'; expected no",
+        ),
         ("problem", {"problem": "a\0"}, "field 'problem' holds the character NUL;"),
         (
             "problem",
