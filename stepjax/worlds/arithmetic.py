@@ -48,7 +48,9 @@ _MARKERS = [f"Step {number}: " for number in range(1, _MOST_OPERATIONS + 1)]
 _WORDS = [f"*{factor}" for factor in _FACTORS] + [f"+{addend}" for addend in _ADDENDS]
 _WORDS += [" (A) ", " (B) ", ", ", "; \\boxed{", " [[A]]", " [[B]]"]
 _WRONG_RESULT = 0.5  # share of the corrupted steps in which the digit alone is wrong
-_WRONG_BOX = 0.3  # share of the garbled steps in which only the box is wrong
+_WRONG_BOX = 0.5  # share of the garbled last steps in which only the box is wrong
+_EARLY_BOX = 0.3  # share of the other garbled steps in which only a box is too much
+_NO_BOX = 0.25  # share of the wrong boxes that are missing, others hold a wrong digit
 _DOUBLED = 0.3  # share of the others in which one piece is written twice
 _CUT = 0.3  # share of the rest in which other pieces take the place of the end
 _SPAN = 2  # most pieces that are left out and put in at one place
@@ -301,19 +303,20 @@ def corrupt(problem: str, steps: Sequence[str], rng: random.Random) -> str:
 def garble(step: str, rng: random.Random) -> str:
     r"""Spoils the form of a step, as a model does that is unsure.
 
-    The marker stays. In 30 % of the draws only the \boxed{} is wrong: that of a last
-    step is missing or holds another digit, or another step has one. Otherwise
-    `read_step` cannot read the text: in 30 % a piece is written twice, else other
-    pieces come in, at the end, where they replace all that follows some place, or at
-    one place or two. Half of these pieces are copied from the step itself, half are any
-    words of this world, also of its judgments.
+    The marker stays. In half of the draws of a last step only its \boxed{} is wrong: it
+    is missing (a quarter) or holds another digit. In 30 % of the draws of another step
+    it has one. Otherwise `read_step` cannot read the text: in 30 % a piece is written
+    twice, else other pieces come in, at the end, where they replace all that follows
+    some place, or at one place or two. Half of these pieces are copied from the step
+    itself, half are any words of this world, also of its judgments.
 
     Args:
       step: a step of this world.
       rng: source of the choices; it is advanced.
     """
     marker = step[: step.index(": ") + 2]
-    if rng.random() < _WRONG_BOX:
+    boxed = read_step(step).boxed is not None
+    if rng.random() < (_WRONG_BOX if boxed else _EARLY_BOX):
         return _wrongly_boxed(step, rng)
     while True:
         pieces = _PIECE.findall(step.removeprefix(marker))
@@ -339,7 +342,7 @@ def _wrongly_boxed(step: str, rng: random.Random) -> str:
     plain = _step_text(parts.number, parts.operands, parts.result, last=False)
     if parts.boxed is None:
         return f"{plain}; \\boxed{{{parts.result}}}"
-    if rng.random() < 0.5:
+    if rng.random() < _NO_BOX:
         return plain
     digit = (parts.boxed + rng.randrange(1, 10)) % 10
     return f"{plain}; \\boxed{{{digit}}}"

@@ -123,9 +123,9 @@ def test_two_wrong_steps_are_a_contradiction_between_the_orders(data):
 
 
 def test_garbled_steps_are_no_steps():
-    rng, texts, boxes, judged = random.Random(1), set(), 0, 0
+    rng, texts, boxes, judged = random.Random(1), set(), Counter(), 0
     for step in ("Step 1: 8*7+4=0", "Step 3: 2*3+1=7; \\boxed{7}"):
-        for _ in range(300):
+        for _ in range(400):
             text = arithmetic.garble(step, rng)
             assert text.startswith(step[:8]) and text[8:].strip()
             assert text != step and "\n" not in text
@@ -133,10 +133,14 @@ def test_garbled_steps_are_no_steps():
             read = arithmetic.read_step(text)
             texts.add(text)
             if read is not None:  # only its box is wrong
-                boxes += 1
-                assert read.boxed != arithmetic.read_step(step).boxed
-                assert read[:5] == arithmetic.read_step(step)[:5]
-    assert len(texts) > 240 and abs(boxes - 180) < 5 * (600 * 0.21) ** 0.5
+                due = arithmetic.read_step(step)
+                assert read.boxed != due.boxed and read[:5] == due[:5]
+                boxes[due.boxed is None, read.boxed is None] += 1
+    assert set(boxes) == {(True, False), (False, True), (False, False)}
+    for kind, share in zip(sorted(boxes), (0.375, 0.125, 0.3), strict=True):
+        expected = 400 * share
+        assert abs(boxes[kind] - expected) < 5 * expected**0.5
+    assert len(texts) > 240
     assert judged > 10  # words of judgments come in too
 
 
