@@ -192,6 +192,7 @@ def test_a_run_learns_to_judge_steps_alone(tmp_path):
             *("M1", "M2", "M3", "eval"),
             judge__score="pointwise",
             judge__votes=2,
+            pairs__min_margin=0.0,
         )
         iterate.sft(run)
         iterate.search(run, 1)
