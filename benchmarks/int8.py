@@ -27,7 +27,7 @@ from stepjax.lm.sampler import make_decoding, sample_behind
 from stepjax.run import config_json, judges, rollout
 from stepjax.run.run import Run
 from stepjax.search import best_and_worst, request
-from stepjax.trajectory import Expansion, State
+from stepjax.trajectory import Expansion, State, with_steps
 
 
 def main() -> None:
@@ -103,15 +103,10 @@ def _steps(run: Run, number: int, params, asked) -> Iterator[tuple[str, list]]:
 
 def _requests(state: State) -> Iterator[tuple[Expansion, Request]]:
     """Yields what the judge was asked in a search, with two candidates or more."""
-    steps: list = []
-    for made in state.expansions:
+    for steps, made in with_steps(state):
         before = State(state.question, tuple(steps))
         if len(made.candidates) > 1:
             yield made, request(0, before, made.candidates, made.path)
-        if made.action in ("pair", "append"):
-            steps.append(made.candidates[made.best])
-        elif made.action == "back":
-            steps.pop()
 
 
 def _decided(run: Run, made: Expansion, verdicts) -> tuple[int, tuple | None]:

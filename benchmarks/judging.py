@@ -90,8 +90,9 @@ def main() -> None:
     show("probability, both orders", explained, "probability", "sum")
     show("probability, one order", explained, "probability", "single")
     sampled = _judged(run, number, found, mode="generate", **drawn)
-    for votes in sorted({1, 3, options.votes}):
-        own = [_first(verdicts, votes) for verdicts in sampled]
+    for votes in sorted({1, min(3, options.votes), options.votes}):
+        # The verdicts of a first vote on all calls, then of a second, and so on.
+        own = [v[: len(v) * votes // options.votes] for v in sampled]
         at = f"T = {options.temperature:g}, votes {votes}"
         show(f"hard, both orders, {at}", own, "hard", "sum")
         show(f"probability, both orders, {at}", own, "probability", "sum")
@@ -114,18 +115,14 @@ def _open(workdir: pathlib.Path) -> Run:
 def _cases(run: Run, number: int) -> Iterator[Case]:
     """Yields the expansions of a model's search that have something to choose."""
     file = run.dir.path / f"M{number}" / "search.jsonl"
-    states = [trajectory.from_row(row) for _, row in records.read_objects(file)]
-    steps: list = []
-    last = None
-    for state, made, _, right in diagnose.graded_expansions(states, run.kind.is_right):
-        if state is not last:
-            steps, last = [], state
-        if 0 < sum(right) < len(right):
-            yield Case(State(state.question, tuple(steps)), made, right)
-        if made.action in ("pair", "append"):
-            steps.append(made.candidates[made.best])
-        elif made.action == "back":
-            steps.pop()
+    for _, row in records.read_objects(file):
+        state = trajectory.from_row(row)
+        graded = diagnose.graded_expansions([state], run.kind.is_right)
+        both = zip(graded, trajectory.with_steps(state), strict=False)
+        # Nothing is graded, so both end at once, where the gold lacks the problem.
+        for (*_, right), (steps, made) in both:
+            if 0 < sum(right) < len(right):
+                yield Case(State(state.question, tuple(steps)), made, right)
 
 
 def _judged(run: Run, number: int, found: Sequence[Case], **how) -> list[list[Verdict]]:
@@ -149,17 +146,6 @@ def _judged(run: Run, number: int, found: Sequence[Case], **how) -> list[list[Ve
                 ]
             )
     return verdicts
-
-
-def _first(verdicts: Sequence[Verdict], votes: int) -> list[Verdict]:
-    """Returns the first verdicts of each call."""
-    counts: dict[tuple[int, int], int] = {}
-    kept = []
-    for v in verdicts:
-        counts[v.a, v.b] = counts.get((v.a, v.b), 0) + 1
-        if counts[v.a, v.b] <= votes:
-            kept.append(v)
-    return kept
 
 
 def _one_order(

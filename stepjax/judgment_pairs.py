@@ -24,7 +24,7 @@ from stepjax.codec import Codec
 from stepjax.controls import IsRight
 from stepjax.forest import IdPair
 from stepjax.judge import Judgments, Request, majority
-from stepjax.trajectory import Candidate, Expansion, State
+from stepjax.trajectory import Expansion, State, with_steps
 
 LEARN = ("none", "consistency", "outcome")
 
@@ -121,7 +121,7 @@ def judgment_pairs(
     """
     found = []
     for state in states:
-        for steps, expansion in _with_steps(state):
+        for steps, expansion in with_steps(state):
             texts = [step.text for step in steps]
             winner = agreed(expansion)
             if learn == "outcome":
@@ -132,17 +132,6 @@ def judgment_pairs(
         return found
     kept = np.random.default_rng([seed, len(found)]).permutation(len(found))[:most]
     return [found[n] for n in sorted(kept.tolist())]
-
-
-def _with_steps(state: State) -> Iterator[tuple[list[Candidate], Expansion]]:
-    """Yields each expansion with the steps that came before it."""
-    kept: list[Candidate] = []
-    for expansion in state.expansions:
-        yield list(kept), expansion
-        if expansion.action in ("pair", "append"):
-            kept.append(expansion.candidates[expansion.best])
-        elif expansion.action == "back":
-            kept.pop()
 
 
 def _of_expansion(

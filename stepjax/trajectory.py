@@ -8,7 +8,7 @@ state; `to_row` and `from_row` write a state to search.jsonl and read it back.
 
 import dataclasses
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from stepjax.codec import Codec
@@ -176,6 +176,17 @@ class State:
     def attempt(self) -> int:
         """Returns how often the next step was expanded before."""
         return sum(e.step == len(self.steps) + 1 for e in self.expansions)
+
+
+def with_steps(state: State) -> Iterator[tuple[list[Candidate], Expansion]]:
+    """Yields each expansion of a search with the steps that had been kept before it."""
+    kept: list[Candidate] = []
+    for expansion in state.expansions:
+        yield list(kept), expansion
+        if expansion.action in ("pair", "append"):
+            kept.append(expansion.candidates[expansion.best])
+        elif expansion.action == "back":
+            kept.pop()
 
 
 def hash_id(text: str) -> int:

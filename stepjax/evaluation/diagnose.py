@@ -17,7 +17,7 @@ from stepjax.controls import IsRight
 from stepjax.lm import model as lm
 from stepjax.lm import train
 from stepjax.pairs import Pair
-from stepjax.trajectory import Expansion, State, Verdict
+from stepjax.trajectory import Expansion, State, Verdict, with_steps
 
 Graded = Callable[[Sequence[Verdict], Sequence[bool]], list[bool]]
 # (problem, steps so far, wrong candidate) → kind of its mistake.
@@ -156,17 +156,13 @@ def graded_expansions(
     The last item says whether each candidate is right.
     """
     for state in states:
-        problem, kept = state.question.problem, []
+        problem = state.question.problem
         if is_right(problem, (), "") is None:  # the gold does not know the problem
             continue
-        for expansion in state.expansions:
-            texts = [c.text for c in expansion.candidates]
-            right = [is_right(problem, kept, text) for text in texts]
+        for steps, expansion in with_steps(state):
+            kept = [step.text for step in steps]
+            right = [is_right(problem, kept, c.text) for c in expansion.candidates]
             yield state, expansion, kept, right
-            if expansion.action in ("pair", "append"):
-                kept.append(texts[expansion.best])
-            elif expansion.action == "back":
-                kept.pop()
 
 
 def drift(

@@ -241,14 +241,11 @@ def of_state(state: State, is_right: IsRight | None = None) -> str:
         f"{len(state.expansions)} expansions, {len(state.steps)} steps kept",
         *wrapped(question.problem, "    "),
     ]
-    kept: list[str] = []
-    for expansion in state.expansions:
-        judge = _marks(question.problem, list(kept), is_right)
+    for steps, expansion in trajectory.with_steps(state):
+        before = [step.text for step in steps]
+        judge = _marks(question.problem, before, is_right)
         lines += ["", *_of_expansion(expansion, judge)]
-        if expansion.action in ("pair", "append"):
-            kept.append(expansion.candidates[expansion.best].text)
-        elif expansion.action == "back":
-            kept.pop()
+    kept = [step.text for step in state.steps]
     lines += ["", "  kept:"]
     for at, text in enumerate(kept):
         mark = _marks(question.problem, kept[:at], is_right)(text)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from stepjax.controls import IsRight
 from stepjax.judge import position_flips
-from stepjax.trajectory import Expansion, State
+from stepjax.trajectory import Expansion, State, with_steps
 
 CHUNK = 40  # problems that are unpacked together
 _HEAD = 140  # characters of a problem in the list
@@ -78,21 +78,16 @@ def of_state(
       graded: its item of an evaluation, which knows the right answer; None for a
         question.
     """
-    kept: list[str] = []
-    expansions = []
-    for expansion in state.expansions:
-        expansions.append(
-            _of_expansion(expansion, state.question.problem, kept, is_right)
-        )
-        if expansion.action in ("pair", "append"):
-            kept.append(expansion.candidates[expansion.best].text)
-        elif expansion.action == "back":
-            kept.pop()
+    problem = state.question.problem
+    expansions = [
+        _of_expansion(expansion, problem, [step.text for step in steps], is_right)
+        for steps, expansion in with_steps(state)
+    ]
     row = {
         "id": state.question.id,
-        "problem": state.question.problem,
+        "problem": problem,
         "status": state.status,
-        "kept": kept,
+        "kept": [step.text for step in state.steps],
         "tokens": sum(len(step.ids) for step in state.steps),
         "expansions": expansions,
     }

@@ -216,8 +216,7 @@ def right_step(problem: str, steps: Sequence[str]) -> str | None:
     task = due(problem, steps)
     if task is None:
         return None
-    last = len(steps) + 1 == len(_parse(problem)[0])
-    return _step_text(len(steps) + 1, digit_before(task), task, last)
+    return _naming(problem, steps, digit_before(task), task)
 
 
 def is_right(problem: str, steps: Sequence[str], step: str) -> bool:
@@ -228,9 +227,9 @@ def is_right(problem: str, steps: Sequence[str], step: str) -> bool:
 def working(problem: str, steps: Sequence[str], candidates: Sequence[str]) -> str:
     r"""Checks next steps: "?*7+4=8, 2*7+4=8, 2*7=4, 4+4=8 (+) 2*9 (-) ".
 
-    First comes the task that is due. Each candidate is then copied, up to the first
-    piece in which it has not the form of this task. If there is none, its digit is
-    tried: a product and a sum, which have to lead to the result.
+    First comes the task that is due. Then each candidate is copied up to the first
+    piece that differs from a step of this task. If no piece differs, the digit that it
+    names is tried: a product and a sum, which have to lead to the result.
 
     Args:
       problem: problem text; ValueError if it is not of this world.
@@ -241,12 +240,11 @@ def working(problem: str, steps: Sequence[str], candidates: Sequence[str]) -> st
     if task is None:
         raise ValueError(f"problem {problem!r} has no next step after {list(steps)}.")
     factor, addend, result = task
-    number, last = len(steps) + 1, len(steps) + 1 == len(_parse(problem)[0])
     text = f"?*{factor}+{addend}={result}, "
     for step in candidates:
-        named = re.match(rf"Step {number}: ([0-9])", step)
+        named = re.match(rf"Step {len(steps) + 1}: ([0-9])", step)
         digit = int(named[1]) if named else digit_before(task)
-        form = _step_text(number, digit, task, last)
+        form = _naming(problem, steps, digit, task)
         text += arithmetic.until_wrong(step, form)
         reached = None
         if step == form:
@@ -266,8 +264,8 @@ def corrupt(
     r"""Makes a plausible wrong next step.
 
     Half of the draws name another digit. The other half miscopy one of the task's three
-    numbers. Half of these keep the right digit all the same, the others name the digit
-    of the task that this makes. The \boxed{} of a last step agrees with the digit.
+    numbers. Half of these name the right digit nevertheless, the others the digit that
+    solves the miscopied task. The \boxed{} of a last step agrees with the digit.
 
     Args:
       problem: problem text.
@@ -285,7 +283,6 @@ def corrupt(
             "steps than blocks, the last one with a digit."
         )
     step = read_step(right)
-    last = step.boxed is not None
     other = rng.choice([digit for digit in range(10) if digit != step.value])
     factor, addend, result = task_of(step)
     miscopied = [
@@ -295,10 +292,10 @@ def corrupt(
     ]
     wrong = [task for task in miscopied if task != task_of(step) and task in taught]
     if not wrong or rng.random() < 0.5:
-        return _step_text(step.number, other, task_of(step), last)
+        return _naming(problem, steps, other, task_of(step))
     task = rng.choice(wrong)
     digit = step.value if rng.random() < 0.5 else digit_before(task)
-    return _step_text(step.number, digit, task, last)
+    return _naming(problem, steps, digit, task)
 
 
 def _parse(problem: str) -> tuple[list[tuple[int, int]], int]:
@@ -313,7 +310,9 @@ def _parse(problem: str) -> tuple[list[tuple[int, int]], int]:
     return blocks, int(problem[-1])
 
 
-def _step_text(number: int, digit: int, task: Task, last: bool) -> str:
+def _naming(problem: str, steps: Sequence[str], digit: int, task: Task) -> str:
+    """The text of the next step, if it names this digit for this task."""
     factor, addend, result = task
+    last = len(steps) + 1 == len(_parse(problem)[0])
     boxed = f"; \\boxed{{{digit}}}" if last else ""
-    return f"Step {number}: {digit}*{factor}+{addend}={result}{boxed}"
+    return f"Step {len(steps) + 1}: {digit}*{factor}+{addend}={result}{boxed}"

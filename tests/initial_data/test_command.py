@@ -274,9 +274,10 @@ def test_pairs_of_a_run(init, finished):
     assert init("convert", *again)[0] == 0
     back = records.read_jsonl("own2.jsonl", Preference)
 
-    def texts(row):  # the reader leaves out blanks around the text of a step
-        found = (row.problem, *row.steps, row.chosen, row.rejected)
-        return [" ".join(text.split()) for text in found]
+    def texts(row):  # the reader leaves out blanks around what follows the marker
+        steps = [step.partition(": ") for step in row.steps]
+        pair = [step.partition(": ") for step in (row.chosen, row.rejected)]
+        return [row.problem, *((name, body.strip()) for name, _, body in steps + pair)]
 
     assert list(map(texts, made)) == list(map(texts, back))
 
