@@ -134,20 +134,35 @@ def calibration(
     return {"judge_brier": float(((p - y) ** 2).mean())}, table
 
 
-def warnings(first: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
+def warnings(
+    first: Mapping[str, float], now: Mapping[str, float], keep: float | None
+) -> list[str]:
     """Returns a warning if the judge has become worse on the model's own samples.
 
     Args:
       first: metrics of the evaluation "search" of M1, of `diagnose.sampled_judgments`.
       now: those of a later model.
+      keep: `judge.keep`, which the remedy depends on; None where the judge is another
+        model, which no training of this one changes.
     """
     before, after = (m.get("judge_sampled") for m in (first, now))
     if before is None or after is None or before - after <= FALL:
         return []
+    if keep is None:
+        remedy = ""
+    elif keep:
+        remedy = (
+            f" Raise judge.keep, the weight of EFT rows in every update of DPO, which "
+            f"is {keep:g}, or set judge.model='M1'."
+        )
+    else:
+        remedy = (
+            " Set judge.keep above 0, which trains it on EFT rows in every update of "
+            "DPO, or judge.model='M1'."
+        )
     return [
         f"the judge is right about {100 * after:.1f} % of {now['judge_sampled_count']} "
         f"pairs of a right and a wrong step of its own, {100 * (before - after):.1f} "
         f"points less than M1 ({100 * before:.1f} % of "
-        f"{first['judge_sampled_count']}). Set judge.keep above 0, which trains it on "
-        "EFT rows in every update of DPO, or judge.model='M1'."
+        f"{first['judge_sampled_count']}).{remedy}"
     ]

@@ -349,7 +349,9 @@ def _search(run: Run, number: int, params, file: pathlib.Path, partial) -> dict:
         path = run.dir.path / "eval" / f"M1_{file.stem}_search.json"
         if number > 1 and path.exists():
             first = files.read_json(path)["metrics"]
-            warnings += calibration.warnings(first, graded["metrics"])
+            judge = run.settings.judge
+            keep = judge.keep if by == "self" and not judge.model else None
+            warnings += calibration.warnings(first, graded["metrics"], keep)
     return graded | {"warnings": warnings, "searches": rows}
 
 

@@ -97,8 +97,12 @@ def test_a_judge_that_falls_by_more_than_two_points_is_warned_about():
     def measured(rate):
         return {"judge_sampled": rate, "judge_sampled_count": 200}
 
-    assert calibration.warnings(measured(0.95), measured(0.935)) == []
-    assert calibration.warnings({}, measured(0.5)) == []
-    (text,) = calibration.warnings(measured(0.95), measured(0.925))
+    assert calibration.warnings(measured(0.95), measured(0.935), 0.0) == []
+    assert calibration.warnings({}, measured(0.5), 0.0) == []
+    (text,) = calibration.warnings(measured(0.95), measured(0.925), 0.0)
     assert "right about 92.5 % of 200 pairs" in text and "2.5 points less" in text
-    assert "judge.keep" in text and "judge.model='M1'" in text
+    assert "Set judge.keep above 0" in text and "judge.model='M1'" in text
+    (text,) = calibration.warnings(measured(0.95), measured(0.925), 0.5)
+    assert "Raise judge.keep" in text and "is 0.5" in text
+    (text,) = calibration.warnings(measured(0.95), measured(0.925), None)
+    assert text.endswith("of 200).")
