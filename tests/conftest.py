@@ -5,20 +5,17 @@ else is imported inside the fixtures.
 """
 
 import contextlib
-import importlib.metadata
 import os
 import shutil
 import tempfile
 
 import pytest
+import xla_flags
 
 # Tests run on the CPU, seen as eight devices, and never ask a hub for a file.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-flags = ["--xla_force_host_platform_device_count=8"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    # The compiler that newer versions always use takes three times as long.
-    flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+flags = os.environ.get("XLA_FLAGS", ""), xla_flags.devices(8)
+os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Nothing is kept in the home folder: runs leave a cache alone that JAX is given.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")

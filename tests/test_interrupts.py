@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import xla_flags
 from runs import CONFIG, command, copy_run, finished_run
 from tiny_config import get_config
 
@@ -221,7 +222,7 @@ def test_no_turn_of_a_search_and_no_batch_of_the_reference_is_done_twice(
 def begun(folder, errors, until="sft/first"):
     """Starts ``stepjax sft``; returns it when its metrics hold a text."""
     environment = os.environ | {
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": xla_flags.QUICK,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import xla_flags
 from runs import CONFIG, assert_same_results, command, copy_run, finished_run, kill
 from tiny_config import get_config
 
@@ -283,7 +284,7 @@ def test_sigkill(tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": xla_flags.QUICK,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import xla_flags
 from tiny_config import get_config
 
 from stepjax import config
@@ -22,10 +23,14 @@ POD = ROOT / "tpu_scripts/local_pod.sh"
 
 def pod(count, devices, *command, logs, seconds):
     """Runs a command as `count` processes and returns what they print."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = os.environ | {
+        "XLA_FLAGS": xla_flags.QUICK,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "LOGS": str(logs),
+    }
     made = subprocess.run(
         [POD, str(count), str(devices), *map(str, command)],
-        env=environment | {"LOGS": str(logs)},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -20,6 +20,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import xla_flags
+
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "small_config.py"
 # Not compared: what differs between two runs that nothing has disturbed (times), and
@@ -135,13 +137,13 @@ def server(cache: pathlib.Path) -> Iterator[Server]:
         shim = compiled(folder)
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": xla_flags.QUICK,
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "LD_PRELOAD": str(shim or ""),
-            "PYTHONPATH": str(HERE.parents[1]),
+            "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parents[0]}",
         }
         process = subprocess.Popen(
             [sys.executable, __file__, name],

@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import xla_flags
+
 from stepjax.run.monitor import Monitor
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -157,7 +159,7 @@ class Nursery:
             log = folder / f"host_{host}.log"
             log.write_bytes(b"")
             environment = {
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": xla_flags.devices(devices),
                 "NPROC": str(count * devices),
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                 "JAX_NUM_PROCESSES": str(count),
@@ -184,12 +186,12 @@ def nursery(cache: pathlib.Path) -> Iterator[Nursery]:
     """
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": xla_flags.QUICK,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }
     process = subprocess.Popen(
         [sys.executable, __file__],
