@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import xla_flags
-from runs import CONFIG, command, copy_run, finished_run
+from runs import CONFIG, command, copy_run, finished_run, session_folder
 from tiny_config import get_config
 
 import stepjax
@@ -224,7 +224,7 @@ def begun(folder, errors, until="sft/first"):
     environment = os.environ | {
         "XLA_FLAGS": xla_flags.QUICK,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+        "JAX_COMPILATION_CACHE_DIR": str(session_folder() / "compiled_alone"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     words = "-m", "stepjax", "sft", f"--config={CONFIG}", f"--workdir={folder}"
