@@ -6,7 +6,6 @@ into an array that has its final type and shardings. Whoever reads a model so ha
 stored type of one piece on the devices at a time, not that of all parameters.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -47,14 +46,17 @@ class Holder(NamedTuple):
         return NamedSharding(self.split.mesh, PartitionSpec(*self.split.spec[1:]))
 
     @property
-    def _splits(self) -> tuple[NamedSharding, ...]:
+    def splits(self) -> tuple[NamedSharding, ...]:
+        """The shardings of its arrays."""
         if not self.inputs:
             return (self.split,)
         return self.split, int8.scale_sharding(self.split, self.inputs)
 
     def empty(self) -> Arrays:
-        """Returns zeros for the parameter to be written into."""
-        return _zeros(self)
+        """Returns zeros for the layers to be written into; () if there are none."""
+        if not self.stacked:
+            return ()
+        return jax.jit(zeros, static_argnums=0, out_shardings=self.splits)(self)
 
     def write(self, into: Arrays, piece: jax.Array, layer: Any) -> tuple[Arrays, Any]:
         """Returns the arrays with a piece in them, inside a jitted function.
@@ -62,7 +64,7 @@ class Holder(NamedTuple):
         Args:
           into: from `empty`; the caller donates them.
           piece: one layer of a stacked parameter, or the parameter.
-          layer: which one, or None.
+          layer: which one; None without layers.
 
         Returns:
           (arrays, how many numbers of the piece are not finite).
@@ -74,18 +76,18 @@ class Holder(NamedTuple):
             made = [piece]
         whole = NamedSharding(self.split.mesh, PartitionSpec())  # on every host
         bad = jax.lax.with_sharding_constraint(jnp.sum(~jnp.isfinite(piece)), whole)
-        if layer is not None:
+        if self.stacked:
             made = [a.at[layer].set(x) for a, x in zip(into, made, strict=True)]
-        return jax.lax.with_sharding_constraint(tuple(made), self._splits), bad
+        return jax.lax.with_sharding_constraint(tuple(made), self.splits), bad
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _zeros(holder: Holder) -> Arrays:
+def zeros(holder: Holder) -> Arrays:
+    """Returns the arrays of a parameter, all zero; without shardings."""
     made = (jnp.zeros(holder.shape, jnp.int8 if holder.inputs else holder.dtype),)
     if holder.inputs:
         scales = (holder.shape[0], *holder.shape[1 + holder.inputs :])
         made += (jnp.zeros(scales, jnp.float32),)
-    return jax.lax.with_sharding_constraint(made, holder._splits)
+    return made
 
 
 def holders(

@@ -318,17 +318,26 @@ def _dividing(axes: list[str], mesh: jax.sharding.Mesh, count: int) -> Partition
     return PartitionSpec(tuple(taken))
 
 
-def _read(source: Source, tensor: Tensor, split: NamedSharding | None):
-    """Reads a tensor in the shape of its file, with its rows split over the devices.
+def rows_split(tensor: Tensor, split: NamedSharding) -> NamedSharding:
+    """Returns how a tensor in the shape of its file is split over the devices: by rows.
 
     The mesh axis that splits the rows in the parameter too comes first in the split, so
     that `_insert` exchanges only what the other mesh axes split.
+
+    Args:
+      tensor: the parameter.
+      split: its sharding.
     """
+    axes = _stored_axes(tensor, split)
+    axes = [*axes, "data"] if axes else []
+    return NamedSharding(split.mesh, _dividing(axes, split.mesh, tensor.stored[0]))
+
+
+def _read(source: Source, tensor: Tensor, split: NamedSharding | None):
+    """Reads a tensor in the shape of its file, with its rows split over the devices."""
     count = source.shape[0]
     if split is None:
         return source.rows(0, count)
-    axes = _stored_axes(tensor, split)
-    axes = [*axes, "data"] if axes else []
 
     @functools.cache  # devices that hold the same rows read them once
     def rows(first, last):
@@ -338,8 +347,7 @@ def _read(source: Source, tensor: Tensor, split: NamedSharding | None):
         first, last, _ = index[0].indices(count)
         return rows(first, last)
 
-    by_rows = NamedSharding(split.mesh, _dividing(axes, split.mesh, count))
-    return jax.make_array_from_callback(source.shape, by_rows, part)
+    return jax.make_array_from_callback(source.shape, rows_split(tensor, split), part)
 
 
 def _put(flat: dict, source: Source, tensor: Tensor, layer: int | None) -> None:
