@@ -23,8 +23,8 @@ FORMS = pytest.mark.parametrize("form", ["full", "int8"])
 
 
 def open_run(folder, form="int8", **changes):
-    options = {"search__weights": form, "model__dtype": "bfloat16"}
-    return Run(changed(**options, **changes), folder, keep=True, locks=False)
+    options = changed(search__weights=form, **changes)
+    return Run(options, folder, keep=True, locks=False)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,8 @@ def test_m0_is_read_into_the_form_of_sampling(
     write, form, codec, tmp_path, monkeypatch
 ):
     init = write(codec, tmp_path / "m0")
-    run = open_run(tmp_path / "run", form, model__init=init)
+    changes = {"model__init": init, "model__dtype": "bfloat16"}
+    run = open_run(tmp_path / "run", form, **changes)
     monkeypatch.setattr(sharding, "on_this_host", None)
     monkeypatch.setattr(Run, "params", None)
     params = run.sampling_params(0)
