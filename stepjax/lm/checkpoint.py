@@ -211,8 +211,8 @@ def load_pieces(
         keys = name.split("/")
         array = _read_alone(path, keys, holder.shape)
         arrays[name], counts[name], sums = _take(array, holder)
-        key = "".join(f"[{key!r}]" for key in keys)
-        found[key] = _digest(array, sums)
+        found["".join(f"[{key!r}]" for key in keys)] = _digest(array, sums)
+        del array  # before the next one is read
     _compare(path, digests, found)
     return pieces.tree(arrays), counts
 

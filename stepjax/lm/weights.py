@@ -213,7 +213,8 @@ def place(
         rows = _read(sources[name], tensor, holders[tensor.path].split)
         arrays[tensor.path], bad = _insert(arrays[tensor.path], rows, layer, **own)
         del rows
-        counts[tensor.path][layer if tensor.stacked else ()] = bad  # waits for it
+        place = layer if tensor.stacked else ()
+        counts[tensor.path][place] = np.asarray(bad)  # waits for it
     return pieces.tree(arrays), counts
 
 

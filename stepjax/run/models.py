@@ -79,7 +79,7 @@ def sampled(folder: pathlib.Path, model: lm.Decoder, form: str) -> Any:
     """Returns a finished model to sample from, as `Run.for_sampling` does.
 
     Never more than one piece of it is on the devices in float32, see `lm.pieces`. The
-    largest array has to fit into the memory of the host.
+    host holds the largest array, and while it is unpacked up to twice its bytes.
 
     Args:
       folder: of the model, see `read` for errors.
