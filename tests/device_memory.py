@@ -1,6 +1,7 @@
 """The most bytes that arrays take on the devices while a model is read."""
 
 import contextlib
+import math
 
 import jax
 
@@ -13,14 +14,18 @@ PLACES = ((checkpoint, "_insert"), (weights, "_insert"), (sharding, "on_this_hos
 
 def held() -> int:
     """Returns the bytes of all arrays, those of each device."""
-    shards = (x for array in jax.live_arrays() for x in array.addressable_shards)
-    return sum(shard.data.nbytes for shard in shards)
+    return size(jax.live_arrays())
 
 
-def size(params) -> int:
-    """Returns the bytes of parameters, those of each device."""
-    leaves = jax.tree.leaves(params)
-    return sum(x.data.nbytes for leaf in leaves for x in leaf.addressable_shards)
+def size(arrays) -> int:
+    """Returns the bytes of a tree of arrays, those of each device."""
+    # The attribute `addressable_shards` would make new arrays.
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape))
+        * x.dtype.itemsize
+        * len(x.sharding.device_set)
+        for x in jax.tree.leaves(arrays)
+    )
 
 
 @contextlib.contextmanager
