@@ -91,8 +91,8 @@ def test_one_piece_of_float32_is_there_at_a_time(form, tmp_path, monkeypatch):
     with device_memory.most(monkeypatch) as found:
         loaded, _ = checkpoint.load_pieces(tmp_path / "p", holders(form), digests)
     final = device_memory.size(loaded)
-    # Of each piece its numbers, which are not finite, eight sums, and the layer.
-    bound = final + largest + 8 * 64
+    bound = final + largest + 1000  # counts and sums of two pieces, on 8 devices
+    assert largest > 10_000
     assert len(found) == 2 * len(tensor_names(CONFIG)) > 200
     assert final < max(found) <= bound
     del loaded

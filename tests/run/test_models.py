@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gguf_models import sizes, write_gguf
+from gguf_models import sizes, tensors, write_gguf
 from runs import copy_run
 from tiny_config import changed
 
@@ -120,7 +120,9 @@ def write_hf(codec, folder):
 
 def write_gguf_file(codec, folder):
     folder.mkdir()
-    write_gguf(folder / "m.gguf", "llama", "Q8_0", meta=sizes("llama", "Q8_0"))
+    meta = sizes("llama", "Q8_0")
+    arrays = tensors("llama", meta, vocab=136)
+    write_gguf(folder / "m.gguf", "llama", "Q8_0", meta=meta, arrays=arrays)
     codec.tokenizer.save(folder)
     return f"gguf:{folder / 'm.gguf'}"
 
