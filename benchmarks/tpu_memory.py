@@ -14,7 +14,6 @@ embedding. A piece is float32 from a run, and here bfloat16 from a Hugging Face 
 "beside" is what a program needs besides the array that it writes into.
 """
 
-import functools
 import importlib.metadata
 import math
 import pathlib
@@ -124,8 +123,10 @@ def loading():
 
 def _arrays(holder):
     """Returns the shapes of the arrays of a parameter, with their shardings."""
-    made = jax.eval_shape(functools.partial(pieces.zeros, holder))
-    return tuple(map(slices.spread, made, holder.splits))
+    return tuple(
+        jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+        for shape, split, dtype in holder.parts
+    )
 
 
 def _bytes(arrays):

@@ -219,7 +219,8 @@ def load_pieces(
 
 def _take(array: np.ndarray, holder: Holder) -> tuple[Arrays, np.ndarray, np.ndarray]:
     """Returns (arrays on the devices, counts of `weights.refuse`, eight sums)."""
-    into, counts, total = holder.empty(), [], np.zeros(8, np.uint32)
+    into = tuple(pieces.empty(*target) for target in holder.targets)
+    counts, total = [], np.zeros(8, np.uint32)
     parts = enumerate(array) if holder.stacked else [(None, array)]
     for layer, part in parts:
         piece = jax.device_put(part, holder.piece_split)

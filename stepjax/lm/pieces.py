@@ -46,23 +46,24 @@ class Holder(NamedTuple):
         return NamedSharding(self.split.mesh, PartitionSpec(*self.split.spec[1:]))
 
     @property
-    def splits(self) -> tuple[NamedSharding, ...]:
-        """The shardings of its arrays."""
+    def parts(self) -> tuple[tuple[tuple[int, ...], NamedSharding, str], ...]:
+        """Shape, sharding and type of each of its arrays."""
         if not self.inputs:
-            return (self.split,)
-        return self.split, int8.scale_sharding(self.split, self.inputs)
+            return ((self.shape, self.split, self.dtype),)
+        scales = (self.shape[0], *self.shape[1 + self.inputs :])
+        split = int8.scale_sharding(self.split, self.inputs)
+        return (self.shape, self.split, "int8"), (scales, split, "float32")
 
-    def empty(self) -> Arrays:
-        """Returns zeros for the layers to be written into; () if there are none."""
-        if not self.stacked:
-            return ()
-        return jax.jit(zeros, static_argnums=0, out_shardings=self.splits)(self)
+    @property
+    def targets(self) -> tuple[tuple[tuple[int, ...], NamedSharding, str], ...]:
+        """Those of `parts` that layers are written into; () if there are no layers."""
+        return self.parts if self.stacked else ()
 
     def write(self, into: Arrays, piece: jax.Array, layer: Any) -> tuple[Arrays, Any]:
         """Returns the arrays with a piece in them, inside a jitted function.
 
         Args:
-          into: from `empty`; the caller donates them.
+          into: an `empty` array for each of `targets`; the caller donates them.
           piece: one layer of a stacked parameter, or the parameter.
           layer: which one; None without layers.
 
@@ -78,16 +79,13 @@ class Holder(NamedTuple):
         bad = jax.lax.with_sharding_constraint(jnp.sum(~jnp.isfinite(piece)), whole)
         if self.stacked:
             made = [a.at[layer].set(x) for a, x in zip(into, made, strict=True)]
-        return jax.lax.with_sharding_constraint(tuple(made), self.splits), bad
+        splits = tuple(split for _, split, _ in self.parts)
+        return jax.lax.with_sharding_constraint(tuple(made), splits), bad
 
 
-def zeros(holder: Holder) -> Arrays:
-    """Returns the arrays of a parameter, all zero; without shardings."""
-    made = (jnp.zeros(holder.shape, jnp.int8 if holder.inputs else holder.dtype),)
-    if holder.inputs:
-        scales = (holder.shape[0], *holder.shape[1 + holder.inputs :])
-        made += (jnp.zeros(scales, jnp.float32),)
-    return made
+def empty(shape: tuple[int, ...], split: NamedSharding, dtype: str) -> jax.Array:
+    """Returns zeros on the devices, for layers to be written into."""
+    return jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=split)(shape, dtype)
 
 
 def holders(

@@ -197,7 +197,7 @@ def place(
     by_file = sorted(names, key=lambda name: (str(sources[name].file), name))
     if shardings is None:
         flat = {
-            tensor.path: np.empty(layers + tensor.shape, jnp.dtype(dtype))
+            tensor.path: _empty(layers + tensor.shape, None, dtype)
             for tensor, layers in _with_layers(config)
         }
         for name in by_file:
@@ -205,7 +205,10 @@ def place(
         params = traverse_util.unflatten_dict(flat, sep="/")
         return params, _counts(params, config)
     holders = pieces.holders(config, shardings, dtype, form)
-    arrays = {path: holder.empty() for path, holder in holders.items()}
+    arrays = {
+        path: tuple(_empty(*target) for target in holder.targets)
+        for path, holder in holders.items()
+    }
     counts = {t.path: np.zeros(layers, int) for t, layers in _with_layers(config)}
     for name in by_file:
         tensor, layer = names[name]
@@ -300,6 +303,13 @@ def _check_tensor(stored: Stored, name: str, expected, directory) -> None:
             f"{directory}: tensor {name} is {stored.kind}; expected one of "
             f"{tuple(KINDS)}. {remedy}"
         )
+
+
+def _empty(shape: tuple[int, ...], split: NamedSharding | None, dtype: str):
+    """Returns an array for a parameter, on the host or split over devices."""
+    if split is None:
+        return np.empty(shape, jnp.dtype(dtype))
+    return pieces.empty(shape, split, dtype)
 
 
 def _stored_axes(tensor: Tensor, split: NamedSharding) -> list[str]:
