@@ -81,6 +81,7 @@ Beside the method; of the files above only main, iterate and ablate import these
                     missing_files.py, checks.py: early errors; prepare.py, data.py,
                     world_rows.py,
                     more_questions.py: its data; base.py: M0, and the base of adapters;
+                    models.py: finished models;
                     kind.py: the paper's judging or SRLM's, chosen in one place;
                     rollout.py: searches of a run; judges.py: who judges in them;
                     judge_training.py: what trains the judge beside the pairs;
@@ -128,6 +129,7 @@ The language model; it imports nothing of the above but forest and losses:
                     products.py    bfloat16 products that are fast on a CPU
                     lora.py        adapters beside matrices that are not trained
                     int8.py        matrices of 8 bits, for sampling and judging
+                    pieces.py      weights come to the devices piece by piece
                     decode.py      the decoder behind cached contexts
                     decode_kernel.py  its attention as a kernel for TPU v5p
                     generate.py    sample, score: behind shared contexts, on the device

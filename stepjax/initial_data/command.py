@@ -265,9 +265,7 @@ def _in_run(action: str, open_run: Callable[[], "Run"]) -> None:
     shown = made["metrics"] if action == "prm" else made["counts"]
     lines = [f"{action}: {stages.in_words(shown)}"]
     if bench:
-        kept, read = stages.read_steps(
-            run, run.load(folder / "prm"), bench, "processbench"
-        )
+        kept, read = stages.read_steps(run, folder / "prm", bench, "processbench")
         found = prm.first_error_metrics(kept, read)
         found["left_out"] = len(bench) - len(kept)
         lines.append(f"processbench: {stages.in_words(found)}")

@@ -111,7 +111,7 @@ def _estimate_values(
 ) -> None:
     """Tries this host's problems, as many of them as the journal does not have."""
     options, seed = run.settings.rollouts, run.settings.seed
-    params = run.for_sampling(run.load(policy_folder(run)))
+    params = run.load_for_sampling(policy_folder(run))
     sampler = judges.open_sampler(run, params, run.settings.search.context_tokens)
 
     def is_correct(problem: records.Problem, text: str) -> bool:
@@ -192,7 +192,7 @@ def read_steps(
 
     Args:
       run: the run.
-      params: of the PRM.
+      params: of the PRM, or the folder that they are read from.
       rows: the solutions; their labels are not read.
       name: of the rows, for people.
 
@@ -209,7 +209,9 @@ def read_steps(
 
     kept = list(filter(fits, rows))
     mine = hosts.share(kept)
-    sampler = judges.open_sampler(run, run.for_sampling(params), capacity)
+    saved = isinstance(params, pathlib.Path)
+    held = run.load_for_sampling(params) if saved else run.for_sampling(params)
+    sampler = judges.open_sampler(run, held, capacity)
     score = prm.make_scorer(sampler, codec, width=1, prompt=prompt)
     what = f"prm reads {name}", len(mine), "solution"
     # The PRM that reads has no manifest yet, so no signal stops here.
@@ -283,7 +285,7 @@ def _search(
     writer, *reader = samplers = [
         judges.open_sampler(
             run,
-            run.for_sampling(run.load(run.dir.path / "init" / name)),
+            run.load_for_sampling(run.dir.path / "init" / name),
             capacity,
             remember=options.remember_tokens,
         )

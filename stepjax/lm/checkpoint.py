@@ -6,6 +6,7 @@ are loaded only when that file is there, and only when their digests agree with 
 """
 
 import errno
+import functools
 import hashlib
 import logging as logging_of_python
 import os
@@ -22,10 +23,12 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from stepjax import os_errors
-from stepjax.lm import files, hosts
+from stepjax.lm import files, hosts, pieces
+from stepjax.lm.pieces import Arrays, Holder
 
 # Errors of a file that is not there, or is something else than what was saved.
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL)
+_AGAIN = "Delete the folder that holds it and run the same command again."
 
 
 def array_digests(tree: Any) -> dict[str, str]:
@@ -40,12 +43,16 @@ def array_digests(tree: Any) -> dict[str, str]:
     flat = jax.tree_util.tree_leaves_with_path(tree)
     leaves = [leaf for _, leaf in flat]
     sums = jax.device_get(_bit_sums(leaves))
-    digests = {}
-    for (path, leaf), numbers in zip(flat, sums, strict=True):
-        digest = hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode())
-        digest.update(np.asarray(numbers, "<u4").tobytes())
-        digests[jax.tree_util.keystr(path)] = digest.hexdigest()
-    return digests
+    return {
+        jax.tree_util.keystr(path): _digest(leaf, numbers)
+        for (path, leaf), numbers in zip(flat, sums, strict=True)
+    }
+
+
+def _digest(array: Any, sums: Any) -> str:
+    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    digest.update(np.asarray(sums, "<u4").tobytes())
+    return digest.hexdigest()
 
 
 @jax.jit
@@ -53,15 +60,19 @@ def _bit_sums(leaves):
     return [_bit_sum(leaf) for leaf in leaves]
 
 
-def _bit_sum(array):
-    """Returns eight sums modulo 2^32, [8] uint32."""
+def _bit_sum(array, first=0):
+    """Returns eight sums modulo 2^32, [8] uint32.
+
+    The sums of an array are those of its parts added up, if `first` is the index of
+    each part's first element in it.
+    """
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
     if array.dtype == bool:
         array = array.astype(jnp.uint8)
 
     def of_salt(salt):
         bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32)
-        place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+        place, stride = jnp.full(bits.shape, first, jnp.uint32), 1
         for axis in reversed(range(bits.ndim)):
             index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
             place += index * jnp.uint32(stride % 2**32)
@@ -170,29 +181,111 @@ def load_tree(path: str | os.PathLike, like: Any, digests: dict[str, str]) -> An
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
+    tree = _read(path, abstract)
+    _compare(path, digests, array_digests(tree))
+    return tree
+
+
+def load_pieces(
+    path: str | os.PathLike, holders: dict[str, Holder], digests: dict[str, str]
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Loads float32 parameters piece by piece, to lie on the devices in another form.
+
+    Each array is read into the memory of this process, which must be the only one.
+
+    Args:
+      path: directory of `save_tree`.
+      holders: of every parameter, from `pieces.holders`.
+      digests: what `save_tree` returned.
+
+    Returns:
+      (parameters; how many of their numbers are not finite, see `weights.refuse`).
+
+    Raises:
+      ValueError: when it is damaged or an array's digest differs.
+      OSError: when the disk cannot be read; what is on it may be good.
+    """
+    path = pathlib.Path(path).absolute()
+    arrays, counts, found = {}, {}, {}
+    for name, holder in holders.items():
+        keys = name.split("/")
+        array = _read_alone(path, keys, holder.shape)
+        arrays[name], counts[name], sums = _take(array, holder)
+        found["".join(f"[{key!r}]" for key in keys)] = _digest(array, sums)
+        del array  # before the next one is read
+    _compare(path, digests, found)
+    return pieces.tree(arrays), counts
+
+
+def _take(array: np.ndarray, holder: Holder) -> tuple[Arrays, np.ndarray, np.ndarray]:
+    """Returns (arrays on the devices, counts of `weights.refuse`, eight sums)."""
+    into = tuple(pieces.empty(*target) for target in holder.targets)
+    counts, total = [], np.zeros(8, np.uint32)
+    parts = enumerate(array) if holder.stacked else [(None, array)]
+    for layer, part in parts:
+        piece = jax.device_put(part, holder.piece_split)
+        into, bad, sums = _insert(into, piece, layer, holder=holder)
+        counts.append(jax.device_get(bad))  # waits, so that one piece is there at most
+        total += jax.device_get(sums)
+        del piece
+    return into, np.array(counts if holder.stacked else counts[0]), total
+
+
+@functools.partial(jax.jit, static_argnames="holder", donate_argnames="into")
+def _insert(into, piece, layer, *, holder: Holder):
+    """Returns (arrays with a piece in them, its numbers not finite, its sums)."""
+    first = jnp.uint32(0 if layer is None else layer)
+    sums = _bit_sum(piece, first * jnp.uint32(piece.size % 2**32))
+    return *holder.write(into, piece, layer), sums
+
+
+def _read_alone(
+    path: pathlib.Path, keys: Sequence[str], shape: tuple[int, ...]
+) -> np.ndarray:
+    """Returns one float32 array of a tree, in the host's memory."""
+    # Orbax returns this one, which takes no memory, when there is none in the tree.
+    like = np.broadcast_to(np.float32(np.nan), shape)
+    for key in reversed(keys):
+        like = {key: like}
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        (array,) = jax.tree.leaves(_read(path, like))
+    if (array.shape, array.dtype) == (shape, np.float32):
+        return array
+    raise ValueError(
+        f"{path}: array {'/'.join(keys)} is {array.dtype}{array.shape}; expected "
+        f"float32{shape}, as it was saved. {_AGAIN}"
+    )
+
+
+def _read(path: pathlib.Path, like: Any) -> Any:
+    """Returns what a directory holds; see `load_tree` for errors."""
     _say_errors_once()
     try:
-        tree = ocp.load(path, abstract)
+        return ocp.load(path, like)
     except Exception as error:
         found = os_errors.find(error)
         if found and found.errno not in _MISSING:
             raise _named(found, path) from error
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}); "
-            "expected the arrays as they were saved. Delete the folder that holds it "
-            "and run the same command again."
+            f"expected the arrays as they were saved. {_AGAIN}"
         ) from error
-    loaded = array_digests(tree)
+
+
+def _compare(
+    path: pathlib.Path, digests: dict[str, str], found: dict[str, str]
+) -> None:
+    """Raises ValueError when the digests of what was found are not those expected."""
     wrong = sorted(
-        k for k in digests.keys() | loaded.keys() if digests.get(k) != loaded.get(k)
+        k for k in digests.keys() | found.keys() if digests.get(k) != found.get(k)
     )
     if wrong:
         raise ValueError(
             f"{path}: array {wrong[0]} is not the one that was saved ({len(wrong)} "
-            "differ); expected the digests of its manifest. Delete the folder that "
-            "holds it and run the same command again."
+            f"differ); expected the digests of its manifest. {_AGAIN}"
         )
-    return tree
 
 
 class TrainSaver:

@@ -286,6 +286,7 @@ def load_gguf(
     config: ModelConfig,
     shardings: Any = None,
     dtype: str = "float32",
+    form: str = "full",
 ) -> dict[str, Any]:
     """Reads the weights of a GGUF file, tensor by tensor.
 
@@ -294,6 +295,7 @@ def load_gguf(
       config: from `config_from_gguf`.
       shardings: as in `weights.load_hf`.
       dtype: as in `weights.load_hf`.
+      form: as in `weights.load_hf`.
 
     Returns:
       The decoder's parameters, as `weights.load_hf` returns them.
@@ -337,6 +339,6 @@ def load_gguf(
                 f"{tensor.stored} by the metadata, found {sources[theirs].shape}. "
                 "Download the file again."
             )
-    params = weights.place(sources, config, shardings, dtype)
-    weights.check_finite(params, config, file.path, "Download the file again.")
+    params, counts = weights.place(sources, config, shardings, dtype, form)
+    weights.refuse(counts, config, file.path, "Download the file again.")
     return params

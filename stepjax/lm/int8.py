@@ -37,7 +37,7 @@ def quantised(params: Any, frozen: Callable[[Any], Any]) -> dict:
     flat = traverse_util.flatten_dict(params)
     made = {}
     for path in filter(_is_matrix, list(flat)):
-        made[path], made[_scale(path)] = _rounded(flat.pop(path), _INPUTS[path[-1]])
+        made[path], made[_scale(path)] = rounded(flat.pop(path), _INPUTS[path[-1]])
     rest = frozen(traverse_util.unflatten_dict(flat))
     return lora.join(rest, traverse_util.unflatten_dict(made))
 
@@ -50,10 +50,28 @@ def shardings(splits: Any) -> dict:
     """
     flat = traverse_util.flatten_dict(splits)
     for path in filter(_is_matrix, list(flat)):
-        layer, *axes = flat[path].spec
-        spec = PartitionSpec(layer, *axes[_INPUTS[path[-1]] :])
-        flat[_scale(path)] = NamedSharding(flat[path].mesh, spec)
+        flat[_scale(path)] = scale_sharding(flat[path], _INPUTS[path[-1]])
     return traverse_util.unflatten_dict(flat)
+
+
+def scale_sharding(split: NamedSharding, inputs: int) -> NamedSharding:
+    """Returns the sharding of the scales of a matrix [L, *inputs, *outputs].
+
+    Args:
+      split: of the matrix.
+      inputs: how many axes its product sums over.
+    """
+    layer, *axes = split.spec
+    return NamedSharding(split.mesh, PartitionSpec(layer, *axes[inputs:]))
+
+
+def inputs(path: str) -> int:
+    """Returns how many axes the product of a matrix sums over; 0 for no matrix.
+
+    Args:
+      path: of a parameter, such as "layers/query".
+    """
+    return _INPUTS.get(path.rpartition("/")[2], 0)
 
 
 def _is_matrix(path: tuple[str, ...]) -> bool:
@@ -65,8 +83,16 @@ def _scale(path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @functools.partial(jax.jit, static_argnames="inputs")
-def _rounded(matrix, inputs: int):
-    """Returns (integers, scales) of a matrix [L, *inputs, *outputs]."""
+def rounded(matrix: jax.Array, inputs: int) -> tuple[jax.Array, jax.Array]:
+    """Returns (integers, scales) of a matrix [L, *inputs, *outputs].
+
+    Args:
+      matrix: of any floating type.
+      inputs: how many axes its product sums over.
+
+    Returns:
+      (int8 of its shape, float32 [L, *outputs]).
+    """
     matrix = matrix.astype(jnp.float32)
     summed = tuple(range(1, 1 + inputs))
     scale = jnp.abs(matrix).max(summed, keepdims=True) / _MOST

@@ -23,6 +23,7 @@ from etils import epath
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
+from stepjax.lm import pieces
 from stepjax.lm.json_files import read_json
 from stepjax.lm.model_config import ModelConfig
 from stepjax.lm.parameter_tensors import (
@@ -105,6 +106,7 @@ def load_hf(
     config: ModelConfig,
     shardings: Any = None,
     dtype: str = "float32",
+    form: str = "full",
 ) -> dict[str, Any]:
     """Reads the weights of a Hugging Face directory, tensor by tensor.
 
@@ -118,6 +120,8 @@ def load_hf(
       shardings: of the parameters, from `sharding.param_shardings`; on several hosts
         all of them call this. None reads into the host's memory.
       dtype: of the parameters; each tensor is rounded to it when it is read.
+      form: "full"; or "int8", which needs shardings, for matrices of the layers that
+        are rounded to integers when they are read, see `int8`.
 
     Returns:
       The decoder's parameters, a nested dict of arrays (numpy arrays without
@@ -154,7 +158,7 @@ def load_hf(
         )
     for name, (tensor, _) in names.items():
         _check_tensor(located[name], name, tensor.stored, directory)
-    params = place(located, config, shardings, dtype)
+    params, counts = place(located, config, shardings, dtype, form)
     if copied:
         table = names[EMBEDDING][0]
         _check_tensor(located[head], head, table.stored, directory)
@@ -165,7 +169,7 @@ def load_hf(
                 "config.json says tie_word_embeddings=true; expected equal tensors. "
                 "Set tie_word_embeddings=false if the model really has both."
             )
-    check_finite(params, config, directory, "Download the weights again.")
+    refuse(counts, config, directory, "Download the weights again.")
     return params
 
 
@@ -174,7 +178,8 @@ def place(
     config: ModelConfig,
     shardings: Any = None,
     dtype: str = "float32",
-) -> dict[str, Any]:
+    form: str = "full",
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Reads every tensor of a decoder from its source into the tree of parameters.
 
     Args:
@@ -183,24 +188,43 @@ def place(
       config: of the decoder.
       shardings: as in `load_hf`.
       dtype: as in `load_hf`.
+      form: as in `load_hf`.
 
     Returns:
-      The parameters, see `load_hf`.
+      (the parameters, see `load_hf`; what `refuse` needs).
     """
     names = tensor_names(config)
-    splits = traverse_util.flatten_dict(shardings or {}, sep="/")
-    flat = {}
-    for tensor in parameter_tensors(config):
-        leading = (config.num_layers,) if tensor.stacked else ()
-        shape, split = leading + tensor.shape, splits.get(tensor.path)
-        flat[tensor.path] = _empty(shape, split, dtype)
     by_file = sorted(names, key=lambda name: (str(sources[name].file), name))
+    if shardings is None:
+        flat = {
+            tensor.path: _empty(layers + tensor.shape, None, dtype)
+            for tensor, layers in _with_layers(config)
+        }
+        for name in by_file:
+            _put(flat, sources[name], *names[name])
+        params = traverse_util.unflatten_dict(flat, sep="/")
+        return params, _counts(params, config)
+    holders = pieces.holders(config, shardings, dtype, form)
+    arrays = {
+        path: tuple(_empty(*target) for target in holder.targets)
+        for path, holder in holders.items()
+    }
+    counts = {t.path: np.zeros(layers, int) for t, layers in _with_layers(config)}
     for name in by_file:
         tensor, layer = names[name]
-        split = splits.get(tensor.path)
-        rows = _read(sources[name], tensor, split)
-        flat[tensor.path] = _put(flat[tensor.path], rows, layer, tensor, split)
-    return traverse_util.unflatten_dict(flat, sep="/")
+        own = {"tensor": tensor, "holder": holders[tensor.path]}
+        rows = _read(sources[name], tensor, holders[tensor.path].split)
+        arrays[tensor.path], bad = _insert(arrays[tensor.path], rows, layer, **own)
+        del rows
+        place = layer if tensor.stacked else ()
+        counts[tensor.path][place] = np.asarray(bad)  # waits for it
+    return pieces.tree(arrays), counts
+
+
+def _with_layers(config: ModelConfig) -> list[tuple[Tensor, tuple[int, ...]]]:
+    """Returns every parameter with the leading axis of its array, or ()."""
+    tensors = parameter_tensors(config)
+    return [(t, (config.num_layers,) if t.stacked else ()) for t in tensors]
 
 
 def check_finite(params: Any, config: ModelConfig, origin: Any, remedy: str) -> None:
@@ -214,16 +238,37 @@ def check_finite(params: Any, config: ModelConfig, origin: Any, remedy: str) -> 
       origin: where they come from, for people.
       remedy: a sentence that says what to do.
     """
-    flat = traverse_util.flatten_dict(params, sep="/")
+    refuse(_counts(params, config), config, origin, remedy)
+
+
+def refuse(
+    counts: Mapping[str, np.ndarray], config: ModelConfig, origin: Any, remedy: str
+) -> None:
+    """Raises ValueError when a parameter has numbers that are not finite.
+
+    Args:
+      counts: path of each parameter → how many such numbers each of its layers has,
+        [L]; or [], of an array that holds no layers.
+      config: of the decoder.
+      origin: where they come from, for people.
+      remedy: a sentence that says what to do.
+    """
     for tensor in parameter_tensors(config):
-        counts = np.atleast_1d(_not_finite(flat[tensor.path], tensor.stacked))
-        layer = int(np.argmax(counts > 0))
-        if counts[layer]:
+        of_layers = np.atleast_1d(counts[tensor.path])
+        layer = int(np.argmax(of_layers > 0))
+        if of_layers[layer]:
             raise ValueError(
-                f"{origin}: {counts[layer]} of the {math.prod(tensor.shape)} numbers "
-                f"of {tensor.name.format(layer=layer)} are NaN or infinite; expected "
-                f"finite numbers only. {remedy}"
+                f"{origin}: {of_layers[layer]} of the {math.prod(tensor.shape)} "
+                f"numbers of {tensor.name.format(layer=layer)} are NaN or infinite; "
+                f"expected finite numbers only. {remedy}"
             )
+
+
+def _counts(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Returns what `refuse` needs of the decoder's parameters."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    tensors = parameter_tensors(config)
+    return {t.path: _not_finite(flat[t.path], t.stacked) for t in tensors}
 
 
 def _not_finite(array, stacked: bool) -> np.ndarray:
@@ -264,7 +309,7 @@ def _empty(shape: tuple[int, ...], split: NamedSharding | None, dtype: str):
     """Returns an array for a parameter, on the host or split over devices."""
     if split is None:
         return np.empty(shape, jnp.dtype(dtype))
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=split)()
+    return pieces.empty(shape, split, dtype)
 
 
 def _stored_axes(tensor: Tensor, split: NamedSharding) -> list[str]:
@@ -284,17 +329,26 @@ def _dividing(axes: list[str], mesh: jax.sharding.Mesh, count: int) -> Partition
     return PartitionSpec(tuple(taken))
 
 
-def _read(source: Source, tensor: Tensor, split: NamedSharding | None):
-    """Reads a tensor in the shape of its file, with its rows split over the devices.
+def rows_split(tensor: Tensor, split: NamedSharding) -> NamedSharding:
+    """Returns how a tensor in the shape of its file is split over the devices: by rows.
 
     The mesh axis that splits the rows in the parameter too comes first in the split, so
     that `_insert` exchanges only what the other mesh axes split.
+
+    Args:
+      tensor: the parameter.
+      split: its sharding.
     """
+    axes = _stored_axes(tensor, split)
+    axes = [*axes, "data"] if axes else []
+    return NamedSharding(split.mesh, _dividing(axes, split.mesh, tensor.stored[0]))
+
+
+def _read(source: Source, tensor: Tensor, split: NamedSharding | None):
+    """Reads a tensor in the shape of its file, with its rows split over the devices."""
     count = source.shape[0]
     if split is None:
         return source.rows(0, count)
-    axes = _stored_axes(tensor, split)
-    axes = [*axes, "data"] if axes else []
 
     @functools.cache  # devices that hold the same rows read them once
     def rows(first, last):
@@ -304,32 +358,29 @@ def _read(source: Source, tensor: Tensor, split: NamedSharding | None):
         first, last, _ = index[0].indices(count)
         return rows(first, last)
 
-    by_rows = NamedSharding(split.mesh, _dividing(axes, split.mesh, count))
-    return jax.make_array_from_callback(source.shape, by_rows, part)
+    return jax.make_array_from_callback(source.shape, rows_split(tensor, split), part)
 
 
-def _put(into, rows, layer: int | None, tensor: Tensor, split: NamedSharding | None):
-    """Returns the parameter with one tensor of a file written into it."""
-    if split is not None:
-        return _insert(into, rows, layer, tensor=tensor, split=split)
+def _put(flat: dict, source: Source, tensor: Tensor, layer: int | None) -> None:
+    """Writes a tensor of a file into its parameter in the host's memory."""
+    rows = _read(source, tensor, None)
     array = rows.T if tensor.transposed else rows
-    target = into if layer is None else into[layer]
+    target = flat[tensor.path] if layer is None else flat[tensor.path][layer]
     target[...] = array.reshape(tensor.shape)
-    return into
 
 
 @functools.partial(
-    jax.jit, static_argnames=("tensor", "split"), donate_argnames=("into",)
+    jax.jit, static_argnames=("tensor", "holder"), donate_argnames=("into",)
 )
-def _insert(into, rows, layer, *, tensor: Tensor, split: NamedSharding):
+def _insert(into, rows, layer, *, tensor: Tensor, holder: pieces.Holder):
+    """Returns the arrays with a tensor of a file in them, see `Holder.write`."""
+    split = holder.split
     axes = _stored_axes(tensor, split)
     together = _dividing(axes, split.mesh, len(rows))
     for spec in (together, PartitionSpec(*axes)):  # first gathered over `data`
         rows = jax.lax.with_sharding_constraint(rows, NamedSharding(split.mesh, spec))
     array = rows.T if tensor.transposed else rows
-    array = array.reshape(tensor.shape).astype(into.dtype)
-    array = array if layer is None else into.at[layer].set(array)
-    return jax.lax.with_sharding_constraint(array, split)
+    return holder.write(into, array.reshape(tensor.shape), layer)
 
 
 def _equal(one, other):

@@ -30,16 +30,21 @@ def plain(model: lm.Decoder) -> lm.Decoder:
 
 
 def whole(
-    settings: Settings, folder: pathlib.Path, model: lm.Decoder, dtype: str = "float32"
+    settings: Settings,
+    folder: pathlib.Path,
+    model: lm.Decoder,
+    dtype: str = "float32",
+    form: str = "full",
 ) -> dict:
     """Returns the parameters of M0 without adapters.
 
     Args:
       settings: of the run.
       folder: the run directory.
-      model: the decoder on the devices of training.
+      model: the decoder on the devices of training, or of sampling.
       dtype: of the parameters. What is read from files is rounded tensor by tensor, so
         that they are never there in float32 as well.
+      form: see `weights.load_hf`; a random M0 is "full".
 
     Raises:
       ValueError: when its files are missing or damaged.
@@ -56,8 +61,8 @@ def whole(
     source, config = _place(settings, folder), model.config
     if init.startswith("gguf:"):
         file = gguf_files.GgufFile(source)
-        return gguf_files.load_gguf(file, config, shardings, dtype)
-    return weights.load_hf(source, config, shardings, dtype)
+        return gguf_files.load_gguf(file, config, shardings, dtype, form)
+    return weights.load_hf(source, config, shardings, dtype, form)
 
 
 def _place(settings: Settings, folder: pathlib.Path) -> str:

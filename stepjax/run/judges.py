@@ -35,7 +35,7 @@ def open_sampler(run: Run, params: Any, capacity: int, *, remember: int = 0) -> 
 
     Args:
       run: the run.
-      params: of the model, from `Run.for_sampling`.
+      params: of the model, from `Run.sampling_params`.
       capacity: most tokens of a context.
       remember: see `sampler.Sampler`.
     """
@@ -125,7 +125,7 @@ def open_judge(
 
 
 def _prm(run: Run) -> Any:
-    return run.for_sampling(run.load(run.dir.path / "init" / "prm"))
+    return run.load_for_sampling(run.dir.path / "init" / "prm")
 
 
 def prm_judge(run: Run, sampler: Sampler, most: int = 0) -> Judge:

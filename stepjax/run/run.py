@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 
 from stepjax import own_import, records, sft
@@ -30,7 +29,6 @@ from stepjax.lm import (
     sharding,
     tokenizer,
     train,
-    weights,
 )
 from stepjax.lm import model as lm
 from stepjax.run import (
@@ -41,20 +39,18 @@ from stepjax.run import (
     kind,
     lock,
     manifest,
+    models,
     more_questions,
     paths,
     prepare,
     ranges,
     rundir,
-    stage,
     wandb_curves,
     world_rows,
 )
 from stepjax.run import profile as profiling
 from stepjax.run.monitor import Monitor
 from stepjax.settings import from_config, model_config, templates
-
-_DIVERGED = "Its training has diverged, so lower the learning rate and repeat it."
 
 
 class Run:
@@ -302,33 +298,14 @@ class Run:
           Damaged: when it is damaged.
           OSError: when one of its files cannot be read, which does not mean that.
         """
-        path = folder / "manifest.json"
-        if not path.exists():
-            raise ValueError(
-                f"{folder} is not finished; expected an earlier stage to have made it. "
-                "Run `stepjax run` on the same --workdir."
-            )
-        fixed, base_digest = self._fixed
-        shapes = lm.abstract_params(self.model)
-        like = jax.tree.map(
-            lambda x, own: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own),
-            lm.unboxed(shapes),
-            self.shardings(),
-        )
-        _, like = lora.split(like)
+
+        def load(path, digests):
+            return checkpoint.load_tree(path, models.like(self.model), digests)
+
         with self.monitor.during(f"loading {folder.name}"):
-            try:
-                digests = manifest.read(path)["arrays"]
-                own = {k: v for k, v in digests.items() if k != base.NAME}
-                trained = checkpoint.load_tree(folder / "params", like, own)
-            except (ValueError, LookupError) as error:
-                reason = str(error).partition("; expected")[0]
-                raise stage.Damaged(
-                    f"{reason}; expected the model as it was saved. `stepjax run` on "
-                    "the same --workdir makes it again.",
-                    path,
-                ) from error
-        base.check(digests, base_digest, path)
+            trained, digests = models.read(folder, load)
+        fixed, base_digest = self._fixed
+        base.check(digests, base_digest, folder / "manifest.json")
         self.loaded.add(folder)
         return lora.join(fixed, trained)
 
@@ -341,8 +318,28 @@ class Run:
         return lora.join(fixed, lm.frozen(trained, self.model.config.dtype))
 
     def sampling_params(self, number: int) -> Any:
-        """Returns M`number` as `for_sampling` does."""
-        return self.for_sampling(self.params(number))
+        """Returns M`number` as `load_for_sampling` does; a random M0 is made whole."""
+        if number:
+            return self.load_for_sampling(self.dir.model(number))
+        own, form = self.local_model, self.settings.search.weights
+        if self.settings.init == "random" or not models.in_pieces(own):
+            return self.for_sampling(self.params(0))
+        with self.monitor.during("loading M0"):
+            return base.whole(self.settings, self.dir.path, own, own.config.dtype, form)
+
+    def load_for_sampling(self, folder: pathlib.Path) -> Any:
+        """Returns what `for_sampling` makes of a finished model.
+
+        Unless `models.in_pieces` says otherwise, its float32 parameters are never on
+        the devices all at once. See `load` for errors.
+        """
+        if not models.in_pieces(self.local_model):
+            return self.for_sampling(self.load(folder))
+        form = self.settings.search.weights
+        with self.monitor.during(f"loading {folder.name}"):
+            params = models.sampled(folder, self.local_model, form)
+        self.loaded.add(folder)
+        return params
 
     def for_sampling(self, params: Any) -> Any:
         """Returns parameters as `search.weights` says, on this host's devices.
@@ -353,7 +350,7 @@ class Run:
           ValueError: when they are not finite.
         """
         model = self.local_model
-        _check_finite(params, model.config, "the model")
+        models.check_finite(params, model.config, "the model")
         shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
         if self.settings.search.weights == "full":
             return sharding.on_this_host(self.frozen(params), shardings)
@@ -371,7 +368,8 @@ class Run:
         Raises:
           ValueError: when they are not finite.
         """
-        _check_finite(params, self.model.config, f"{folder.name} after its training")
+        name = f"{folder.name} after its training"
+        models.check_finite(params, self.model.config, name)
         _, trained = lora.split(params)
         with self.monitor.during(f"saving {folder.name}"):
             digests = checkpoint.save_tree(folder / "params", trained)
@@ -490,9 +488,3 @@ class Run:
             except FloatingPointError as error:
                 raise FloatingPointError(f"{model} {name}: {error}") from error
         return lora.join(fixed, state.params), done
-
-
-def _check_finite(params: Any, config: lm.ModelConfig, origin: str) -> None:
-    """Raises ValueError when parameters, or adapters beside them, are not finite."""
-    weights.check_finite(params, config, origin, _DIVERGED)
-    lora.check_finite(params, origin, _DIVERGED)
