@@ -10,8 +10,8 @@ an AMD EPYC with JAX 0.10.2:
     seed 25                        55.6  100.0  100.0  100.0
     mean of eleven other seeds     54.8   86.6   95.6   96.6
 
-Three of the eleven end at 82 to 92 %, because M1 has not fully learned to judge. More is
-in docs/results.md, which also says how these settings differ from the paper's.
+Three of the eleven end at 82 to 92 %, because M1 has not fully learned to judge. More
+is in docs/results.md, which also says how these settings differ from the paper's.
 """
 
 from stepjax import config
