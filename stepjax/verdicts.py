@@ -5,9 +5,9 @@ around its letter at most: "[[ A ]]", "[[**A**]]". Its square brackets may be es
 as in Markdown: "\[\[A\]\]". `find` takes the last mark that the judge gives. It only
 mentions a mark that
 
-- stands in a thought, which is the text between <think> and </think>. Where </think> is
-  missing, the thought goes on to the end of the text. Where <think> is missing, because
-  the prompt ended with it, the thought begins where the text begins;
+- stands in a thought: the text from <think> to </think>. If the judge never writes
+  </think>, all text after <think> is thought. If the prompt ended with <think>, all
+  text before </think> is thought;
 - stands in an echo of the prompt: in a line of it that names two sides, or between the
   lines that frame the question, the steps or a candidate there; behind a first line in
   [ ] or < >, also where the second line lacks;
@@ -28,7 +28,7 @@ Emphasis and other text around a mark change nothing: "**[[A]]**", "Verdict: [[A
 
 A mark has a condition where
 
-- "means", "stands for" or "=" comes right behind it: the text explains the mark;
+- the text explains it: "means", "stands for" or "=" comes right behind it;
 - a word of a condition comes right behind it: "if", "when", "whenever", "unless" or "in
   case" ("[[A]] if candidate A is better");
 - its sentence begins with a word of a condition, perhaps behind "so", "now", "then",

@@ -204,6 +204,14 @@ class Table:
         return variables["params"]["logits"]
 
 
+def assert_same(found, expected):
+    """The arrays of two trees have the same bits, types and shardings."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert a.dtype == b.dtype and a.sharding.is_equivalent_to(b.sharding, a.ndim)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
 def random_parameters(shapes, seed: int = 3, std: float = 0.4):
     """Draws float32 arrays so large that every part of a model matters.
 

@@ -265,7 +265,8 @@ def _in_run(action: str, open_run: Callable[[], "Run"]) -> None:
     shown = made["metrics"] if action == "prm" else made["counts"]
     lines = [f"{action}: {stages.in_words(shown)}"]
     if bench:
-        kept, read = stages.read_steps(run, folder / "prm", bench, "processbench")
+        params = run.load_for_sampling(folder / "prm")
+        kept, read = stages.read_steps(run, params, bench, "processbench")
         found = prm.first_error_metrics(kept, read)
         found["left_out"] = len(bench) - len(kept)
         lines.append(f"processbench: {stages.in_words(found)}")

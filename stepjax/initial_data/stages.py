@@ -181,7 +181,7 @@ def measure_prm(run: Run, params: Any) -> dict[str, Any]:
     rows = run.dir.read("labels_heldout", records.StepLabels)
     if not rows:
         return {}
-    kept, probabilities = read_steps(run, params, rows, "heldout")
+    kept, probabilities = read_steps(run, run.for_sampling(params), rows, "heldout")
     return prm.metrics(kept, probabilities) | {"left_out": len(rows) - len(kept)}
 
 
@@ -192,7 +192,7 @@ def read_steps(
 
     Args:
       run: the run.
-      params: of the PRM, or the folder that they are read from.
+      params: of the PRM, as `Run.for_sampling` returns them.
       rows: the solutions; their labels are not read.
       name: of the rows, for people.
 
@@ -209,9 +209,7 @@ def read_steps(
 
     kept = list(filter(fits, rows))
     mine = hosts.share(kept)
-    saved = isinstance(params, pathlib.Path)
-    held = run.load_for_sampling(params) if saved else run.for_sampling(params)
-    sampler = judges.open_sampler(run, held, capacity)
+    sampler = judges.open_sampler(run, params, capacity)
     score = prm.make_scorer(sampler, codec, width=1, prompt=prompt)
     what = f"prm reads {name}", len(mine), "solution"
     # The PRM that reads has no manifest yet, so no signal stops here.

@@ -225,8 +225,9 @@ def _take(array: np.ndarray, holder: Holder) -> tuple[Arrays, np.ndarray, np.nda
     for layer, part in parts:
         piece = jax.device_put(part, holder.piece_split)
         into, bad, sums = _insert(into, piece, layer, holder=holder)
-        counts.append(jax.device_get(bad))  # waits, so that one piece is there at most
-        total += jax.device_get(sums)
+        bad, sums = jax.device_get((bad, sums))  # waits: one piece is there at most
+        counts.append(bad)
+        total += sums
         del piece
     return into, np.array(counts if holder.stacked else counts[0]), total
 

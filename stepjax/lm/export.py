@@ -283,12 +283,12 @@ def _checked(params, config) -> dict[str, Any]:
             f"tie_embeddings={config.tie_embeddings})."
         )
     for path, tensor in tensors.items():
-        leading = (config.num_layers,) if tensor.stacked else ()
-        if flat[path].shape != leading + tensor.shape:
+        shape = tensor.leading(config) + tensor.shape
+        if flat[path].shape != shape:
             raise ValueError(
-                f"parameter {path} has a wrong shape; expected "
-                f"{leading + tensor.shape}, found {flat[path].shape}. Pass the config "
-                "that the parameters were made with."
+                f"parameter {path} has a wrong shape; expected {shape}, found "
+                f"{flat[path].shape}. Pass the config that the parameters were made "
+                "with."
             )
     return flat
 

@@ -27,6 +27,10 @@ class Tensor(NamedTuple):
         """Whether the parameter holds one tensor per layer."""
         return self.path.startswith("layers/")
 
+    def leading(self, config: ModelConfig) -> tuple[int, ...]:
+        """Returns the axis of layers that its array in the tree begins with, or ()."""
+        return (config.num_layers,) if self.stacked else ()
+
     @property
     def transposed(self) -> bool:
         """Whether its matrices are the other way round in the files."""

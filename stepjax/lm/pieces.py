@@ -102,11 +102,9 @@ def holders(
     splits = traverse_util.flatten_dict(shardings, sep="/")
     made = {}
     for tensor in parameter_tensors(config):
-        layers = (config.num_layers,) if tensor.stacked else ()
+        shape, split = tensor.leading(config) + tensor.shape, splits[tensor.path]
         inputs = int8.inputs(tensor.path) if form == "int8" else 0
-        made[tensor.path] = Holder(
-            (*layers, *tensor.shape), tensor.stacked, splits[tensor.path], dtype, inputs
-        )
+        made[tensor.path] = Holder(shape, tensor.stacked, split, dtype, inputs)
     return made
 
 

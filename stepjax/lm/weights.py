@@ -197,8 +197,8 @@ def place(
     by_file = sorted(names, key=lambda name: (str(sources[name].file), name))
     if shardings is None:
         flat = {
-            tensor.path: _empty(layers + tensor.shape, None, dtype)
-            for tensor, layers in _with_layers(config)
+            tensor.path: _empty(tensor.leading(config) + tensor.shape, None, dtype)
+            for tensor in parameter_tensors(config)
         }
         for name in by_file:
             _put(flat, sources[name], *names[name])
@@ -209,7 +209,8 @@ def place(
         path: tuple(_empty(*target) for target in holder.targets)
         for path, holder in holders.items()
     }
-    counts = {t.path: np.zeros(layers, int) for t, layers in _with_layers(config)}
+    every = parameter_tensors(config)
+    counts = {tensor.path: np.zeros(tensor.leading(config), int) for tensor in every}
     for name in by_file:
         tensor, layer = names[name]
         own = {"tensor": tensor, "holder": holders[tensor.path]}
@@ -219,12 +220,6 @@ def place(
         place = layer if tensor.stacked else ()
         counts[tensor.path][place] = np.asarray(bad)  # waits for it
     return pieces.tree(arrays), counts
-
-
-def _with_layers(config: ModelConfig) -> list[tuple[Tensor, tuple[int, ...]]]:
-    """Returns every parameter with the leading axis of its array, or ()."""
-    tensors = parameter_tensors(config)
-    return [(t, (config.num_layers,) if t.stacked else ()) for t in tensors]
 
 
 def check_finite(params: Any, config: ModelConfig, origin: Any, remedy: str) -> None:

@@ -264,8 +264,8 @@ def corrupt(
     r"""Makes a plausible wrong next step.
 
     Half of the draws name another digit. The other half miscopy one of the task's three
-    numbers. Half of these name the right digit nevertheless, the others the digit that
-    solves the miscopied task. The \boxed{} of a last step agrees with the digit.
+    numbers. Half of the miscopied steps keep the right digit. The others name the digit
+    that solves the miscopied task. The \boxed{} of a last step agrees with the digit.
 
     Args:
       problem: problem text.

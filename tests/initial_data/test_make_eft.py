@@ -512,7 +512,9 @@ def test_init_data_says_what_it_made(made, tmp_path, capsys):
         StepLabels("two", problem, steps, (0,) * len(steps)),
     ]
     run = Run(tiny_eft_config.get_config(), folder)
-    kept, read = stages.read_steps(run, run.load(folder / "init/prm"), labels, "x")
+    kept, read = stages.read_steps(
+        run, run.load_for_sampling(folder / "init/prm"), labels, "x"
+    )
     found = prm.first_error_metrics(kept, read)
     assert f"wrong_accuracy {found['wrong_accuracy']:.4f}" in second
     assert command("init-data", "mcts", at) == 0

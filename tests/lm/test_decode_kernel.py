@@ -160,7 +160,8 @@ def test_sampling_with_the_kernel_gives_the_numbers_of_plain_jax(work, layers, s
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
     boxed = lm.abstract_params(lm.Decoder(config))
     shardings = sharding.param_shardings(mesh, boxed)
-    params = jax.device_put(random_parameters(boxed), shardings)
+    # Weights twice as large multiply the rounding of single sums by 30.
+    params = jax.device_put(random_parameters(boxed, std=0.2), shardings)
 
     def run(attention):
         model = lm.Decoder(dataclasses.replace(config, attention=attention), mesh)
@@ -171,8 +172,7 @@ def test_sampling_with_the_kernel_gives_the_numbers_of_plain_jax(work, layers, s
     plain, kernel = run("auto"), run("kernel")
     np.testing.assert_array_equal(plain.tokens, kernel.tokens)
     np.testing.assert_array_equal(plain.count, kernel.count)
-    # The plain program alone, compiled in two ways, differs by 2.3e-5.
-    np.testing.assert_allclose(plain.logps, kernel.logps, atol=1e-4)
+    np.testing.assert_allclose(plain.logps, kernel.logps, atol=2e-5)
     assert not np.array_equal(plain.logps, kernel.logps)  # two programs, so two sums
     assert len(np.unique(plain.tokens)) > 10
 

@@ -10,7 +10,7 @@ import device_memory
 import jax
 import numpy as np
 import pytest
-from fakes import random_parameters
+from fakes import assert_same, random_parameters
 from golden_models import GOLDEN
 from small_models import FOUR_HEADS
 
@@ -25,13 +25,6 @@ def in_form(params, splits, form, dtype="bfloat16"):
     if form == "full":
         return jax.device_put(frozen(params), splits)
     return jax.device_put(int8.quantised(params, frozen), int8.shardings(splits))
-
-
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        assert a.dtype == b.dtype and a.sharding.is_equivalent_to(b.sharding, a.ndim)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 # Biases and an unembedding; norms of queries and keys, norms behind layers, and none.

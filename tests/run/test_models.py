@@ -1,5 +1,6 @@
 """Models of a run that are read only to sample from them."""
 
+import dataclasses
 import shutil
 
 import device_memory
@@ -7,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import assert_same, random_parameters
 from gguf_models import sizes, tensors, write_gguf
 from runs import copy_run
+from small_models import small_decoder
 from tiny_config import changed
 
 from stepjax.lm import export, files, sharding
@@ -30,13 +33,6 @@ def open_run(folder, form="int8", **changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return copy_run(tmp_path_factory.mktemp("sampled") / "run").dir.path
-
-
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        assert a.dtype == b.dtype and a.sharding.is_equivalent_to(b.sharding, a.ndim)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 @FORMS
@@ -98,21 +94,9 @@ def test_numbers_that_are_not_finite_do_not_sample(finished, tmp_path):
 
 
 def write_hf(codec, folder):
-    config = lm.ModelConfig(
-        vocab_size=136,
-        hidden_size=16,
-        num_layers=3,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        intermediate_size=24,
-        tie_embeddings=False,
-    )
-    draw = np.random.default_rng(3)
-    params = jax.tree.map(
-        lambda x: draw.normal(size=x.shape).astype(np.float32),
-        lm.unboxed(lm.abstract_params(lm.Decoder(config))),
-    )
+    config = small_decoder(136, layers=3).config
+    config = dataclasses.replace(config, tie_embeddings=False)
+    params = random_parameters(lm.abstract_params(lm.Decoder(config)))
     export.save_hf(params, config, folder)
     codec.tokenizer.save(folder)
     return f"hf:{folder}"
