@@ -24,6 +24,7 @@ def get_config():
     c.data.eft_count = 5000
 
     c.train.row_length = 144
+    c.sft.verdict_words = ()
     judge, mixed = c.sft.phases
     judge.stop_loss = 0.02
     mixed.steps = 600

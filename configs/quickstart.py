@@ -26,7 +26,7 @@ def get_config():
     c.data.guessed_share = 0.22  # IFT solutions guess these steps; EFT judges them all
     c.data.unseen_blocks = 4
     c.data.ift_count = 8000
-    c.data.eft_count = 8000
+    c.data.eft_count = 30000  # so many that none is learned by heart
     c.data.heldout_count = 300
     c.data.test_count = 500
 
@@ -43,6 +43,7 @@ def get_config():
     c.train.checkpoint_every = 500
     rate = {"b2": 0.98, "weight_decay": 0.05}
     c.sft.verdict_weight = 3.0
+    c.sft.verdict_words = ("(+)", "(-)")  # the marks of a comparison count as much
     c.sft.phases = (
         config.phase(
             name="judge",
@@ -50,7 +51,7 @@ def get_config():
             eft=1.0,
             epochs=0,
             steps=4000,
-            stop_loss=0.025,  # until it compares digits without a mistake
+            stop_loss=0.02,  # until it compares digits without a mistake
             optimizer=config.optimizer(2e-3, warmup_steps=50, **rate),
         ),
         config.phase(
