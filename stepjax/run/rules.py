@@ -199,14 +199,18 @@ def _shape(model: Any) -> Iterator[Rule]:
         "an even number, because RoPE rotates pairs of numbers",
         size % 2 == 0,
     )
-    init = model.init
-    kind, _, source = init.partition(":")
     yield (
         "model.init",
-        init,
+        model.init,
         "'random', 'hf:DIR' (a Hugging Face folder) or 'gguf:FILE'",
-        init == "random" or kind in ("hf", "gguf") and source != "",
+        model.init == "random" or _is_pretrained(model.init),
     )
+
+
+def _is_pretrained(name: str) -> bool:
+    """Whether a name has the form of a model in files, "hf:DIR" or "gguf:FILE"."""
+    kind, _, source = name.partition(":")
+    return kind in ("hf", "gguf") and source != ""
 
 
 def _counts(config: Any) -> Iterator[Rule]:
@@ -329,10 +333,10 @@ def _initial_data(config: Any) -> Iterator[Rule]:
     yield (
         "teacher.model",
         teacher.model,
-        "'' for M0, or 'hf:DIR', with teacher.backend='local'",
+        "'' for M0, 'hf:DIR' or 'gguf:FILE' with teacher.backend='local'",
         teacher.backend != "local"
         or not teacher.model
-        or (teacher.model.startswith("hf:") and teacher.model != "hf:"),
+        or _is_pretrained(teacher.model),
     )
     yield (
         "mcts.phase.ift, mcts.phase.eft",

@@ -139,6 +139,11 @@ def test_settings_of_controls_fit_together(changes, words):
     [
         ({}, ""),
         ({"teacher.backend": "local", "teacher.model": "hf:folder"}, ""),
+        ({"teacher.backend": "local", "teacher.model": "gguf:m.gguf"}, ""),
+        (
+            {"teacher.backend": "local", "teacher.model": "gguf:"},
+            "teacher.model='gguf:'; expected '' for M0, 'hf:DIR' or 'gguf:FILE'",
+        ),
         (
             {"judge.kind": "ratings"},
             "judge.kind='ratings'; expected 'comparisons' with",
@@ -149,7 +154,7 @@ def test_settings_of_controls_fit_together(changes, words):
         ),
         (
             {"teacher.backend": "local", "teacher.model": "M1"},
-            "teacher.model='M1'; expected '' for M0, or 'hf:DIR', with",
+            "teacher.model='M1'; expected '' for M0, 'hf:DIR' or 'gguf:FILE' with",
         ),
         (
             {"prm.language_weight": -0.5},
