@@ -64,8 +64,6 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
 def _of_model(name: str, model: str) -> list[str]:
     """Returns what is wrong with the path of a setting's model, if it names one."""
     kind, _, source = model.partition(":")
-    if kind == "gguf" and (address := _address(name, source)):
-        return [address]
     if kind not in ("hf", "gguf") or not source or "://" in source:
         return []
     if kind == "gguf":
