@@ -146,6 +146,7 @@ The language model; it imports nothing of the above but forest and losses:
                     weights.py     Hugging Face directories in; hf_config.py,
                                    tensor_files.py, json_files.py; export.py writes
                                    them
+                    generation_config.py  what ends a text, and how it is sampled
                     pretrained.py  models by name: hf:DIR or gguf:FILE
                     gguf_files.py  GGUF files in; gguf_header.py: their headers are not
                                    believed; gguf_tensors.py, gguf_tokenizer.py

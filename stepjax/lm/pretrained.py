@@ -11,6 +11,7 @@ import tempfile
 from etils import epath
 
 from stepjax.lm import (
+    generation_config,
     gguf_files,
     gguf_tokenizer,
     hf_config,
@@ -123,7 +124,7 @@ def _keep(source: epath.Path, directory: pathlib.Path) -> None:
 
     A generation_config.json that came with the tokenizer stays.
     """
-    for name in ("config.json", "generation_config.json"):
+    for name in ("config.json", generation_config.NAME):
         kept = directory / name
         if (source / name).exists() and (name == "config.json" or not kept.exists()):
             kept.write_bytes((source / name).read_bytes())
