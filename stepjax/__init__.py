@@ -69,7 +69,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     up; backwards.py, backwards_data.py, backwards_srlm.py: made up,
                     and all of it right; tokens.py: tokenizers; word_problems.py,
                     equations.py, word_problems_judgments.py, word_problems_data.py,
-                    word_problems_numbers.py: problems with an equation
+                    word_problems_numbers.py, word_problems_srlm.py: problems with an
+                    equation
     run/            run.py: a run, what its stages share; rundir.py: its directory;
                     stage.py, manifest.py: finished stages and what they made;
                     standing.py: which were made from what is there; config_json.py,

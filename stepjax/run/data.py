@@ -81,7 +81,7 @@ def make_data(
                 "with their equations."
             )
         test = _tests(data, texts)[: data.test_count or None]
-        splits = world_rows.word_problem_splits(settings, texts, wanted, test)
+        splits = world_rows.word_problem_splits(settings, kind, texts, wanted, test)
     elif data.world:
         splits = world_rows.splits(settings, kind, wanted)
     else:

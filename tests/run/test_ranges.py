@@ -109,7 +109,7 @@ RATED = {"judge.kind": "ratings"}
             "or 'oracle' in a world (data.world)",
         ),
         ({"judge.by": "oracle", "data.world": "word_problems"}, ""),
-        (RATED | {"data.world": "word_problems"}, "'ratings'; expected 'comparisons'"),
+        (RATED | {"data.world": "word_problems"}, ""),
         ({"sft.from_policy": True}, "=True; expected False without data.make_eft"),
         ({"sft.verdict_words": ("right", "")}, "=('right', ''); expected a tuple of"),
         ({"sft.verdict_words": ("right,wrong",)}, "expected a tuple of words without"),
