@@ -69,7 +69,8 @@ Beside the method; of the files above only main, iterate and ablate import these
                     up; backwards.py, backwards_data.py, backwards_srlm.py: made up,
                     and all of it right; tokens.py: tokenizers; word_problems.py,
                     equations.py, word_problems_judgments.py, word_problems_data.py,
-                    word_problems_numbers.py: problems with an equation
+                    word_problems_numbers.py, word_problems_srlm.py: problems with an
+                    equation
     run/            run.py: a run, what its stages share; rundir.py: its directory;
                     stage.py, manifest.py: finished stages and what they made;
                     standing.py: which were made from what is there; config_json.py,
@@ -146,6 +147,8 @@ The language model; it imports nothing of the above but forest and losses:
                     weights.py     Hugging Face directories in; hf_config.py,
                                    tensor_files.py, json_files.py; export.py writes
                                    them
+                    generation_config.py  what ends a text, and how it is sampled
+                    pretrained.py  models by name: hf:DIR or gguf:FILE
                     gguf_files.py  GGUF files in; gguf_header.py: their headers are not
                                    believed; gguf_tensors.py, gguf_tokenizer.py
                     limits.py      the largest numbers that are believed in such files

@@ -172,7 +172,8 @@ def default() -> ml_collections.ConfigDict:
     # `teacher.model`), "replay" (a file of answers), "world" (that of `data.world`).
     teacher.backend = "http"
     teacher.url = ""  # "http", e.g. "http://localhost:8000/v1"
-    teacher.model = ""  # "http": its name; "local": "" for M0, or "hf:DIR"
+    # Of "http": its name. Of "local": "" for M0, or "hf:DIR" or "gguf:FILE".
+    teacher.model = ""
     teacher.key_variable = "OPENAI_API_KEY"  # environment variable with the key
     teacher.file = ""  # "replay": file of answers, in the form of the cache
     teacher.temperature = 0.0  # of an answer

@@ -18,7 +18,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from stepjax import dpo, forest, prompts, sft
-from stepjax.lm import gguf_files, hf_config, lora, train
+from stepjax.lm import hf_config, lora, pretrained, train
 from stepjax.lm import model as lm
 
 
@@ -440,11 +440,11 @@ def model_config(
     """
     shape, init = settings.shape, settings.init
     kind, _, source = init.partition(":")
-    if kind in ("hf", "gguf") and source:
-        if kind == "hf" or kept is not None:
-            stored = hf_config.config_from_hf(source if kept is None else kept)
+    if kind in pretrained.KINDS and source:
+        if kept is None:
+            stored = pretrained.read_config(init)
         else:
-            stored = gguf_files.config_from_gguf(gguf_files.GgufFile(source))
+            stored = hf_config.config_from_hf(kept)
         names = ("dtype", "remat", "attention", "adapters")
         shape = dataclasses.replace(
             stored, **{name: getattr(shape, name) for name in names}

@@ -137,6 +137,36 @@ def write_gguf(path, family, kind, *, meta=None, arrays=None, ids=None, extra=No
     return held
 
 
+def write_world_model(path, tokenizer):
+    """Writes a Llama with random matrices and the pieces of a world's tokenizer.
+
+    The scores of its tokens are made up, so that texts have more tokens than in the
+    world.
+
+    Args:
+      path: of the file.
+      tokenizer: of the world, with at most 136 ids.
+
+    Returns:
+      Name → the dequantised array, in the layout of Hugging Face files.
+    """
+    pieces = tokenizer._backend.get_vocab()
+    names = sorted(pieces, key=pieces.get)
+    special = set(tokenizer._backend.all_special_ids)
+    ids = {
+        "ggml.model": "llama",
+        "ggml.tokens": [name.replace(" ", "\u2581") for name in names],
+        "ggml.scores": [-float(token) for token in range(len(names))],
+        "ggml.token_type": [3 if id in special else 1 for id in range(len(names))],
+        "ggml.eos_token_id": tokenizer.eos_id,
+        "ggml.add_bos_token": False,
+        "ggml.add_space_prefix": False,
+    }
+    meta = sizes("llama", "Q8_0")
+    arrays = tensors("llama", meta, vocab=136)
+    return write_gguf(path, "llama", "Q8_0", meta=meta, arrays=arrays, ids=ids)
+
+
 def _add(writer, key, value):
     if isinstance(value, bool):
         writer.add_bool(key, value)

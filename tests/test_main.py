@@ -583,6 +583,8 @@ def test_an_export_loads_back(finished, exported, capsys):
     arguments = ["export", f"--workdir={finished}", "--model=M1", f"--out={exported}"]
     refused(capsys, 2, arguments, "exists and is not empty; expected a new or an empty")
     assert contents(exported) == before
+    arguments[-1] = "--out=https://example.org/m"
+    refused(capsys, 2, arguments, "expected a folder, or object storage: gs://, s3://")
 
 
 def test_an_export_brings_its_prompts(finished, exported):

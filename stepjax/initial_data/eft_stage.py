@@ -9,14 +9,12 @@
 A run in a built-in world has held-out rows of its own (`stepjax.run.data`).
 """
 
-import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
 from stepjax import interrupts, records
-from stepjax.codec import Codec
 from stepjax.initial_data import eft, mcts, teacher, teacher_local
-from stepjax.lm import hf_config, hosts, sharding, tokenizer, weights
+from stepjax.lm import hosts, pretrained
 from stepjax.lm import model as lm
 from stepjax.lm.sampler import Sampler
 from stepjax.run import data, rundir
@@ -172,16 +170,9 @@ def _local(run: Run) -> teacher.Generate:
     """
     options, codec, model = run.settings.teacher, run.codec, run.local_model
     if options.model:
-        folder = options.model.removeprefix("hf:")
-        codec = Codec(tokenizer.load(folder), codec.templates)
-        numerics = {
-            name: getattr(model.config, name)
-            for name in ("dtype", "remat", "attention")
-        }
-        shape = dataclasses.replace(hf_config.config_from_hf(folder), **numerics)
-        model = lm.Decoder(shape, model.mesh)
-        shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
-        params = weights.load_hf(folder, shape, shardings, shape.dtype)
+        codec, shape = teacher_local.described(run.settings, codec.templates)
+        model, place = lm.Decoder(shape, model.mesh), pretrained.place(options.model)
+        params = pretrained.load(options.model, place, model, shape.dtype)
     else:
         params = run.sampling_params(0)
     capacity = run.settings.judge.context_tokens + run.settings.search.context_tokens

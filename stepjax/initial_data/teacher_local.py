@@ -1,13 +1,40 @@
 """A model of our own as the teacher: it writes on from each prompt."""
 
+import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
+from stepjax.codec import Codec
 from stepjax.initial_data.teacher import Generate
 from stepjax.initial_data.teacher_answers import Answer
-from stepjax.lm import draws
+from stepjax.lm import draws, pretrained
+from stepjax.lm.model_config import ModelConfig
 from stepjax.lm.sampler import Sampler, make_decoding, sample_behind
 from stepjax.lm.tokenizer import Tokenizer
+from stepjax.prompts import Templates
+from stepjax.settings import Settings, model_config
 from stepjax.trajectory import hash_id
+
+
+def described(settings: Settings, templates: Templates) -> tuple[Codec, ModelConfig]:
+    """Returns the codec and the config of the model in `teacher.model`.
+
+    They are read and checked as those of `model.init` are; no weights are read.
+
+    Args:
+      settings: of the run.
+      templates: of the run.
+
+    Raises:
+      ValueError: when files of the model are missing or damaged, or the decoder does
+        not compute it.
+    """
+    name = settings.teacher.model
+    with tempfile.TemporaryDirectory() as folder:
+        ids = pretrained.save_tokenizer(name, folder)
+    shape = dataclasses.replace(settings.shape, adapters=None)
+    as_m0 = dataclasses.replace(settings, init=name, shape=shape)
+    return Codec(ids, templates), model_config(as_m0, ids.vocab_size)
 
 
 def sampled(

@@ -23,7 +23,7 @@ from safetensors import numpy as safetensors_numpy
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
-from stepjax.lm import families, hosts, tokenizer, unknown
+from stepjax.lm import families, generation_config, hosts, tokenizer, unknown
 from stepjax.lm.hf_config import config_from_hf, config_to_hf
 from stepjax.lm.json_files import read_json
 from stepjax.lm.model_config import ModelConfig
@@ -120,9 +120,9 @@ def save_hf(
         dtype=dtype,
         context_length=context_length,
         model_type=model_type,
-        earlier=_earlier(tokenizer_directory, "config.json"),
+        earlier=_earlier_config(tokenizer_directory),
     )
-    generation = _generation(tokenizer_directory, data, stop_ids)
+    generation = generation_config.of_model(data, stop_ids, tokenizer_directory)
     temporary = directory if remote else directory.parent / f".{directory.name}.tmp"
     if hosts.first():
         if not remote and temporary.exists():
@@ -134,7 +134,7 @@ def save_hf(
         hosts.barrier("weights exported")
         if not hosts.first():
             return
-        _write_json(temporary / "generation_config.json", generation)
+        _write_json(temporary / generation_config.NAME, generation)
         for file in copies:
             file.copy(temporary / file.name, overwrite=True)
         if prompts is not None:
@@ -195,7 +195,7 @@ def verify_hf(
                 f"{directory}: {different} numbers of the parameter {path} differ from "
                 f"the model's; expected none after rounding to {dtype}. {_AGAIN}"
             )
-    settings = read_json(epath.Path(directory) / "generation_config.json")
+    settings = read_json(epath.Path(directory) / generation_config.NAME)
     if (settings.get("eos_token_id") or []) != list(stop_ids):
         raise ValueError(
             f"{directory}: generation_config.json has "
@@ -306,21 +306,10 @@ def _tokenizer_files(directory) -> list[epath.Path]:
     return files
 
 
-def _earlier(directory, name: str) -> dict[str, Any]:
-    """Returns what an earlier JSON file of the model holds, {} without one."""
-    file = None if directory is None else epath.Path(directory) / name
+def _earlier_config(directory) -> dict[str, Any]:
+    """Returns what an earlier config.json of the model holds, {} without one."""
+    file = None if directory is None else epath.Path(directory) / "config.json"
     return read_json(file) if file is not None and file.exists() else {}
-
-
-def _generation(directory, data: dict, stop_ids: tuple[int, ...]) -> dict[str, Any]:
-    """Returns the generation_config.json: the earlier one with the ids of `data`."""
-    earlier = _earlier(directory, "generation_config.json")
-    for key in ("transformers_version", "_from_model_config"):
-        earlier.pop(key, None)
-    ids = {"bos_token_id": data["bos_token_id"], "eos_token_id": list(stop_ids) or None}
-    pad = earlier.get("pad_token_id")
-    ids["pad_token_id"] = data["pad_token_id"] if pad is None else pad
-    return earlier | ids
 
 
 def _write_prompts(prompts: Mapping[str, str], tokenizer_directory, directory) -> None:

@@ -70,8 +70,8 @@ class GgufFile:
             )
         if not os.path.isfile(self.path):
             raise ValueError(
-                f"{self.path}: no such file; expected a GGUF file. Check the path of "
-                "model.init=gguf:FILE."
+                f"{self.path}: no such file; expected a GGUF file. Check the path in "
+                "gguf:FILE."
             )
         try:
             gguf_header.check(self.path)

@@ -24,7 +24,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from stepjax.lm import hf_config, limits
+from stepjax.lm import generation_config, hf_config, limits
 from stepjax.lm.gguf_files import GgufFile, config_from_gguf
 
 # Values of tokenizer.ggml.token_type.
@@ -129,38 +129,29 @@ def save_tokenizer(file: GgufFile, directory: str | pathlib.Path) -> None:
     whole.save_pretrained(directory)
 
 
-def generation_settings(file: GgufFile) -> dict[str, int | list[int] | None]:
-    """Returns the ids of a file's metadata, as a generation_config.json names them.
-
-    Every end of a sequence, of a turn and of a message ends a generation.
-    """
-    ids = {name: _id(file, name) for name in ("bos", "eos", "eot", "eom", "padding")}
-    stops = [ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None]
-    return {
-        "bos_token_id": ids["bos"],
-        "eos_token_id": list(dict.fromkeys(stops)),
-        "pad_token_id": ids["padding"],
-    }
-
-
 def save_configs(file: GgufFile, directory: str | pathlib.Path) -> None:
     """Writes the config.json and the generation_config.json of a GGUF file's model.
 
-    A generation_config.json that is there already stays.
+    Every end of a sequence, of a turn and of a message ends a generation. A
+    generation_config.json that is there already stays.
     """
-    directory, settings = pathlib.Path(directory), generation_settings(file)
+    directory = pathlib.Path(directory)
+    ids = {name: _id(file, name) for name in ("bos", "eos", "eot", "eom", "padding")}
+    stops = [ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None]
+    stops = list(dict.fromkeys(stops))
     family = file.get("general.architecture", str)
     data = hf_config.config_to_hf(
         config_from_gguf(file),
-        stop_ids=settings["eos_token_id"],
-        bos_id=settings["bos_token_id"],
-        pad_id=settings["pad_token_id"],
+        stop_ids=stops,
+        bos_id=ids["bos"],
+        pad_id=ids["padding"],
         dtype="float32",
         context_length=file.positive(f"{family}.context_length", "context_length"),
     )
-    for name, values in (("generation_config", settings), ("config", data)):
-        path = directory / f"{name}.json"
-        if name == "config" or not path.exists():
+    generation = generation_config.of_model(data, stops)
+    for name, values in ((generation_config.NAME, generation), ("config.json", data)):
+        path = directory / name
+        if name == "config.json" or not path.exists():
             path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 

@@ -16,7 +16,14 @@ from pathlib import Path
 from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stepjax.lm import chat, encoder, json_files, limits, ordinary, special_tokens
+from stepjax.lm import (
+    chat,
+    encoder,
+    generation_config,
+    limits,
+    ordinary,
+    special_tokens,
+)
 
 _END_OF_SEQUENCE = ("</s>", "<|im_end|>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
 FILES = (  # what a tokenizer may consist of
@@ -30,13 +37,7 @@ FILES = (  # what a tokenizer may consist of
     "chat_template.jinja",
     "chat_template.json",
 )
-_FILES = (*FILES, "generation_config.json")
-# Settings of generation that transformers takes from config.json when there is no
-# generation_config.json.
-_GENERATION = (
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
-    *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty"),
-)
+_FILES = (*FILES, generation_config.NAME)
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -198,14 +199,14 @@ class Tokenizer:
         target.mkdir(parents=True, exist_ok=True)
         if self._bare:
             self._backend.save_pretrained(target)
-        for name in ["generation_config.json"] if self._bare else _FILES:
+        for name in [generation_config.NAME] if self._bare else _FILES:
             source = self.directory / name
             if source.is_file() and source.resolve() != (target / name).resolve():
                 shutil.copyfile(source, target / name)
-        file, settings = _generation_settings(self.directory)
+        file, settings = generation_config.read(self.directory)
         if settings and file.name == "config.json":
             text = json.dumps(settings, indent=2) + "\n"
-            (target / "generation_config.json").write_text(text, "utf-8")
+            (target / generation_config.NAME).write_text(text, "utf-8")
 
 
 def fetch(path: str | Path, folder: str | Path) -> Path:
@@ -343,23 +344,6 @@ def _eos_id(backend: PreTrainedTokenizerFast, path: Path) -> int:
     )
 
 
-def _generation_settings(directory: Path) -> tuple[Path, dict]:
-    """Returns a folder's settings of generation, and the file that holds them.
-
-    They are read as transformers reads them: from generation_config.json, else from
-    config.json, else there are none.
-    """
-    for name in ("generation_config.json", "config.json"):
-        file = directory / name
-        if not file.is_file():
-            continue
-        settings = json_files.read_json(epath.Path(file))
-        if name == "config.json":
-            settings = {key: settings[key] for key in _GENERATION if key in settings}
-        return file, settings
-    return directory / "generation_config.json", {}
-
-
 def _control(backend: PreTrainedTokenizerFast, stops: Sequence[int]) -> dict[str, int]:
     """Name → id of the added tokens that are special or end a generation.
 
@@ -372,7 +356,7 @@ def _control(backend: PreTrainedTokenizerFast, stops: Sequence[int]) -> dict[str
 
 def _generation_stops(directory: Path) -> list[int]:
     """Returns the ids that end a generation by the settings of generation."""
-    file, settings = _generation_settings(directory)
+    file, settings = generation_config.read(directory)
     ids = settings.get("eos_token_id")
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
     if not all(type(token) is int for token in ids):

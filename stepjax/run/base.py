@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from etils import epath
 from flax import traverse_util
 
-from stepjax.lm import checkpoint, files, gguf_files, lora, sharding, train, weights
+from stepjax.lm import checkpoint, files, lora, pretrained, train
 from stepjax.lm import model as lm
-from stepjax.run import data
 from stepjax.settings import Settings
 
 NAME = "base"  # of its digest, beside those of the adapters
@@ -57,12 +56,7 @@ def whole(
         for path in flat:  # one by one, so that never two types of all are there
             flat[path] = flat[path].astype(dtype)
         return traverse_util.unflatten_dict(flat)
-    shardings = sharding.param_shardings(model.mesh, lm.abstract_params(model))
-    source, config = _place(settings, folder), model.config
-    if init.startswith("gguf:"):
-        file = gguf_files.GgufFile(source)
-        return gguf_files.load_gguf(file, config, shardings, dtype, form)
-    return weights.load_hf(source, config, shardings, dtype, form)
+    return pretrained.load(init, _place(settings, folder), model, dtype, form)
 
 
 def _place(settings: Settings, folder: pathlib.Path) -> str:
@@ -73,7 +67,7 @@ def _place(settings: Settings, folder: pathlib.Path) -> str:
     with the weights.
     """
     kept = files.read_json(folder / "data" / "manifest.json")
-    here = data.initial_weights(settings)
+    here = pretrained.place(settings.init)
     places = [kept.get("initial_weights", here), here]
     for place in places:
         if epath.Path(place).exists():

@@ -7,8 +7,8 @@ import dataclasses
 
 from stepjax import prompts
 from stepjax.codec import Codec
-from stepjax.initial_data import prm, teacher
-from stepjax.lm import hf_config, hosts, sharding, tokenizer, unknown
+from stepjax.initial_data import prm, teacher, teacher_local
+from stepjax.lm import hosts, sharding, unknown
 from stepjax.lm import model as lm
 from stepjax.run.judge_rules import is_foreign
 from stepjax.run.kind import choose
@@ -31,9 +31,7 @@ def check_initial_data(
         # It is not asked here; that needs a file for its answers, and a local model.
         teacher.make_teacher(settings.teacher, "answers.jsonl", generate=lambda p: ())
     if settings.teacher.backend == "local" and settings.teacher.model:
-        folder = settings.teacher.model.removeprefix("hf:")
-        hf_config.config_from_hf(folder)
-        Codec(tokenizer.load(folder), codec.templates)
+        teacher_local.described(settings, codec.templates)
     if options.prompt:  # `check_budgets` has checked that of the solver
         prompts.check_prompt("prm.prompt", options.prompt)
         for row in files["tree_questions"]:

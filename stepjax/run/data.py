@@ -6,17 +6,14 @@ the equations of all problems, for whatever may use the gold.
 """
 
 import functools
-import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
-
 from stepjax import judge, prompts, records
 from stepjax.initial_data.formats import sources
-from stepjax.lm import files, gguf_files, gguf_tokenizer, hf_config, tokenizer
+from stepjax.lm import files, pretrained, tokenizer
 from stepjax.prompts import Templates
 from stepjax.run import checks, world_rows
 from stepjax.run.judge_rules import is_foreign
@@ -84,7 +81,7 @@ def make_data(
                 "with their equations."
             )
         test = _tests(data, texts)[: data.test_count or None]
-        splits = world_rows.word_problem_splits(settings, texts, wanted, test)
+        splits = world_rows.word_problem_splits(settings, kind, texts, wanted, test)
     elif data.world:
         splits = world_rows.splits(settings, kind, wanted)
     else:
@@ -302,59 +299,17 @@ def make_tokenizer(settings: Settings, directory: pathlib.Path) -> tokenizer.Tok
     Raises:
       ValueError: when none is named, or its files cannot be read.
     """
-    path, (kind, _, source) = settings.tokenizer, settings.init.partition(":")
-    opened = gguf_files.GgufFile(source) if kind == "gguf" else None
-    with tempfile.TemporaryDirectory() as folder:
-        if kind == "hf":
-            hf_config.config_from_hf(source)  # refuses it before anything is written
-            path = path or source
-        elif opened and not path:
-            path = _gguf_tokenizer(opened, folder)
-        if path:
-            tokenizer.load(tokenizer.fetch(path, folder)).save(directory)
-        elif settings.data.world in world_rows.TOKENIZERS:
-            world_rows.TOKENIZERS[settings.data.world](directory)
-        else:
-            raise ValueError(
-                "tokenizer is empty; expected a folder or a tokenizer.json file (or "
-                "model.init=hf:DIR or gguf:FILE, or a data.world)."
-            )
-    if kind == "hf":
-        _keep(epath.Path(source), directory)
-    elif opened:
-        gguf_tokenizer.save_configs(opened, directory)
+    if settings.init.partition(":")[0] in pretrained.KINDS:
+        return pretrained.save_tokenizer(settings.init, directory, settings.tokenizer)
+    if settings.tokenizer:
+        with tempfile.TemporaryDirectory() as folder:
+            path = tokenizer.fetch(settings.tokenizer, folder)
+            tokenizer.load(path).save(directory)
+    elif settings.data.world in world_rows.TOKENIZERS:
+        world_rows.TOKENIZERS[settings.data.world](directory)
+    else:
+        raise ValueError(
+            "tokenizer is empty; expected a folder or a tokenizer.json file (or "
+            "model.init=hf:DIR or gguf:FILE, or a data.world)."
+        )
     return tokenizer.load(directory)
-
-
-def _gguf_tokenizer(file: gguf_files.GgufFile, folder: str) -> str:
-    """Returns a folder with the tokenizer of a GGUF file.
-
-    It is made of the file, or is the one beside the file when that cannot be done.
-    """
-    try:
-        gguf_tokenizer.save_tokenizer(file, folder)
-    except ValueError:
-        beside = pathlib.Path(file.path).parent
-        if not (beside / "tokenizer.json").is_file():
-            raise
-        return str(beside)
-    return folder
-
-
-def _keep(source: epath.Path, directory: pathlib.Path) -> None:
-    """Copies what a Hugging Face directory says of its model.
-
-    A generation_config.json that came with the tokenizer stays.
-    """
-    for name in ("config.json", "generation_config.json"):
-        kept = directory / name
-        if (source / name).exists() and (name == "config.json" or not kept.exists()):
-            kept.write_bytes((source / name).read_bytes())
-
-
-def initial_weights(settings: Settings) -> str:
-    """Returns the path of a pretrained M0, whole, or "" for a random one."""
-    kind, _, source = settings.init.partition(":")
-    if kind not in ("hf", "gguf") or "://" in source:
-        return source
-    return os.path.abspath(source)

@@ -209,12 +209,6 @@ def _learning(config: Any) -> Iterator[Rule]:
 def _ratings(config: Any) -> Iterator[Rule]:
     """Yields the rules of the baseline that rates whole solutions."""
     judge, rated = config.judge, "with judge.kind='ratings'"
-    yield (
-        "judge.kind",
-        judge.kind,
-        "'comparisons' with data.world='word_problems', which makes no ratings",
-        config.data.world != "word_problems",
-    )
     only = {"by": "self", "mode": "generate", "schedule": "full"}
     only |= {"value": "hard", "votes": 1, "tie": False}
     for name, value in only.items():

@@ -28,10 +28,17 @@ from stepjax.worlds import (
     backwards_data,
     backwards_srlm,
     word_problems_data,
+    word_problems_srlm,
 )
 
-# World that has ratings → whether a whole solution is right.
-_RATED = {"arithmetic": arithmetic_srlm.is_right, "backwards": backwards_srlm.is_right}
+# World → wordings of its ratings, and whether a whole solution is right; `Known` says
+# that of word problems.
+_RATED = {
+    "arithmetic": (arithmetic_srlm.TEXTS, arithmetic_srlm.is_right),
+    "backwards": (arithmetic_srlm.TEXTS, backwards_srlm.is_right),
+    "word_problems": (word_problems_srlm.TEXTS, None),
+}
+_SHORT = ("arithmetic", "backwards")  # worlds whose prompts are a few characters
 
 
 class Kind(NamedTuple):
@@ -45,7 +52,7 @@ class Kind(NamedTuple):
       judgment_tokens: most tokens of a judgment.
       readers: format of a file of EFT rows → its reader.
       world_rows: (id, problem, rng, share of undecided rows) → rows of a problem of the
-        world to judge; None without a world.
+        world to judge; None without a world, and for ratings of word problems.
       is_right: whether a candidate is right, or None where the data cannot tell. Gold
         knowledge, for making EFT rows, for evaluation and for the oracle judge only.
       mistake: (problem, steps, wrong candidate) → kind of its mistake; None where the
@@ -80,9 +87,11 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
       ValueError: for an unknown kind or reading, or for templates of ratings that
         cannot be used.
     """
-    world_name = settings.data.world
+    world_name, known = settings.data.world, _known(settings, data)
     if settings.judge.kind == "ratings":
-        base = arithmetic_srlm.TEXTS if world_name in _RATED else srlm.Texts()
+        base, is_right = _RATED.get(world_name, (srlm.Texts(), None))
+        if known:
+            is_right = known.solved
         rate, rating = settings.srlm.rate, settings.srlm.rating
         texts = srlm.Texts(rate or base.rate, rating or base.rating)
         return Kind(
@@ -93,7 +102,7 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
             judgment_tokens=settings.srlm.max_tokens,
             readers={"jsonl": rows_of(srlm.Rating)},
             world_rows=_rating_rows(settings),
-            is_right=_RATED.get(world_name),
+            is_right=is_right,
         )
     if settings.judge.kind == "comparisons":
         world: dict[str, Any] = {"world_rows": None, "is_right": None}
@@ -107,18 +116,13 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
             world["world_rows"] = arithmetic_data.comparisons
             world["is_right"] = arithmetic.is_right
             world["teach"] = arithmetic_teacher.answers
-        elif world_name == "word_problems" and data is not None:
-            known = word_problems_data.Known(
-                data / "equations.jsonl",
-                settings.data.explanations,
-                settings.texts.step,
-            )
+        elif known:
             world["world_rows"], world["is_right"] = known.comparisons, known.is_right
             world["mistake"], world["teach"] = known.mistake, known.answers
             appraise = known.appraise
         score, value = settings.judge.score, settings.judge.value
         if score == pointwise.SCORE:
-            single = arithmetic.SINGLE if world_name in _RATED else pointwise.SINGLE
+            single = arithmetic.SINGLE if world_name in _SHORT else pointwise.SINGLE
             world["single"] = settings.texts.single or single
             if settings.data.make_eft:  # the gold does not correct its teacher
                 appraise = pointwise.stated
@@ -137,8 +141,21 @@ def choose(settings: Settings, data: pathlib.Path | None = None) -> Kind:
     raise ValueError(f"judge.kind={settings.judge.kind!r}; expected one of {KINDS}.")
 
 
-def _rating_rows(settings: Settings) -> Callable[..., list]:
+def _known(
+    settings: Settings, data: pathlib.Path | None
+) -> word_problems_data.Known | None:
+    """Returns the equations of a run on word problems; None for any other run."""
+    if settings.data.world != "word_problems" or data is None:
+        return None
+    options = settings.data
+    path = data / "equations.jsonl"
+    return word_problems_data.Known(path, options.explanations, settings.texts.step)
+
+
+def _rating_rows(settings: Settings) -> Callable[..., list] | None:
     """Returns what makes ratings of a problem of the world."""
+    if settings.data.world == "word_problems":
+        return None  # `world_rows.word_problem_splits` makes all of them
     if settings.data.world == "backwards":
         return _of_taught(settings, backwards_srlm.ratings)
     return arithmetic_srlm.ratings

@@ -21,7 +21,9 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
       config: all settings, see `stepjax.config.default`. What `ranges.wrong` says of
         them is not repeated.
     """
-    data, found = config.data, _of_model(config.model.init)
+    data, found = config.data, _of_model("model.init", config.model.init)
+    if data.make_eft and config.teacher.backend == "local":
+        found += _of_model("teacher.model", config.teacher.model)
 
     def look(name: str, path: str, what: str, needed: bool = True) -> None:
         address = "" if name == "tokenizer" else _address(name, path)
@@ -59,25 +61,23 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _of_model(init: str) -> list[str]:
-    """Returns what is wrong with the path in model.init, if it names one."""
-    kind, _, source = init.partition(":")
-    if kind == "gguf" and (address := _address("model.init", source)):
-        return [address]
+def _of_model(name: str, model: str) -> list[str]:
+    """Returns what is wrong with the path of a setting's model, if it names one."""
+    kind, _, source = model.partition(":")
     if kind not in ("hf", "gguf") or not source or "://" in source:
         return []
     if kind == "gguf":
-        gone = f"model.init={init!r}: no such file; expected 'gguf:' and a file."
+        gone = f"{name}={model!r}: no such file; expected 'gguf:' and a file."
         return [] if os.path.exists(source) else [gone]
     if os.path.isdir(source):
         return []
     expected = "expected 'hf:' and a folder on this computer"
     if os.path.exists(source):
         remedy = "For a GGUF file, set gguf:FILE."
-        return [f"model.init={init!r}: this is a file; {expected}. {remedy}"]
-    name = source if _HUB_NAME.fullmatch(source) else "NAME"
+        return [f"{name}={model!r}: this is a file; {expected}. {remedy}"]
+    hub = source if _HUB_NAME.fullmatch(source) else "NAME"
     return [
-        f"model.init={init!r}: no such folder; {expected}. `hf download {name} "
+        f"{name}={model!r}: no such folder; {expected}. `hf download {hub} "
         "--local-dir DIR` fetches a model of the hub; then set hf:DIR."
     ]
 

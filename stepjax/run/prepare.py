@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from stepjax.lm import files, hosts
+from stepjax.lm import files, hosts, pretrained
 from stepjax.prompts import Templates
 from stepjax.run import data, mend_data, more_questions
 from stepjax.run.rundir import RunDirectory, Stage
@@ -52,7 +52,7 @@ def prepare(settings: Settings, texts: Templates, directory: RunDirectory) -> St
         ids = sorted((directory.path / "tokenizer").iterdir())
         written += [f"../tokenizer/{path.name}" for path in ids]
         counts = {n: c for n, c in counts.items() if not n.startswith("equations_")}
-    weights = data.initial_weights(settings)
+    weights = pretrained.place(settings.init)
     # Each number of iterations for which questions were dealt out, see more_questions.
     done = {"dealt": list(dealt), "initial_weights": weights}
     stage.commit(written, counts=counts, **done)

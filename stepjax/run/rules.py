@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from stepjax.own_files import in_utf8
 
 _LONGEST = 100_000  # characters of a text
+STORAGE = ("gs://", "s3://", "az://", "hf://")  # what etils.epath opens
 SMALLEST = 1e-30  # smaller numbers are taken for 0, or divide to infinity, in float32
 
 
@@ -88,6 +89,7 @@ def between(config: Any) -> Iterator[Rule]:
         )
     yield from _phases(config)
     yield from _shape(config.model)
+    yield from _addresses(config)
     yield from _counts(config)
     yield from _adapters(config.lora)
     yield from _controls(config)
@@ -199,14 +201,44 @@ def _shape(model: Any) -> Iterator[Rule]:
         "an even number, because RoPE rotates pairs of numbers",
         size % 2 == 0,
     )
-    init = model.init
-    kind, _, source = init.partition(":")
     yield (
         "model.init",
-        init,
+        model.init,
         "'random', 'hf:DIR' (a Hugging Face folder) or 'gguf:FILE'",
-        init == "random" or kind in ("hf", "gguf") and source != "",
+        model.init == "random" or _is_pretrained(model.init),
     )
+
+
+def _addresses(config: Any) -> Iterator[Rule]:
+    """Yields the rules of models and tokenizers that are not on this computer."""
+    models = {"model.init": config.model.init}
+    if config.data.make_eft and config.teacher.backend == "local":
+        models["teacher.model"] = config.teacher.model
+    for name, value in {**models, "tokenizer": config.tokenizer}.items():
+        kind, _, source = value.partition(":") if name in models else ("", "", value)
+        if kind == "gguf":
+            expected = (
+                "'gguf:' and a file on a disk of this computer (copy it here first), "
+                "because it is mapped into memory"
+            )
+            yield name, value, expected, "://" not in source
+        else:
+            expected = (
+                "a path on this computer (download it first), or on object storage, "
+                "which begins with gs://, s3:// or az://"
+            )
+            yield name, value, expected, not is_unreachable(source)
+
+
+def is_unreachable(path: str) -> bool:
+    """Whether a path is an address, such as https://..., that nothing here opens."""
+    return "://" in path and not path.startswith(STORAGE)
+
+
+def _is_pretrained(name: str) -> bool:
+    """Whether a name has the form of a model in files, "hf:DIR" or "gguf:FILE"."""
+    kind, _, source = name.partition(":")
+    return kind in ("hf", "gguf") and source != ""
 
 
 def _counts(config: Any) -> Iterator[Rule]:
@@ -329,10 +361,10 @@ def _initial_data(config: Any) -> Iterator[Rule]:
     yield (
         "teacher.model",
         teacher.model,
-        "'' for M0, or 'hf:DIR', with teacher.backend='local'",
+        "'' for M0, 'hf:DIR' or 'gguf:FILE' with teacher.backend='local'",
         teacher.backend != "local"
         or not teacher.model
-        or (teacher.model.startswith("hf:") and teacher.model != "hf:"),
+        or _is_pretrained(teacher.model),
     )
     yield (
         "mcts.phase.ift, mcts.phase.eft",

@@ -14,7 +14,9 @@ from stepjax.worlds import (
     backwards_data,
     word_problems,
     word_problems_data,
+    word_problems_srlm,
 )
+from stepjax.worlds import word_problems_judgments as judgments
 
 # World → writes its tokenizer into a folder; word problems take that of a model.
 TOKENIZERS = {
@@ -92,6 +94,7 @@ def _arithmetic(settings: Settings, shared: dict[str, Any]) -> dict[str, Any]:
 
 def word_problem_splits(
     settings: Settings,
+    kind: Kind,
     texts: Templates,
     wanted: Sequence[int],
     test: list[records.Problem],
@@ -100,6 +103,7 @@ def word_problem_splits(
 
     Args:
       settings: of the run.
+      kind: what its judge is asked.
       texts: its templates.
       wanted: number of questions of each iteration.
       test: the benchmark problems.
@@ -110,7 +114,8 @@ def word_problem_splits(
     Raises:
       ValueError: for a file that is missing or malformed, or too few problems.
     """
-    data = settings.data
+    data, rated = settings.data, kind.name == "ratings"
+    judged = word_problems_srlm.ratings if rated else judgments.comparisons
     made = word_problems_data.dataset(
         word_problems_data.read_equations(data.equations),
         test,
@@ -124,6 +129,7 @@ def word_problem_splits(
         drills=data.drills,
         templates=texts,
         style=data.explanations,
+        judged=judged,
     )._asdict()
     del made["eft" if data.make_eft else "tree_questions"]
     return made | {"test": test}

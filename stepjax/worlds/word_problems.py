@@ -224,7 +224,7 @@ def mistake(row: Equation, steps: Sequence[str], candidate: str) -> str | None:
             return FORM
         if isinstance(node, Group):
             return ENDS_EARLY
-        return None if _answers(row, step.boxed) else BOX
+        return None if answers(row, step.boxed) else BOX
     if isinstance(node, Fraction):
         return GOES_ON
     move = _found(node, stated)
@@ -234,7 +234,7 @@ def mistake(row: Equation, steps: Sequence[str], candidate: str) -> str | None:
         return ARITHMETIC
     if move.last != (step.boxed is not None):
         return GOES_ON if move.last else ENDS_EARLY
-    return BOX if move.last and not _answers(row, step.boxed) else None
+    return BOX if move.last and not answers(row, step.boxed) else None
 
 
 def _wrong_choice(node: Group, stated: Calculation) -> str:
@@ -247,7 +247,7 @@ def _wrong_choice(node: Group, stated: Calculation) -> str:
     return ORDER if ORDER in kinds else OPERATION if kinds else OPERANDS
 
 
-def _answers(row: Equation, boxed: str) -> bool:
+def answers(row: Equation, boxed: str) -> bool:
     """Whether the text in a box is the answer of a problem."""
     number = read_number(boxed)
     if number is None:
@@ -259,6 +259,12 @@ def value_of(row: Equation) -> Fraction:
     """Returns the exact answer of a problem."""
     node, operations = read_equation(row.equation)
     return operations[-1].value if operations else node
+
+
+def in_box(value: Fraction) -> str:
+    """Writes a number as an answer: rounded where its decimals have no end."""
+    text = form.written(value)
+    return f"{float(value):.5f}" if "/" in text else text
 
 
 def next_move(row: Equation, steps: Sequence[str]) -> Move | None:

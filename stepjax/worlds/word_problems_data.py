@@ -16,9 +16,11 @@ from stepjax.initial_data.formats import sources
 from stepjax.initial_data.formats import word_problems as form
 from stepjax.prompts import Templates
 from stepjax.records import Comparison, Preference, Problem, Question, Solution
+from stepjax.srlm import Rating
 from stepjax.worlds import word_problems as world
 from stepjax.worlds import word_problems_judgments as judgments
 from stepjax.worlds import word_problems_numbers as numbers
+from stepjax.worlds import word_problems_srlm
 from stepjax.worlds.equations import Equation, read_equation
 
 _MOST_DECIMALS = 4  # of any number of a solution; longer ones come from floating point
@@ -35,16 +37,17 @@ class Dataset(NamedTuple):
 
     Attributes:
       ift: solutions to learn from.
-      eft: comparisons with corrupted steps to learn from, two rows for each problem.
-      heldout: comparisons to measure the judge with; exactly one of two steps is right.
+      eft: comparisons with corrupted steps to learn from, two rows for each problem;
+        or ratings of whole solutions, one row for each problem.
+      heldout: the same to measure the judge with; exactly one of two steps is right.
       questions: one list of questions without answers for each iteration.
       tree_questions: questions without answers for the tree search.
       equations: those of all problems above.
     """
 
     ift: list[Solution]
-    eft: list[Comparison]
-    heldout: list[Comparison]
+    eft: list[Comparison] | list[Rating]
+    heldout: list[Comparison] | list[Rating]
     questions: list[list[Question]]
     tree_questions: list[Question]
     equations: list[Equation]
@@ -89,6 +92,7 @@ def dataset(
     drills: int = 0,
     templates: Templates = Templates(),  # noqa: B008
     style: str = "short",
+    judged: Callable[..., list] = judgments.comparisons,
     say: Callable[[str], None] = print,
 ) -> Dataset:
     """Splits problems among the parts of a run, the same for the same arguments.
@@ -101,7 +105,7 @@ def dataset(
       test: the benchmark problems of the run.
       seed: of all draws.
       ift: number of solutions; 0 takes all problems that are left.
-      eft: number of problems to judge; each gives two comparisons.
+      eft: number of problems to judge.
       heldout: number of further problems to judge, for measuring the judge.
       questions: number of questions of each iteration.
       tree_questions: number of questions for the tree search.
@@ -110,6 +114,7 @@ def dataset(
       drills: solutions of plain calculations that are added to the IFT rows.
       templates: their step marker begins each step.
       style: of the explanations, see `word_problems_judgments`.
+      judged: makes the rows of a problem to judge; or `word_problems_srlm.ratings`.
       say: prints a line for people.
 
     Raises:
@@ -137,13 +142,13 @@ def dataset(
     solutions = _solutions([*drawn["ift"], *varied], templates)
     solutions += [numbers.drill(f"drill-{n}", rng, templates) for n in range(drills)]
 
-    def judge(name: str, undecided: float) -> list[Comparison]:
+    def judge(name: str, undecided: float) -> list[Any]:
         rng = random.Random(f"word problems, {name}, seed {seed}")
         options = {"style": style, "step": templates.step}
         return [
             made
             for row in drawn.get(name, ())
-            for made in judgments.comparisons(row.id, row, rng, undecided, **options)
+            for made in judged(row.id, row, rng, undecided, **options)
         ]
 
     def ask(name: str) -> list[Question]:
@@ -312,6 +317,12 @@ class Known:
         row = self.rows.get(problem)
         return None if row is None else world.is_right(row, steps, candidate)
 
+    def solved(self, problem: str, steps: Sequence[str], solution: str) -> bool | None:
+        """Whether a whole solution is right; None where the equation is not known."""
+        del steps  # a whole solution follows the problem alone
+        row = self.rows.get(problem)
+        return None if row is None else word_problems_srlm.is_right(row, solution)
+
     def mistake(self, problem: str, steps: Sequence[str], candidate: str) -> str | None:
         """Returns what is wrong with a next step of a known problem, or None."""
         return world.mistake(self.rows[problem], steps, candidate)
@@ -333,8 +344,7 @@ class Known:
         side = "A" if world.is_right(problem, steps, step) else "B"
         if self._style == "none":
             return side, ""
-        both = judgments.explanation(problem, steps, step, step, self._style)
-        return side, both.rpartition("B: ")[0]
+        return side, judgments.appraisal(problem, steps, step, self._style)
 
     def answers(
         self, pairs: Sequence[Preference], templates: Templates

@@ -13,7 +13,7 @@ often get a sum of two-digit numbers wrong:
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -95,8 +95,7 @@ def _box(row: Equation, operation: Operation, right: Operation) -> str:
     """Returns what a step with this calculation boxes."""
     if operation.value == right.value == world.value_of(row):
         return row.answer
-    text = form.written(operation.value)
-    return f"{float(operation.value):.5f}" if "/" in text else text
+    return world.in_box(operation.value)
 
 
 def _wrong_operations(row, steps, move, rng) -> list[tuple[Operation, bool]]:
@@ -286,8 +285,21 @@ def explanation(
       b: the next step that is shown second.
       style: "short" or "worked".
     """
+    return _explained(row, steps, {"A": a, "B": b}, style)
+
+
+def appraisal(
+    row: Equation, steps: Sequence[str], text: str, style: str, name: str = "A"
+) -> str:
+    """Explains the judgment of one next step, as `explanation` explains that of two."""
+    return _explained(row, steps, {name: text}, style)
+
+
+def _explained(
+    row: Equation, steps: Sequence[str], candidates: Mapping[str, str], style: str
+) -> str:
     due = world.next_move(row, steps)
-    for text in (b, a):
+    for text in reversed(candidates.values()):
         if world.mistake(row, steps, text) is None:
             due = world.move_of(row, steps, text) or due
     if due is None:
@@ -297,7 +309,7 @@ def explanation(
         done = worked(due.operation) if style == "worked" else ""
         done = done or form.calculation(*due.operation)
         start = f"The {which} calculation is {done}. "
-    said = (_said(row, steps, *side) for side in (("A", a), ("B", b)))
+    said = (_said(row, steps, *side) for side in candidates.items())
     return start + "".join(f"{text} " for text in said)
 
 

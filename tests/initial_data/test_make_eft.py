@@ -4,6 +4,7 @@ One finished run (`runs.finished_eft_run`) is looked at by most tests; those tha
 change it take a copy.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import signal
 
 import pytest
 import tiny_eft_config
+from gguf_models import write_world_model
 from runs import (
     CONFIG,
     command,
@@ -24,9 +26,10 @@ from runs import (
 
 from stepjax import interrupts, iterate, records
 from stepjax.config import to_dict
-from stepjax.initial_data import eft, eft_stage, mcts, prm, stages
+from stepjax.initial_data import eft, eft_stage, mcts, prm, stages, teacher_local
 from stepjax.initial_data.step_values import StepValues
-from stepjax.lm import export, files, train
+from stepjax.lm import export, files, pretrained, train
+from stepjax.lm import model as lm
 from stepjax.records import Comparison, Question, StepLabels
 from stepjax.run import rundir
 from stepjax.run.journal import Journal
@@ -431,6 +434,38 @@ def test_a_model_of_ours_as_the_teacher(made, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the filter kept none of .* pairs; expected"):
         stages.make_eft(run)
     assert len((tmp_path / "untrained/init/dropped.jsonl").read_text().splitlines())
+
+
+def test_a_gguf_file_teaches_as_its_hugging_face_folder_does(codec, tmp_path):
+    name = f"gguf:{tmp_path / 'm.gguf'}"
+    write_world_model(tmp_path / "m.gguf", codec.tokenizer)
+    changes = {"teacher__backend": "local", "teacher__max_tokens": 8}
+    run = copy_eft_run(
+        tmp_path / "run", "init/eft.json", teacher__model=name, **changes
+    )
+    folder, (own, shape) = (
+        tmp_path / "folder",
+        teacher_local.described(run.settings, run.codec.templates),
+    )
+    pretrained.save_tokenizer(name, tmp_path / "tokenizer")
+    export.save_hf(
+        pretrained.load(name, name[5:], lm.Decoder(shape, run.local_model.mesh)),
+        shape,
+        folder,
+        tokenizer_directory=tmp_path / "tokenizer",
+        stop_ids=own.tokenizer.stop_ids,
+    )
+    asked = ("5*3+1", "8*7+4+2")
+    written = sorted(eft_stage._local(run)(asked))
+    options = dataclasses.replace(run.settings.teacher, model=f"hf:{folder}")
+    run.settings = dataclasses.replace(run.settings, teacher=options)
+    assert sorted(eft_stage._local(run)(asked)) == written
+    assert all(answer.text for _, answer in written)
+    # It is checked as M0 is: here its vocabulary is smaller than its tokenizer.
+    config = files.read_json(folder / "config.json")
+    files.write_json(folder / "config.json", config | {"vocab_size": 100})
+    with pytest.raises(ValueError, match="the tokenizer has 131 ids and the model's"):
+        teacher_local.described(run.settings, run.codec.templates)
 
 
 def test_labels_from_rollouts(tmp_path):

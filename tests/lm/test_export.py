@@ -68,6 +68,12 @@ def test_what_the_decoder_does_not_need_is_carried_through(tmp_path):
     assert not {"dtype", "transformers_version"} & made.keys()
     again = read(tmp_path / "out" / "generation_config.json")
     assert again == sampling | ids
+    # Without a generation_config.json, transformers takes its settings of config.json.
+    (source / "generation_config.json").unlink()
+    (source / "config.json").write_text(json.dumps(earlier | {"top_k": 20}))
+    export.save_hf(params, config, tmp_path / "second", **arguments)
+    again = read(tmp_path / "second" / "generation_config.json")
+    assert again == {"top_k": 20} | ids
     template = tmp_path / "out" / "chat_template.jinja"
     assert template.read_text() == "{{ messages }}"
     assert hf_config.config_from_hf(tmp_path / "out") == config

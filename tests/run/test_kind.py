@@ -49,6 +49,19 @@ def test_word_problems_know_their_gold_from_the_folder_of_the_run(tmp_path):
     assert len(found.world_rows("c", "How many?", random.Random(0), 0.0)) == 2
 
 
+def test_ratings_of_word_problems_know_their_gold_from_the_same_place(tmp_path):
+    changes = {"data__world": "word_problems", "judge__kind": "ratings"}
+    c = from_config(changed(**changes))
+    assert kind.choose(c).is_right is None
+    rows = [{"id": "r", "problem": "How many?", "answer": "5", "equation": "+ 2 3"}]
+    records.write_jsonl(tmp_path / "equations.jsonl", rows)
+    found = kind.choose(c, tmp_path)
+    assert found.is_right("How many?", [], r"Step 1: 2 + 3 = 5. \boxed{5}")
+    assert not found.is_right("How many?", [], r"Step 1: 2 + 3 = 6. \boxed{6}")
+    assert found.is_right("Who?", [], r"\boxed{5}") is None
+    assert found.judgments.ends(None)[3] == "[[3]]"
+
+
 def test_ratings_are_of_solutions():
     found = chosen(judge__kind="ratings", srlm__max_tokens=9)
     assert found.name == "ratings" and found.unit is srlm.SOLUTION

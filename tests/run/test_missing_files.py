@@ -54,3 +54,9 @@ def test_a_model_that_is_not_there(tmp_path, init, words):
     assert len(found) == bool(words)
     for said in found:
         assert said.startswith(f"model.init={c.model.init!r}: ") and words in said
+    c.data.make_eft, c.teacher.backend, c.teacher.model = True, "local", c.model.init
+    c.model.init = "random"
+    as_teacher = [said.replace("model.init", "teacher.model", 1) for said in found]
+    assert missing_files(c) == as_teacher
+    c.teacher.backend = "http"  # there it is a name that the server knows
+    assert missing_files(c) == []

@@ -1,11 +1,12 @@
 """Paths of people: ~ is the home folder, object storage is named where it fails."""
 
 import pytest
+import tiny_eft_config
 from runs import CONFIG, command
 
 from stepjax import config
 from stepjax.cli import config_files
-from stepjax.run import paths
+from stepjax.run import paths, ranges
 from stepjax.run.missing_files import missing_files
 from stepjax.run.run import Run
 
@@ -109,11 +110,35 @@ def test_settings_on_object_storage_are_named_where_files_are_read():
     c = config.default()
     c.data.ift, c.data.test, c.tokenizer = BUCKET, "https://x/y", "gs://b/tokenizer"
     c.data.make_eft, c.mcts.question_file, c.prm.labels = True, BUCKET, "gold"
-    c.model.init = "gguf:gs://b/m.gguf"
     named = [s.partition("=")[0] for s in missing_files(c) if "an address" in s]
-    assert named == ["model.init", "data.ift", "data.test", "mcts.question_file"]
-    c.model.init = "hf:gs://b/m"  # weights and tokenizers are read from there
-    assert not any(s.startswith(("model.init", "tokenizer")) for s in missing_files(c))
+    assert named == ["data.ift", "data.test", "mcts.question_file"]
+
+
+DISK = "'gguf:' and a file on a disk of this computer (copy it here first), because"
+STORAGE = "a path on this computer (download it first), or on object storage, which"
+
+
+@pytest.mark.parametrize("name", ["model.init", "teacher.model", "tokenizer"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("hf:gs://b/m", ""),  # weights and tokenizers are read from there
+        ("hf:s3://b/m", ""),
+        ("hf:https://huggingface.co/m", STORAGE),
+        ("hf:file:///m", STORAGE),
+        ("gguf:m.gguf", ""),
+        ("gguf:gs://b/m.gguf", DISK),
+        ("gguf:https://x/m.gguf", DISK),
+    ],
+)
+def test_addresses_of_models_are_ones_that_can_be_read(name, value, expected):
+    c = tiny_eft_config.changed(teacher__backend="local")
+    if name == "tokenizer":  # has no kind in front
+        value, expected = value.partition(":")[2], expected and STORAGE
+        expected = "" if value.startswith("gs://") else expected
+    c.update_from_flattened_dict({name: value})
+    wrong = f"{name}={value!r}; expected {expected}"
+    assert [s[: len(wrong)] for s in ranges.wrong(c)] == [wrong] * bool(expected)
 
 
 def test_no_run_is_inside_of_another_one(tmp_path):

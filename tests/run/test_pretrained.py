@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from gguf_models import sizes, tensors, write_gguf
+from gguf_models import sizes, write_gguf, write_world_model
 from runs import command, contents
 from tiny_config import changed
 
@@ -125,29 +125,12 @@ def test_a_run_needs_only_the_weights_from_where_m0_was(
 @pytest.fixture
 def gguf_file(codec, tmp_path):
     """A GGUF file with the world's tokenizer: model.gguf."""
-    pieces = codec.tokenizer._backend.get_vocab()
-    names = sorted(pieces, key=pieces.get)
-    special = set(codec.tokenizer._backend.all_special_ids)
-    types = [3 if token in special else 1 for token in range(len(names))]
-    ids = {
-        "ggml.model": "llama",
-        "ggml.tokens": [name.replace(" ", "\u2581") for name in names],
-        "ggml.scores": [-float(token) for token in range(len(names))],
-        "ggml.token_type": types,
-        "ggml.eos_token_id": codec.tokenizer.eos_id,
-        "ggml.add_bos_token": False,
-        "ggml.add_space_prefix": False,
-    }
-    meta = sizes("llama", "Q8_0")
-    arrays = tensors("llama", meta, vocab=136)
     path = tmp_path / "model.gguf"
-    held = write_gguf(path, "llama", "Q8_0", meta=meta, arrays=arrays, ids=ids)
-    return path, held
+    return path, write_world_model(path, codec.tokenizer)
 
 
 def test_a_run_from_a_gguf_file(gguf_file, codec, tmp_path):
     path, held = gguf_file
-    # The scores of its tokens are made up, so that texts have more tokens.
     lengths = ("train__row_length", "search__context_tokens", "judge__context_tokens")
     settings = changed(model__init=f"gguf:{path}", **dict.fromkeys(lengths, 256))
     run = Run(settings, tmp_path / "run")

@@ -109,7 +109,7 @@ RATED = {"judge.kind": "ratings"}
             "or 'oracle' in a world (data.world)",
         ),
         ({"judge.by": "oracle", "data.world": "word_problems"}, ""),
-        (RATED | {"data.world": "word_problems"}, "'ratings'; expected 'comparisons'"),
+        (RATED | {"data.world": "word_problems"}, ""),
         ({"sft.from_policy": True}, "=True; expected False without data.make_eft"),
         ({"sft.verdict_words": ("right", "")}, "=('right', ''); expected a tuple of"),
         ({"sft.verdict_words": ("right,wrong",)}, "expected a tuple of words without"),
@@ -139,6 +139,11 @@ def test_settings_of_controls_fit_together(changes, words):
     [
         ({}, ""),
         ({"teacher.backend": "local", "teacher.model": "hf:folder"}, ""),
+        ({"teacher.backend": "local", "teacher.model": "gguf:m.gguf"}, ""),
+        (
+            {"teacher.backend": "local", "teacher.model": "gguf:"},
+            "teacher.model='gguf:'; expected '' for M0, 'hf:DIR' or 'gguf:FILE'",
+        ),
         (
             {"judge.kind": "ratings"},
             "judge.kind='ratings'; expected 'comparisons' with",
@@ -149,7 +154,7 @@ def test_settings_of_controls_fit_together(changes, words):
         ),
         (
             {"teacher.backend": "local", "teacher.model": "M1"},
-            "teacher.model='M1'; expected '' for M0, or 'hf:DIR', with",
+            "teacher.model='M1'; expected '' for M0, 'hf:DIR' or 'gguf:FILE' with",
         ),
         (
             {"prm.language_weight": -0.5},
