@@ -305,7 +305,8 @@ def with_replay(
 
     Args:
       batches: from `make_batches`, at least one.
-      trees: the EFT rows, from `sft.examples`; at least one.
+      trees: the EFT rows, from `sft.examples`; at least one. `RowTrees` are made for
+        their batch.
       mesh: devices.
       batch_size: EFT rows per update.
       row_length: tokens of a row.
