@@ -85,7 +85,7 @@ class RowTrees(Sequence[forest.Tree]):
 
 
 class SharedTrees(Sequence[forest.Tree]):
-    """One tree for all rows of a problem; 16 bytes are kept for each row at most.
+    """One tree for all rows of a problem; 20 bytes are kept for each row at most.
 
     Attributes:
       sizes: see `RowTrees`.
@@ -119,7 +119,8 @@ class SharedTrees(Sequence[forest.Tree]):
         self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
         self._bounds = bounds
         lengths = tree_sizes(paths)[np.array(self._members, np.int32), 0]
-        self.plain = np.add.reduceat(lengths, bounds[:-1]) if len(lengths) else lengths
+        sums = np.add.reduceat(lengths, bounds[:-1]) if len(lengths) else lengths
+        self.plain = sums.astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.sizes)

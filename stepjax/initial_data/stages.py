@@ -152,8 +152,9 @@ def make_prm(run: Run) -> None:
     def tree_of(row: records.StepLabels) -> forest.Tree:
         return prm.tree(run.codec, row, options.prompt, weight)
 
-    with run.monitor.during("prm: counting the tokens of the labelled solutions"):
-        kept = RowTrees(rows, tree_of, length, "labels")
+    counting = "prm: counting the tokens of the labelled solutions"
+    with run.monitor.during(counting, len(rows)) as advance:
+        kept = RowTrees(rows, tree_of, length, "labels", on_rows=advance)
     dropped = kept.dropped
     if dropped:
         run.monitor.say(
