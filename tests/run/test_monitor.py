@@ -207,8 +207,8 @@ def test_a_silence_with_a_count_says_how_much_is_left(tmp_path):
         advance(1100)
         clock.tick()
     assert printed.getvalue().splitlines()[1:] == [
-        "14:03:05 counting, 3 s so far",
-        "14:03:35 counting, 33 s so far: 1,100 of 4,000, 1 min 27 s left",
+        "14:03:03 counting, 3 s so far",
+        "14:03:33 counting, 33 s so far: 1,100 of 4,000, 1 min 27 s left",
     ]
 
 
