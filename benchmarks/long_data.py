@@ -5,8 +5,9 @@
 Of step-DPO, or with `--stage=sft` of SFT. The rows are made up and of realistic size.
 Pairs have prompts of 180 tokens and five steps of 60, so that contexts have 300 on
 average, and six candidates with 30 verdicts of 200 characters each. Solutions have five
-steps, and 420 tokens of a small byte-level vocabulary with their problem. The model is
-random and tiny, so that its own memory does not hide that of the data. Each number of
+steps, and some 800 tokens of a small byte-level vocabulary with their prompt; half of
+them are longer than a row of training and are left out. The model is random and tiny,
+so that its own memory does not hide that of the data. Each number of
 rows has a run directory and a fresh process, in which the stage runs until some updates
 are done, with a live reference. All threads take memory from one arena of malloc: else
 it depends on chance how much of what they give back stays with the process. Run it
