@@ -9,6 +9,7 @@ The method, one file per stage, in the order in which it runs:
     records.py      the rows of IFT, EFT and benchmark data, as files of JSON lines
     codec.py        texts to token ids and back
     sft.py          M0 to M1
+    row_trees.py    its many rows, each read from its file when it is laid out
     propose.py      the model writes candidate steps
     redraw.py       samples that repeat another one, drawn again: without replacement
     judge.py        what the judge is asked, and how verdicts become scores

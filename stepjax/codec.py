@@ -56,7 +56,8 @@ class Codec:
         self.stop_ids = frozenset(tokenizer.stop_ids)
         line = tokenizer.encode_line("a")
         self.newline = tokenizer.encode_line("a\n")[len(line) :]
-        self._lines = functools.lru_cache(maxsize=65536)(self._encode_line)
+        # Rows near each other in a file share lines; 4,096 lines take about 10 MB.
+        self._lines = functools.lru_cache(maxsize=4096)(self._encode_line)
         self._fixed = functools.lru_cache(maxsize=64)(self._encode_fixed)
         # "{problem}" stays in the head: each problem's text is put in later.
         self._judge_head = prompts.judge_pieces(templates, "{problem}").head

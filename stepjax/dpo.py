@@ -30,6 +30,7 @@ from jax.sharding import Mesh
 
 from stepjax import forest, losses, pair_trees, preferences
 from stepjax.lm import sharding, train
+from stepjax.row_trees import tree_sizes
 
 REFERENCES = ("precomputed", "live")
 
@@ -304,7 +305,8 @@ def with_replay(
 
     Args:
       batches: from `make_batches`, at least one.
-      trees: the EFT rows, from `sft.examples`; at least one.
+      trees: the EFT rows, from `sft.examples`; at least one. `RowTrees` are made for
+        their batch.
       mesh: devices.
       batch_size: EFT rows per update.
       row_length: tokens of a row.
@@ -316,8 +318,9 @@ def with_replay(
     def parts_of(own: np.ndarray) -> list[list[forest.Tree]]:
         return [[trees[i] for i in own[n::parts]] for n in range(parts)]
 
-    groups = (part for own in drawn for part in parts_of(own))
-    sizes = [forest.size(part, row_length) for part in groups]
+    known = tree_sizes(trees)
+    groups = (known[own[n::parts]].tolist() for own in drawn for n in range(parts))
+    sizes = [forest.size_of(part, row_length) for part in groups]
     needed, most = np.max(sizes, axis=0).tolist()
     rows = forest.bucket(needed, sharding.row_multiple(mesh))
     scored = min(forest.bucket(most, 8), row_length)

@@ -145,7 +145,7 @@ def of_sequence(pairs: Sequence[IdPair]) -> Preferences:
 
 
 class PairFiles:
-    """The pairs of files of JSON lines that fit a row of training; 24 bytes for each.
+    """The pairs of files of JSON lines that fit a row of training; 16 bytes for each.
 
     Attributes:
       counts: rows of each file.
@@ -162,7 +162,7 @@ class PairFiles:
           row_length: most tokens of context, chosen and rejected step together.
         """
         self._files, self._row_length = list(files), row_length
-        self._places = array("q")  # file, first byte and bytes of each pair
+        self._places = array("q")  # file and first byte of each pair
         self.counts = [0] * len(self._files)
         self.dropped = 0
 
@@ -177,14 +177,14 @@ class PairFiles:
 
     def _stream(self) -> Iterator[IdPair]:
         for file, (path, record_type) in enumerate(self._files):
-            for start, size, row in records.read_placed(path, record_type):
+            for start, row in records.read_placed(path, record_type):
                 self.counts[file] += 1
                 pair = row.ids()
                 parts = pair.context, pair.chosen, pair.rejected
                 if sum(map(len, parts)) > self._row_length:
                     self.dropped += 1
                     continue
-                self._places.extend((file, start, size))
+                self._places.extend((file, start))
                 yield pair
 
     def row(self, number: int):
@@ -193,10 +193,5 @@ class PairFiles:
         Raises:
           ValueError: when it has been changed and is damaged.
         """
-        file, start, size = self._places[3 * number : 3 * number + 3]
-        path, record_type = self._files[file]
-        with open(path, "rb") as opened:
-            opened.seek(start)
-            line = opened.read(size)
-        value = records.parse(line, f"{path}, byte {start}")
-        return records.from_object(value, record_type)
+        file, start = self._places[2 * number : 2 * number + 2]
+        return records.read_at(self._files[file][0], start, self._files[file][1])

@@ -307,6 +307,7 @@ def check_steps(t: Templates, steps: Sequence[str]) -> None:
       ValueError: a step does not begin with its own marker, has nothing after it,
         ends with a newline, or holds the beginning of a further step.
     """
+    stops = step_stops(t)
     for number, step in enumerate(steps, 1):
         expected = marker(t, number)
         if not step.startswith(expected):
@@ -324,7 +325,7 @@ def check_steps(t: Templates, steps: Sequence[str]) -> None:
                 f"step {number} ({expected!r}) ends with a newline; expected none, "
                 "since the newline between steps is not part of a step."
             )
-        if any(stop in step for stop in step_stops(t)):
+        if any(stop in step for stop in stops):
             raise ValueError(
                 f"step {number} ({expected!r}) holds a line that begins like another "
                 "step; expected one step. Cut the text there."

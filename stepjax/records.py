@@ -11,7 +11,8 @@ import os
 import re
 import reprlib
 import typing
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from stepjax.lm import files, ordinary
@@ -324,16 +325,62 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
         missing, unknown or mistyped field, or a verdict other than "A" or "B"; "PATH:
         reason; expected ..." when the file cannot be opened.
     """
-    return [record for _, _, record in read_placed(path, record_type)]
+    return [record for _, record in read_placed(path, record_type)]
+
+
+class Rows(Sequence):
+    """The rows of a file of records, each read when it is asked for; 8 bytes for each.
+
+    Going through them reads the file once, checking every row as `read_jsonl` does.
+    """
+
+    def __init__(self, path: str | os.PathLike, record_type: type):
+        """Finds where each row begins.
+
+        Args:
+          path: the file, see `read_jsonl`.
+          record_type: the dataclass of its rows.
+
+        Raises:
+          ValueError: "PATH: reason" when the file cannot be opened.
+        """
+        self._path, self._record_type = path, record_type
+        self._starts = array("q", (start for _, start, _ in _lines(path)))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (row for _, row in read_placed(self._path, self._record_type))
+
+    def __getitem__(self, number: int) -> Any:
+        return read_at(self._path, self._starts[number], self._record_type)
+
+
+def read_at(path: str | os.PathLike, start: int, record_type: type) -> Any:
+    """Reads one row of a file of records.
+
+    Args:
+      path: the file.
+      start: its first byte.
+      record_type: the dataclass of its rows.
+
+    Raises:
+      ValueError: when the row is damaged: the file has been changed.
+    """
+    with open(path, "rb") as file:
+        file.seek(start)
+        line = file.readline()
+    return from_object(parse(line, f"{path}, byte {start}"), record_type)
 
 
 def read_placed(
     path: str | os.PathLike, record_type: type
-) -> Iterator[tuple[int, int, Any]]:
+) -> Iterator[tuple[int, Any]]:
     """Reads a file of records one by one, checking every row as `read_jsonl` does.
 
     Yields:
-      (number of its first byte, its bytes with the newline, the record).
+      (number of its first byte, the record).
     """
     seen: set[int] = set()  # hashes, because the ids of a long file take much memory
     for number, start, line in _lines(path):
@@ -348,7 +395,7 @@ def read_placed(
         if hash(record.id) in seen:
             _check_new(path, place, record.id)
         seen.add(hash(record.id))
-        yield start, len(line), record
+        yield start, record
 
 
 def _check_new(path: str | os.PathLike, place: str, id: str) -> None:

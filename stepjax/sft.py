@@ -19,6 +19,7 @@ from stepjax import forest
 from stepjax.codec import Codec
 from stepjax.lm import sharding, train
 from stepjax.records import Solution
+from stepjax.row_trees import RowTrees, SharedTrees
 
 # Ids of the prompt, ids of the response, text of the verdict that ends the response.
 Example = tuple[tuple[int, ...], tuple[int, ...], str]
@@ -93,79 +94,20 @@ def judgment_tree(
     return forest.path_tree(prompt + response, [0.0] * len(prompt) + weights)
 
 
-def fitting_trees(
-    trees: Sequence[forest.Tree], ids: Sequence[str], row_length: int, name: str
-) -> tuple[list[forest.Tree], list[str]]:
-    """Returns the trees that fit a row, and the ids of those that do not.
-
-    Raises:
-      ValueError: when none fits.
-    """
-    kept = [tree for tree in trees if len(tree.tokens) <= row_length]
-    dropped = [
-        id for id, tree in zip(ids, trees, strict=True) if len(tree.tokens) > row_length
-    ]
-    if trees and not kept:
-        shortest = min(len(tree.tokens) for tree in trees)
-        raise ValueError(
-            f"the shortest {name} row has {shortest} tokens; expected at most "
-            f"train.row_length={row_length}. Raise train.row_length."
-        )
-    return kept, dropped
-
-
-def share_problems(
-    trees: Sequence[forest.Tree], problems: Sequence[str], row_length: int
-) -> list[forest.Tree]:
-    """Returns trees with one tree for all rows of a problem, where they fit.
-
-    What the rows begin with, the instructions and the problem, is then computed once.
-    The loss and its gradient are the same as those of the rows in one batch.
-
-    Args:
-      trees: paths, one per row.
-      problems: problem of each row.
-      row_length: most tokens of a tree; more rows of a problem begin another tree.
-    """
-    return [tree for tree, _ in _shared(trees, problems, row_length)]
-
-
-def _shared(
-    trees: Sequence[forest.Tree], problems: Sequence[str], row_length: int
-) -> list[tuple[forest.Tree, list[int]]]:
-    """Returns the trees of `share_problems`, each with the places of its rows."""
-    by_problem: dict[str, list[int]] = {}
-    for place, problem in enumerate(problems):
-        by_problem.setdefault(problem, []).append(place)
-    result = []
-    for first, *further in by_problem.values():
-        group, merged = [first], trees[first]
-        for place in further:
-            larger = forest.merge([*(trees[i] for i in group), trees[place]])
-            if len(larger.tokens) > row_length:
-                result.append((merged, group))
-                group, larger = [], trees[place]
-            group.append(place)
-            merged = larger
-        result.append((merged, group))
-    return result
-
-
 class Examples(NamedTuple):
     """What SFT trains on.
 
     Attributes:
-      trees: "ift" and "eft" → the rows that fit a row of training.
+      trees: "ift" and "eft" → the rows that fit a row of training, or with shared
+        problems the trees of such rows. Each is made when it is asked for.
       dropped: ids of the rows that are too long.
-      ids: "ift" and "eft" → the id of each tree, those of its rows with "+" between.
       plain: "ift" and "eft" → for each tree, the tokens of its rows laid out one by
         one; None where no rows share a tree.
     """
 
-    trees: dict[str, list[forest.Tree]]
+    trees: dict[str, RowTrees | SharedTrees]
     dropped: list[str]
-    ids: dict[str, list[str]]
-    plain: dict[str, list[int]] | None = None
+    plain: dict[str, np.ndarray] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -197,8 +139,12 @@ def examples(
     verdict_weight: float,
     verdict_words: Sequence[str] = (),
     share: bool = False,
+    on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Examples:
     """Returns IFT and EFT rows as trees, without the rows that are too long.
+
+    All rows are gone through once, and EFT rows that share trees are read once more.
+    What is kept does not grow with their texts, see `stepjax.row_trees`.
 
     Args:
       ift: solutions.
@@ -208,36 +154,33 @@ def examples(
       row_length: most tokens of an example.
       verdict_weight: see `judgment_tree`.
       verdict_words: see `judgment_tree`.
-      share: one tree for all judgments of a problem, see `share_problems`.
+      share: one tree for all judgments of a problem, where they fit. What they begin
+        with, the instructions and the problem, is then computed once. The loss and its
+        gradient are the same as those of the rows in one batch.
+      on_rows: called with how many rows were gone through since the last call; with
+        `share`, EFT rows are gone through twice.
 
     Raises:
       ValueError: when all rows of one kind are too long.
     """
-    weighed = verdict_weight, verdict_words
-    every = {
-        "ift": [solution_tree(codec, row) for row in ift],
-        "eft": [judgment_tree(codec, example(codec, row), *weighed) for row in eft],
+
+    def judgment(row: Any) -> forest.Tree:
+        ids = example(codec, row)
+        return judgment_tree(codec, ids, verdict_weight, verdict_words)
+
+    solution = functools.partial(solution_tree, codec)
+    trees = {
+        "ift": RowTrees(ift, solution, row_length, "ift", on_rows=on_rows),
+        "eft": RowTrees(eft, judgment, row_length, "eft", on_rows=on_rows),
     }
-    kept, names, dropped = {}, {}, []
-    for name, rows in (("ift", ift), ("eft", eft)):
-        ids = [row.id for row in rows]
-        kept[name], too_long = fitting_trees(every[name], ids, row_length, name)
-        lost = set(too_long)
-        names[name] = [id for id in ids if id not in lost]
-        dropped += too_long
-    plain = None
-    if share:
-        rows = zip(eft, every["eft"], strict=True)
-        problems = [row.problem for row, t in rows if len(t.tokens) <= row_length]
-        lengths = {name: [len(t.tokens) for t in trees] for name, trees in kept.items()}
-        shared = _shared(kept["eft"], problems, row_length)
-        plain = {
-            "ift": lengths["ift"],
-            "eft": [sum(lengths["eft"][i] for i in group) for _, group in shared],
-        }
-        kept["eft"] = [tree for tree, _ in shared]
-        names["eft"] = ["+".join(names["eft"][i] for i in group) for _, group in shared]
-    return Examples(kept, dropped, names, plain)
+    dropped = trees["ift"].dropped + trees["eft"].dropped
+    if not share:
+        return Examples(trees, dropped)
+    paths = trees["eft"]
+    problems = (paths.row(place).problem for place in range(len(paths)))
+    shared = SharedTrees(paths, problems, row_length, on_rows)
+    plain = {"ift": trees["ift"].sizes[:, 0], "eft": shared.plain}
+    return Examples(trees | {"eft": shared}, dropped, plain)
 
 
 def loss(params, reference, rows: forest.Rows, *, model):
@@ -281,32 +224,39 @@ def rows_function(
       seed: base seed.
     """
 
-    @functools.lru_cache(maxsize=8)
+    used = [name for name in sizes if getattr(phase, name) > 0]
+    total = sum(sizes[name] for name in used)
+    share = phase.ift / (phase.ift + phase.eft)
+
+    @functools.lru_cache(maxsize=4)  # two kinds, at the end of one pass and in the next
     def shuffled(name: str, size: int, epoch: int) -> np.ndarray:
         path = [seed, number, sum(map(ord, name)), epoch]
-        return np.random.default_rng(path).permutation(size)
+        return np.random.default_rng(path).permutation(size).astype(np.int32)
 
-    def stream(name: str, rows, start: int, count: int) -> list[tuple[str, int]]:
-        size = len(rows)
+    def stream(name: str, size: int, start: int, count: int) -> list[int]:
         at = range(start, start + count)
-        return [rows[shuffled(name, size, i // size)[i % size]] for i in at]
+        return [int(shuffled(name, size, i // size)[i % size]) for i in at]
 
-    places = {name: [(name, n) for n in range(size)] for name, size in sizes.items()}
-    together = [
-        row for name in sizes if getattr(phase, name) > 0 for row in places[name]
-    ]
-    share = phase.ift / (phase.ift + phase.eft)
+    def of_all(place: int) -> tuple[str, int]:
+        """Returns a row of all kinds together, one kind after another."""
+        for name in used:
+            if place < sizes[name]:
+                return name, place
+            place -= sizes[name]
+        raise IndexError(place)
 
     def rows_at(step: int) -> list[tuple[str, int]]:
         size = phase.batch_size
         if phase.epochs:
-            end = min((step + 1) * size, len(together) * phase.epochs)
-            return stream("all", together, step * size, end - step * size)
+            end = min((step + 1) * size, total * phase.epochs)
+            drawn = stream("all", total, step * size, end - step * size)
+            return [of_all(place) for place in drawn]
         # After n updates, round(n * size * share) IFT rows have been taken in all.
         before, after = round(step * size * share), round((step + 1) * size * share)
-        ift = stream("ift", places["ift"], before, after - before)
         start, count = step * size - before, size - (after - before)
-        return ift + stream("eft", places["eft"], start, count)
+        ift = stream("ift", sizes["ift"], before, after - before)
+        eft = stream("eft", sizes["eft"], start, count)
+        return [("ift", place) for place in ift] + [("eft", place) for place in eft]
 
     return rows_at
 

@@ -8,8 +8,9 @@ import pytest
 import runs
 from test_dpo import MODEL, OPTIONS, ROW, batches, loose_pairs, only, parameters, worst
 
-from stepjax import dpo, forest, iterate, sft
+from stepjax import dpo, forest, iterate, records, sft
 from stepjax.lm import files
+from stepjax.row_trees import RowTrees
 from stepjax.run import redo
 from stepjax.run.monitor import Monitor
 
@@ -102,6 +103,29 @@ def test_all_updates_have_one_shape_and_weights_of_their_pairs():
     # The pairs stay as they were.
     for before, after in zip(found, made, strict=True):
         assert after._replace(replay=None).lengths is before.lengths
+
+
+def test_a_judgment_is_read_when_its_batch_is_asked_for():
+    found, held, reads = batches(loose_pairs(), 2), judgments(7), []
+
+    def tree_of(row):
+        reads.append(row.id)
+        return held[int(row.id)]
+
+    rows = [records.Question(str(number), "") for number in range(7)]
+    trees = RowTrees(rows, tree_of, ROW, "eft")
+    assert sorted(reads) == [row.id for row in rows]
+    reads.clear()
+    made = mixed(found, trees, size=3)
+    assert reads == []
+    drawn = dpo.replay_order(7, 3, seed=9, updates=len(found))
+    for step, expected in enumerate(mixed(found, held, size=3)):
+        for got, want in zip(
+            *map(jax.tree.leaves, (made[step], expected)), strict=True
+        ):
+            np.testing.assert_array_equal(got, want)
+        assert reads == [str(place) for place in drawn[step]]
+        reads.clear()
 
 
 def test_a_change_of_its_weight_makes_later_models_again_and_no_search(tmp_path):

@@ -18,6 +18,7 @@ from stepjax.codec import Codec
 from stepjax.judge import comparisons
 from stepjax.lm import model as lm
 from stepjax.lm import sharding, train
+from stepjax.row_trees import SharedTrees
 from stepjax.worlds import arithmetic, arithmetic_data
 
 OPTIMIZER = train.OptimizerOptions(1e-3)
@@ -160,7 +161,7 @@ def test_judgments_that_share_a_problem_have_the_loss_of_separate_ones(codec):
         )
     ]
     paths = [sft.judgment_tree(codec, example(codec, row), 3.0) for row in rows]
-    shared = sft.share_problems(paths, [row.problem for row in rows], 300)
+    shared = SharedTrees(paths, [row.problem for row in rows], 300)
     assert len(shared) == 3
     assert sum(len(tree.tokens) for tree in shared) < sum(
         len(path.tokens) for path in paths
@@ -182,11 +183,15 @@ def test_words_that_are_in_no_explanation_are_found(codec):
 def test_a_tree_of_judgments_is_at_most_one_row_long():
     paths = [forest.path_tree([9, 1, n], [0, 0, 1]) for n in (2, 3, 4)]
     other = forest.path_tree([9, 5], [0, 1])
-    trees = sft.share_problems([*paths, other], ["p", "p", "p", "q"], 4)
+    trees = SharedTrees([*paths, other], ["p", "p", "p", "q"], 4)
     assert [tree.tokens.tolist() for tree in trees] == [[9, 1, 2, 3], [9, 1, 4], [9, 5]]
 
 
 # Which rows.
+
+
+def ids(trees):
+    return [trees.id(place) for place in range(len(trees))]
 
 
 def test_the_rows_of_a_batch_have_names(codec):
@@ -203,14 +208,13 @@ def test_the_rows_of_a_batch_have_names(codec):
     how = {"example": example, "row_length": 300, "verdict_weight": 1.0}
     apart = sft.examples(ift, eft, codec, **how)
     together = sft.examples(ift, eft, codec, **how, share=True)
-    assert apart.ids["eft"] == [row.id for row in eft] and len(eft) == 8
+    assert ids(apart.trees["eft"]) == [row.id for row in eft] and len(eft) == 8
     pairs = zip(eft[0::2], eft[1::2], strict=True)
-    assert together.ids["eft"] == [f"{a.id}+{b.id}" for a, b in pairs]
-    for found in (apart, together):
-        assert {name: len(ids) for name, ids in found.ids.items()} == found.sizes
-    (lengths,) = {len(t.tokens) for t in apart.trees["ift"][:1]}
+    assert ids(together.trees["eft"]) == [f"{a.id}+{b.id}" for a, b in pairs]
+    assert apart.sizes == {"ift": 4, "eft": 8} and together.sizes["eft"] == 4
+    lengths = len(apart.trees["ift"][0].tokens)
     short = sft.examples(ift, [], codec, **how | {"row_length": lengths})
-    assert sorted(short.ids["ift"] + short.dropped) == ["i0", "i1", "i2", "i3"]
+    assert sorted(ids(short.trees["ift"]) + short.dropped) == ["i0", "i1", "i2", "i3"]
     # The same rows as those of the batches.
     for chosen in (phase(eft=1.0, steps=9), phase(eft=1.0, epochs=3)):
         sources = {"ift": numbered(7, 100), "eft": numbered(5, 200)}
@@ -220,19 +224,6 @@ def test_the_rows_of_a_batch_have_names(codec):
         for step in range(4):
             expected = [first[name] + place for name, place in rows_at(step)]
             assert sorted(seen(batch_at(step))) == sorted(expected)
-
-
-def test_rows_that_are_too_long_are_dropped_by_name():
-    trees = numbered(2, 0, length=3) + numbered(2, 2, length=6) + numbered(1, 4)
-    kept, dropped = sft.fitting_trees(trees, ["a", "b", "c", "d", "e"], 5, "ift")
-    assert [tree.tokens[0] for tree in kept] == [0, 1, 4]
-    assert dropped == ["c", "d"]
-    assert sft.fitting_trees(trees, "abcde", 6, "ift") == (trees, [])
-    assert sft.fitting_trees([], [], 6, "ift") == ([], [])
-    with pytest.raises(
-        ValueError, match="shortest eft row has 3 tokens; .*length=2. R"
-    ):
-        sft.fitting_trees(trees, "abcde", 2, "eft")
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])

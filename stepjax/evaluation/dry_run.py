@@ -15,6 +15,7 @@ from stepjax import forest, records, sft
 from stepjax.evaluation import grading, samples, show, show_data
 from stepjax.lm import lora
 from stepjax.lm import model as lm
+from stepjax.row_trees import tree_sizes
 from stepjax.run import judges, rollout
 from stepjax.run.run import Run
 
@@ -113,7 +114,7 @@ def _prompts(run: Run, name: str) -> str:
 
 
 def _lengths(trees: Sequence[forest.Tree]) -> str:
-    sizes = [len(tree.tokens) for tree in trees]
+    sizes = tree_sizes(trees)[:, 0].tolist()
     if not sizes:
         return "none"
     return (
@@ -134,9 +135,8 @@ def _bytes(count: int) -> str:
 
 def _training_rows(run: Run) -> Iterator[str]:
     """Yields the first row of each kind of training data as tokens and mask."""
-    trees: dict[str, Sequence[forest.Tree]] = run.ift_examples.trees
-    if (run.dir.path / "data" / "eft.jsonl").exists():
-        trees = run.sft_examples.trees
+    made = (run.dir.path / "data" / "eft.jsonl").exists()
+    trees = (run.sft_examples if made else run.ift_examples).trees
     for name, rows in trees.items():
         if rows:
             head = f"the first {name} row, {len(rows[0].tokens)} tokens"

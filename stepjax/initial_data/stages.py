@@ -26,6 +26,7 @@ from stepjax.initial_data import mcts, prm, rollouts, step_values
 from stepjax.initial_data.eft_stage import make_eft, write_pairs
 from stepjax.initial_data.step_values import StepValues
 from stepjax.lm import hosts
+from stepjax.row_trees import RowTrees
 from stepjax.run import data, finetune, judges, manifest, rundir
 from stepjax.run.journal import Journal
 from stepjax.run.run import Run
@@ -62,8 +63,7 @@ def make_policy(run: Run) -> None:
     if stage.done:
         return
     phase, examples = run.settings.mcts.phase, run.ift_examples
-    how = {"ids": examples.ids, "order": _POLICY_ORDER, "counts": {}}
-    _train(run, stage, phase, examples.trees, **how)
+    _train(run, stage, phase, examples.trees, order=_POLICY_ORDER, counts={})
 
 
 def make_labels(run: Run) -> None:
@@ -146,14 +146,19 @@ def make_prm(run: Run) -> None:
     stage = _model_stage(run, "prm", inputs)
     if stage.done:
         return
-    rows = run.dir.read("labels", records.StepLabels)
+    rows = run.dir.rows("labels", records.StepLabels)
     length, weight = run.settings.train.row_length, options.language_weight
-    trees = [prm.tree(run.codec, row, options.prompt, weight) for row in rows]
-    ids = [row.id for row in rows]
-    kept, dropped = sft.fitting_trees(trees, ids, length, "labels")
+
+    def tree_of(row: records.StepLabels) -> forest.Tree:
+        return prm.tree(run.codec, row, options.prompt, weight)
+
+    counting = "prm: counting the tokens of the labelled solutions"
+    with run.monitor.during(counting, len(rows)) as advance:
+        kept = RowTrees(rows, tree_of, length, "labels", on_rows=advance)
+    dropped = kept.dropped
     if dropped:
         run.monitor.say(
-            f"prm: {len(dropped)} of {len(trees)} labelled solutions are longer than "
+            f"prm: {len(dropped)} of {len(rows)} labelled solutions are longer than "
             f"train.row_length={length} tokens and are left out (the first is "
             f"{dropped[0]})."
         )
@@ -161,8 +166,7 @@ def make_prm(run: Run) -> None:
         run,
         stage,
         options.phase,
-        {"ift": [], "eft": kept},  # the PRM's rows take the place of EFT rows
-        ids={"eft": [id for id in ids if id not in set(dropped)]},
+        {"ift": (), "eft": kept},  # the PRM's rows take the place of EFT rows
         start=policy_folder(run) if options.from_policy else None,
         order=_PRM_ORDER,
         counts={"rows": len(kept), "dropped": len(dropped)},
@@ -431,9 +435,8 @@ def _train(
     run: Run,
     stage: rundir.Stage,
     phase: sft.Phase,
-    trees: dict[str, list[forest.Tree]],
+    trees: Mapping[str, Sequence[forest.Tree]],
     *,
-    ids: Mapping[str, Sequence[str]],
     order: int,
     counts: dict[str, int],
     start: pathlib.Path | None = None,
@@ -446,7 +449,6 @@ def _train(
         run.load(start) if start else run.params(0),
         phase,
         trees,
-        ids=ids,
         model=stage.name,
         order=order,
         folder=folder / "train",

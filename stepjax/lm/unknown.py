@@ -4,7 +4,7 @@ A vocabulary of pieces has an unknown token for them, or drops them without a tr
 byte-level vocabulary knows all characters, unless some of the 256 bytes are not in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from stepjax.lm.tokenizer import Tokenizer
 
@@ -19,8 +19,13 @@ def characters(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
       tokenizer: the tokenizer.
       texts: without markup; names of special tokens in them are plain text.
     """
-    lost = {c for c in set().union(*texts) if _is_lost(tokenizer, c)}
-    return [_lost_in(tokenizer, text, lost) for text in texts]
+    lost = alone(tokenizer, set().union(*texts))
+    return [within(tokenizer, text, lost) for text in texts]
+
+
+def alone(tokenizer: Tokenizer, found: Iterable[str]) -> set[str]:
+    """Returns which of some characters are lost, each alone between two letters."""
+    return {character for character in found if _is_lost(tokenizer, character)}
 
 
 def _is_lost(tokenizer: Tokenizer, character: str) -> bool:
@@ -31,18 +36,23 @@ def _is_lost(tokenizer: Tokenizer, character: str) -> bool:
     return "\ufffd" in found or found.strip() == "aa"
 
 
-def _lost_in(tokenizer: Tokenizer, text: str, lost: set[str]) -> str:
-    """Returns which of some characters are lost in a text.
+def within(tokenizer: Tokenizer, text: str, lost: set[str]) -> str:
+    """Returns the characters that are lost in a text, each once, in their order.
 
     A longer piece of the vocabulary may hold a character that is no piece alone.
+
+    Args:
+      tokenizer: the tokenizer.
+      text: without markup; names of special tokens in it are plain text.
+      lost: the characters that are lost alone, see `alone`.
     """
     if lost.isdisjoint(text):
         return ""
     found = _read_back(tokenizer, text)
-    within = [c for c in dict.fromkeys(text) if c in lost]
+    here = [c for c in dict.fromkeys(text) if c in lost]
     if found is None:
-        return "".join(within)
-    return "".join(c for c in within if found.count(c) < text.count(c))
+        return "".join(here)
+    return "".join(c for c in here if found.count(c) < text.count(c))
 
 
 def _read_back(tokenizer: Tokenizer, text: str) -> str | None:

@@ -4,6 +4,7 @@ The settings alone are checked earlier, by `stepjax.run.ranges`.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 from stepjax import prompts
 from stepjax.codec import Codec
@@ -16,7 +17,7 @@ from stepjax.settings import Search, Settings
 
 
 def check_initial_data(
-    settings: Settings, codec: Codec, files: dict[str, list]
+    settings: Settings, codec: Codec, files: Mapping[str, Sequence]
 ) -> None:
     """Raises ValueError for what would stop a run while it makes its EFT rows.
 
@@ -42,7 +43,8 @@ def check_initial_data(
         return
     prm.label_ids(codec)
     if options.labels == "rollouts":
-        problems = len(files["ift"][: settings.rollouts.problems or None])
+        rows = len(files["ift"])
+        problems = min(rows, settings.rollouts.problems or rows)
         if problems <= options.heldout_count:
             raise ValueError(
                 f"prm.heldout_count={options.heldout_count} with {problems} problems "
@@ -159,12 +161,13 @@ def check_disjoint(files: dict[str, list]) -> None:
 _TRAINING = ("ift", "eft", "labels", "tree_questions")
 
 
-def check_characters(codec: Codec, files: dict[str, list]) -> list[str]:
+def check_characters(codec: Codec, files: Mapping[str, Sequence]) -> list[str]:
     """Looks for characters that the tokenizer does not know.
 
     Args:
       codec: tokenizer and templates.
-      files: name → rows, each with a `problem`, and perhaps `steps`.
+      files: name → rows, each with a `problem`, and perhaps `steps`. They are gone
+        through twice at most.
 
     Returns:
       A warning for each file with such characters in some of its problems.
@@ -174,12 +177,18 @@ def check_characters(codec: Codec, files: dict[str, list]) -> list[str]:
     """
     warnings = []
     for name, rows in files.items():
-        texts = ["".join([row.problem, *getattr(row, "steps", ())]) for row in rows]
-        lost = unknown.characters(codec.tokenizer, texts)
-        bad = [row.id for row, characters in zip(rows, lost, strict=True) if characters]
+        seen: set[str] = set()
+        for row in rows:
+            seen.update(_text(row))
+        lost = unknown.alone(codec.tokenizer, seen)
+        bad, characters = [], {}
+        for row in rows if lost else ():
+            if within := unknown.within(codec.tokenizer, _text(row), lost):
+                bad.append(row.id)
+                characters |= dict.fromkeys(within)
         if not bad:
             continue
-        found = "".join(dict.fromkeys("".join(lost)))
+        found = "".join(characters)
         shown = repr(found[:40]) + (f" and {len(found) - 40} more" * (len(found) > 40))
         said = (
             f"hold characters that the tokenizer does not know: {shown}. The first of "
@@ -195,6 +204,10 @@ def check_characters(codec: Codec, files: dict[str, list]) -> list[str]:
             f"{name}: {count} {said}. The model does not see these characters."
         )
     return warnings
+
+
+def _text(row) -> str:
+    return "".join([row.problem, *getattr(row, "steps", ())])
 
 
 def check_budgets(settings: Settings, codec: Codec, files: dict[str, list]) -> None:

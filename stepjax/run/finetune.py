@@ -2,10 +2,13 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from stepjax import forest, sft
+import numpy as np
+
+from stepjax import sft
+from stepjax.row_trees import RowTrees, SharedTrees
 from stepjax.run.run import Run
 
 
@@ -13,14 +16,13 @@ def fit_phase(
     run: Run,
     params: Any,
     phase: sft.Phase,
-    trees: Mapping[str, Sequence[forest.Tree]],
+    trees: Mapping[str, RowTrees | SharedTrees],
     *,
-    ids: Mapping[str, Sequence[str]],
     model: str,
     order: int,
     folder: pathlib.Path,
     keep_last: bool = False,
-    plain: Mapping[str, Sequence[int]] | None = None,
+    plain: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Any, int]:
     """Trains a model for one phase, going on from the last saved state if any.
 
@@ -28,8 +30,7 @@ def fit_phase(
       run: the run.
       params: where training starts; they are donated.
       phase: what the batches hold, and when the phase ends.
-      trees: "ift" and "eft" → the rows to train on, see `sft.batch_function`.
-      ids: "ift" and "eft" → name of each of them, for messages.
+      trees: "ift" and "eft" → the rows to train on, see `sft.examples`.
       model: name of the model that is made.
       order: number of the phase, from which its shuffles are drawn.
       folder: where training states are kept.
@@ -46,8 +47,8 @@ def fit_phase(
     def tokens_at(step: int) -> tuple[int, int]:
         places = rows(step)
         return (
-            sum(plain[name][place] for name, place in places),
-            sum(len(trees[name][place].tokens) for name, place in places),
+            sum(int(plain[name][place]) for name, place in places),
+            sum(int(trees[name].sizes[place, 0]) for name, place in places),
         )
 
     return run.fit(
@@ -67,7 +68,7 @@ def fit_phase(
         steps=sft.phase_steps(phase, sizes),
         optimizer=phase.optimizer,
         folder=folder,
-        rows_at=lambda step: [ids[name][place] for name, place in rows(step)],
+        rows_at=lambda step: [trees[name].id(place) for name, place in rows(step)],
         stop_loss=phase.stop_loss,
         keep_last=keep_last,
         tokens_at=tokens_at if plain else None,

@@ -36,7 +36,7 @@ def with_replay(
     keep, size = run.settings.judge.keep, run.settings.dpo.batch_size
     if not keep:
         return batches, lambda step: []
-    trees, ids = run.sft_examples.trees["eft"], run.sft_examples.ids["eft"]
+    trees = run.sft_examples.trees["eft"]
     if not trees:
         raise ValueError(
             f"judge.keep={keep} with no EFT rows; expected at least one. Set it to 0, "
@@ -51,7 +51,7 @@ def with_replay(
         row_length=run.settings.train.row_length,
         seed=seed,
     )
-    return mixed, lambda step: [ids[place] for place in drawn[step]]
+    return mixed, lambda step: [trees.id(place) for place in drawn[step].tolist()]
 
 
 def pairs_of_judgments(

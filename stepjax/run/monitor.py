@@ -180,7 +180,7 @@ class Monitor:
         return f"{now.date()}, stepjax {stepjax.__version__}\n{line}"
 
     @contextlib.contextmanager
-    def during(self, text: str) -> Iterator[None]:
+    def during(self, text: str, total: int = 0) -> Iterator[Callable[[int], None]]:
         """Explains a silence: prints what is done when it has taken 3 seconds.
 
         Prints it again every 30 seconds. Nothing goes to log.txt: these lines are for
@@ -188,18 +188,24 @@ class Monitor:
 
         Args:
           text: what is done, e.g. "loading M1".
+          total: units of work, if they are counted.
+
+        Yields:
+          ``advance(units)``, for units that are counted.
         """
+        stage = Progress(text, total, "row", 0, self._clock)
         if self.quiet:
-            yield
+            yield stage.advance
             return
-        began = self._clock.seconds()
 
         def tick() -> None:
-            passed = self._clock.seconds() - began
-            self.show(f"{text}, {duration(passed)} so far")
+            said = f"{text}, {duration(stage.elapsed())} so far"
+            if stage.done:
+                said += f": {stage.done:,} of {total:,}, {duration(stage.left())} left"
+            self.show(said)
 
         with self._ticks(tick):
-            yield
+            yield stage.advance
 
     @contextlib.contextmanager
     def progress(

@@ -158,6 +158,7 @@ class Run:
         self.slots = settings.search.slots // hosts.count()
         with self.monitor.during("checking the data"):
             self._check()
+        self._check_phases()
         place = banner.place_in(self.dir.path, settings, self.dir.is_new)
         for line in banner.lines(self.dir.path, place, self.model, settings.init):
             self.monitor.announce(line)
@@ -186,8 +187,7 @@ class Run:
             for warning in benchmarks.repeated(path.name, asked[str(path)]):
                 self.monitor.say(warning)
             self.benchmarks.append(path)
-        made = manifest.is_whole(self.dir.path / "init" / "eft.json")
-        makes_eft = settings.data.make_eft and not made
+        makes_eft = self._makes_eft()
         if makes_eft:
             asked["tree_questions"] = self.dir.read("tree_questions", records.Question)
         checks.check_server(settings)
@@ -197,22 +197,32 @@ class Run:
         checks.check_window(settings, self.codec, asked, window)
         read = dict(asked)
         if not (self.dir.model(1) / "manifest.json").exists():
-            read["ift"] = self.dir.read("ift", records.Solution)
+            read["ift"] = self.dir.rows("ift", records.Solution)
         for warning in checks.check_characters(self.codec, read):
             self.monitor.say(warning)
         if makes_eft:
             rows = {
-                "ift": self.dir.read("ift", records.Solution),
+                "ift": self.dir.rows("ift", records.Solution),
                 "tree_questions": asked["tree_questions"],
             }
             if settings.prm.reads_labels:
-                rows["labels"] = self.dir.read("labels", records.StepLabels)
+                rows["labels"] = self.dir.rows("labels", records.StepLabels)
             checks.check_initial_data(settings, self.codec, rows)
+        checks.check_mesh(settings.search.slots, self.model, self.local_model)
+
+    def _check_phases(self) -> None:
+        """Refuses phases of SFT that no rows are there for."""
+        settings = self.settings
+        if self._makes_eft():
             sft.phase_steps(settings.mcts.phase, self.ift_examples.sizes)
         elif not (self.dir.model(1) / "manifest.json").exists():
             for phase in settings.sft.phases:
                 sft.phase_steps(phase, self.sft_examples.sizes)
-        checks.check_mesh(settings.search.slots, self.model, self.local_model)
+
+    def _makes_eft(self) -> bool:
+        """Whether the EFT rows of the run are still to be made."""
+        made = manifest.is_whole(self.dir.path / "init" / "eft.json")
+        return self.settings.data.make_eft and not made
 
     def tell(self, text: str) -> None:
         """Says that something was done by an earlier command.
@@ -224,8 +234,8 @@ class Run:
 
     @functools.cached_property
     def sft_examples(self) -> sft.Examples:
-        """The IFT and EFT rows of the run as trees; read when first asked for."""
-        eft = self.dir.read("eft", self.kind.judgments.record)
+        """The IFT and EFT rows of the run as trees; measured when first asked for."""
+        eft = self.dir.rows("eft", self.kind.judgments.record)
         example, words = self.kind.judgments.example, self.settings.sft.verdict_words
         if words and self.settings.sft.verdict_weight == 1:
             self.monitor.say(
@@ -242,12 +252,8 @@ class Run:
                     f"{' or '.join(map(repr, absent))} as a whole word in this "
                     "spelling, so no token gets more weight for it."
                 )
-        return sft.examples(
-            self.dir.read("ift", records.Solution),
+        return self._examples(
             eft,
-            self.codec,
-            example=example,
-            row_length=self.settings.train.row_length,
             verdict_weight=self.settings.sft.verdict_weight,
             verdict_words=words,
             share=self.settings.sft.share_problems,
@@ -256,14 +262,23 @@ class Run:
     @functools.cached_property
     def ift_examples(self) -> sft.Examples:
         """The IFT rows of the run alone as trees, without those that are too long."""
-        return sft.examples(
-            self.dir.read("ift", records.Solution),
-            (),
-            self.codec,
-            example=self.kind.judgments.example,
-            row_length=self.settings.train.row_length,
-            verdict_weight=1.0,
-        )
+        return self._examples((), verdict_weight=1.0, share=False)
+
+    def _examples(self, eft: Sequence, *, share: bool, **weights: Any) -> sft.Examples:
+        """Returns the IFT rows of the run and these EFT rows, see `sft.examples`."""
+        ift = self.dir.rows("ift", records.Solution)
+        rows = len(ift) + (2 if share else 1) * len(eft)
+        with self.monitor.during("counting the tokens of SFT's rows", rows) as advance:
+            return sft.examples(
+                ift,
+                eft,
+                self.codec,
+                example=self.kind.judgments.example,
+                row_length=self.settings.train.row_length,
+                share=share,
+                on_rows=advance,
+                **weights,
+            )
 
     def shardings(self) -> Any:
         """Returns where each parameter lies on the devices of training."""

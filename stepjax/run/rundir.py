@@ -368,3 +368,7 @@ class RunDirectory:
     def read(self, name: str, record_type: type) -> list:
         """Returns the rows of one of the run's data files."""
         return records.read_jsonl(self.path / "data" / f"{name}.jsonl", record_type)
+
+    def rows(self, name: str, record_type: type) -> records.Rows:
+        """Returns the same rows, each of which is read when it is asked for."""
+        return records.Rows(self.path / "data" / f"{name}.jsonl", record_type)

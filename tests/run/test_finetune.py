@@ -33,7 +33,7 @@ def test_shared_problems_log_how_many_tokens_they_save(tmp_path):
         plain = trees = 0
         for name, place in (place for step in steps for place in drawn(step)):
             size = len(shared.trees[name][place].tokens)
-            ids = shared.ids[name][place].split("+")
+            ids = shared.trees[name].id(place).split("+")
             trees += size
             plain += size if name == "ift" else sum(alone[id] for id in ids)
         assert plain > 1.1 * trees

@@ -199,6 +199,19 @@ def test_a_silence_is_explained_once_it_lasts_three_seconds(tmp_path):
     assert not threads()
 
 
+def test_a_silence_with_a_count_says_how_much_is_left(tmp_path):
+    clock = FakeClock()
+    monitor, printed = monitor_of(tmp_path, clock)
+    with monitor.during("counting", 4000) as advance:
+        clock.tick()
+        advance(1100)
+        clock.tick()
+    assert printed.getvalue().splitlines()[1:] == [
+        "14:03:03 counting, 3 s so far",
+        "14:03:33 counting, 33 s so far: 1,100 of 4,000, 1 min 27 s left",
+    ]
+
+
 def test_the_machine_s_clock_ends_a_wait_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr("stepjax.run.monitor._QUIET_SECONDS", 0.001)
     printed, said = io.StringIO(), threading.Event()
