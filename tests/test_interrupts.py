@@ -1,5 +1,6 @@
 """Signals stop a run after a unit of work, and nothing is done twice."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -104,16 +105,21 @@ while True:
 """
 
 
+@contextlib.contextmanager
 def listening(program):
-    process = subprocess.Popen(
+    """Starts a program; it is killed at the end, so that a failed test ends, too."""
+    with subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=pathlib.Path(stepjax.__file__).parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout.readline() == "listening\n"
-    return process
+    ) as process:
+        try:
+            assert process.stdout.readline() == "listening\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_the_second_signal_ends_a_process_that_is_stuck():
@@ -121,9 +127,10 @@ def test_the_second_signal_ends_a_process_that_is_stuck():
         process.terminate()
         said = process.stderr.readline()
         assert said.startswith("stepjax: stopping after this unit of work; a second")
-        time.sleep(1.1)
+        # A thread that waits for the processor hears of the first signal late.
+        time.sleep(3)
         process.terminate()
-        assert process.wait(10) == 143
+        assert process.wait(60) == 143
         said = process.stderr.read()
     assert said == "stepjax: the second signal; stopped without saving.\n"
 
@@ -133,7 +140,7 @@ def test_a_signal_that_comes_twice_at_once_is_one():
         process.terminate()
         process.stderr.readline()
         process.terminate()
-        assert process.wait(10) == 143 and process.stdout.read() == "all\n"
+        assert process.wait(60) == 143 and process.stdout.read() == "all\n"
 
 
 def test_no_update_and_no_evaluated_problem_is_done_twice(tmp_path):
