@@ -181,6 +181,7 @@ def test_the_same_command_again_makes_nothing(made, monkeypatch):
 # What goes on after a kill, and what is refused.
 
 
+@pytest.mark.slow
 def test_kills_at_every_stage(made, tmp_path):
     folder = tmp_path / "run"
 

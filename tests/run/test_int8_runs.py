@@ -54,6 +54,7 @@ def test_a_run_samples_with_int8_and_its_record_says_so(sampled_with_int8):
     assert full != small and full.count("\n") == small.count("\n") > 20
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_as_the_unbroken_one(sampled_with_int8, tmp_path):
     folder = from_m1(tmp_path / "killed")
     for stage in (1, 2):

@@ -120,6 +120,7 @@ def test_the_first_loss_of_step_dpo_in_a_run_is_ln_2(finished_lora, model):
     assert len(losses) > 2 and abs(losses[-1] - math.log(2)) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_the_unbroken_one(finished_lora, tmp_path):
     folder = tmp_path / "killed"
     copy_files(finished_lora, folder, "M*", "eval", "metrics.jsonl", "log.txt")
