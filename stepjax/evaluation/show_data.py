@@ -118,7 +118,7 @@ def _pair(codec: Codec, row: Pair, settings: Settings, judgments) -> Iterator[st
     yield _head(row.id, sum(map(len, parts.values())), settings)
     for name, ids in parts.items():
         loss = "not in the loss" if name == "context" else "their sum is in the loss"
-        yield from _part(codec, f"{name}: {len(ids)} tokens, {loss}:", ids)
+        yield from _part(codec, f"{name}: {_tokens(len(ids))}, {loss}:", ids)
 
 
 def _head(name: str, size: int, settings: Settings) -> str:
@@ -135,7 +135,11 @@ def of_tree(codec: Codec, tree: forest.Tree) -> Iterator[str]:
     for weight, part in itertools.groupby(pairs, key=lambda pair: pair[0]):
         ids = [token for _, token in part]
         loss = f"weight {weight:g} in the loss" if weight else "not in the loss"
-        yield from _part(codec, f"{len(ids)} tokens, {loss}:", ids)
+        yield from _part(codec, f"{_tokens(len(ids))}, {loss}:", ids)
+
+
+def _tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count} tokens"
 
 
 def _part(codec: Codec, head: str, ids: Sequence[int]) -> Iterator[str]:

@@ -44,8 +44,9 @@ def test_a_dry_run_shows_sizes_rows_a_step_and_a_judgment(tmp_path):
 
 def test_a_long_part_of_a_row_is_cut_in_the_middle(codec):
     ids = codec.line("Step 1: 5*3+1=6\n") * 20
-    tree = forest.path_tree(ids, [0.0] * 3 + [0.5] * (len(ids) - 3))
+    tree = forest.path_tree(ids, [0.0] * 3 + [3.0] + [0.5] * (len(ids) - 4))
     lines = list(show_data.of_tree(codec, tree))
     assert lines[0] == "  3 tokens, not in the loss:"
-    assert f"  {len(ids) - 3} tokens, weight 0.5 in the loss:" in lines
-    assert f"[{len(ids) - 3 - 48} more]" in " ".join(lines)
+    assert "  1 token, weight 3 in the loss:" in lines
+    assert f"  {len(ids) - 4} tokens, weight 0.5 in the loss:" in lines
+    assert f"[{len(ids) - 4 - 48} more]" in " ".join(lines)
