@@ -1,4 +1,4 @@
-"""The whole loop on a laptop CPU, in 5 minutes: M0 → M1 → … → M4 on arithmetic.
+"""The whole loop on a laptop CPU, in 9 minutes: M0 → M1 → … → M4 on arithmetic.
 
     stepjax run --config=configs/quickstart.py --workdir=DIR --config.seed=25
 
