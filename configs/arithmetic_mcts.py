@@ -2,9 +2,10 @@
 
     stepjax run --config=configs/arithmetic_mcts.py --workdir=DIR --config.seed=41
 
-Takes 12.5 minutes on 2 cores of an AMD EPYC, most of it for the PRM. The IFT rows, the
-step labels and the teacher's explanations are made up; the pairs of steps that become
-EFT rows are what a policy writes and a PRM tells apart (docs/initial_data.md). Results:
+Took 12.5 minutes on 2 cores of an AMD EPYC, most of it for the PRM, before the first
+phase of SFT became longer (commit a26c1c8). The IFT rows, the step labels
+and the teacher's explanations are made up; the pairs of steps that become EFT rows are
+what a policy writes and a PRM tells apart (docs/initial_data.md). Results:
 docs/results.md.
 """
 
