@@ -26,7 +26,7 @@ def get_config():
     c.data.guessed_share = 0.22  # IFT solutions guess these steps; EFT judges them all
     c.data.unseen_blocks = 4
     c.data.ift_count = 8000
-    c.data.eft_count = 30000  # two comparisons each, which SFT sees about twice
+    c.data.eft_count = 30000  # problems; each gives two comparisons
     c.data.heldout_count = 300
     c.data.test_count = 500
 
@@ -51,7 +51,7 @@ def get_config():
             eft=1.0,
             epochs=0,
             steps=4000,
-            stop_loss=0.02,  # until it compares digits without a mistake
+            stop_loss=0.02,  # or earlier, when the loss of 20 updates is this low
             optimizer=config.optimizer(2e-3, warmup_steps=50, **rate),
         ),
         config.phase(

@@ -1,4 +1,4 @@
-"""Many rows as trees, of which only those of the present batch are in memory.
+"""Trees of many rows: only the trees of one batch at a time are in memory.
 
 A row of 400 tokens takes 10 kB as a tree. What laying out batches needs to know of all
 rows is much less: how many tokens each has, and how many of them are scored.

@@ -107,7 +107,7 @@ while True:
 
 @contextlib.contextmanager
 def listening(program):
-    """Starts a program; it is killed at the end, so that a failed test ends, too."""
+    """Starts a program and kills it at the end, even when the test fails."""
     with subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=pathlib.Path(stepjax.__file__).parent.parent,

@@ -370,5 +370,5 @@ class RunDirectory:
         return records.read_jsonl(self.path / "data" / f"{name}.jsonl", record_type)
 
     def rows(self, name: str, record_type: type) -> records.Rows:
-        """Returns the same rows, each of which is read when it is asked for."""
+        """Returns the rows of a data file; a row is read when it is used."""
         return records.Rows(self.path / "data" / f"{name}.jsonl", record_type)
