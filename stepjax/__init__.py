@@ -154,6 +154,7 @@ The language model; it imports nothing of the above but forest and losses:
                                    believed; gguf_tensors.py, gguf_tokenizer.py
                     limits.py      the largest numbers that are believed in such files
                     ordinary.py    pipes and devices are not opened
+                    addresses.py   which paths are addresses, such as gs://...
                     sharding.py    meshes, logical axes
                     hosts.py       several hosts: waiting, agreeing, sharing work
                     roll_call.py   names the hosts that do not come

@@ -383,7 +383,7 @@ def _rounded(value: object) -> str:
 def _export(run: "Run", number: int) -> None:
     """Writes a model as a Hugging Face folder, and says what was written."""
     from stepjax.cli import options
-    from stepjax.lm import export, files, hosts, tokenizer
+    from stepjax.lm import addresses, export, files, hosts, tokenizer
     from stepjax.run import base
 
     tokenizer = tokenizer.load(run.dir.path / "tokenizer")
@@ -422,9 +422,9 @@ def _export(run: "Run", number: int) -> None:
         outcome.say(f"M{number} → {out}, {written}")
         if verified:
             outcome.say(verified)
-        warning = "" if "://" in out else export.other_ids(out, tokenizer, asked)
-        if warning:
-            outcome.say(warning)
+        if not addresses.is_address(out):
+            if warning := export.other_ids(out, tokenizer, asked):
+                outcome.say(warning)
 
 
 def _bytes(count: int) -> str:

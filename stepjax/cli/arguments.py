@@ -12,8 +12,9 @@ from stepjax import own_import
 from stepjax.cli import help, options
 from stepjax.config import default
 from stepjax.evaluation import benchmark_paths, second_opinion
+from stepjax.lm import addresses
 from stepjax.own_files import did_you_mean
-from stepjax.run import missing_files, paths, ranges, redo, rules
+from stepjax.run import missing_files, paths, ranges, redo
 
 # Commands that may begin a run.
 WORKING = ("run", "sft", "search", "dpo", "eval", "solve", "ablate")
@@ -264,12 +265,12 @@ def _no_run() -> str:
 def _check_out() -> None:
     """Raises ValueError unless --out can be written, before a model is loaded."""
     out = options.OUT.value
-    if rules.is_unreachable(out):
+    if addresses.is_unreachable(out):
         raise ValueError(
             f"--out={out}: this is an address that nothing can be written to; expected "
             "a folder, or object storage: gs://, s3:// or az://."
         )
-    if "://" in out:
+    if addresses.is_address(out):
         return
     folder = pathlib.Path(out).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

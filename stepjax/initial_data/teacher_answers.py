@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from stepjax.lm import files
+from stepjax.lm import addresses, files
 from stepjax.records import read_objects
 
 _LINE_START = b'{"key": "'  # what each line of kept answers begins with
@@ -87,7 +87,7 @@ class Kept:
           ValueError: another process uses the file, or it holds something else than
             answers; then it is left as it was.
         """
-        if "://" in str(path):
+        if addresses.is_address(path):
             raise ValueError(
                 f"{path}: answers cannot be kept on object storage, since each is "
                 "written as it comes; expected a file on a local disk."

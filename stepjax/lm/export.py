@@ -23,7 +23,7 @@ from safetensors import numpy as safetensors_numpy
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
-from stepjax.lm import families, generation_config, hosts, tokenizer, unknown
+from stepjax.lm import addresses, families, generation_config, hosts, tokenizer, unknown
 from stepjax.lm.hf_config import config_from_hf, config_to_hf
 from stepjax.lm.json_files import read_json
 from stepjax.lm.model_config import ModelConfig
@@ -86,7 +86,7 @@ def save_hf(
         dtype, or a tokenizer_directory without tokenizer files.
     """
     directory = epath.Path(directory)
-    remote = "://" in os.fspath(directory)
+    remote = addresses.is_address(directory)
     directory = directory if remote else directory.absolute()
     in_use = directory.exists() and not directory.is_dir()
     if in_use or (directory.is_dir() and any(directory.iterdir())):
@@ -377,7 +377,7 @@ def _gather(leaf, layer: int | None, dtype: np.dtype) -> np.ndarray:
 
 def _write_tensors(arrays: dict[str, np.ndarray], file: epath.Path) -> None:
     metadata = {"format": "pt"}
-    if "://" in os.fspath(file):
+    if addresses.is_address(file):
         file.write_bytes(safetensors_numpy.save(arrays, metadata))
         return
     save_file(arrays, file, metadata=metadata)

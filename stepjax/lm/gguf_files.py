@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stepjax.lm import families, gguf_header, limits, weights
+from stepjax.lm import addresses, families, gguf_header, limits, weights
 from stepjax.lm.gguf_tensors import GgufTensor, check_kind, hugging_face_name
 from stepjax.lm.model_config import ModelConfig
 from stepjax.lm.parameter_tensors import tensor_names
@@ -63,7 +63,7 @@ class GgufFile:
                 'because it reads GGUF files. Run: pip install -e ".[gguf]"'
             ) from error
         self.path = os.fspath(path)
-        if "://" in self.path:
+        if addresses.is_address(self.path):
             raise ValueError(
                 f"{self.path} is not on a disk of this machine; expected a local "
                 "file, because GGUF files are mapped into memory. Copy it here first."

@@ -11,6 +11,7 @@ import tempfile
 from etils import epath
 
 from stepjax.lm import (
+    addresses,
     generation_config,
     gguf_files,
     gguf_tokenizer,
@@ -28,7 +29,7 @@ KINDS = ("hf", "gguf")
 def place(name: str) -> str:
     """Returns the whole path of a model's folder or file; "" for a random model."""
     kind, _, source = name.partition(":")
-    if kind not in KINDS or "://" in source:
+    if kind not in KINDS or addresses.is_address(source):
         return source
     return os.path.abspath(source)
 

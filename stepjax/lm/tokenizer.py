@@ -17,6 +17,7 @@ from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stepjax.lm import (
+    addresses,
     chat,
     encoder,
     generation_config,
@@ -216,7 +217,7 @@ def fetch(path: str | Path, folder: str | Path) -> Path:
       path: as in `load`, or a folder on object storage (gs://...).
       folder: where files from object storage are copied to.
     """
-    if "://" not in str(path):
+    if not addresses.is_address(path):
         return Path(path)
     for name in (*_FILES, "config.json"):
         source = epath.Path(path) / name

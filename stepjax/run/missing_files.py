@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from stepjax.lm import ordinary
+from stepjax.lm import addresses, ordinary
 from stepjax.run import paths
 from stepjax.run.judge_rules import is_foreign
 
@@ -27,7 +27,7 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
 
     def look(name: str, path: str, what: str, needed: bool = True) -> None:
         address = "" if name == "tokenizer" else _address(name, path)
-        later = path.startswith("tfds:") or "://" in path
+        later = path.startswith("tfds:") or addresses.is_address(path)
         if not path and needed:
             found.append(f"{name} is empty; expected {what}.")
         elif address:
@@ -64,7 +64,7 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
 def _of_model(name: str, model: str) -> list[str]:
     """Returns what is wrong with the path of a setting's model, if it names one."""
     kind, _, source = model.partition(":")
-    if kind not in ("hf", "gguf") or not source or "://" in source:
+    if kind not in ("hf", "gguf") or not source or addresses.is_address(source):
         return []
     if kind == "gguf":
         gone = f"{name}={model!r}: no such file; expected 'gguf:' and a file."

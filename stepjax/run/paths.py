@@ -12,7 +12,8 @@ from typing import Any
 
 import ml_collections
 
-_URL = re.compile(r"[A-Za-z][\w+.-]*://")
+from stepjax.lm import addresses
+
 _NO_ARRAYS = re.compile(r"[\[\\]")  # orbax takes them for parts of a pattern
 # Settings that name a file or a folder, and those that do so after "hf:" or "gguf:".
 _FILES = (
@@ -52,7 +53,7 @@ def elsewhere(name: str, path: str, expected: str, remedy: str) -> str:
       expected: what it should be, e.g. "a folder".
       remedy: a sentence that says what to do.
     """
-    if not _URL.match(path):
+    if not addresses.is_address(path):
         return ""
     return (
         f"{name}={path}: this is an address and no path; expected {expected} on a disk "

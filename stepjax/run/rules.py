@@ -9,10 +9,10 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from stepjax.lm import addresses
 from stepjax.own_files import in_utf8
 
 _LONGEST = 100_000  # characters of a text
-STORAGE = ("gs://", "s3://", "az://", "hf://")  # what etils.epath opens
 SMALLEST = 1e-30  # smaller numbers are taken for 0, or divide to infinity, in float32
 
 
@@ -221,18 +221,13 @@ def _addresses(config: Any) -> Iterator[Rule]:
                 "'gguf:' and a file on a disk of this computer (copy it here first), "
                 "because it is mapped into memory"
             )
-            yield name, value, expected, "://" not in source
+            yield name, value, expected, not addresses.is_address(source)
         else:
             expected = (
                 "a path on this computer (download it first), or on object storage, "
                 "which begins with gs://, s3:// or az://"
             )
-            yield name, value, expected, not is_unreachable(source)
-
-
-def is_unreachable(path: str) -> bool:
-    """Whether a path is an address, such as https://..., that nothing here opens."""
-    return "://" in path and not path.startswith(STORAGE)
+            yield name, value, expected, not addresses.is_unreachable(source)
 
 
 def _is_pretrained(name: str) -> bool:

@@ -32,6 +32,7 @@ from stepjax.initial_data.formats.tfds_files import (
     Address,
     library,
 )
+from stepjax.lm import addresses
 
 
 def write(
@@ -62,7 +63,7 @@ def write(
         another type, with a value that cannot be stored or with an id that an earlier
         row has; rows that do not read back equal.
     """
-    if "://" in os.fspath(data_dir):
+    if addresses.is_address(data_dir):
         raise ValueError(
             f"data_dir={os.fspath(data_dir)!r}; expected a local folder. Copy the "
             "finished dataset from there."
