@@ -15,7 +15,8 @@ with the most probability gives fewer steps that are only spelt in an unusual wa
 import dataclasses
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -98,35 +99,77 @@ def redraw_repeated(
     Returns:
       Slot → new samples; without the slots that have none.
     """
-    count, width = len(sampler.held), len(next(iter(paths.values())))
-    places: dict[int, list[Leaving]] = {}
+    width = len(next(iter(paths.values())))
+    together = sampler.rows_together(width)
+    groups: list[list[_New]] = []
     for slot, sampled in rows.items():
         missing = width - len({row.ids for row in sampled})
-        if missing and (found := leavings(sampled, missing, least)):
-            places[slot] = found
-    if not places:
-        return {}
-    table = np.asarray(decoding.stops)
-    fed: list[list[Ids]] = [[()] * width for _ in range(count)]
-    keys = np.zeros((count, width, draws.PATH_LENGTH), np.uint32)
-    excluded = np.full((count, width, width), table.shape[1], np.int32)
-    stop = np.zeros((count, width), np.int32)
-    for slot, found in places.items():
-        for number, place in enumerate(found):
-            fed[slot][number] = (contexts[slot][-1], *place.ids)
-            keys[slot, number] = draws.redrawn_path(paths[slot][number], turn)
-            excluded[slot, number, : len(place.excluded)] = place.excluded
-            for token in place.ids:
-                stop[slot, number] = table[stop[slot, number], token]
-    begun = Begun(excluded, stop)
-    out = sampler.sample(fed, keys, decoding, slots=range(count), begun=begun)
-    drawn = {}
-    for slot, found in places.items():
-        drawn[slot] = [
-            _joined(place, sampled_row(out, slot, number), decoding.budget)
-            for number, place in enumerate(found)
+        found = leavings(sampled, missing, least) if missing else []
+        new = [
+            _New(slot, place, draws.redrawn_path(path, turn))
+            for place, path in zip(found, paths[slot], strict=False)
         ]
+        groups += [new[at : at + together] for at in range(0, len(new), together)]
+    drawn: dict[int, list[SampledRow]] = {}
+    size = sampler.batch_size(together)
+    for at in range(0, len(groups), size):
+        batch = groups[at : at + size]
+        shape = size, together, width
+        for new, row in _sampled(sampler, contexts, batch, shape, decoding):
+            drawn.setdefault(new.slot, []).append(row)
     return drawn
+
+
+class _New(NamedTuple):
+    """A sample that is to be drawn at a slot, with its key path."""
+
+    slot: int
+    place: Leaving
+    path: tuple[int, ...]
+
+
+def _sampled(
+    sampler: Sampler,
+    contexts: Mapping[int, Ids],
+    batch: Sequence[Sequence[_New]],
+    shape: tuple[int, int, int],
+    decoding: Decoding,
+) -> Iterator[tuple[_New, SampledRow]]:
+    """Yields each sample of a batch of groups of one slot each, with its row.
+
+    Args:
+      sampler: see `redraw_repeated`.
+      contexts: see `redraw_repeated`.
+      batch: groups of at least one sample.
+      shape: of the compiled program: most groups, rows of a group, and tokens that a
+        row may exclude.
+      decoding: see `redraw_repeated`.
+    """
+    size, width, most = shape
+    table = np.asarray(decoding.stops)
+    fed: list[list[Ids]] = [[()] * width for _ in batch]
+    keys = np.zeros((len(batch), width, draws.PATH_LENGTH), np.uint32)
+    excluded = np.full((len(batch), width, most), table.shape[1], np.int32)
+    stop = np.zeros((len(batch), width), np.int32)
+    for g, group in enumerate(batch):
+        for number, (slot, place, path) in enumerate(group):
+            fed[g][number] = (contexts[slot][-1], *place.ids)
+            keys[g, number] = path
+            excluded[g, number, : len(place.excluded)] = place.excluded
+            for token in place.ids:
+                stop[g, number] = table[stop[g, number], token]
+    out = sampler.sample(
+        fed,
+        keys,
+        decoding,
+        slots=[group[0].slot for group in batch],
+        size=size,
+        begun=Begun(excluded, stop),
+    )
+    for g, group in enumerate(batch):
+        for number, new in enumerate(group):
+            row = sampled_row(out, g, number)
+            yield new, _joined(new.place, row, decoding.budget)
 
 
 def _joined(place: Leaving, row: SampledRow, budget: int) -> SampledRow:

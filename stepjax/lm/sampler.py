@@ -151,6 +151,14 @@ class Sampler:
         share = -(-_CPU_ROWS // (rows * self._multiple))  # of each device
         return min(share * self._multiple, slots)
 
+    def rows_together(self, rows: int) -> int:
+        """Returns how many rows a group has where slots have from none to `rows` rows.
+
+        On a CPU 1, because empty rows take time there. Elsewhere `rows`, because each
+        group reads the context of its slot.
+        """
+        return 1 if self._on_cpu else rows
+
     def hold(self, wanted: dict[int, Ids]) -> None:
         """Makes each given slot hold exactly the given ids.
 
