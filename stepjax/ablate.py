@@ -282,9 +282,8 @@ def table(measured: dict[str, list[dict[str, Any]]]) -> str:
     for arm, runs in measured.items():
         greedy = np.array([run["greedy"] for run in runs])  # [seeds, models]
         gains = _gains(runs)
-        mean, low, high = intervals.mean_and_interval(gains)
         line = [_TITLES[arm], *(f"{100 * x:.1f}" for x in greedy.mean(0))]
-        line += [f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"]
+        line += [_mean_gain(gains)]
         line += [" ".join(f"{gain:+.1f}" for gain in gains)]
         line += [] if oracle is None else [_share(gains, oracle)]
         line += [_mean(runs, "search", -1)]
@@ -295,6 +294,12 @@ def table(measured: dict[str, list[dict[str, Any]]]) -> str:
         line += [_mean(runs, "pairs_right", slice(1, None))]
         lines.append(line)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _mean_gain(gains: np.ndarray) -> str:
+    """Returns the mean with its interval; one seed has none."""
+    mean, low, high = intervals.mean_and_interval(gains)
+    return f"{mean:+.1f}" + (f" [{low:+.1f}, {high:+.1f}]" if len(gains) > 1 else "")
 
 
 def _gains(runs: Sequence[dict]) -> np.ndarray:

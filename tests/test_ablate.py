@@ -213,7 +213,7 @@ def test_the_same_command_again_runs_nothing(own_ablation, monkeypatch):
 
 def test_one_seed_alone_and_fewer_arms(own_ablation, capsys):
     text = ablate.ablate(settings(), own_ablation, SEEDS[:1], ("random",))
-    assert "[-inf, +inf]" in text and "more SFT" not in text
+    assert "inf" not in text and "more SFT" not in text
     assert "oracle" not in text
     assert text in capsys.readouterr().out
 
