@@ -332,14 +332,12 @@ def plot(measured: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
         for seed in greedy:
             axes.plot(at, seed, color=color, alpha=0.25, linewidth=0.8)
         mean = greedy.mean(0)
-        spread = [
-            intervals.mean_and_interval(column)[2] - column.mean()
-            for column in greedy.T
-        ]
-        bars = spread if len(runs) > 1 else None
-        offset = 0.04 * (
-            number - (len(measured) - 1) / 2
-        )  # so that bars do not overlap
+        bars = None
+        if len(runs) > 1:  # shares are at most 100 %, also where t-intervals are not
+            ends = [intervals.mean_and_interval(column)[1:] for column in greedy.T]
+            bars = np.abs(np.clip(np.transpose(ends), 0, 100) - mean)
+        # So that bars do not overlap.
+        offset = 0.04 * (number - (len(measured) - 1) / 2)
         axes.errorbar(
             at + offset,
             mean,
