@@ -362,7 +362,7 @@ def pack(
     Args:
       trees: the trees of a batch; their segments are kept as they are.
       row_length: T.
-      rows: R, at least the rows needed; default exactly those.
+      rows: R, at least the rows needed; default exactly those, or 1 of padding.
       scored: S, at least the scored tokens of any row; default exactly those.
 
     Raises:
@@ -370,7 +370,7 @@ def pack(
     """
     filled = fill(trees, row_length)
     needed, most = len(filled), _most([len(tree.scored) for tree in trees], filled)
-    rows = needed if rows is None else rows
+    rows = max(needed, 1) if rows is None else rows
     scored = max(most, 1) if scored is None else scored
     if needed > rows or most > scored:
         raise ValueError(

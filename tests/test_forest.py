@@ -205,6 +205,12 @@ def test_what_does_not_fit_is_refused():
         forest.pack([tree, tree], 9, scored=3)
 
 
+def test_no_trees_are_a_row_of_padding():
+    rows = forest.pack(forest.from_sequences([], []), 3)
+    assert rows.tokens.shape == (1, 3) and rows.weight.tolist() == [[0.0]]
+    np.testing.assert_array_equal(rows.subtree_end, [[1, 2, 3]])
+
+
 def test_buckets():
     sizes = [forest.bucket(n) for n in range(18)]
     assert sizes == [1, 1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16, 24]
