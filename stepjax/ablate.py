@@ -42,7 +42,7 @@ from matplotlib.figure import Figure
 from stepjax import iterate
 from stepjax.evaluation import intervals, tables
 from stepjax.lm import files, hosts
-from stepjax.run import lock, ranges, rundir
+from stepjax.run import lock, paths, ranges, rundir
 
 ARMS = ("self", "random", "oracle", "sft", "srlm")
 # Compared only where they are named.
@@ -113,6 +113,8 @@ def ablate(
     updates = (config.dpo.optimizer.warmup_steps + 1,) * config.iterations
     for arm in arms:
         ranges.check(arm_config(config, arm, seeds[0], updates))
+    if wrong := paths.no_run("workdir", os.fspath(workdir)):
+        raise ValueError(wrong)  # `Path` would make gs:/x of gs://x
     folder = pathlib.Path(workdir).expanduser()
     for seed in seeds:
         own = folder / f"seed_{seed}" / "self"

@@ -202,13 +202,13 @@ def from_sequences(
 
 def _ids(number: int, sequence: Sequence[int]) -> tuple[int, ...]:
     """Returns the token ids of sequence `number`."""
-    ids = np.asarray(sequence)
+    ids = _array(sequence)
     if ids.shape == (0,):
         return ()  # `_mask` says what is expected
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(
             f"sequence {number} is {reprlib.repr(sequence)}; expected a list of whole "
-            "numbers, its token ids."
+            f"numbers from 0 to {np.iinfo(np.int32).max}, its token ids."
         )
     wrong = ids[(ids < 0) | (ids > np.iinfo(np.int32).max)]
     if wrong.size:
@@ -221,7 +221,7 @@ def _ids(number: int, sequence: Sequence[int]) -> tuple[int, ...]:
 
 def _mask(number: int, sequence: tuple[int, ...], scored: Sequence[bool]) -> np.ndarray:
     """Returns which tokens of sequence `number` are scored, [n] bool."""
-    mask = np.asarray(scored)
+    mask = _array(scored)
     if not sequence or mask.shape != (len(sequence),):
         raise ValueError(
             f"sequence {number} has {len(sequence)} tokens and scores of shape "
@@ -240,6 +240,14 @@ def _mask(number: int, sequence: tuple[int, ...], scored: Sequence[bool]) -> np.
             "precedes it. Start the sequence with a prompt token."
         )
     return mask.astype(bool)
+
+
+def _array(values: Sequence) -> np.ndarray:
+    """Returns values as an array; as one object if they are lists of other lengths."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        return np.array(None)
 
 
 def _groups(
@@ -354,7 +362,7 @@ def pack(
     Args:
       trees: the trees of a batch; their segments are kept as they are.
       row_length: T.
-      rows: R, at least the rows needed; default exactly those.
+      rows: R, at least the rows needed; default exactly those, or 1 of padding.
       scored: S, at least the scored tokens of any row; default exactly those.
 
     Raises:
@@ -362,7 +370,7 @@ def pack(
     """
     filled = fill(trees, row_length)
     needed, most = len(filled), _most([len(tree.scored) for tree in trees], filled)
-    rows = needed if rows is None else rows
+    rows = max(needed, 1) if rows is None else rows
     scored = max(most, 1) if scored is None else scored
     if needed > rows or most > scored:
         raise ValueError(

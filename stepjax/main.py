@@ -413,13 +413,15 @@ def _export(run: "Run", number: int) -> None:
         shardings = run.shardings()
         verified = export.verify_hf(params, shape, out, shardings=shardings, **same)
     if hosts.first():
-        size = sum(path.stat().st_size for path in pathlib.Path(out).rglob("*"))
         asked = run.codec.templates.solve
         prompt = repr(asked)
         if run.codec.templates.chat == "template":
             prompt += " in the tokenizer's chat template"
-        written = f"{_bytes(size)}, {same['dtype']}, prompt: {prompt}"
-        outcome.say(f"M{number} → {out}, {written}")
+        written = [same["dtype"], f"prompt: {prompt}"]
+        if not addresses.is_address(out):
+            paths = pathlib.Path(out).rglob("*")
+            written.insert(0, _bytes(sum(path.stat().st_size for path in paths)))
+        outcome.say(f"M{number} → {out}, {', '.join(written)}")
         if verified:
             outcome.say(verified)
         if not addresses.is_address(out):

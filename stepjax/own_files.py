@@ -69,6 +69,10 @@ def missing_package(error: ImportError) -> str:
     Returns:
       The sentence; "" when the error is another one, or a module of stepjax is missing.
     """
+    wrapped = error.__cause__  # fsspec: "Install s3fs to access S3"
+    said = str(error)
+    if not error.name and isinstance(wrapped, ModuleNotFoundError):
+        error = wrapped
     root = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or root in ("", "stepjax"):
         return ""
@@ -77,6 +81,11 @@ def missing_package(error: ImportError) -> str:
             f"needs the Python package {root!r}, which is not installed; install the "
             f"extra that brings it: pip install -e '.[{EXTRAS[root]}]' in the checkout "
             "of stepjax."
+        )
+    if error is wrapped:
+        return (
+            f"{said}: there is no Python package {root!r}; expected it to be installed "
+            f"(pip install {root})."
         )
     frames = traceback.extract_tb(error.__traceback__)
     frames = [f for f in frames if not f.filename.startswith("<frozen")]

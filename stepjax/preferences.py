@@ -145,7 +145,7 @@ def of_sequence(pairs: Sequence[IdPair]) -> Preferences:
 
 
 class PairFiles:
-    """The pairs of files of JSON lines that fit a row of training; 16 bytes for each.
+    """The pairs of files of JSON lines that fit a row of training; 24 bytes for each.
 
     Attributes:
       counts: rows of each file.
@@ -162,7 +162,7 @@ class PairFiles:
           row_length: most tokens of context, chosen and rejected step together.
         """
         self._files, self._row_length = list(files), row_length
-        self._places = array("q")  # file and first byte of each pair
+        self._places = array("q")  # file, first byte and checksum of each pair
         self.counts = [0] * len(self._files)
         self.dropped = 0
 
@@ -177,21 +177,22 @@ class PairFiles:
 
     def _stream(self) -> Iterator[IdPair]:
         for file, (path, record_type) in enumerate(self._files):
-            for start, row in records.read_placed(path, record_type):
+            for start, checksum, row in records.read_placed(path, record_type):
                 self.counts[file] += 1
                 pair = row.ids()
                 parts = pair.context, pair.chosen, pair.rejected
                 if sum(map(len, parts)) > self._row_length:
                     self.dropped += 1
                     continue
-                self._places.extend((file, start))
+                self._places.extend((file, start, checksum))
                 yield pair
 
     def row(self, number: int):
         """Returns the row of a pair, as it lies in its file.
 
         Raises:
-          ValueError: when it has been changed and is damaged.
+          ValueError: when it has been changed.
         """
-        file, start = self._places[2 * number : 2 * number + 2]
-        return records.read_at(self._files[file][0], start, self._files[file][1])
+        file, start, checksum = self._places[3 * number : 3 * number + 3]
+        path, record_type = self._files[file]
+        return records.read_at(path, start, record_type, checksum)

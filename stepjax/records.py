@@ -11,6 +11,7 @@ import os
 import re
 import reprlib
 import typing
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -325,13 +326,14 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
         missing, unknown or mistyped field, or a verdict other than "A" or "B"; "PATH:
         reason; expected ..." when the file cannot be opened.
     """
-    return [record for _, record in read_placed(path, record_type)]
+    return [record for *_, record in read_placed(path, record_type)]
 
 
 class Rows(Sequence):
-    """The rows of a file of records, each read when it is asked for; 8 bytes for each.
+    """The rows of a file of records, each read when it is asked for; 12 bytes for each.
 
-    Going through them reads the file once, checking every row as `read_jsonl` does.
+    Going through them reads the file once, checking every row as `read_jsonl` does. A
+    row that has changed since the rows were counted is an error.
     """
 
     def __init__(self, path: str | os.PathLike, record_type: type):
@@ -345,32 +347,45 @@ class Rows(Sequence):
           ValueError: "PATH: reason" when the file cannot be opened.
         """
         self._path, self._record_type = path, record_type
-        self._starts = array("q", (start for _, start, _ in _lines(path)))
+        self._starts, self._sums = array("q"), array("I")
+        for _, start, line in _lines(path):
+            self._starts.append(start)
+            self._sums.append(zlib.crc32(line))
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __iter__(self) -> Iterator[Any]:
-        return (row for _, row in read_placed(self._path, self._record_type))
+        return (row for *_, row in read_placed(self._path, self._record_type))
 
     def __getitem__(self, number: int) -> Any:
-        return read_at(self._path, self._starts[number], self._record_type)
+        start, checksum = self._starts[number], self._sums[number]
+        return read_at(self._path, start, self._record_type, checksum)
 
 
-def read_at(path: str | os.PathLike, start: int, record_type: type) -> Any:
+def read_at(
+    path: str | os.PathLike, start: int, record_type: type, checksum: int
+) -> Any:
     """Reads one row of a file of records.
 
     Args:
       path: the file.
       start: its first byte.
       record_type: the dataclass of its rows.
+      checksum: CRC-32 of its line.
 
     Raises:
-      ValueError: when the row is damaged: the file has been changed.
+      ValueError: when the row is another one: the file has been changed.
     """
     with open(path, "rb") as file:
         file.seek(start)
         line = file.readline()
+    if zlib.crc32(line) != checksum:
+        raise ValueError(
+            f"{path}: the row at byte {start} has changed since this command first "
+            "read the file; expected the same rows until it ends. Put the file back "
+            "and run the same command again."
+        )
     return from_object(parse(line, f"{path}, byte {start}"), record_type)
 
 
@@ -380,7 +395,7 @@ def read_placed(
     """Reads a file of records one by one, checking every row as `read_jsonl` does.
 
     Yields:
-      (number of its first byte, the record).
+      (number of its first byte, CRC-32 of its line, the record).
     """
     seen: set[int] = set()  # hashes, because the ids of a long file take much memory
     for number, start, line in _lines(path):
@@ -395,7 +410,7 @@ def read_placed(
         if hash(record.id) in seen:
             _check_new(path, place, record.id)
         seen.add(hash(record.id))
-        yield start, record
+        yield start, zlib.crc32(line), record
 
 
 def _check_new(path: str | os.PathLike, place: str, id: str) -> None:

@@ -205,6 +205,12 @@ def test_what_does_not_fit_is_refused():
         forest.pack([tree, tree], 9, scored=3)
 
 
+def test_no_trees_are_a_row_of_padding():
+    rows = forest.pack(forest.from_sequences([], []), 3)
+    assert rows.tokens.shape == (1, 3) and rows.weight.tolist() == [[0.0]]
+    np.testing.assert_array_equal(rows.subtree_end, [[1, 2, 3]])
+
+
 def test_buckets():
     sizes = [forest.bucket(n) for n in range(18)]
     assert sizes == [1, 1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16, 24]
@@ -381,6 +387,10 @@ def test_sequences_in_trees_have_the_numbers_of_plain_rows(row_length):
         ([[1, -100]], [[0, 0]], "sequence 0 has the token id -100; .*of padding"),
         ([[1, 2**31]], [[0, 1]], "sequence 0 has the token id 2147483648; expected"),
         ([[1], [1.5, 2]], [[0], [0, 1]], r"sequence 1 is \[1.5, 2\]; expected a list"),
+        ([[1, 2**63]], [[0, 1]], "numbers from 0 to 2147483647, its token ids"),
+        # Sequences of two prompts in a list for each prompt.
+        ([[[1, 2], [1]]], [[[0, 1], [0]]], r"sequence 0 is \[\[1, 2\], \[1\]\]; exp"),
+        ([[1, 2]], [[0, [1, 0]]], r"sequence 0 has 2 tokens and scores of shape \(\)"),
         (["ab"], [[0, 1]], "sequence 0 is 'ab'; expected a list of whole numbers"),
         ([1, 2], [[0], [0]], "sequence 0 is 1; expected a list of whole numbers"),
         ([[1], [1] * 5], [[0], [0] * 5], "sequence 1 has 5 .*row_length=4. Make the"),

@@ -13,7 +13,7 @@ from tiny_config import get_config
 import stepjax
 from stepjax import main, records, sft
 from stepjax.cli import config_files, config_table, help
-from stepjax.lm import checkpoint, files, hf_config, sharding, train, weights
+from stepjax.lm import checkpoint, export, files, hf_config, sharding, train, weights
 from stepjax.prompts import Templates
 from stepjax.run import redo
 from stepjax.run.run import Run
@@ -585,6 +585,13 @@ def test_an_export_loads_back(finished, exported, capsys):
     assert contents(exported) == before
     arguments[-1] = "--out=https://example.org/m"
     refused(capsys, 2, arguments, "expected a folder, or object storage: gs://, s3://")
+
+
+def test_no_size_is_told_of_an_export_to_object_storage(finished, monkeypatch, capsys):
+    monkeypatch.setattr(export, "save_hf", lambda *_, **__: None)
+    assert command("export", f"--workdir={finished}", "--out=gs://bucket/m") == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == r"M3 → gs://bucket/m, float32, prompt: '{problem}\n'"
 
 
 def test_an_export_brings_its_prompts(finished, exported):

@@ -4,6 +4,8 @@ import pathlib
 import re
 import tomllib
 
+import pytest
+
 import stepjax
 from stepjax import own_files
 
@@ -42,3 +44,16 @@ def test_a_package_of_no_extra_is_blamed_on_the_file_that_imports_it(tmp_path):
     gone = ModuleNotFoundError("No module named 'stepjax.x'", name="stepjax.x")
     assert own_files.missing_package(gone) == ""
     assert own_files.missing_package(ImportError("cannot import name")) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("s3fs", "Install it to read: there is no Python package 's3fs'; expected it"),
+        ("gcsfs", "needs the Python package 'gcsfs', .*pip install -e '.\\[tpu\\]'"),
+    ],
+)
+def test_a_package_that_fsspec_misses_is_named(name, expected):
+    wrapped = ImportError("Install it to read")
+    wrapped.__cause__ = ModuleNotFoundError(f"No module named {name!r}", name=name)
+    assert re.match(expected, own_files.missing_package(wrapped))

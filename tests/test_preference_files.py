@@ -267,7 +267,7 @@ def test_a_damaged_row_is_named_before_any_batch(tmp_path):
     path.write_text("".join(lines), "utf-8")
     lazy = files.pairs()
     path.write_text("".join(lines).replace("{", "[", 1), "utf-8")
-    with pytest.raises(ValueError, match="pairs.jsonl, byte 0: broken JSON"):
+    with pytest.raises(ValueError, match="pairs.jsonl: the row at byte 0 has changed"):
         lazy[0]
 
 

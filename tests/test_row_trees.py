@@ -157,6 +157,27 @@ def test_a_batch_reads_its_own_rows():
         rows.reads.clear()
 
 
+def test_a_row_that_has_changed_since_it_was_measured_is_an_error(tmp_path):
+    path = tmp_path / "ift.jsonl"
+    records.write_jsonl(path, sized(3, 4, 5))
+    trees = RowTrees(records.Rows(path, Solution), path_of, 6, "ift")
+    before = path.read_bytes()
+    changes = (
+        before.replace(b'"4"', b'"6"'),  # a row that is whole, and of the same bytes
+        before.replace(b'"a", "p', b'"abc", "p'),  # the later rows begin elsewhere
+        before[: before.index(b'{"id": "b"')],
+    )
+    for after in changes:
+        assert after != before
+        path.write_bytes(after)
+        with pytest.raises(
+            ValueError, match="ift.jsonl: the row at .* Put the file ba"
+        ):
+            trees[1]
+    path.write_bytes(before)
+    same(trees[1], path_of(sized(3, 4)[1]))
+
+
 def test_what_is_gone_through_is_reported_and_not_kept():
     alive, most, lock = set(), [0], threading.Lock()
 

@@ -131,6 +131,7 @@ def prepare(
     Raises:
       flags.Error: a flag that the action needs is missing, or an output file is there.
     """
+    _expand_home()
     of_run = action in ("prm", "mcts") or action == "eft" and not _input.value
     if of_run:
         if not flags.FLAGS.workdir:
@@ -161,7 +162,6 @@ def prepare(
             "--neutral is for --format=prm800k --to=labels; expected these, or no "
             "--neutral."
         )
-    _expand_home()
     written = [pathlib.Path(p) for p in (_output.value, _rejects.value) if p]
     read = [_input.value, *_against.value]
     read = [pathlib.Path(path).resolve() for path in read]
@@ -202,14 +202,13 @@ def _expand_home() -> None:
     Raises:
       flags.Error: a path is the address of object storage.
     """
-    given = [
-        (holder.name, holder.value or "") for holder in (_input, _output, _rejects)
-    ]
+    named = (_input, _output, _rejects, _processbench)
+    given = [(holder.name, holder.value or "") for holder in named]
     for name, path in given + [(_against.name, path) for path in _against.value]:
         remedy = "Copy files there and back with `gcloud storage cp`."
         if address := paths.elsewhere(f"--{name}", path, "a file", remedy):
             raise flags.Error(address)
-    for holder in (_input, _output, _rejects):
+    for holder in named:
         if holder.value:
             flags.FLAGS[holder.name].value = os.path.expanduser(holder.value)
     against = [os.path.expanduser(path) for path in _against.value if path.strip()]

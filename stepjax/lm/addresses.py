@@ -7,8 +7,9 @@ file. Only the standard library is imported.
 import os
 import re
 
-STORAGE = ("gs://", "s3://", "az://", "hf://")  # what etils.epath opens
-_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://")
+STORAGE = ("gs://", "s3://", "az://")  # of what etils.epath opens
+# Also hf:https://..., and gs:/..., which pathlib makes of gs://...
+_ADDRESS = re.compile(r"[A-Za-z][\w+.:-]*://|(gs|s3|az|hf|https?|file):/")
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:

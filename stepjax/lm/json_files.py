@@ -28,8 +28,8 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         ) from error
     except ImportError as error:  # what reads this kind of path is not installed
         raise ValueError(
-            f"{path}: {error}; expected a path that can be read here. Run pip install "
-            "-e '.[tpu]' in the checkout of stepjax, or copy the directory to a disk."
+            f"{path}: {error}; expected a path that can be read here. Install that "
+            "package with pip, or copy the directory to a disk."
         ) from error
     if len(content) > limits.JSON_BYTES:
         raise ValueError(

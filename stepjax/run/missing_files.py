@@ -38,6 +38,8 @@ def missing_files(config: Mapping[str, Any]) -> list[str]:
             found.append(f"{name}={path!r}: this is {kind}; expected {what}.")
 
     look("tokenizer", config.tokenizer, "a folder or tokenizer.json", False)
+    if data.make_eft and config.teacher.backend == "replay":
+        look("teacher.file", config.teacher.file, "a file of a teacher's answers")
     if data.world == "word_problems":
         look("data.equations", data.equations, "a file of word problems")
         look("data.test", data.test, "a file of test problems")

@@ -23,6 +23,23 @@ def test_files_that_are_missing_are_all_named(tmp_path):
     assert missing_files(tiny_config.get_config()) == []
 
 
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("", "teacher.file is empty; expected a file of a teacher's answers."),
+        ("no.jsonl", "teacher.file='no.jsonl': no such file; expected a file of a"),
+        ("gs://b/x", "teacher.file=gs://b/x: this is an address and no path; expec"),
+    ],
+)
+def test_answers_of_a_teacher_that_are_not_there(file, words):
+    c = tiny_config.get_config()
+    c.teacher.backend, c.teacher.file = "replay", file
+    assert missing_files(c) == []
+    c.data.make_eft = True
+    (said,) = missing_files(c)
+    assert said.startswith(words)
+
+
 def test_a_tokenizer_that_is_named_nowhere_is_asked_for_by_its_name():
     (said,) = [s for s in missing_files(config.default()) if "tokenizer" in s]
     assert said.startswith("tokenizer is empty; expected a folder or a tokenizer.json")

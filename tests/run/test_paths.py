@@ -1,16 +1,21 @@
 """Paths of people: ~ is the home folder, object storage is named where it fails."""
 
+import pathlib
+
 import pytest
+import tiny_config
 import tiny_eft_config
 from runs import CONFIG, command
 
-from stepjax import config
+from stepjax import ablate, config
 from stepjax.cli import config_files
+from stepjax.lm import addresses
 from stepjax.run import paths, ranges
 from stepjax.run.missing_files import missing_files
 from stepjax.run.run import Run
 
 BUCKET = "gs://bucket/x"
+EFT = f"--config={tiny_eft_config.__file__}"
 
 
 @pytest.fixture
@@ -71,6 +76,10 @@ def test_home_in_the_name_and_the_text_of_a_config_file(home):
             *(["init-data", "convert", f"--input={BUCKET}", "--format=gsm8k"],),
             "--input",
         ),
+        (
+            ["init-data", "prm", EFT, "--workdir=a", f"--processbench={BUCKET}"],
+            "--processbench",
+        ),
     ],
 )
 def test_object_storage_is_refused_where_it_is_not_read(
@@ -85,9 +94,23 @@ def test_object_storage_is_refused_where_it_is_not_read(
     assert "expected a" in said and not list(tmp_path.iterdir())
 
 
-def test_a_run_directory_on_object_storage_is_refused_in_a_program(tmp_path):
-    with pytest.raises(ValueError, match="workdir=gs://bucket/x: this is an address"):
-        Run(config.default(), BUCKET)
+@pytest.mark.parametrize(
+    "place", [BUCKET, pathlib.Path(BUCKET), "GS://b/x", "C://x", "a://", "hf:https://x"]
+)
+def test_a_run_directory_at_an_address_is_refused_in_a_program(
+    tmp_path, monkeypatch, place
+):
+    monkeypatch.chdir(tmp_path)
+    settings = tiny_config.get_config()
+    for begin in (Run, lambda c, at: ablate.ablate(c, at, [0], ["self"])):
+        with pytest.raises(ValueError, match=f"workdir={place}: this is an address"):
+            begin(settings, place)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["a/gs://b", "C:/x", "c.py:/data", "gs", "~/x", ""])
+def test_no_address(path):
+    assert not addresses.is_address(path) and not addresses.is_unreachable(path)
 
 
 @pytest.mark.parametrize("name", ["a[1]", "a\\b"])
@@ -124,6 +147,8 @@ STORAGE = "a path on this computer (download it first), or on object storage, wh
     [
         ("hf:gs://b/m", ""),  # weights and tokenizers are read from there
         ("hf:s3://b/m", ""),
+        ("hf:hf://org/m", STORAGE),
+        ("hf:gs:/b/m", STORAGE),
         ("hf:https://huggingface.co/m", STORAGE),
         ("hf:file:///m", STORAGE),
         ("gguf:m.gguf", ""),

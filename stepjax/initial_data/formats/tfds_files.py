@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from stepjax.lm import addresses
+
 PREFIX = "tfds:"
 FORMAT = "array_record"  # the only file format
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -166,7 +168,14 @@ def _flat(name: str, feature: Any) -> Iterator[tuple[str, Any]]:
 def _folder(address: Address) -> epath.Path:
     """Finds the folder of a dataset's version, the newest where none is asked for."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    data_dir = epath.Path(address.data_dir or default).expanduser()
+    place = address.data_dir or default
+    if addresses.is_unreachable(place):
+        raise ValueError(
+            f"{address}: {place} is an address that nothing here reads; expected a "
+            f"folder, or object storage: {', '.join(addresses.STORAGE)}. Check "
+            "data_dir=DIR and TFDS_DATA_DIR."
+        )
+    data_dir = epath.Path(place).expanduser()
     root = data_dir / address.name
     if not root.is_dir():
         names = [f.name for f in _folders(data_dir) if any(map(_versions, _tree(f)))]

@@ -201,6 +201,14 @@ def test_a_dataset_in_parquet_is_refused(tmp_path):
         tfds.read(f"tfds:math_words/train?data_dir={tmp_path}", Question)
 
 
+def test_an_address_that_nothing_reads_is_refused_as_the_folder(monkeypatch):
+    message = r"tfds:a/b: https://x/y is an address .*expected a folder, or object st"
+    for option in ("?data_dir=https://x/y", ""):
+        with pytest.raises(ValueError, match=message):
+            tfds.read(f"tfds:a/b{option}", Question)
+        monkeypatch.setenv("TFDS_DATA_DIR", "https://x/y")
+
+
 @pytest.mark.parametrize(
     "text",
     ["tfds:", "tfds:a", "tfds:a/", "a/b", "tfds:/b", "tfds:hub:a/b", "tfds:a:1.0/b"],
