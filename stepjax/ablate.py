@@ -335,7 +335,7 @@ def plot(measured: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
             axes.plot(at, seed, color=color, alpha=0.25, linewidth=0.8)
         mean = greedy.mean(0)
         bars = None
-        if len(runs) > 1:  # shares are at most 100 %, also where t-intervals are not
+        if len(runs) > 1:  # t-intervals may end below 0 or above 100 %
             ends = [intervals.mean_and_interval(column)[1:] for column in greedy.T]
             bars = np.abs(np.clip(np.transpose(ends), 0, 100) - mean)
         # So that bars do not overlap.

@@ -243,7 +243,7 @@ def _mask(number: int, sequence: tuple[int, ...], scored: Sequence[bool]) -> np.
 
 
 def _array(values: Sequence) -> np.ndarray:
-    """Returns values as an array; as one object if they are lists of other lengths."""
+    """Returns values as an array; lists of different lengths become one object."""
     try:
         return np.asarray(values)
     except ValueError:

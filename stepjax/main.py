@@ -417,16 +417,15 @@ def _export(run: "Run", number: int) -> None:
         prompt = repr(asked)
         if run.codec.templates.chat == "template":
             prompt += " in the tokenizer's chat template"
-        written = [same["dtype"], f"prompt: {prompt}"]
-        if not addresses.is_address(out):
+        size, remote = "", addresses.is_address(out)
+        if not remote:
             paths = pathlib.Path(out).rglob("*")
-            written.insert(0, _bytes(sum(path.stat().st_size for path in paths)))
-        outcome.say(f"M{number} → {out}, {', '.join(written)}")
+            size = f"{_bytes(sum(path.stat().st_size for path in paths))}, "
+        outcome.say(f"M{number} → {out}, {size}{same['dtype']}, prompt: {prompt}")
         if verified:
             outcome.say(verified)
-        if not addresses.is_address(out):
-            if warning := export.other_ids(out, tokenizer, asked):
-                outcome.say(warning)
+        if not remote and (warning := export.other_ids(out, tokenizer, asked)):
+            outcome.say(warning)
 
 
 def _bytes(count: int) -> str:

@@ -332,8 +332,8 @@ def read_jsonl(path: str | os.PathLike, record_type: type) -> list:
 class Rows(Sequence):
     """The rows of a file of records, each read when it is asked for; 12 bytes for each.
 
-    Going through them reads the file once, checking every row as `read_jsonl` does. A
-    row that has changed since the rows were counted is an error.
+    Going through them reads the file once, checking every row as `read_jsonl` does.
+    Asking for one that has changed since the rows were counted is an error.
     """
 
     def __init__(self, path: str | os.PathLike, record_type: type):

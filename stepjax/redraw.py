@@ -15,7 +15,7 @@ with the most probability gives fewer steps that are only spelt in an unusual wa
 import dataclasses
 import heapq
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,75 +101,56 @@ def redraw_repeated(
     """
     width = len(next(iter(paths.values())))
     together = sampler.rows_together(width)
-    groups: list[list[_New]] = []
+    groups: list[_Group] = []
     for slot, sampled in rows.items():
         missing = width - len({row.ids for row in sampled})
         found = leavings(sampled, missing, least) if missing else []
-        new = [
-            _New(slot, place, draws.redrawn_path(path, turn))
-            for place, path in zip(found, paths[slot], strict=False)
-        ]
-        groups += [new[at : at + together] for at in range(0, len(new), together)]
+        for at in range(0, len(found), together):
+            end = at + together
+            groups.append(_Group(slot, found[at:end], paths[slot][at:end]))
+    if not groups:
+        return {}
+    table = np.asarray(decoding.stops)
+    fed: list[list[Ids]] = [[()] * together for _ in groups]
+    keys = np.zeros((len(groups), together, draws.PATH_LENGTH), np.uint32)
+    excluded = np.full((len(groups), together, width), table.shape[1], np.int32)
+    stop = np.zeros((len(groups), together), np.int32)
+    for g, (slot, places, of_slot) in enumerate(groups):
+        for n, place in enumerate(places):
+            fed[g][n] = (contexts[slot][-1], *place.ids)
+            keys[g, n] = draws.redrawn_path(of_slot[n], turn)
+            excluded[g, n, : len(place.excluded)] = place.excluded
+            for token in place.ids:
+                stop[g, n] = table[stop[g, n], token]
     drawn: dict[int, list[SampledRow]] = {}
     size = sampler.batch_size(together)
     for at in range(0, len(groups), size):
-        batch = groups[at : at + size]
-        shape = size, together, width
-        for new, row in _sampled(sampler, contexts, batch, shape, decoding):
-            drawn.setdefault(new.slot, []).append(row)
+        batch = slice(at, at + size)
+        slots = [group.slot for group in groups[batch]]
+        begun = Begun(excluded[batch], stop[batch])
+        out = sampler.sample(
+            fed[batch], keys[batch], decoding, slots=slots, size=size, begun=begun
+        )
+        for g, group in enumerate(groups[batch]):
+            drawn.setdefault(group.slot, []).extend(
+                _joined(place, sampled_row(out, g, n), decoding.budget)
+                for n, place in enumerate(group.places)
+            )
     return drawn
 
 
-class _New(NamedTuple):
-    """A sample that is to be drawn at a slot, with its key path."""
+class _Group(NamedTuple):
+    """New samples of one slot that are computed together.
+
+    Attributes:
+      slot: the slot.
+      places: where each of them leaves the tree.
+      paths: key paths of rows that were drawn before; sample n takes the n-th.
+    """
 
     slot: int
-    place: Leaving
-    path: tuple[int, ...]
-
-
-def _sampled(
-    sampler: Sampler,
-    contexts: Mapping[int, Ids],
-    batch: Sequence[Sequence[_New]],
-    shape: tuple[int, int, int],
-    decoding: Decoding,
-) -> Iterator[tuple[_New, SampledRow]]:
-    """Yields each sample of a batch of groups of one slot each, with its row.
-
-    Args:
-      sampler: see `redraw_repeated`.
-      contexts: see `redraw_repeated`.
-      batch: groups of at least one sample.
-      shape: of the compiled program: most groups, rows of a group, and tokens that a
-        row may exclude.
-      decoding: see `redraw_repeated`.
-    """
-    size, width, most = shape
-    table = np.asarray(decoding.stops)
-    fed: list[list[Ids]] = [[()] * width for _ in batch]
-    keys = np.zeros((len(batch), width, draws.PATH_LENGTH), np.uint32)
-    excluded = np.full((len(batch), width, most), table.shape[1], np.int32)
-    stop = np.zeros((len(batch), width), np.int32)
-    for g, group in enumerate(batch):
-        for number, (slot, place, path) in enumerate(group):
-            fed[g][number] = (contexts[slot][-1], *place.ids)
-            keys[g, number] = path
-            excluded[g, number, : len(place.excluded)] = place.excluded
-            for token in place.ids:
-                stop[g, number] = table[stop[g, number], token]
-    out = sampler.sample(
-        fed,
-        keys,
-        decoding,
-        slots=[group[0].slot for group in batch],
-        size=size,
-        begun=Begun(excluded, stop),
-    )
-    for g, group in enumerate(batch):
-        for number, new in enumerate(group):
-            row = sampled_row(out, g, number)
-            yield new, _joined(new.place, row, decoding.budget)
+    places: Sequence[Leaving]
+    paths: Sequence[Sequence[int]]
 
 
 def _joined(place: Leaving, row: SampledRow, budget: int) -> SampledRow:
