@@ -267,7 +267,8 @@ def default() -> ml_collections.ConfigDict:
     # Step-DPO also trains the judge, on pairs of its own explanations: "none" (paper);
     # "consistency": one that names the winner on which both orders agree, over one that
     # does not; "outcome": the winner is the one that is right by the gold of a world.
-    # Both need judge.votes of 2 or more. See `stepjax.judgment_pairs`.
+    # They need judge.votes of 3 ("consistency") or 2 ("outcome") or more. See
+    # `stepjax.judgment_pairs`.
     judge.learn = "none"
     # Which model judges with judge.by = "self": "", the one that searches (paper), or
     # "M1", which stays as it is while the solver moves.

@@ -243,9 +243,11 @@ def search(run: Run, number: int) -> None:
     made = {"search": map(trajectory.to_row, states), "pairs": pairs}
     counts = summary(states) | calibration.of_verdicts(states) | {"pairs": len(pairs)}
     judgments = judge_training.pairs_of_judgments(run, states, len(pairs))
+    explained = ""
     if judgments is not None:
         made[judge_training.NAME] = judgments
         counts["judgment_pairs"] = len(judgments)
+        explained = f" and {len(judgments)} pairs of explanations"
     if hosts.first():
         for kind, rows in made.items():
             records.write_jsonl(folder / f"{kind}.jsonl", rows)
@@ -253,7 +255,8 @@ def search(run: Run, number: int) -> None:
     run.monitor.log("search", f"M{number}", number, counts)
     complete, ties = (100 * counts[k] for k in ("complete_rate", "tie_rate"))
     run.monitor.say(
-        f"M{number} search: {len(pairs)} pairs from {len(states)} questions"
+        f"M{number} search: {len(pairs)} pairs{explained} from {len(states)} "
+        f"questions"
         f"{causes.left_out(states, len(pairs), run.settings)}; "
         f"{complete:.0f} % of the searches are complete, with "
         f"{counts['steps_per_solution']:.1f} steps each; {ties:.0f} % of the steps "

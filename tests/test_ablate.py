@@ -254,7 +254,7 @@ def test_arm_settings():
 
 def test_arms_of_other_judges_change_the_judge_alone():
     base = settings()
-    base.pairs.min_margin, base.judge.votes = 2.0, 2
+    base.pairs.min_margin, base.judge.votes = 2.0, 3
     made = {a: ablate.arm_config(base, a, 7, (5,)) for a in ("self", *ablate.FURTHER)}
     plain = config.to_dict(made["self"])
     changed = {a: set(redo.changes(plain, config.to_dict(c))) for a, c in made.items()}
@@ -283,7 +283,7 @@ def test_ratings_can_stand_beside_any_way_to_compare(name, value):
 
 def test_ratings_take_over_nothing_that_they_do_not_have():
     base = settings()
-    base.judge.value, base.judge.votes, base.pairs.min_margin = "probability", 2, 0.2
+    base.judge.value, base.judge.votes, base.pairs.min_margin = "probability", 3, 0.2
     base.judge.learn = "consistency"
     for arm in ablate.ARMS:
         ranges.check(ablate.arm_config(base, arm, 7, (5,)))
@@ -296,7 +296,7 @@ def test_ratings_take_over_nothing_that_they_do_not_have():
 @pytest.mark.parametrize("arm", ablate.FURTHER)
 def test_an_arm_that_is_the_method_itself_is_refused(arm, tmp_path):
     base = settings()
-    base.judge.votes = 2
+    base.judge.votes = 3
     c = ablate.arm_config(base, arm, 7)
     with pytest.raises(ValueError, match=f"expected arms without '{arm}', because the"):
         ablate.ablate(c, tmp_path / "x", (0,), ("random", arm))
@@ -304,7 +304,7 @@ def test_an_arm_that_is_the_method_itself_is_refused(arm, tmp_path):
 
 
 def test_an_arm_that_cannot_work_is_refused_before_the_first_one_runs(tmp_path):
-    with pytest.raises(ValueError, match="judge.votes=1; expected 2 or more with"):
+    with pytest.raises(ValueError, match="judge.votes=1; expected 3 or more with"):
         ablate.ablate(settings(), tmp_path / "x", (0,), ("consistency",))
     assert not (tmp_path / "x").exists()
 

@@ -119,15 +119,19 @@ def test_verdicts_with_ids_are_written_and_read_back():
     ("changes", "words"),
     [
         ({}, ""),
-        ({"judge.votes": 1}, "judge.votes=1; expected 2 or more with judge.learn="),
+        ({"judge.votes": 2}, "judge.votes=2; expected 3 or more with judge.learn="),
         ({"judge.score": "single"}, "'single'; expected 'sum' or 'consistent' with"),
         ({"judge.by": "random"}, "expected ('self', '', 'generate', 'comparisons')"),
         ({"judge.model": "M1"}, "expected ('self', '', 'generate', 'comparisons')"),
-        ({"judge.learn": "outcome"}, ""),
+        ({"judge.learn": "outcome", "judge.votes": 2}, ""),
+        (
+            {"judge.learn": "outcome", "judge.votes": 1},
+            "judge.votes=1; expected 2 or more with judge.learn='outcome'",
+        ),
     ],
 )
 def test_learning_that_makes_no_sense_is_refused(changes, words):
-    c = changed(judge__learn="consistency", judge__votes=2)
+    c = changed(judge__learn="consistency", judge__votes=3)
     c.update_from_flattened_dict(changes)
     found = ranges.wrong(c)
     assert len(found) == bool(words) and all(words in line for line in found)

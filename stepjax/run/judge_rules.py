@@ -191,12 +191,14 @@ def _learning(config: Any) -> Iterator[Rule]:
         "pair have to be asked",
         judge.score in ("sum", "consistent"),
     )
+    least, why = 2, "compares explanations of the same call"
+    if learn == "consistency":
+        least, why = 3, "prefers the majority of a call's explanations to the others"
     yield (
         "judge.votes",
         judge.votes,
-        f"2 or more with judge.learn={learn!r}, which compares explanations of the "
-        "same call",
-        judge.votes > 1,
+        f"{least} or more with judge.learn={learn!r}, which {why}",
+        judge.votes >= least,
     )
     yield (
         "judge.learn",
