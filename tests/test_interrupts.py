@@ -254,7 +254,6 @@ def begun(folder, errors, until="sft/first"):
 def test_the_process_says_what_it_saved_and_ends_with_143_or_130(tmp_path, capsys):
     folder = tmp_path / "run"
     arguments = ["sft", f"--config={CONFIG}", f"--workdir={folder}"]
-    done = 0
     for number, text in ((signal.SIGTERM, "sft/first"), (signal.SIGINT, "sft/second")):
         process = begun(folder, subprocess.PIPE, text)
         if number == signal.SIGTERM:
@@ -275,15 +274,20 @@ def test_the_process_says_what_it_saved_and_ends_with_143_or_130(tmp_path, capsy
         )
         assert found, said
         assert "Traceback" not in said and not (folder / ".lock").exists()
-        done += int(found[1])
-    assert done > 10
+        assert int(found[1]) >= get_config().train.log_every  # `begun` waits for these
 
 
 def saved_state(folder):
     return sorted(folder.glob("M1/train/phase_*/step_*.json"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, None], ids=["ctrl_c", "unread"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow, id="ctrl_c"),
+        pytest.param(None, id="unread"),
+    ],
+)
 def test_a_run_whose_output_nobody_reads_any_more_saves_and_stops(tmp_path, number):
     """As with `2>&1 | tee log`: Ctrl-C ends tee as well."""
     folder, (reader, writer) = tmp_path / "run", os.pipe()

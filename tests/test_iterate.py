@@ -181,6 +181,7 @@ def refuse(*args, **kwargs):
     raise AssertionError("must not be called")
 
 
+@pytest.mark.slow
 def test_a_second_run_with_the_same_seed_is_the_same(finished, tmp_path):
     iterate.run(get_config(), tmp_path / "run")
     assert_same_results(finished, tmp_path / "run")

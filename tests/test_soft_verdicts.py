@@ -210,8 +210,15 @@ def test_a_written_verdict_is_weighed_at_its_place(codec, said):
     assert sum(not row.path for row in sampler.asked) == 8
 
 
-@pytest.mark.parametrize("share", [1, 2])
-@pytest.mark.parametrize("mode", ["generate", "logprob"])
+@pytest.mark.parametrize(
+    ("mode", "share"),
+    [
+        ("generate", 2),
+        ("logprob", 1),
+        pytest.param("generate", 1, marks=pytest.mark.slow),
+        pytest.param("logprob", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_probabilities_equal_a_plain_forward_pass(codec, one_device, mode, share):
     config = lm.ModelConfig(
         vocab_size=codec.tokenizer.vocab_size,

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from stepjax import forest
 from stepjax.codec import Codec
@@ -267,6 +266,8 @@ def auc(right: np.ndarray, scores: np.ndarray) -> float | None:
     """
     if right.all() or not right.any():
         return None
+    from scipy import stats  # half a second, which no other command needs
+
     above = stats.mannwhitneyu(scores[right], scores[~right], method="asymptotic")
     return float(above.statistic / (right.sum() * (~right).sum()))
 

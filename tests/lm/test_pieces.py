@@ -28,8 +28,15 @@ def in_form(params, splits, form, dtype="bfloat16"):
 
 
 # Biases and an unembedding; norms of queries and keys, norms behind layers, and none.
-@pytest.mark.parametrize("name", ["qwen2", "gemma3_tied"])
-@pytest.mark.parametrize("shape", [None, (2, 2, 2)])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("qwen2", None),
+        ("gemma3_tied", (2, 2, 2)),
+        pytest.param("qwen2", (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param("gemma3_tied", None, marks=pytest.mark.slow),
+    ],
+)
 def test_the_bits_are_those_of_parameters_that_were_all_there(
     name, shape, one_device, tmp_path, capfd
 ):

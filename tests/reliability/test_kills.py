@@ -65,6 +65,7 @@ def assert_as_unbroken(folder, unbroken):
     assert commands.left(folder) == []
 
 
+@pytest.mark.slow
 def test_kills_in_the_preparation_and_in_a_training_need_no_repair(server, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     ended = run(server, whole, "sft")

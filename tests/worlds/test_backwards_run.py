@@ -11,6 +11,7 @@ from stepjax.worlds import backwards
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
+@pytest.mark.slow
 def test_an_oracle_prefers_right_steps_and_its_pairs_hold_steps_not_taught(
     tmp_path,
 ):

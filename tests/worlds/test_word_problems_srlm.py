@@ -69,6 +69,7 @@ def test_what_has_no_operation_or_explanation():
     srlm.check_texts(ratings.TEXTS)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_runs")
 def test_a_run_of_srlm_on_word_problems(tmp_path):
     c = tiny_word_config.make(tmp_path)
