@@ -52,14 +52,25 @@ class Case(NamedTuple):
 
 def main() -> None:
     """Judges the candidates in all ways and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--model", default="M1")
-    parser.add_argument("--expansions", type=int, default=400)
-    parser.add_argument("--votes", type=int, default=5)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--pointwise", type=pathlib.Path)
+    parser.add_argument("--model", default="M1", help="that searched (default: M1)")
+    for name, default, text in (
+        ("expansions", 400, "how many are judged again, at most"),
+        ("votes", 5, "explanations per call, where they are drawn"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"{text} (default: {default})"
+        )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="of these (default: 1)"
+    )
+    parser.add_argument("--pointwise", type=pathlib.Path, help="RUN2")
     options = parser.parse_args()
+    if wrong := _wrong(options):
+        parser.error(wrong)
     number = int(options.model.removeprefix("M"))
     run = _open(options.workdir)
     found = list(itertools.islice(_cases(run, number), options.expansions))
@@ -105,6 +116,35 @@ def main() -> None:
         alone = _judged(single, number, found, mode="generate", **greedy)
         show("hard, each step alone", alone, "hard", pointwise.SCORE)
         show("probability, each step alone", alone, "probability", pointwise.SCORE)
+
+
+def _wrong(options: argparse.Namespace) -> str | None:
+    """Returns what is wrong with the arguments, before anything is judged."""
+    for name in ("expansions", "votes"):
+        if getattr(options, name) < 1:
+            return f"--{name}={getattr(options, name)}; expected 1 or more."
+    if not options.temperature > 0:
+        return f"--temperature={options.temperature}; expected more than 0."
+    search = options.workdir / options.model / "search.jsonl"
+    if not options.model.startswith("M") or not search.is_file():
+        return (
+            f"--workdir={options.workdir} --model={options.model}; expected a run "
+            f"directory and a model of it whose search is finished, but {search} is "
+            "not there."
+        )
+    runs = {"--workdir": (options.workdir, False)}
+    if options.pointwise:
+        runs["--pointwise"] = options.pointwise, True
+    for name, (folder, alone) in runs.items():
+        if not (folder / options.model / "manifest.json").is_file():
+            return f"{name}={folder}; expected a run directory with {options.model}."
+        score = config_json.read(folder)["judge"]["score"]
+        if (score == pointwise.SCORE) != alone:
+            return (
+                f"{name}={folder}, a run with judge.score={score!r}; expected one "
+                f"{'with' if alone else 'without'} judge.score='pointwise'."
+            )
+    return None
 
 
 def _open(workdir: pathlib.Path) -> Run:

@@ -265,10 +265,10 @@ def default() -> ml_collections.ConfigDict:
     # has pairs, so that the model keeps judging while it learns to solve (paper: none).
     judge.keep = 0.0
     # Step-DPO also trains the judge, on pairs of its own explanations: "none" (paper);
-    # "consistency": one that names the winner on which both orders agree, over one that
-    # does not; "outcome": the winner is the one that is right by the gold of a world.
-    # They need judge.votes of 3 ("consistency") or 2 ("outcome") or more. See
-    # `stepjax.judgment_pairs`.
+    # "consistency": one that names the winner on which the majorities of both orders
+    # agree, over one that names the other step; "outcome": the winner is the one that
+    # is right by the gold of a world. They need judge.votes of 3 ("consistency") or 2
+    # ("outcome") or more. See `stepjax.judgment_pairs`.
     judge.learn = "none"
     # Which model judges with judge.by = "self": "", the one that searches (paper), or
     # "M1", which stays as it is while the solver moves.

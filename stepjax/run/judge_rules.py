@@ -31,7 +31,7 @@ def between(config: Any) -> Iterator[Rule]:
     yield from _margin(config)
     if config.judge.score == "pointwise":
         yield from _pointwise(config)
-    if config.judge.learn != "none":
+    if config.judge.learn in ("consistency", "outcome"):
         yield from _learning(config)
     yield (
         "search.on_reject",
