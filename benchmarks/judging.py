@@ -55,19 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--model", default="M1", help="that searched (default: M1)")
-    for name, default, text in (
-        ("expansions", 400, "how many are judged again, at most"),
-        ("votes", 5, "explanations per call, where they are drawn"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=int, default=default, help=f"{text} (default: {default})"
-        )
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="of these (default: 1)"
-    )
-    parser.add_argument("--pointwise", type=pathlib.Path, help="RUN2")
+    add = parser.add_argument
+    add("--workdir", type=pathlib.Path, required=True, help="RUN")
+    add("--model", default="M1", help="that searched (%(default)s)")
+    add("--expansions", type=int, default=400, help="at most (%(default)s)")
+    add("--votes", type=int, default=5, help="drawn per call (%(default)s)")
+    add("--temperature", type=float, default=1.0, help="of votes (%(default)s)")
+    add("--pointwise", type=pathlib.Path, help="RUN2")
     options = parser.parse_args()
     if wrong := _wrong(options):
         parser.error(wrong)
@@ -125,23 +119,21 @@ def _wrong(options: argparse.Namespace) -> str | None:
             return f"--{name}={getattr(options, name)}; expected 1 or more."
     if not options.temperature > 0:
         return f"--temperature={options.temperature}; expected more than 0."
-    search = options.workdir / options.model / "search.jsonl"
-    if not options.model.startswith("M") or not search.is_file():
-        return (
-            f"--workdir={options.workdir} --model={options.model}; expected a run "
-            f"directory and a model of it whose search is finished, but {search} is "
-            "not there."
-        )
-    runs = {"--workdir": (options.workdir, False)}
-    if options.pointwise:
-        runs["--pointwise"] = options.pointwise, True
-    for name, (folder, alone) in runs.items():
-        if not (folder / options.model / "manifest.json").is_file():
-            return f"{name}={folder}; expected a run directory with {options.model}."
+    for option, folder, made, alone in (
+        ("workdir", options.workdir, "search.jsonl", False),
+        ("pointwise", options.pointwise, "manifest.json", True),
+    ):
+        if folder is None:
+            continue
+        if not (folder / options.model / made).is_file():
+            return (
+                f"--{option}={folder} --model={options.model}; expected a run "
+                f"directory with {options.model}/{made}."
+            )
         score = config_json.read(folder)["judge"]["score"]
         if (score == pointwise.SCORE) != alone:
             return (
-                f"{name}={folder}, a run with judge.score={score!r}; expected one "
+                f"--{option}={folder}, a run with judge.score={score!r}; expected one "
                 f"{'with' if alone else 'without'} judge.score='pointwise'."
             )
     return None

@@ -18,7 +18,8 @@ and, where --arms names them, the judge of the method in other ways:
     pointwise  each step is judged alone; its M1 learns this from the same comparisons
                (judge.score)
     consistency, outcome  step-DPO also learns from pairs of explanations (judge.learn);
-               the settings need judge.votes of 3 and 2 or more, which all arms have
+               the settings need judge.votes of 3 or more (outcome: of 2), which all
+               arms then have
 
     DIR/seed_0/self  DIR/seed_0/random ...   run directories, see `stepjax.iterate`
     DIR/ablation.json  ablation.md  ablation.png

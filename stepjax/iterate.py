@@ -255,8 +255,7 @@ def search(run: Run, number: int) -> None:
     run.monitor.log("search", f"M{number}", number, counts)
     complete, ties = (100 * counts[k] for k in ("complete_rate", "tie_rate"))
     run.monitor.say(
-        f"M{number} search: {len(pairs)} pairs{explained} from {len(states)} "
-        f"questions"
+        f"M{number} search: {len(pairs)} pairs{explained} from {len(states)} questions"
         f"{causes.left_out(states, len(pairs), run.settings)}; "
         f"{complete:.0f} % of the searches are complete, with "
         f"{counts['steps_per_solution']:.1f} steps each; {ties:.0f} % of the steps "

@@ -264,10 +264,10 @@ def auc(right: np.ndarray, scores: np.ndarray) -> float | None:
       right: which items are positive, [n] bool.
       scores: higher says positive, [n].
     """
+    from scipy import stats  # slow to import, and only needed here
+
     if right.all() or not right.any():
         return None
-    from scipy import stats  # half a second, which no other command needs
-
     above = stats.mannwhitneyu(scores[right], scores[~right], method="asymptotic")
     return float(above.statistic / (right.sum() * (~right).sum()))
 

@@ -20,6 +20,13 @@ def is_foreign(by: str) -> bool:
     return by in FOREIGN or is_own(by)
 
 
+# judge.learn → the least judge.votes that it needs, and why.
+_VOTES = {
+    "consistency": (3, "needs a majority and one explanation against it"),
+    "outcome": (2, "compares explanations of the same call"),
+}
+
+
 def between(config: Any) -> Iterator[Rule]:
     """Yields the rules between settings that say who judges, how, and what counts.
 
@@ -31,7 +38,7 @@ def between(config: Any) -> Iterator[Rule]:
     yield from _margin(config)
     if config.judge.score == "pointwise":
         yield from _pointwise(config)
-    if config.judge.learn in ("consistency", "outcome"):
+    if config.judge.learn in _VOTES:
         yield from _learning(config)
     yield (
         "search.on_reject",
@@ -191,9 +198,7 @@ def _learning(config: Any) -> Iterator[Rule]:
         "pair have to be asked",
         judge.score in ("sum", "consistent"),
     )
-    least, why = 2, "compares explanations of the same call"
-    if learn == "consistency":
-        least, why = 3, "prefers the majority of a call's explanations to the others"
+    least, why = _VOTES[learn]
     yield (
         "judge.votes",
         judge.votes,
