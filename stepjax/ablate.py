@@ -215,7 +215,7 @@ def arm_config(
     c.seed = seed
     c.dpo.updates = updates or c.dpo.updates
     if arm in ("random", "oracle"):
-        c.judge.by, c.judge.learn = arm, "none"
+        c.judge.by, c.judge.model, c.judge.learn = arm, "", "none"
     elif arm == "sft":
         c.improve_by = "sft"
     elif arm == "srlm":

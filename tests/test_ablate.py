@@ -288,6 +288,7 @@ def test_ratings_take_over_nothing_that_they_do_not_have():
     for arm in ablate.ARMS:
         ranges.check(ablate.arm_config(base, arm, 7, (5,)))
     base.judge.learn, base.judge.score = "none", "pointwise"
+    base.judge.model = "M1"
     base.search.on_reject = "resample"
     for arm in ablate.ARMS:
         ranges.check(ablate.arm_config(base, arm, 7, (5,)))

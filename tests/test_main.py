@@ -1,7 +1,9 @@
 """The command line, run in this process: what it refuses, and what it does."""
 
+import importlib
 import json
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -589,9 +591,25 @@ def test_an_export_loads_back(finished, exported, capsys):
 
 def test_no_size_is_told_of_an_export_to_object_storage(finished, monkeypatch, capsys):
     monkeypatch.setattr(export, "save_hf", lambda *_, **__: None)
+    monkeypatch.setattr(fsspec, "get_filesystem_class", lambda name: name)
     assert command("export", f"--workdir={finished}", "--out=gs://bucket/m") == 0
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == r"M3 → gs://bucket/m, float32, prompt: '{problem}\n'"
+
+
+def test_object_storage_without_its_package_is_refused_before_a_model_is_loaded(
+    finished, monkeypatch, capsys
+):
+    def missing(name):
+        try:
+            importlib.import_module("adlfs_that_is_not_installed")
+        except ModuleNotFoundError as error:
+            raise ImportError(f"Install adlfs to access {name}") from error
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    monkeypatch.setattr("stepjax.run.run.Run", None)  # nothing is loaded
+    out = "--out=az://bucket/m"
+    refused(capsys, 1, ["export", f"--workdir={finished}", out], "access az", "adlfs")
 
 
 def test_an_export_brings_its_prompts(finished, exported):

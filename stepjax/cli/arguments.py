@@ -263,7 +263,11 @@ def _no_run() -> str:
 
 
 def _check_out() -> None:
-    """Raises ValueError unless --out can be written, before a model is loaded."""
+    """Raises ValueError unless --out can be written, before a model is loaded.
+
+    Raises:
+      ImportError: for object storage whose package is not installed.
+    """
     out = options.OUT.value
     if addresses.is_unreachable(out):
         raise ValueError(
@@ -271,6 +275,9 @@ def _check_out() -> None:
             "a folder, or object storage: gs://, s3:// or az://."
         )
     if addresses.is_address(out):
+        import fsspec
+
+        fsspec.get_filesystem_class(out.partition(":")[0])
         return
     folder = pathlib.Path(out).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

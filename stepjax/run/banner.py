@@ -10,7 +10,7 @@ from stepjax.settings import Settings
 
 
 def place_in(path: pathlib.Path, settings: Settings, is_new: bool) -> str:
-    """Returns "new", or with what a run goes on, e.g. "goes on at M2 search".
+    """Returns "new", or the last stage that was done, as "goes on after M2 search".
 
     Args:
       path: the run directory.
@@ -27,9 +27,11 @@ def place_in(path: pathlib.Path, settings: Settings, is_new: bool) -> str:
         else:
             stages[f"M{number} search"] = f"M{number}/search.json"
             stages[f"M{number + 1} dpo"] = made
+    done = ""
     for name, manifest in stages.items():
         if not (path / manifest).exists():
-            return f"goes on at {name}"
+            return f"goes on after {done}" if done else "goes on, no model made yet"
+        done = name
     return "all models are there"
 
 

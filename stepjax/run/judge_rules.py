@@ -69,7 +69,7 @@ def _who(config: Any) -> Iterator[Rule]:
         "judge.model",
         judge.model,
         f"'' with judge.by={judge.by!r}, which is no model of the loop",
-        judge.model == "" or not is_foreign(judge.by),
+        judge.model == "" or judge.by == "self",
     )
     yield (
         "judge.keep",

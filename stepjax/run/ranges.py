@@ -180,12 +180,14 @@ def check(config: Mapping[str, Any]) -> None:
 
 def wrong(config: Mapping[str, Any]) -> list[str]:
     """Returns a sentence about every setting whose value cannot work."""
-    found = [*_ranges(config), *_phases(config), *rules.between(config)]
-    found += judge_rules.between(config)
+    found = [rule for rule in (*_ranges(config), *_phases(config)) if not rule[-1]]
+    refused = {name for name, *_ in found}  # whatever the other settings are
+    for rule in (*rules.between(config), *judge_rules.between(config)):
+        if not rule[-1] and refused.isdisjoint(rule[0].split(", ")):
+            found.append(rule)
     sentences = (
         f"{name}={_shown(value)}; expected {expected}."
-        for name, value, expected, good in found
-        if not good
+        for name, value, expected, _ in found
     )
     return list(dict.fromkeys(sentences))
 

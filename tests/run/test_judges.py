@@ -28,7 +28,10 @@ STEPS = ("Step 1: 8*7+4=0", "Step 1: 8*7+4=5", "Step 1: 5*7+4=9")
     ("changes", "words"),
     [
         ({"judge.model": "M1"}, ""),
-        ({"judge.model": "M1", "judge.by": "random"}, ""),
+        (
+            {"judge.model": "M1", "judge.by": "random"},
+            "judge.model='M1'; expected '' with judge.by='random'",
+        ),
         ({"judge.model": "M2"}, "judge.model='M2'; expected one of ('', 'M1')"),
         (
             {"judge.model": "M1", "judge.by": "own_code:score"},

@@ -318,6 +318,26 @@ def test_settings_of_the_model_and_of_lists(changes, words):
     assert_refused(c, words)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("search.on_reject", "resampel"),
+        ("judge.learn", "outcom"),
+        ("data.taught_results", 11),
+        ("dpo.optimizer.learning_rate", -1.0),
+        ("sft.phases[0].epochs", -1),
+    ],
+)
+def test_a_setting_that_is_wrong_by_itself_is_refused_once(name, value):
+    c = changed()
+    if name.startswith("sft.phases[0]."):
+        c.sft.phases[0][name.partition("].")[2]] = value
+    else:
+        c.update_from_flattened_dict({name: value})
+    (said,) = ranges.wrong(c)
+    assert said.startswith(f"{name}={value!r}; expected ")
+
+
 def test_words_are_those_that_the_code_knows():
     for name, known in {
         "judge.by": (*controls.JUDGES, *judge_rules.FOREIGN),
