@@ -25,20 +25,20 @@ def get_config(data: str = "data"):
     c.data.equations = f"{data}/word_problems/mawps_asdiv_train.jsonl"
     c.data.test = f"{data}/word_problems/svamp_test.jsonl"
     c.data.test_format = "word_problems"
-    c.data.ift_count = 700
+    c.data.ift_count = 400
     c.data.heldout_count = 118
     c.data.ift_variants = 1
-    c.data.drills = 1500
-    c.data.questions = (400, 400)
+    c.data.drills = 700
+    c.data.questions = (200, 200)
 
     # EFT: steps that the policy samples, scored by the equations, and corrupted ones.
     c.data.make_eft = True
-    c.data.corrupted_count = 1000
+    c.data.corrupted_count = 700
     c.data.explanations = "worked"
     c.prm.labels = "gold"
     c.teacher.backend = "world"
     c.teacher.undecided_margin = 0.5
-    c.mcts.questions = 700
+    c.mcts.questions = 400
     c.mcts.width = 6
     c.mcts.temperature = 1.0
     c.mcts.top_p = 1.0
@@ -70,7 +70,7 @@ def get_config(data: str = "data"):
             ift=0.3,
             eft=0.7,
             epochs=0,
-            steps=200,
+            steps=110,
             batch_size=9,
             optimizer=config.optimizer(3e-4, "cosine", **rate),
         ),
@@ -90,7 +90,7 @@ def get_config(data: str = "data"):
     c.judge.rows = 2
     c.pairs.best_beats_all = True
 
-    # A few hundred pairs, and some are reversed: small steps, each averaged over many
+    # 70 to 120 pairs, and some are reversed: small steps, each averaged over many
     # pairs, and the chosen step's own loss. Higher rates spoil the model's arithmetic.
     c.dpo.beta = 1.0
     c.dpo.nll_weight = 10.0
@@ -99,5 +99,5 @@ def get_config(data: str = "data"):
     c.dpo.optimizer = config.optimizer(2e-5, "cosine", warmup_steps=5, b2=0.98)
 
     c.eval.max_tokens = 80
-    c.eval.search_count = 60
+    c.eval.search_count = 40
     return c
