@@ -28,8 +28,8 @@ Emphasis and other text around a mark change nothing: "**[[A]]**", "Verdict: [[A
 
 A mark has a condition where
 
-- the text says what the mark stands for: "means", "stands for" or "=" comes right
-  behind it, as in "[[A]] means that candidate A is better";
+- the text explains the mark: right behind it comes "means", "stands for" or "=", as in
+  "[[A]] means that candidate A is better";
 - a word of a condition comes right behind it: "if", "when", "whenever", "unless" or "in
   case" ("[[A]] if candidate A is better");
 - its sentence begins with a word of a condition, perhaps behind "so", "now", "then",

@@ -263,9 +263,10 @@ def _no_run() -> str:
 
 
 def _check_out() -> None:
-    """Raises ValueError unless --out can be written, before a model is loaded.
+    """Looks whether --out can be written, before a model is loaded.
 
     Raises:
+      ValueError: for a place that cannot be written.
       ImportError: for object storage whose package is not installed.
     """
     out = options.OUT.value
@@ -275,7 +276,7 @@ def _check_out() -> None:
             "a folder, or object storage: gs://, s3:// or az://."
         )
     if addresses.is_address(out):
-        import fsspec
+        import fsspec  # slow to import, and only needed here
 
         fsspec.get_filesystem_class(out.partition(":")[0])
         return

@@ -322,7 +322,7 @@ def _search(settings, shape: lm.ModelConfig, host: list, hosts: int):
     solving = sampling.contexts(search.context_tokens)
     judging = sampling.contexts(judge.context_tokens)
     solve, judged = _bytes(solving), _bytes(judging)
-    if judge.by == "self" and judge.model:  # a second model, or its adapters
+    if judge.model:  # a second model, or its adapters
         own = _sampling_params(model, search.weights)
         if search.weights == "full":  # then both share the base of adapters
             own = lora.split(own)[1]

@@ -69,7 +69,7 @@ def inputs(run: Run) -> dict[str, str]:
     if judge.by == "prm":
         manifest = run.dir.path / "init" / "prm" / "manifest.json"
         return {"prm": model_digest(manifest)}
-    if judge.by == "self" and judge.model:
+    if judge.model:
         return run.dir.model_digest(1)
     return {}
 
